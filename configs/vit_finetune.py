@@ -1,0 +1,33 @@
+"""Fine-tune a pretrained ViT or MAE encoder on your labels: the baseline of S1.
+
+Run     flax-adapt run --workdir=runs/x \
+            --config=vit_finetune:dataset=folder:PATH,init=PATH,per_class=10
+        dataset, data_dir, init, model, per_class: as in vit_self_distill
+        linear_probe  train the head alone, the encoder frozen
+Expect  test accuracy, mean and spread over 5 seeds. Not run at full size yet: 5 x 10 000
+        steps of ViT-B/16 at batch 32 want an accelerator.
+Source  Lee et al. 2023 (released code): batch 32, 10 000 steps, AdamW 1e-4 to 0 with 500
+        warm-up steps, clipping at 1.0, dropout 0.1, horizontal flips, head on CLS.
+"""
+
+from flax_adapt import config as configs
+from flax_adapt import defaults
+
+
+def get_config(arguments: str = ""):
+    args = configs.parse_arguments(
+        arguments,
+        dataset="dtd",
+        data_dir="",
+        model="",
+        init="",
+        per_class=0,
+        linear_probe=False,
+    )
+    data = defaults.S1Data(args)
+    changes = {}
+    if args.linear_probe:
+        changes["optim"] = defaults.finetune_optim(freeze=("encoder/.*",))
+    start = "pretrained" if args.init else "scratch"
+    stages = [data.finetune_stage("finetune", start, **changes)]
+    return configs.build(data.experiment(stages))

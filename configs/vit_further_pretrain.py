@@ -1,0 +1,32 @@
+"""Further masked pre-training of a MAE ViT on your images; fine-tune if asked.
+
+Run     flax-adapt run --workdir=runs/x \
+            --config=vit_further_pretrain:dataset=folder:PATH,init=PATH
+        dataset, data_dir, init, model, per_class: as in vit_self_distill
+        finetune  also fine-tune the result on the labels of the dataset
+Expect  stages/further/export, a ViTMAEForPreTraining folder. Not run at full size yet:
+        20 000 steps of ViT-B/16 at batch 64 want an accelerator.
+Source  the teacher of Lee et al. 2023 (released code): batch 64, 20 000 steps, AdamW
+        1.5e-4 to 0 without warm-up, no augmentation, mask ratio 0.75.
+"""
+
+from flax_adapt import config as configs
+from flax_adapt import defaults
+
+
+def get_config(arguments: str = ""):
+    args = configs.parse_arguments(
+        arguments,
+        dataset="dtd",
+        data_dir="",
+        model="",
+        init="",
+        per_class=0,
+        finetune=False,
+    )
+    data = defaults.S1Data(args)
+    start = "pretrained" if args.init else "scratch"
+    stages = [defaults.pretrain_stage("further", data.images, init_from=start)]
+    if args.finetune:
+        stages += [data.finetune_stage("finetune", "stage:further")]
+    return configs.build(data.experiment(stages))

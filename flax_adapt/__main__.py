@@ -1,0 +1,134 @@
+"""Commands: `flax-adapt COMMAND --flag=value ...` (or `python -m flax_adapt COMMAND ...`).
+
+Flags only, no logic. Exit code 0, or one line on stderr: 2 for a user's mistake, 1 for a
+run that broke down. SIGTERM: a checkpoint, one line, exit code 0.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+from flax_adapt import commands, config
+from flax_adapt.errors import UserError
+from flax_adapt.loop import NonFiniteError
+from flax_adapt.preemption import Preempted
+
+REQUIRED = None
+
+# Flags of each command: name -> (default, help).
+_RUN = {
+    "workdir": (REQUIRED, "folder of the run; the same command continues it"),
+    "coordinator": ("", "host:port of process 0 ('auto' on a TPU pod or under SLURM)"),
+    "num_processes": (1, "number of processes, with --coordinator=host:port"),
+    "process_id": (0, "this process, 0 to num_processes - 1"),
+}
+COMMANDS: dict[str, tuple[Callable[..., None], bool, dict]] = {
+    # name: (function, takes --config, flags)
+    "run": (
+        commands.run,
+        True,
+        {**_RUN, "force": (False, "go on although the config of the workdir differs")},
+    ),
+    "eval": (commands.evaluate, True, {"workdir": _RUN["workdir"]}),
+    "features": (
+        commands.features,
+        False,
+        {
+            "init": (REQUIRED, "Hugging Face folder of the model"),
+            "data": (REQUIRED, "tfds:NAME, folder:PATH or builtin:NAME"),
+            "out": (REQUIRED, "the .npz to write: embeddings, labels, names"),
+            "split": ("train", "split of the data"),
+            "data_dir": ("", "where tfds: finds its data sets"),
+            "pooling": ("cls", "cls or mean"),
+            "batch_size": (64, "images at once"),
+            "precision": ("float32", "float32 or bfloat16"),
+        },
+    ),
+    "configs": (commands.list_configs, False, {}),
+}
+
+
+def usage() -> str:
+    lines = ["flax-adapt COMMAND --flag=value ...; a command alone prints its flags"]
+    for name, (function, _, _) in COMMANDS.items():
+        lines.append(f"  {name:10}{(function.__doc__ or '').splitlines()[0]}")
+    return "\n".join(lines)
+
+
+def parse(command: str, arguments: Sequence[str]) -> dict:
+    """Returns the command's arguments; raises UserError naming what is wrong."""
+    _, takes_config, table = COMMANDS[command]
+    values = flags.FlagValues()
+    for name, (default, text) in table.items():
+        _DEFINE[type(default)](name, default, text, flag_values=values)
+    rest = [config.bracket_indices(argument) for argument in arguments]
+    names = [argument for argument in rest if argument.startswith("--config=")]
+    if takes_config:
+        if len(names) != 1:
+            raise UserError(f"{command} needs one --config=FILE or --config=NAME")
+        rest.remove(names[0])
+        loaded = config.load(names[0].removeprefix("--config="))
+    try:
+        if takes_config:
+            config_flags.DEFINE_config_dict(
+                "config", loaded, flag_values=values, sys_argv=[command, *rest]
+            )
+        left = values([command, *rest])[1:]
+    except (
+        flags.Error,
+        AttributeError,
+        KeyError,
+        IndexError,
+        TypeError,
+        ValueError,
+    ) as e:
+        raise UserError(f"{command}: {_one_line(e)}") from None
+    missing = [f"--{name}=..." for name in table if values[name].value is None]
+    if missing or left:
+        known = ", ".join(f"--{name}" for name in table)
+        what = f"needs {' '.join(missing)}" if missing else f"does not know {left}"
+        raise UserError(f"{command} {what}; flags: {known}")
+    given = {name: values[name].value for name in table}
+    return {**given, "config": values["config"].value} if takes_config else given
+
+
+_DEFINE: dict[type, Callable[..., Any]] = {
+    type(REQUIRED): flags.DEFINE_string,
+    str: flags.DEFINE_string,
+    int: flags.DEFINE_integer,
+    bool: flags.DEFINE_bool,
+}
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    logging.set_verbosity(logging.WARNING)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    command = arguments[0]
+    try:
+        if command not in COMMANDS:
+            known = ", ".join(COMMANDS)
+            raise UserError(f"{command!r} is no command; there are: {known}")
+        COMMANDS[command][0](**parse(command, arguments[1:]))
+    except Preempted as stop:
+        print(f"{stop}; run the same command to continue")
+    except UserError as error:
+        print(f"flax-adapt: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except NonFiniteError as error:
+        print(f"flax-adapt: {_one_line(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""Finding, loading, storing and comparing configs (ml_collections)."""
+
+import ast
+import importlib.util
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from flax_adapt.errors import UserError, choose
+
+_PACKAGE = Path(__file__).parent
+
+
+def config_folder() -> Path:
+    """The shipped configs: inside an installed package, or beside it in a checkout."""
+    inside = _PACKAGE / "configs"
+    return inside if inside.is_dir() else _PACKAGE.parent / "configs"
+
+
+def shipped() -> dict[str, Path]:
+    """Names of the shipped configs and their files."""
+    files = sorted(config_folder().glob("[!_]*.py"))
+    return {file.stem: file for file in files}
+
+
+def resolve(name: str) -> str:
+    """`NAME[:arguments]` or `FILE.py[:arguments]` -> `FILE.py[:arguments]`."""
+    head, colon, arguments = name.partition(":")
+    if head.endswith(".py"):
+        if not Path(head).is_file():
+            raise UserError(f"--config={head}: there is no such file")
+        return name
+    return f"{choose('--config', head, shipped())}{colon}{arguments}"
+
+
+def load(name: str) -> ConfigDict:
+    """Returns the locked config of a file or of a shipped name, arguments included."""
+    path, _, arguments = resolve(name).partition(":")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    assert spec is not None  # it is a .py file
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(arguments) if arguments else module.get_config()
+
+
+def summary(path: Path) -> str:
+    """The first line of a config file's docstring."""
+    return (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n")[0]
+
+
+def parse_arguments(text: str, **defaults: Any) -> ConfigDict:
+    """Parses `a=1,b=x` into the fields of `defaults`, each with its default's type.
+
+    Raises UserError for an unknown name or a value of another type.
+    """
+    arguments = ConfigDict(defaults)
+    for item in filter(None, text.split(",")):
+        name, equals, value = item.partition("=")
+        if name not in defaults or not equals:
+            known = ", ".join(f"{key}={value!r}" for key, value in defaults.items())
+            raise UserError(f"config argument {item!r} is unknown; there are: {known}")
+        arguments[name] = _convert(name, value, type(defaults[name]))
+    return arguments.lock()
+
+
+def _convert(name: str, value: str, kind: type) -> Any:
+    if kind is bool:
+        return choose(f"config argument {name}", value, {"True": True, "False": False})
+    try:
+        return kind(value)
+    except ValueError:
+        raise UserError(
+            f"config argument {name}={value!r} must be of type {kind.__name__}"
+        ) from None
+
+
+def build(fields: dict[str, Any]) -> ConfigDict:
+    """Returns a locked config; stages (a tuple of dicts) become locked configs too."""
+    stages = tuple(ConfigDict(stage).lock() for stage in fields["stages"])
+    return ConfigDict({**fields, "stages": stages}).lock()
+
+
+def plain(config: Any) -> Any:
+    """Returns a config as what JSON can hold: dicts, lists, numbers, strings, None."""
+    if isinstance(config, ConfigDict | dict):
+        return {name: plain(config[name]) for name in config}
+    if isinstance(config, list | tuple):
+        return [plain(item) for item in config]
+    return config
+
+
+def flatten(fields: Any, prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": [1]}} -> {"a.b.0": 1}."""
+    if isinstance(fields, dict):
+        items = [(str(name), value) for name, value in fields.items()]
+    elif isinstance(fields, list):
+        items = [(str(index), value) for index, value in enumerate(fields)]
+    else:
+        return {prefix.rstrip("."): fields}
+    flat: dict[str, Any] = {}
+    for name, value in items:
+        flat |= flatten(value, f"{prefix}{name}.")
+    return flat
+
+
+def difference(old: Any, new: Any) -> list[str]:
+    """Lines `name: old -> new` for every field in which two plain configs differ."""
+    old, new = flatten(old), flatten(new)
+    names = [
+        name for name in {**old, **new} if old.get(name, "-") != new.get(name, "-")
+    ]
+    return [f"{name}: {old.get(name, '-')} -> {new.get(name, '-')}" for name in names]
+
+
+def bracket_indices(argument: str) -> str:
+    """`--config.stages.0.lr=1` -> `--config.stages[0].lr=1`, as ml_collections wants."""
+    flag, equals, value = argument.partition("=")
+    if not re.match(r"--?config\.", flag):
+        return argument
+    return re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", flag) + equals + value
+
+
+def to_json(config: ConfigDict) -> str:
+    return json.dumps(plain(config), indent=1)

@@ -1,0 +1,53 @@
+"""Files that cannot be decoded: counted, named in a log, and too many are an error."""
+
+import logging
+import threading
+
+from flax_adapt import errors
+
+
+class BadFiles:
+    """Counts the distinct bad examples of one source; safe to share by threads.
+
+    `log` is a file to append "name<TAB>reason" lines to; "" for none.
+    """
+
+    def __init__(self, where: str, count: int, max_bad_fraction: float, log: str):
+        self._where, self._count, self._log = where, count, log
+        self._max_bad_fraction = max_bad_fraction
+        self._reasons: dict[str, str] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._reasons)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the bad examples met so far, in the order they were met."""
+        return tuple(self._reasons)
+
+    def add(self, name: str, reason: str) -> None:
+        """Records one example; a UserError once there are more than the limit."""
+        with self._lock:
+            if name not in self._reasons:
+                self._reasons[name] = reason
+                self._report(name, reason)
+            if len(self) > self._max_bad_fraction * self._count:
+                raise errors.UserError(self._too_many())
+
+    def _report(self, name: str, reason: str) -> None:
+        if len(self) == 1:
+            logging.warning("%s: cannot decode %s (%s)", self._where, name, reason)
+        if self._log:
+            # A file name need not be valid UTF-8.
+            with open(self._log, "a", encoding="utf-8", errors="backslashreplace") as f:
+                f.write(f"{name}\t{reason}\n")
+
+    def _too_many(self) -> str:
+        limit = int(self._max_bad_fraction * self._count)
+        see = f", all in {self._log}" if self._log else ""
+        return (
+            f"{self._where}: {len(self)} of {self._count} examples cannot be decoded"
+            f" and data.max_bad_fraction={self._max_bad_fraction} allows {limit}:"
+            f" {', '.join(self.names[:3])}{see}; repair or remove them, or raise it"
+        )

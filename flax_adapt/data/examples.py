@@ -1,0 +1,98 @@
+"""Examples of one data config, decoded to host batches."""
+
+import concurrent.futures
+from collections.abc import Sequence
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from flax_adapt.data import image
+from flax_adapt.data.bad_files import BadFiles
+from flax_adapt.data.base import UNLABELLED, Source
+
+# A set that decodes to no more than this is decoded once and kept (5 000 images of
+# 96x96x3 are 138 MB): every later epoch and evaluation costs no decoding.
+CACHE_BYTES = 256 * 2**20
+
+
+class Examples:
+    """Decodes the examples of a source, in parallel; small sets only once.
+
+    `len`, `names`, `labels`, `class_names` are the source's. `bad_files` counts what
+    could not be decoded: such an example is zeros with weight 0.
+    """
+
+    def __init__(self, source: Source, config_data: ConfigDict, bad_log: str):
+        self.source, self.config = source, config_data
+        fraction = config_data.max_bad_fraction
+        self.bad_files = BadFiles(source.where, len(source), fraction, bad_log)
+        self._threads = concurrent.futures.ThreadPoolExecutor(config_data.num_threads)
+        empty = self._empty(len(source))
+        self._cache = empty if empty["image"].nbytes <= CACHE_BYTES else None
+        self._cached = np.zeros(len(source), bool)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The name of every example."""
+        return self.source.names
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int32 [n], -1 where there is none."""
+        return self.source.labels
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.source.class_names
+
+    def batch(self, index_b: np.ndarray, position_b: np.ndarray) -> dict:
+        """The host batch of these rows (-1: padding) at these rows of the global batch.
+
+        image uint8 [b, S, S, C], label, index, position int32 [b], weight float32 [b].
+        """
+        batch = self._empty(len(index_b))
+        real_b = index_b >= 0
+        for name, values in self._fetch(index_b[real_b]).items():
+            batch[name][real_b] = values
+        index_b, position_b = index_b.astype(np.int32), position_b.astype(np.int32)
+        return batch | {"index": index_b, "position": position_b}
+
+    def _empty(self, count: int) -> dict:
+        size = self.config.image_size
+        shape = (count, size, size, self.config.channels)
+        return {
+            "image": np.zeros(shape, np.uint8),
+            "label": np.full(count, UNLABELLED, np.int32),
+            "weight": np.zeros(count, np.float32),
+        }
+
+    def _fetch(self, rows: np.ndarray) -> dict:
+        if self._cache is None:
+            return self._decode(rows)
+        new = np.unique(rows[~self._cached[rows]])
+        for name, values in self._decode(new).items():
+            self._cache[name][new] = values
+        # Last: two threads may decode the same row, but none reads it unfinished.
+        self._cached[new] = True
+        return {name: values[rows] for name, values in self._cache.items()}
+
+    def _decode(self, rows: np.ndarray) -> dict:
+        out = self._empty(len(rows))
+        decoded = self._threads.map(self._decode_one, rows.tolist())
+        for i, (pixels, label) in enumerate(decoded):
+            out["label"][i] = label
+            if pixels is not None:
+                out["image"][i], out["weight"][i] = pixels, 1
+        return out
+
+    def _decode_one(self, row: int) -> tuple[np.ndarray | None, int]:
+        item, label = self.source.read(row)
+        try:
+            size, channels = self.config.image_size, self.config.channels
+            return image.decode(item, size, channels), label
+        except image.UndecodableImage as error:
+            self.bad_files.add(self.names[row], str(error))
+            return None, label

@@ -1,0 +1,182 @@
+"""What a run leaves to read: metrics, TensorBoard events, JSON files, tables, a bar."""
+
+import json
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from flax_adapt.errors import UserError
+
+PathLike: TypeAlias = str | os.PathLike[str]
+
+
+class MetricWriter:
+    """Writes one stage's metrics to `workdir/metrics.jsonl` and `workdir/events/STAGE`.
+
+    A line is {"stage", "step", name: number, ...}. Opening repairs what a killed run
+    left: a torn last line goes, and so do this stage's lines after `step`, the step
+    that training resumes from (0: from the start, every line of the stage goes).
+    """
+
+    def __init__(self, workdir: PathLike, stage: str, *, step: int, is_writer: bool):
+        """`is_writer` is true on process 0 only; elsewhere every call does nothing."""
+        self._stage = stage
+        self._file, self._events = None, None
+        if not is_writer:
+            return
+        path = Path(workdir) / "metrics.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _drop_after(path, stage, step)
+        self._file = path.open("a", encoding="utf-8")
+        # TensorBoard hides what an earlier attempt wrote from `purge_step` on.
+        events = Path(workdir) / "events" / stage
+        self._events = SummaryWriter(str(events), purge_step=step + 1 if step else 0)
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Appends one line; it is on its way to the disk when this returns."""
+        if self._file is None or self._events is None:
+            return
+        line = {"stage": self._stage, "step": int(step)}
+        line |= {name: float(value) for name, value in values.items()}
+        self._file.write(json.dumps(plain(line)) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._events.add_scalar(name, float(value), int(step))
+
+    def close(self) -> None:
+        if self._file is not None and self._events is not None:
+            self._file.close()
+            self._events.close()
+
+    def __enter__(self) -> "MetricWriter":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def read_metrics(workdir: PathLike) -> list[dict[str, Any]]:
+    """Every line of `workdir/metrics.jsonl` but a torn last one; [] without a file."""
+    path = Path(workdir) / "metrics.jsonl"
+    if not path.exists():
+        return []
+    *whole, _torn_or_empty = path.read_text("utf-8", errors="replace").split("\n")
+    return [_parse(path, number, line) for number, line in enumerate(whole, start=1)]
+
+
+def _parse(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path}, line {number} is not JSON ({error}): mend or delete that line"
+        ) from None
+
+
+def _drop_after(path: Path, stage: str, step: int) -> None:
+    def stays(line: dict[str, Any]) -> bool:
+        return line["stage"] != stage or (step > 0 and line["step"] <= step)
+
+    lines = [json.dumps(line) for line in read_metrics(path.parent) if stays(line)]
+    _replace(path, "".join(f"{line}\n" for line in lines))
+
+
+def progress(
+    num_steps: int, *, initial: int, description: str, enabled: bool
+) -> "tqdm[Any]":
+    """A bar with the time left, shown only if `enabled` and on a terminal."""
+    return tqdm(
+        total=num_steps,
+        initial=initial,
+        desc=description,
+        unit="step",
+        dynamic_ncols=True,
+        disable=not (enabled and sys.stderr.isatty()),
+    )
+
+
+def show(
+    bar: "tqdm[Any]", step: int, *, loss: float, examples_per_second: float
+) -> None:
+    """Moves a bar of `progress` to `step` and prints the two numbers beside it."""
+    bar.set_postfix_str(
+        f"loss {loss:.4g}, {examples_per_second:.0f} examples/s", refresh=False
+    )
+    bar.update(step - bar.n)
+
+
+def format_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """Returns aligned plain text: numbers to the right, floats with four digits.
+
+    A row without a column leaves it empty.
+    """
+    cells = [list(columns)]
+    cells += [[_cell(row.get(name, "")) for name in columns] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    right = [_is_numeric(row.get(name, "") for row in rows) for name in columns]
+    cells.insert(1, ["-" * width for width in widths])
+    return "\n".join(_align(line, widths, right) for line in cells)
+
+
+def _cell(value: Any) -> str:
+    return f"{value:#.4g}" if isinstance(value, float) else str(value)
+
+
+def _is_numeric(values: Iterable[Any]) -> bool:
+    present = [value for value in values if value != ""]
+    return bool(present) and all(isinstance(value, int | float) for value in present)
+
+
+def _align(line: list[str], widths: list[int], right: list[bool]) -> str:
+    parts = [
+        text.rjust(width) if to_right else text.ljust(width)
+        for text, width, to_right in zip(line, widths, right, strict=True)
+    ]
+    return "  ".join(parts).rstrip()
+
+
+def write_json(path: PathLike, value: Any) -> None:
+    """Writes `value` whole or not at all: a reader never sees half a file."""
+    _replace(Path(path), json.dumps(plain(value), indent=2) + "\n")
+
+
+def read_json(path: PathLike) -> Any:
+    try:
+        return json.loads(Path(path).read_text("utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not JSON ({error}): mend or delete it") from None
+
+
+def plain(value: Any) -> Any:
+    """Returns what JSON can hold; NaN and infinities become null, which JSON lacks."""
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):  # arrays and scalars of NumPy and JAX
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _replace(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner can read
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

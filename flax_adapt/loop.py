@@ -1,0 +1,274 @@
+"""One stage, from its config to a finished export: the table of contents of training."""
+
+import logging
+import math
+import time
+from typing import Any
+
+import jax
+
+from flax_adapt import checkpoint, data, logs, objectives, optim, rules, sharding
+from flax_adapt import stage as stages
+from flax_adapt import state as states
+from flax_adapt import step as steps
+from flax_adapt.errors import UserError
+from flax_adapt.metrics import Mean
+from flax_adapt.preemption import Preempted, Preemption
+from flax_adapt.stage import Stage
+from flax_adapt.types import LossFn, Metrics
+
+RESULT = "result.json"
+log = logging.getLogger(__name__)
+
+
+class NonFiniteError(RuntimeError):
+    """The loss or a gradient became infinite or not a number."""
+
+
+def train_and_evaluate(stage: Stage, preemption: Preemption) -> dict[str, Any]:
+    """Runs one stage, or what is left of it, and returns its result.
+
+    Resumes from the stage's own checkpoint, else starts from `init_from`. Raises
+    Preempted after SIGTERM (a complete checkpoint is on disk) and NonFiniteError where
+    training broke down (the last good checkpoint is kept).
+    """
+    if (stage.folder / RESULT).exists():
+        return logs.read_json(stage.folder / RESULT)
+    run = Run(stage, preemption)
+    try:
+        start = run.restore()
+        run.settle_step(start)
+        for step in range(start + 1, stage.config.num_steps + 1):
+            run.advance(step)
+            run.settle_step(step)
+        return run.finish()
+    finally:
+        run.close()
+
+
+class Meter:
+    """Sums of metrics on the host since the last report."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Mean] = {}
+        self._start, self._examples = time.perf_counter(), 0
+
+    def add(self, metrics: dict[str, Mean], num_examples: int) -> None:
+        for name, mean in metrics.items():
+            known = self._sums.get(name)
+            self._sums[name] = mean if known is None else known.merge(mean)
+        self._examples += num_examples
+
+    def values(self) -> dict[str, float]:
+        return {name: float(mean.value()) for name, mean in self._sums.items()}
+
+    def examples_per_second(self) -> float:
+        return self._examples / (time.perf_counter() - self._start)
+
+
+class Run:
+    """A stage while it runs: everything built from its config, and where it stands."""
+
+    def __init__(self, stage: Stage, preemption: Preemption):
+        config = stage.config
+        self.stage, self.config, self.preemption = stage, config, preemption
+        self.clock, self.meter = time.perf_counter(), Meter()
+        self.pending: tuple[int, Metrics] | None = None
+        self.progress: dict[str, Any] = {
+            "seconds": 0.0,
+            "evaluated": -1,
+            "train": {},
+            "eval": {},
+        }  # what a checkpoint keeps beside state and data position
+        self.mesh = sharding.make_mesh(stage.experiment.mesh)
+        parts = config.optim.accum_steps
+        sharding.check_batch_size(config.batch_size, parts, self.mesh)
+        examples = stages.open_examples(stage, config.data)
+        self.batches = data.make_batches(
+            examples, config.batch_size, stage.seed, *stages.process()
+        )
+        classes = stages.num_classes(stage, examples)
+        self.model = stages.build_model(stage, classes, stage.task)
+        params, self.report = stages.warm_start(stage, self.model)
+        self.names = rules.names(params)
+        self.schedule = optim.schedule(config.optim, config.num_steps)
+        tx = optim.build(config.optim, config.num_steps, params)
+        frozen = stages.frozen(stage)
+        self.state = states.create(
+            params, tx, self.mesh, seed=stage.seed, frozen=frozen
+        )
+        loss_fn = self._loss(config.data, train=True)
+        self.train_step = steps.make_train_step(loss_fn, tx, self.mesh, parts)
+        if config.eval is not None:
+            self._prepare_eval()
+        self._open_folder()
+
+    def _loss(self, config_data: Any, *, train: bool) -> LossFn:
+        loss_fn = objectives.build(self.config.objective, self.model, train=train)
+        return objectives.on_pixels(loss_fn, config_data, train=train)
+
+    def _prepare_eval(self) -> None:
+        config = self.config.eval
+        sharding.check_batch_size(config.batch_size, 1, self.mesh)
+        examples = stages.open_examples(self.stage, config.data)
+        stages.num_classes(self.stage, examples)  # labels are there and not too many
+        self.eval_batches = lambda: data.eval_batches(
+            examples, config.batch_size, *stages.process()
+        )
+        self.eval_step = steps.make_eval_step(self._loss(config.data, train=False))
+
+    def _open_folder(self) -> None:
+        """Nothing is written before everything above was found to be right."""
+        stage, config = self.stage, self.config
+        metric, mode = ("loss", "min")
+        if config.eval is not None:
+            metric, mode = config.eval.metric, config.eval.mode
+        self.metric = metric
+        self.checkpoints = checkpoint.Checkpoints(
+            stage.folder / "checkpoints", stage.experiment.checkpoint, metric, mode
+        )
+        is_writer = jax.process_index() == 0
+        if is_writer and self.report is not None:
+            logs.write_json(stage.folder / "import_report.json", self.report.to_json())
+        self.writer = logs.MetricWriter(
+            stage.workdir,
+            stage.label,
+            step=self.checkpoints.latest_step() or 0,
+            is_writer=is_writer,
+        )
+
+    def restore(self) -> int:
+        """Returns the step to continue after: of the last checkpoint, or 0."""
+        if self.checkpoints.latest_step() is not None:
+            self.state, position, self.progress = self.checkpoints.restore(self.state)
+            self.batches.set_state(position)
+            log.info("%s: resuming from step %d", self.stage.label, self.state.step)
+        step = int(self.state.step)
+        self.bar = logs.progress(
+            self.config.num_steps,
+            initial=step,
+            description=self.stage.label,
+            enabled=jax.process_index() == 0,
+        )
+        self.meter = Meter()
+        return step
+
+    def advance(self, step: int) -> None:
+        """One optimizer step. Its metrics are read while the next one runs."""
+        batch = sharding.put_batch(next(self.batches), self.mesh)
+        self.state, metrics = self.train_step(self.state, batch)
+        self._collect()
+        self.pending = (step, metrics)
+
+    def settle_step(self, step: int) -> None:
+        """What is due after `step`: report, evaluate, save, stop."""
+        stops = self.preemption.requested(step)
+        if step and self._due(step, self.stage.experiment.log_every_steps):
+            self._report(step)
+        if step and self._eval_due(step) and not stops:
+            self._evaluate(step)
+            stops = self.preemption.requested(step)
+        if step and (
+            stops or self._due(step, self.stage.experiment.checkpoint.every_steps)
+        ):
+            self._save(step)
+        if stops:
+            raise Preempted(f"stage {self.stage.label} stopped at step {step}")
+
+    def _due(self, step: int, every_steps: int) -> bool:
+        last = step == self.config.num_steps
+        return last or (every_steps > 0 and step % every_steps == 0)
+
+    def _eval_due(self, step: int) -> bool:
+        config, done = self.config.eval, self.progress["evaluated"] == step
+        return config is not None and not done and self._due(step, config.every_steps)
+
+    def _collect(self) -> None:
+        """Adds up the metrics of the step before, once it is known to be sound."""
+        if self.pending is None:
+            return
+        step, metrics = self.pending[0], jax.device_get(self.pending[1])
+        self.pending = None
+        bad_leaf = int(metrics.pop(steps.BAD_LEAF).total)
+        if bad_leaf >= 0 or not math.isfinite(metrics["loss"].total):
+            self._give_up(step, bad_leaf)
+        self.meter.add(metrics, self.config.batch_size)
+
+    def _give_up(self, step: int, bad_leaf: int) -> None:
+        place = self.names[bad_leaf] if bad_leaf >= 0 else "none: the loss alone"
+        good = self.checkpoints.latest_step()
+        raise NonFiniteError(
+            f"stage {self.stage.label}: loss or gradient is not finite at step {step}; "
+            f"first bad gradient: {place}; last good checkpoint: step "
+            f"{good if good is not None else 'none'}; lower optim.lr, set "
+            "optim.clip_norm or use precision='float32'"
+        )
+
+    def _report(self, step: int) -> None:
+        self._collect()
+        values, speed = self.meter.values(), self.meter.examples_per_second()
+        if not values:  # resumed right here: reported before
+            return
+        self.progress["train"] = values
+        values |= {"lr": float(self.schedule(step - 1)), "examples_per_second": speed}
+        self.writer.write(step, values)
+        logs.show(self.bar, step, loss=values["loss"], examples_per_second=speed)
+        self.meter = Meter()
+
+    def _evaluate(self, step: int) -> None:
+        """Every example of the evaluation data once; given up on SIGTERM."""
+        sums = Meter()
+        for batch in self.eval_batches():
+            metrics = self.eval_step(
+                self.state.params,
+                self.state.frozen,
+                sharding.put_batch(batch, self.mesh),
+                self.stage.seed,
+            )
+            sums.add(jax.device_get(metrics), 0)
+            if self.preemption.noted():
+                return
+        values = sums.values()
+        if self.metric not in values:
+            raise UserError(
+                f"stage {self.stage.label}: eval.metric={self.metric!r} is not measured; "
+                f"choose one of {sorted(values)}"
+            )
+        self.progress |= {"eval": values, "evaluated": step}
+        self.writer.write(step, {f"eval_{name}": v for name, v in values.items()})
+
+    def _save(self, step: int) -> None:
+        self._collect()
+        now = time.perf_counter()
+        self.progress["seconds"] += now - self.clock
+        self.clock = now
+        evaluated = self.progress["evaluated"] == step
+        self.checkpoints.save(
+            self.state,
+            self.batches.get_state(),
+            self.progress,
+            self.progress["eval"] if evaluated else None,
+        )
+
+    def finish(self) -> dict[str, Any]:
+        """Exports the model and writes the result, which marks the stage as done."""
+        stages.export(self.stage, self.model, self.state.params)
+        measured = self.progress["eval"] or self.progress["train"]
+        result = {
+            "stage": self.config.name,
+            "seed": self.stage.run_seed,
+            "metric": self.metric,
+            "value": measured[self.metric],
+            "num_steps": self.config.num_steps,
+            "seconds": self.progress["seconds"] + time.perf_counter() - self.clock,
+            "train": self.progress["train"],
+            "eval": self.progress["eval"],
+        }
+        if jax.process_index() == 0:
+            logs.write_json(self.stage.folder / RESULT, result)
+        return result
+
+    def close(self) -> None:
+        self.bar.close()
+        self.writer.close()
+        self.checkpoints.close()

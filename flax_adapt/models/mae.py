@@ -1,0 +1,104 @@
+"""Masked autoencoder (He et al. 2022): the encoder sees the visible patches only.
+
+Matches Hugging Face's ViTMAEForPreTraining; initialisers from the official code.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from flax_adapt import masking
+from flax_adapt.models import layers, vit
+from flax_adapt.models.layers import Dtype, ViTConfig
+from flax_adapt.types import Array, Key
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """Size of the decoder; eps, qkv_bias and gelu are the encoder's."""
+
+    width: int
+    depth: int
+    heads: int
+    mlp_dim: int
+
+
+class Decoder(nn.Module):
+    """Latent of the visible patches -> pixels of all patches."""
+
+    config: ViTConfig  # the decoder's own width, depth, heads, mlp_dim
+    dropout: float
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, latent_BVD: Array, order_BL: Array, key_B: Key | None) -> Array:
+        """`latent_BVD`: CLS first; `order_BL`: see `masking.Hiding`."""
+        config, variant = self.config, vit.MAE
+        embed = layers.Dense(
+            config.width, True, variant.kernel, self.dtype, name="embed"
+        )
+        x_BLD = self._fill(embed(latent_BVD), order_BL)
+        blocks = layers.make_blocks(
+            config, variant.kernel, self.dropout, 0.0, self.dtype
+        )
+        for number, block in enumerate(blocks, start=1):
+            x_BLD = block(x_BLD, layers.fold_or_none(key_B, number))
+        x_BLD = layers.LayerNorm(config.layer_norm_eps, self.dtype, name="norm")(x_BLD)
+        predict = layers.Dense(
+            config.patch_pixels, True, variant.kernel, self.dtype, name="predict"
+        )
+        return predict(x_BLD[:, 1:]).astype(jnp.float32)
+
+    def _fill(self, x_BVD: Array, order_BL: Array) -> Array:
+        """Puts every patch back in its place, the mask token where it was hidden."""
+        (b, num_patches), width = order_BL.shape, self.config.width
+        token = self.param("mask_token", vit.MAE.token, (1, 1, width), jnp.float32)
+        shape = (1, 1 + num_patches, width)
+        position_1LD = self.param("position", vit.MAE.position, shape, jnp.float32)
+        num_hidden = 1 + num_patches - x_BVD.shape[1]
+        token_BLD = jnp.broadcast_to(token.astype(self.dtype), (b, num_hidden, width))
+        x_BLD = jnp.concatenate([x_BVD[:, 1:], token_BLD], axis=1)
+        x_BLD = jnp.take_along_axis(x_BLD, order_BL[..., None], axis=1)
+        x_BLD = jnp.concatenate([x_BVD[:, :1], x_BLD], axis=1)
+        return x_BLD + jax.lax.stop_gradient(position_1LD).astype(self.dtype)
+
+
+class MAE(nn.Module):
+    """Encoder and decoder; the positions of both are constants (no gradient)."""
+
+    config: ViTConfig
+    dtype: Dtype
+    dropout: float
+    drop_path: float
+    decoder_config: DecoderConfig
+
+    def setup(self) -> None:
+        self.encoder = vit.Encoder(
+            self.config, vit.MAE, self.dropout, self.drop_path, self.dtype
+        )
+        config = dataclasses.replace(
+            self.config, **dataclasses.asdict(self.decoder_config)
+        )
+        self.decoder = Decoder(config, self.dropout, self.dtype)
+
+    def encode(self, image_BYXC: Array, key_B: Key | None) -> tuple[Array, ...]:
+        """Returns the token states of the full image (`vit.Encoder`)."""
+        return self.encoder(image_BYXC, key_B)
+
+    def __call__(
+        self,
+        image_BYXC: Array,
+        noise_BL: Array,
+        key_B: Key | None,
+        hidden_ratio: float,
+    ) -> tuple[Array, Array]:
+        """Returns prediction_BLP (float32) of every patch and hidden_BL (bool)."""
+        num_visible = masking.num_visible(self.config.num_patches, hidden_ratio)
+        hiding = masking.hide_patches(noise_BL, num_visible)
+        latent_BVD = self.encoder(image_BYXC, key_B, hiding.visible_BV)[-1]
+        # The decoder draws from other keys than any block of the encoder.
+        key_B = layers.fold_or_none(key_B, 1 + self.config.depth)
+        prediction_BLP = self.decoder(latent_BVD, hiding.order_BL, key_B)
+        return prediction_BLP, hiding.hidden_BL

@@ -1,0 +1,233 @@
+"""Vision transformer: patches, encoder, and the classifier on top.
+
+Dosovitskiy et al. 2021, in the form of Hugging Face's ViT: pre-norm, CLS first, learned
+positions, a final LayerNorm.
+"""
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flax_adapt.errors import UserError
+from flax_adapt.models import layers
+from flax_adapt.models.layers import Dtype, Initialiser, ViTConfig
+from flax_adapt.types import Array, Key
+
+# Ti, S: Touvron et al. 2021; B, L, H: Dosovitskiy et al. 2021.
+SIZES = {
+    "Ti": dict(width=192, depth=12, heads=3, mlp_dim=768),
+    "S": dict(width=384, depth=12, heads=6, mlp_dim=1536),
+    "B": dict(width=768, depth=12, heads=12, mlp_dim=3072),
+    "L": dict(width=1024, depth=24, heads=16, mlp_dim=4096),
+    "H": dict(width=1280, depth=32, heads=16, mlp_dim=5120),
+}
+
+
+def patchify(image_BYXC: Array, patch_size: int) -> Array:
+    """Returns patches_BLP: row by row; pixels in (row, column, channel) order."""
+    b, y, x, c = image_BYXC.shape
+    rows, columns = y // patch_size, x // patch_size
+    patches = image_BYXC.reshape(b, rows, patch_size, columns, patch_size, c)
+    return patches.transpose(0, 1, 3, 2, 4, 5).reshape(b, rows * columns, -1)
+
+
+def unpatchify(patches_BLP: Array, patch_size: int) -> Array:
+    """Returns image_BYXC, square: undoes `patchify`."""
+    b, num_patches, pixels = patches_BLP.shape
+    side, c = math.isqrt(num_patches), pixels // patch_size**2
+    image = patches_BLP.reshape(b, side, side, patch_size, patch_size, c)
+    size = side * patch_size
+    return image.transpose(0, 1, 3, 2, 4, 5).reshape(b, size, size, c)
+
+
+def sincos_position(key: Key, shape: tuple[int, ...], dtype: Dtype) -> Array:
+    """Fixed sin-cos positions [1, 1 + L, D] on a square grid, zeros for CLS.
+
+    He et al. 2022, official code: [sin w | cos w | sin h | cos h] with
+    omega_i = 10000^(-i / (D/4)). The width comes first there, so in every checkpoint.
+    An initialiser; `key` is unused.
+    """
+    del key
+    _, length, width = shape
+    if width % 4:
+        raise UserError(f"width={width} must be a multiple of 4 for sin-cos positions")
+    side = math.isqrt(length - 1)
+    omega = 10000.0 ** (-np.arange(width // 4) / (width // 4))
+    row, column = np.divmod(np.arange(side**2), side)
+    angles = [np.outer(place, omega) for place in (column, row)]
+    table = np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], axis=1)
+    return jnp.asarray(np.concatenate([np.zeros((1, width)), table])[None], dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """What differs between the encoders of ViT and of MAE in the references.
+
+    dropout_embedding: dropout also follows the sum of patch and position embeddings.
+    fixed_position: the positions are constants, no gradient flows to them.
+    """
+
+    kernel: Initialiser
+    token: Initialiser
+    position: Initialiser
+    fixed_position: bool
+    dropout_embedding: bool
+
+
+# torch's trunc_normal_(std=0.02) cuts at +-2, a hundred deviations: a plain normal.
+NORMAL = nn.initializers.normal(0.02)
+# Hugging Face ViT: trunc_normal 0.02 for kernels, CLS and positions.
+VIT = Variant(NORMAL, NORMAL, NORMAL, fixed_position=False, dropout_embedding=True)
+# He et al. 2022, official code: xavier_uniform for every Linear and for the patch
+# embedding flattened to [P, D]; normal 0.02 for CLS and mask token; fixed positions.
+MAE = Variant(
+    nn.initializers.xavier_uniform(),
+    NORMAL,
+    sincos_position,
+    fixed_position=True,
+    dropout_embedding=False,
+)
+
+
+class Encoder(nn.Module):
+    """Patches of an image -> token states.
+
+    Returns depth + 1 arrays [B, 1 + V, D], CLS first: the state after every block, then
+    the last one after the final LayerNorm.
+    """
+
+    config: ViTConfig
+    variant: Variant
+    dropout: float
+    drop_path: float
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(
+        self, image_BYXC: Array, key_B: Key | None, visible_BV: Array | None = None
+    ) -> tuple[Array, ...]:
+        """`visible_BV` names the patches to look at; None is all of them."""
+        config, variant = self.config, self.variant
+        x_BLD = self._embed(image_BYXC, visible_BV)
+        if variant.dropout_embedding:
+            key_0 = layers.fold_or_none(key_B, 0)
+            x_BLD = layers.dropout(x_BLD, self.dropout, key_0)
+        blocks = layers.make_blocks(
+            config, variant.kernel, self.dropout, self.drop_path, self.dtype
+        )
+        states = []
+        for number, block in enumerate(blocks, start=1):
+            x_BLD = block(x_BLD, layers.fold_or_none(key_B, number))
+            states.append(x_BLD)
+        norm = layers.LayerNorm(config.layer_norm_eps, self.dtype, name="norm")
+        return (*states, norm(x_BLD))
+
+    def _embed(self, image_BYXC: Array, visible_BV: Array | None) -> Array:
+        """Gathers visible pixels BEFORE the matmul: same maths, less work."""
+        config, variant = self.config, self.variant
+        patches_BLP = patchify(check_image(image_BYXC, config), config.patch_size)
+        shape = (1, 1 + config.num_patches, config.width)
+        position_1LD = self.param("position", variant.position, shape, jnp.float32)
+        if variant.fixed_position:
+            position_1LD = jax.lax.stop_gradient(position_1LD)
+        position_1LD = position_1LD.astype(self.dtype)
+        patch_position_BVD = position_1LD[:, 1:]
+        if visible_BV is not None:
+            patches_BLP = jnp.take_along_axis(
+                patches_BLP, visible_BV[..., None], axis=1
+            )
+            patch_position_BVD = jnp.take(position_1LD[0, 1:], visible_BV, axis=0)
+        embed = layers.Dense(
+            config.width, True, variant.kernel, self.dtype, name="patch_embed"
+        )
+        x_BVD = embed(patches_BLP) + patch_position_BVD
+        cls = self.param("cls_token", variant.token, (1, 1, config.width), jnp.float32)
+        return prepend(cls.astype(self.dtype) + position_1LD[:, :1], x_BVD)
+
+
+def prepend(token_11D: Array, x_BLD: Array) -> Array:
+    """Puts the same token before the tokens of every example."""
+    token_B1D = jnp.broadcast_to(token_11D, (len(x_BLD), 1, x_BLD.shape[-1]))
+    return jnp.concatenate([token_B1D, x_BLD], axis=1)
+
+
+def check_image(image_BYXC: Array, config: ViTConfig) -> Array:
+    """Returns the image; another size than the model's is the user's mistake."""
+    expected = (config.image_size, config.image_size, config.channels)
+    if image_BYXC.shape[1:] != expected:
+        raise UserError(
+            f"images are {image_BYXC.shape[1:]} but the model takes {expected} (rows, "
+            "columns, channels); change data.image_size, data.channels or the model"
+        )
+    return image_BYXC
+
+
+def pool(x_BLD: Array, pooling: str) -> Array:
+    """Returns x_BD: the CLS state, or the mean of the patch states."""
+    return POOLING[pooling](x_BLD)
+
+
+POOLING = {
+    "cls": lambda x_BLD: x_BLD[:, 0],
+    "mean": lambda x_BLD: jnp.mean(x_BLD[:, 1:], axis=1),
+}
+
+
+class ViT(nn.Module):
+    """The encoder alone; with `config.pooler` also Hugging Face's tanh layer on CLS."""
+
+    config: ViTConfig
+    dtype: Dtype
+    dropout: float
+    drop_path: float
+
+    def setup(self) -> None:
+        self.encoder = Encoder(
+            self.config, VIT, self.dropout, self.drop_path, self.dtype
+        )
+        if self.config.pooler:
+            self.pooler = layers.Dense(self.config.width, True, NORMAL, self.dtype)
+
+    def encode(self, image_BYXC: Array, key_B: Key | None) -> tuple[Array, ...]:
+        """Returns the token states of `Encoder`."""
+        return self.encoder(image_BYXC, key_B)
+
+    def __call__(
+        self, image_BYXC: Array, key_B: Key | None
+    ) -> tuple[Array, Array | None]:
+        """Returns the final states x_BLD and the pooler's x_BD (None without one)."""
+        x_BLD = self.encode(image_BYXC, key_B)[-1]
+        pooled_BD = None
+        if self.config.pooler:
+            pooled_BD = jnp.tanh(self.pooler(x_BLD[:, 0]))
+        return x_BLD, pooled_BD
+
+
+class Classifier(nn.Module):
+    """Encoder, pooling after the final LayerNorm, one linear head in float32."""
+
+    config: ViTConfig
+    dtype: Dtype
+    dropout: float
+    drop_path: float
+    pooling: str
+    num_classes: int
+
+    def setup(self) -> None:
+        self.encoder = Encoder(
+            self.config, VIT, self.dropout, self.drop_path, self.dtype
+        )
+        self.head = layers.Dense(self.num_classes, True, NORMAL, jnp.float32)
+
+    def encode(self, image_BYXC: Array, key_B: Key | None) -> tuple[Array, ...]:
+        """Returns the token states of `Encoder`."""
+        return self.encoder(image_BYXC, key_B)
+
+    def __call__(self, image_BYXC: Array, key_B: Key | None) -> Array:
+        """Returns logits_BN, float32."""
+        x_BLD = self.encode(image_BYXC, key_B)[-1].astype(jnp.float32)
+        return self.head(pool(x_BLD, self.pooling))

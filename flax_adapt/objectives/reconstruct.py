@@ -1,0 +1,63 @@
+"""Masked auto-encoding of images (He et al. 2022, section 3; METHODS S1)."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from flax_adapt import keys, masking, models
+from flax_adapt.metrics import Mean
+from flax_adapt.types import Array, LossFn
+
+_MASK = 0x3A5
+_EPS = 1e-6  # inside the root of the target's deviation, as in the reference code
+
+
+def patch_targets(image_BYXC: Array, patch_size: int, normalize: bool) -> Array:
+    """Returns target_BLP; normalised by each patch's mean and UNBIASED variance if asked."""
+    target_BLP = models.patchify(image_BYXC, patch_size)
+    if not normalize:
+        return target_BLP
+    mean_BL1 = jnp.mean(target_BLP, axis=-1, keepdims=True)
+    variance_BL1 = jnp.var(target_BLP, axis=-1, keepdims=True, ddof=1)
+    return (target_BLP - mean_BL1) / jnp.sqrt(variance_BL1 + _EPS)
+
+
+def masked_error(
+    prediction_BLP: Array, target_BLP: Array, hidden_BL: Array, weight_B: Array
+) -> Mean:
+    """Mean squared error over the hidden patches of the whole batch.
+
+    Two patches with errors (1, 3) and (2, 2), the first hidden: (1 + 9) / 2 = 5.
+    """
+    error_BL = jnp.mean(jnp.square(prediction_BLP - target_BLP), axis=-1)
+    return Mean.of(error_BL, jnp.where(hidden_BL, weight_B[:, None], 0))
+
+
+def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
+    """`config`: hidden_ratio, normalize_patches.
+
+    The mask is drawn from the keys, unless the batch brings noise_BL float32 under
+    "noise" (the patches with the smallest values stay visible).
+    """
+    arch = model.config
+
+    def loss_fn(params, frozen, batch, key_B):
+        del frozen
+        noise_BL = batch.get("noise")
+        if noise_BL is None:
+            noise_BL = masking.patch_noise(keys.fold(key_B, _MASK), arch.num_patches)
+        prediction_BLP, hidden_BL = model.apply(
+            {"params": params},
+            batch["image"],
+            noise_BL,
+            key_B if train else None,
+            config.hidden_ratio,
+        )
+        target_BLP = patch_targets(
+            batch["image"], arch.patch_size, config.normalize_patches
+        )
+        loss = masked_error(prediction_BLP, target_BLP, hidden_BL, batch["weight"])
+        return loss.value(), {"loss": loss, "reconstruct": loss}
+
+    return loss_fn

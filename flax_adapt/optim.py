@@ -1,0 +1,126 @@
+"""One optax transformation from tables: decay, freeze, layer decay, schedule, clipping."""
+
+import re
+from typing import Any
+
+import jax
+import optax
+
+from flax_adapt import rules
+from flax_adapt.errors import UserError, choose
+from flax_adapt.types import Params
+
+# Which leaves weight decay shrinks: True / False.
+DECAY = {
+    # MAE pre-training: matrices and tokens, nothing 1-D (METHODS S1).
+    "pretrain": (
+        (r".*/(bias|scale)", False),
+        (r".*/(kernel|cls_token|mask_token|position)", True),
+    ),
+    # Fine-tuning: not biases, positions and CLS; LayerNorm scales ARE decayed (METHODS S1).
+    "finetune": (
+        (r".*/(bias|cls_token|position)", False),
+        (r".*/(kernel|scale|mask_token)", True),
+    ),
+}
+
+# The learning rate after warm-up, from `lr` to 0 over `num_steps` optimizer steps.
+SCHEDULES = {
+    "linear": lambda lr, num_steps: optax.linear_schedule(lr, 0.0, num_steps),
+    "cosine": lambda lr, num_steps: optax.cosine_decay_schedule(lr, num_steps),
+    "constant": lambda lr, num_steps: optax.constant_schedule(lr),
+}
+
+
+def schedule(config: Any, num_steps: int) -> optax.Schedule:
+    """Learning rate by optimizer step (0 first): 0 -> lr over warm-up, then `schedule`."""
+    if not 0 <= config.warmup_steps < num_steps:
+        raise UserError(
+            f"optim.warmup_steps={config.warmup_steps} must lie in [0, num_steps="
+            f"{num_steps})"
+        )
+    after = choose("optim.schedule", config.schedule, SCHEDULES)
+    after = after(config.lr, num_steps - config.warmup_steps)
+    if config.warmup_steps == 0:
+        return after
+    warmup = optax.linear_schedule(0.0, config.lr, config.warmup_steps)
+    return optax.join_schedules([warmup, after], [config.warmup_steps])
+
+
+def trainable(freeze: tuple[str, ...], params: Params) -> Any:
+    """Returns the tree of bools: False where a pattern of `optim.freeze` matches."""
+    for pattern in freeze:
+        if not any(re.fullmatch(pattern, name) for name in rules.names(params)):
+            raise UserError(
+                f"optim.freeze: {pattern!r} matches no parameter; there are: "
+                f"{', '.join(rules.names(params))}"
+            )
+    return rules.map_named(
+        lambda name, _: not any(re.fullmatch(pattern, name) for pattern in freeze),
+        params,
+    )
+
+
+def layer_rules(decay: float, depth: int) -> rules.Rules[float]:
+    """lr multipliers decay^(L + 1 - l): l = 0 embeddings, 1..L blocks, L + 1 the rest.
+
+    Source: METHODS, layer-wise lr decay (MAE fine-tuning, BEiT).
+    """
+    blocks = [
+        (rf"encoder/block_{index:02d}/.*", decay ** (depth - index))
+        for index in range(depth)
+    ]
+    return (
+        (r"encoder/(patch_embed/.*|cls_token|position)", decay ** (depth + 1)),
+        *blocks,
+        (r"encoder/norm/.*|(?!encoder/).*", 1.0),
+    )
+
+
+def _depth(params: Params) -> int:
+    return sum(name.startswith("block_") for name in params["encoder"])
+
+
+def scale_by_layer(decay: float, params: Params) -> optax.GradientTransformation:
+    """Multiplies the whole update (decay included) of every leaf by its layer's rate."""
+    table = layer_rules(decay, _depth(params))
+    scales = rules.assign("optim.layer_decay", table, params)
+    by_name = dict(zip(rules.names(params), jax.tree.leaves(scales), strict=True))
+    return optax.stateless(
+        lambda updates, _: rules.map_named(lambda name, u: u * by_name[name], updates)
+    )
+
+
+def _adamw(config: Any, num_steps: int, params: Params) -> optax.GradientTransformation:
+    table = choose("optim.decay", config.decay, DECAY)
+    rules.check(f"optim.decay={config.decay!r}", table, params)
+    steps = []
+    if config.clip_norm > 0:
+        steps.append(optax.clip_by_global_norm(config.clip_norm))
+    steps.append(
+        optax.adamw(
+            schedule(config, num_steps),
+            b1=config.b1,
+            b2=config.b2,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            mask=lambda tree: rules.assign("optim.decay", table, tree),
+        )
+    )
+    if config.layer_decay != 1.0:
+        steps.append(scale_by_layer(config.layer_decay, params))
+    return optax.chain(*steps)
+
+
+def build(config: Any, num_steps: int, params: Params) -> optax.GradientTransformation:
+    """AdamW as `config` says; frozen leaves get no update and no optimizer state.
+
+    `params` may be arrays or their shapes. Raises UserError for a leaf that is covered by
+    no decay rule or by two, and for a freeze pattern that matches nothing.
+    """
+    tree = trainable(config.freeze, params)
+    if not any(jax.tree.leaves(tree)):
+        raise UserError(f"optim.freeze={config.freeze} leaves nothing to train")
+    labels = jax.tree.map(lambda trains: "train" if trains else "frozen", tree)
+    tx = _adamw(config, num_steps, params)
+    return optax.multi_transform({"train": tx, "frozen": optax.set_to_zero()}, labels)

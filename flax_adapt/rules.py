@@ -1,0 +1,54 @@
+"""Policy about parameters is a table of (regex, value); it must cover every leaf once."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import jax
+
+from flax_adapt.errors import UserError
+
+T = TypeVar("T")
+Rules = Sequence[tuple[str, T]]
+
+
+def name_of(path: Any) -> str:
+    """`encoder/norm/scale`: the name of a leaf from its key path."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def names(tree: Any) -> list[str]:
+    """Names of all leaves, in the order of `jax.tree.leaves`."""
+    return [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def map_named(function: Callable[..., Any], tree: Any) -> Any:
+    """Maps `function(name, leaf)` over a tree."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: function(name_of(path), leaf), tree
+    )
+
+
+def check(what: str, rules: Rules, tree: Any) -> None:
+    """Every leaf must be matched (in full) by exactly one rule, or it is an error."""
+    hits = {
+        name: [pattern for pattern, _ in rules if re.fullmatch(pattern, name)]
+        for name in names(tree)
+    }
+    wrong = [f"{name} by {found or 'none'}" for name, found in hits.items()
+             if len(found) != 1]  # fmt: skip
+    if wrong:
+        raise UserError(
+            f"{what}: every parameter must be covered by exactly one rule; "
+            f"these are not: {'; '.join(wrong)}"
+        )
+
+
+def assign(what: str, rules: Rules, tree: Any) -> Any:
+    """Returns the tree of rule values; `what` names the table in errors."""
+    check(what, rules, tree)
+
+    def value(name, _):
+        return next(v for pattern, v in rules if re.fullmatch(pattern, name))
+
+    return map_named(value, tree)

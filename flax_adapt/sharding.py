@@ -1,0 +1,85 @@
+"""One mesh ("data", "fsdp", "tensor") and one (regex -> PartitionSpec) table."""
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from flax_adapt import rules
+from flax_adapt.errors import UserError
+from flax_adapt.types import Batch
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = PartitionSpec(("data", "fsdp"))
+# Names end alike in params and in the optimizer's moments: one table serves both.
+RULES = (
+    (r".*/(query|key|value|up)/kernel", PartitionSpec("fsdp", "tensor")),
+    (r".*/(out|down)/kernel", PartitionSpec("tensor", "fsdp")),
+    (r".*/patch_embed/kernel", PartitionSpec(None, "fsdp")),
+    (r".*(decoder/embed|predict|pooler|head)/kernel", PartitionSpec("fsdp", None)),
+    (r".*/(bias|scale|cls_token|mask_token|position)", PartitionSpec()),
+    (r"(.*/)?(step|count|seed)", PartitionSpec()),
+)
+
+
+def make_mesh(config: Any, devices: Any = None) -> Mesh:
+    """`config`: data, fsdp, tensor; one of them may be -1 (all devices left)."""
+    devices = jax.devices() if devices is None else devices
+    sizes = [config[axis] for axis in AXES]
+    known = math.prod(size for size in sizes if size != -1)
+    if -1 in sizes:
+        sizes[sizes.index(-1)] = len(devices) // max(known, 1)
+    if min(sizes) < 1 or math.prod(sizes) != len(devices):
+        asked = ", ".join(f"{axis}={config[axis]}" for axis in AXES)
+        raise UserError(f"mesh: {asked} does not use {len(devices)} devices exactly")
+    return Mesh(np.asarray(devices).reshape(sizes), AXES)
+
+
+def one_device() -> Mesh:
+    """A mesh of the first local device, for work that is not worth spreading."""
+    return Mesh(np.asarray(jax.local_devices()[:1]).reshape(1, 1, 1), AXES)
+
+
+def _fit(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """Drops an axis where its size does not divide the dimension (it is replicated)."""
+    fits = [
+        axis if axis is not None and size % mesh.shape[axis] == 0 else None
+        for axis, size in zip(spec, shape, strict=False)
+    ]
+    return PartitionSpec(*fits)
+
+
+def tree_shardings(tree: Any, mesh: Mesh) -> Any:
+    """Returns the NamedSharding of every leaf of params or of a TrainState."""
+    specs = rules.assign("sharding.RULES", RULES, tree)
+    return jax.tree.map(
+        lambda spec, leaf: NamedSharding(mesh, _fit(spec, np.shape(leaf), mesh)),
+        specs,
+        tree,
+        is_leaf=lambda node: isinstance(node, PartitionSpec),
+    )
+
+
+def put(tree: Any, mesh: Mesh) -> Any:
+    """Places a copy of host arrays (the same on every process) by the table."""
+    return jax.device_put(tree, tree_shardings(tree, mesh), may_alias=False)
+
+
+def check_batch_size(batch_size: int, accum_steps: int, mesh: Mesh) -> None:
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % (shards * accum_steps):
+        raise UserError(
+            f"batch_size={batch_size} must be a multiple of data x fsdp = {shards} "
+            f"devices times accum_steps={accum_steps}"
+        )
+
+
+def put_batch(batch: Any, mesh: Mesh) -> Batch:
+    """Makes one global batch of the rows that every process brings."""
+    placed = NamedSharding(mesh, BATCH)
+    return {
+        name: jax.make_array_from_process_local_data(placed, rows)
+        for name, rows in batch.items()
+    }

@@ -1,0 +1,157 @@
+"""What one stage is made of: folders, references, model, weights, export.
+
+A stage that runs once lives in `stages/NAME`, one with several seeds in
+`stages/NAME/seed_S` each; `stage:NAME` and `stage:NAME/seed_S` refer to their exports.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax.experimental import multihost_utils
+
+from flax_adapt import data, models, objectives, weights
+from flax_adapt.errors import UserError, choose
+from flax_adapt.types import Params
+
+
+class Stage(NamedTuple):
+    """One run of one stage of an experiment: its config, with one of its seeds."""
+
+    experiment: Any  # the whole config
+    config: Any  # the stage's part of it
+    run_seed: int
+    workdir: Path
+
+    @property
+    def label(self) -> str:
+        """NAME, or NAME/seed_S where the stage has several seeds."""
+        if len(self.config.seeds) == 1:
+            return self.config.name
+        return f"{self.config.name}/seed_{self.run_seed}"
+
+    @property
+    def folder(self) -> Path:
+        return self.workdir / "stages" / self.label
+
+    @property
+    def seed(self) -> int:
+        """Seeds masks, dropout, the order of the data and new leaves."""
+        return self.experiment.seed + self.run_seed
+
+    @property
+    def task(self) -> str:
+        name = self.config.objective.name
+        return choose("objective.name", name, objectives.TASKS)
+
+
+def resolve(stage: Stage, field: str) -> Path:
+    """The Hugging Face folder that `init_from` or `teacher` refers to."""
+    text = stage.config[field]
+    if text.startswith("stage:"):
+        folder = stage.workdir / "stages" / text.removeprefix("stage:") / "export"
+        hint = "it must be an earlier stage (NAME, or NAME/seed_S)"
+    elif text == "pretrained":
+        folder = Path(stage.experiment.init)
+        hint = "`init` must be a folder with config.json and model.safetensors"
+        if not stage.experiment.init:
+            raise UserError(
+                f"stage {stage.label}: {field}='pretrained' but the config's `init` is "
+                "empty; give init=PATH of a Hugging Face folder"
+            )
+    else:
+        folder, hint = Path(text), "it must be 'pretrained', 'stage:NAME' or a folder"
+    if not folder.is_dir():
+        raise UserError(
+            f"stage {stage.label}: {field}={text!r}: there is no folder {folder}; {hint}"
+        )
+    return folder
+
+
+def process() -> tuple[int, int]:
+    """This process and how many there are."""
+    return jax.process_index(), jax.process_count()
+
+
+def open_examples(stage: Stage, config_data: Any) -> data.Examples:
+    """Opens a data section; undecodable files are named in the stage's log."""
+    stage.folder.mkdir(parents=True, exist_ok=True)
+    return data.open_examples(config_data, str(stage.folder / "bad_files.log"))
+
+
+def num_classes(stage: Stage, examples: data.Examples) -> int:
+    """`model.num_classes`, or where it is 0 the number of class names of the data."""
+    wanted, named = stage.config.model.num_classes, len(examples.class_names)
+    if stage.task != "classify":
+        return 0
+    if np.min(examples.labels) < 0:
+        raise UserError(
+            f"stage {stage.label}: {stage.config.data.source} has examples without a "
+            "label; classification needs one for each"
+        )
+    if wanted and wanted < named:
+        raise UserError(
+            f"stage {stage.label}: model.num_classes={wanted} but the data has {named}"
+        )
+    return wanted or named
+
+
+def build_model(stage: Stage, classes: int, task: str) -> nn.Module:
+    options = stage.config.model
+    return models.build(
+        stage.experiment.model,
+        task,
+        dtype=stage.experiment.precision,
+        dropout=options.dropout,
+        drop_path=options.drop_path,
+        pooling=options.pooling,
+        num_classes=classes,
+    )
+
+
+def warm_start(stage: Stage, model: nn.Module) -> tuple[Params, weights.Report | None]:
+    """The parameters a stage begins with: of `init_from`, new leaves from the seed."""
+    params = models.init_params(model, jax.random.key(stage.seed))
+    if stage.config.init_from == "scratch":
+        return params, None
+    path = resolve(stage, "init_from")
+    try:
+        _, loaded, report = weights.load(path, stage.task)
+        params, adopted = weights.adopt(params, loaded, stage.config.model.fresh)
+    except UserError as error:
+        raise UserError(f"stage {stage.label}: {path}: {error}") from None
+    return params, report.merge(adopted)
+
+
+def frozen(stage: Stage) -> dict[str, Params]:
+    """{"teacher": params} of the encoder that `teacher` refers to, or nothing."""
+    needed = stage.config.objective.name == "distill"
+    if stage.config.teacher == "none":
+        if needed:
+            raise UserError(
+                f"stage {stage.label}: objective 'distill' needs a `teacher`"
+            )
+        return {}
+    path = resolve(stage, "teacher")
+    model = build_model(stage, 0, task="encoder")
+    shapes = jax.eval_shape(
+        lambda key: models.init_params(model, key), jax.random.key(0)
+    )
+    _, loaded, _ = weights.load(path, "encoder")
+    params, _ = weights.adopt(shapes, loaded)
+    return {"teacher": params}
+
+
+def export(stage: Stage, model: nn.Module, params: Params) -> Path:
+    """Writes the Hugging Face folder of the stage (process 0 writes, all take part)."""
+    if jax.process_count() > 1:
+        params = multihost_utils.process_allgather(params, tiled=True)
+    folder = stage.folder / "export"
+    if jax.process_index() == 0:
+        pixels = dict(mean=stage.config.data.mean, std=stage.config.data.std)
+        weights.save_pretrained(folder, model, jax.device_get(params), **pixels)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"export {stage.label}")
+    return folder

@@ -1,0 +1,117 @@
+"""The training and evaluation steps: the only jit of the training path."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from flax_adapt import keys, sharding
+from flax_adapt.metrics import Mean
+from flax_adapt.state import TrainState
+from flax_adapt.types import Array, Batch, LossFn, Metrics, Params
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+EvalStep = Callable[[Params, Params, Batch, Array | int], Metrics]
+# Metric that names the first parameter (by its place in the tree) whose gradient is not
+# finite; -1: all are.
+BAD_LEAF = "bad_leaf"
+_EVAL = 0x7FFFFFFF  # keys of evaluation never meet those of a training step
+
+
+def _split(batch: Batch, num_parts: int, mesh: Mesh) -> Batch:
+    """[B, ...] -> [parts, B / parts, ...], every part spread over all devices."""
+
+    def split(rows):
+        parts = rows.reshape(-1, num_parts, *rows.shape[1:]).swapaxes(0, 1)
+        spec = PartitionSpec(None, *sharding.BATCH)
+        return jax.lax.with_sharding_constraint(parts, NamedSharding(mesh, spec))
+
+    return jax.tree.map(split, batch)
+
+
+def _accumulate(grad_fn, params, frozen, batch, key_B, num_parts: int, mesh: Mesh):
+    """The gradient of the whole batch from its parts: sums, divided once."""
+
+    def part(total, inputs):
+        (_, metrics), grads = grad_fn(params, frozen, *inputs)
+        count = metrics["loss"].count
+        scaled = jax.tree.map(lambda g: g * count, grads)
+        return jax.tree.map(jnp.add, total, (scaled, metrics)), None
+
+    inputs = (_split(batch, num_parts, mesh), _split(key_B, num_parts, mesh))
+    first = jax.tree.map(lambda rows: rows[0], inputs)
+    shapes = jax.eval_shape(grad_fn, params, frozen, *first)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    (grads, metrics), _ = jax.lax.scan(part, (zeros[1], zeros[0][1]), inputs)
+    count = jnp.maximum(metrics["loss"].count, 1)
+    return jax.tree.map(lambda g: g / count, grads), metrics
+
+
+def _health(grads: Params) -> dict[str, Mean]:
+    """The global gradient norm, and the first leaf that is not finite."""
+    squares = [jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(grads)]
+    bad = ~jnp.isfinite(jnp.stack(squares))
+    first_bad = jnp.where(jnp.any(bad), jnp.argmax(bad), -1).astype(jnp.float32)
+    one = jnp.float32(1)
+    norm = jnp.sqrt(sum(squares[1:], start=squares[0]))
+    return {"grad_norm": Mean(norm, one), BAD_LEAF: Mean(first_bad, one)}
+
+
+def make_train_step(
+    loss_fn: LossFn,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    accum_steps: int = 1,
+) -> TrainStep:
+    """Returns `step(state, batch) -> (state, metrics)`; the given state is consumed.
+
+    One jit; params, optimizer state and gradients are laid out by the sharding table,
+    the batch over ("data", "fsdp"). `accum_steps` parts of the batch are run one after
+    the other and give the gradient of the whole. `metrics` holds the loss's own, and
+    grad_norm and bad_leaf.
+    """
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def gradients(params, frozen, batch, key_B):
+        if accum_steps > 1:
+            return _accumulate(grad_fn, params, frozen, batch, key_B, accum_steps, mesh)
+        (_, metrics), grads = grad_fn(params, frozen, batch, key_B)
+        return grads, metrics
+
+    def update(state: TrainState, frozen: Params, batch: Batch):
+        key = jax.random.fold_in(jax.random.key(state.extra["seed"]), state.step)
+        key_B = keys.example_keys(key, batch["position"])
+        grads, metrics = gradients(state.params, frozen, batch, key_B)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        new = state.replace(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            opt_state=opt_state,
+        )
+        new = jax.lax.with_sharding_constraint(new, sharding.tree_shardings(new, mesh))
+        return new, {**metrics, **_health(grads)}
+
+    compiled = jax.jit(update, donate_argnums=0)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        new, metrics = compiled(state.replace(frozen={}), state.frozen, batch)
+        return new.replace(frozen=state.frozen), metrics
+
+    return train_step
+
+
+def make_eval_step(loss_fn: LossFn) -> EvalStep:
+    """Returns `step(params, frozen, batch, seed) -> metrics`.
+
+    Keys come from the rows in the SOURCE, so a value depends on no batch size.
+    """
+
+    def evaluate(params: Params, frozen: Params, batch: Batch, seed: Any) -> Metrics:
+        key = jax.random.fold_in(jax.random.key(seed), _EVAL)
+        key_B = keys.example_keys(key, batch["index"])
+        return loss_fn(params, frozen, batch, key_B)[1]
+
+    return jax.jit(evaluate)

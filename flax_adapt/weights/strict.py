@@ -1,0 +1,144 @@
+"""Strict loading: every tensor is accounted for, and the report says how."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.traverse_util
+
+from flax_adapt.errors import UserError
+from flax_adapt.types import Params
+
+_UNKNOWN = "unknown/"
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What became of every tensor of a source and of every leaf of a model.
+
+    renamed: source name -> leaf. used: leaves taken. ignored: source name -> the rule.
+    fresh: leaves that keep their initial value. converted: source name -> the dtype it
+    had before it became float32.
+    """
+
+    renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    used: tuple[str, ...] = ()
+    ignored: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    fresh: tuple[str, ...] = ()
+    converted: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def merge(self, other: "Report") -> "Report":
+        """Returns one report of two steps (load, adopt)."""
+        return Report(
+            {**self.renamed, **other.renamed},
+            self.used + other.used,
+            {**self.ignored, **other.ignored},
+            self.fresh + other.fresh,
+            {**self.converted, **other.converted},
+        )
+
+    def summary(self) -> str:
+        """One line: `150 tensors used, 132 ignored (decoder dropped ...), ...`."""
+        parts = [f"{len(self.used)} tensors used"]
+        for rule in sorted(set(self.ignored.values())):
+            count = sum(name == rule for name in self.ignored.values())
+            parts.append(f"{count} ignored ({rule})")
+        if self.fresh:
+            parts.append(f"{len(self.fresh)} fresh ({', '.join(self.fresh)})")
+        if self.converted:
+            kinds = ", ".join(sorted(set(self.converted.values())))
+            parts.append(f"{len(self.converted)} converted from {kinds} to float32")
+        return ", ".join(parts)
+
+    def table(self) -> str:
+        """One row a tensor: source name, leaf, what happened."""
+        source_of = {leaf: source for source, leaf in self.renamed.items()}
+        rows = [("source", "leaf", "")]
+        for leaf in self.used:
+            source = source_of.get(leaf, leaf)
+            note = self.converted.get(source)
+            rows.append((source, leaf, f"from {note}" if note else "used"))
+        rows += [(source, "-", rule) for source, rule in self.ignored.items()]
+        rows += [("-", leaf, "fresh") for leaf in self.fresh]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            "  ".join(
+                cell.ljust(width) for cell, width in zip(row, widths, strict=True)
+            )
+            for row in rows
+        ]
+        return "\n".join(line.rstrip() for line in lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns plain dicts and lists."""
+        return {
+            name: dict(value) if isinstance(value, Mapping) else list(value)
+            for name, value in vars(self).items()
+        }
+
+
+def flatten(params: Params) -> dict[str, Any]:
+    """Returns {"encoder/norm/scale": leaf, ...}."""
+    return flax.traverse_util.flatten_dict(params, sep="/")
+
+
+def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Undoes `flatten`."""
+    return flax.traverse_util.unflatten_dict(dict(leaves), sep="/")
+
+
+def unknown(name: str) -> str:
+    """Returns the leaf that carries a tensor of an unknown name to `adopt`."""
+    return _UNKNOWN + name.replace("/", ".")
+
+
+def adopt(
+    init_params: Params, loaded_params: Params, fresh: Sequence[str] = ()
+) -> tuple[dict[str, Any], Report]:
+    """Returns the loaded parameters in the order of `init_params`, and the report.
+
+    fresh: leaves, or prefixes such as "head", that the source lacks; they keep their
+    value of `init_params` (shapes will do where nothing is fresh). Anything else that
+    does not fit is a UserError that lists all problems at once.
+    """
+    init, loaded = flatten(init_params), flatten(loaded_params)
+    kept = [leaf for leaf in init if any(_is_under(leaf, name) for name in fresh)]
+    problems = _problems(init, loaded, kept, fresh)
+    if problems:
+        raise UserError(
+            f"the weights do not fit the model: {'; '.join(problems)} -- fix the "
+            "source or the model config, or name leaves that shall be new in `fresh`"
+        )
+    leaves = {leaf: init[leaf] if leaf in kept else loaded[leaf] for leaf in init}
+    used = tuple(leaf for leaf in init if leaf not in kept)
+    return unflatten(leaves), Report(used=used, fresh=tuple(kept))
+
+
+def _is_under(leaf: str, prefix: str) -> bool:
+    return f"{leaf}/".startswith(f"{prefix}/")
+
+
+def _problems(
+    init: Mapping[str, Any],
+    loaded: Mapping[str, Any],
+    kept: Sequence[str],
+    fresh: Sequence[str],
+) -> list[str]:
+    """Every way in which the two trees differ, a list of leaves for each kind."""
+    missing = [leaf for leaf in init if leaf not in loaded and leaf not in kept]
+    unexpected = [k.removeprefix(_UNKNOWN) for k in loaded if k not in init]
+    reshaped = [
+        f"{leaf} {tuple(loaded[leaf].shape)} -> {tuple(init[leaf].shape)}"
+        for leaf in init
+        if leaf in loaded and loaded[leaf].shape != init[leaf].shape
+    ]
+    present = [name for name in fresh if any(_is_under(key, name) for key in loaded)]
+    nothing = [name for name in fresh if not any(_is_under(key, name) for key in init)]
+    kinds = {
+        "missing in the source": missing,
+        "unexpected in the source": unexpected,
+        "wrong shape (source -> model)": reshaped,
+        "named fresh but in the source": present,
+        "named fresh but not in the model": nothing,
+    }
+    return [f"{kind}: {', '.join(found)}" for kind, found in kinds.items() if found]

@@ -1,0 +1,65 @@
+"""Packaging. The top-level `configs/` ships in the wheel as `flax_adapt.configs`."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+README = Path(__file__).parent / "README.md"
+
+# Each lower bound is the version the test suite ran with.
+REQUIRES = [
+    "absl-py>=2.5",
+    "array-record>=0.8.6",
+    "dm-pix>=0.4.5",
+    "flax>=0.12.8",
+    "grain>=0.2.18",
+    "jax>=0.10.2",
+    "ml-collections>=1.1",
+    "mlxtend>=0.25",
+    "numpy>=2.4",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12.8",
+    "pillow>=13.0",
+    "safetensors>=0.8",
+    "scikit-learn>=1.9",
+    "tensorboardX>=2.6.5",
+    "tensorflow-datasets>=4.9.10",
+    "tqdm>=4.70",
+]
+
+EXTRAS = {
+    "test": [
+        "chex>=0.1.92",
+        "hypothesis>=6.170",
+        "mypy>=2.4",
+        "pytest>=9.2",
+        "pytest-xdist>=3.8",
+        "ruff>=0.17.6",
+        "setuptools>=77",  # tests/test_packaging.py builds the wheel
+    ],
+    # What the goldens of tests/parity are made with; the tests do not need it.
+    "parity": ["timm>=1.0", "torch>=2.13", "transformers>=5.23"],
+    "tpu": ["jax[tpu]>=0.10.2"],
+    "cuda": ["jax[cuda12]>=0.10.2"],
+    # Only to build the TFDS data sets whose build step needs TensorFlow.
+    "build": ["tensorflow-cpu>=2.18"],
+}
+
+setup(
+    name="flax-adapt",
+    version="0.1.0",  # the only place; at run time: importlib.metadata.version
+    description="Adapts pretrained ViT and BERT to domains with few labels or none",
+    long_description=README.read_text("utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    python_requires=">=3.11",
+    packages=[
+        *find_packages(include=["flax_adapt", "flax_adapt.*"]),
+        "flax_adapt.configs",
+    ],
+    package_dir={"flax_adapt.configs": "configs"},
+    package_data={"flax_adapt": ["py.typed"]},
+    install_requires=REQUIRES,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["flax-adapt = flax_adapt.__main__:main"]},
+    zip_safe=False,
+)

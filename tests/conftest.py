@@ -1,0 +1,61 @@
+"""How every test runs: eight fake devices, strict shapes, a compile cache."""
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+SHARED_DATA = ROOT.parent / "shared" / "data"
+CACHE = ROOT / ".pytest_cache" / "d" / "xla"  # `pytest --cache-clear` empties it
+
+# Before NumPy and JAX start, and for the processes that tests start: workers share the
+# cores, so each gets one thread; what one process compiled, the others read.
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "JAX_PLATFORMS": "cpu",
+    "JAX_COMPILATION_CACHE_DIR": str(CACHE),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+}
+for variable, value in ENVIRONMENT.items():
+    os.environ.setdefault(variable, value)
+
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_debug_nans", True)
+
+
+def pytest_report_header():
+    import flax_adapt
+
+    return f"flax_adapt: {Path(flax_adapt.__file__).parent}"
+
+
+def pytest_collection_modifyitems(items):
+    if SHARED_DATA.is_dir():
+        return
+    for item in items:
+        if item.get_closest_marker("shared_data"):
+            item.add_marker(pytest.mark.skip(reason=f"there is no {SHARED_DATA}"))
+
+
+@pytest.fixture
+def shared_data():
+    """The folder of real data; tests that use it carry `@pytest.mark.shared_data`."""
+    return SHARED_DATA
+
+
+@pytest.fixture
+def strict_dtypes():
+    """For our own maths: optax.adamw itself mixes float and int32."""
+    with jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+@pytest.fixture
+def nans_allowed():
+    """For a test that makes a NaN on purpose."""
+    with jax.debug_nans(False):
+        yield

@@ -1,0 +1,329 @@
+"""Laws of the models; that they equal the reference is tests/parity's business."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flax_adapt import keys, masking, models
+from flax_adapt.errors import UserError
+from flax_adapt.models import layers
+
+TINY = dict(
+    image_size=16,
+    patch_size=4,
+    channels=3,
+    width=16,
+    depth=2,
+    heads=2,
+    mlp_dim=32,
+    layer_norm_eps=1e-6,
+    qkv_bias=True,
+    gelu="erf",
+    pooler=False,
+    decoder=dict(width=8, depth=1, heads=2, mlp_dim=16),
+)
+
+
+def build(task, **changes):
+    options = dict(
+        dtype="float32", dropout=0.0, drop_path=0.0, pooling="cls", num_classes=3
+    )
+    config = {**TINY, **{k: v for k, v in changes.items() if k in TINY}}
+    options |= {k: v for k, v in changes.items() if k not in TINY}
+    return models.build(config, task, **options)
+
+
+def images(batch=4, size=16, channels=3):
+    return jax.random.normal(jax.random.key(1), (batch, size, size, channels))
+
+
+def shapes(model):
+    return jax.eval_shape(lambda: models.init_params(model, jax.random.key(0)))
+
+
+def count(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def vit(size, patch_size, image_size=224):
+    config = models.vit_config(
+        size, image_size=image_size, patch_size=patch_size, channels=3
+    )
+    return models.build(
+        config,
+        "classify",
+        dtype="float32",
+        dropout=0.0,
+        drop_path=0.0,
+        pooling="cls",
+        num_classes=1000,
+    )
+
+
+# Counts of timm's vit_*_patch*_224 with 1000 classes.
+@pytest.mark.parametrize(
+    ("size", "patch_size", "parameters"),
+    [
+        ("Ti", 16, 5_717_416),
+        ("S", 16, 22_050_664),
+        ("B", 16, 86_567_656),
+        ("L", 16, 304_326_632),
+        ("H", 14, 632_045_800),
+    ],
+)
+def test_published_sizes_have_their_number_of_parameters(size, patch_size, parameters):
+    assert count(shapes(vit(size, patch_size))) == parameters
+
+
+def test_the_papers_mae_has_its_number_of_parameters():
+    # facebook/vit-mae-base, both position embeddings included.
+    config = models.mae_config("B", image_size=224, patch_size=16, channels=3)
+    model = models.build(
+        config,
+        "mae",
+        dtype="float32",
+        dropout=0.0,
+        drop_path=0.0,
+        pooling="cls",
+        num_classes=0,
+    )
+    assert count(shapes(model)) == 111_907_840
+
+
+def test_parameters_have_the_promised_names_and_shapes():
+    params = shapes(build("mae"))
+    leaves = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+    assert leaves["encoder/patch_embed/kernel"] == (48, 16)
+    assert leaves["encoder/cls_token"] == (1, 1, 16)
+    assert leaves["encoder/position"] == (1, 17, 16)
+    assert leaves["encoder/block_01/attention/query/kernel"] == (16, 16)
+    assert leaves["encoder/block_01/mlp/up/kernel"] == (16, 32)
+    assert leaves["decoder/mask_token"] == (1, 1, 8)
+    assert leaves["decoder/predict/kernel"] == (8, 48)
+    assert set(shapes(build("classify"))) == {"encoder", "head"}
+    assert set(shapes(build("encoder", pooler=True))) == {"encoder", "pooler"}
+    without = shapes(build("encoder", qkv_bias=False))
+    assert set(without["encoder"]["block_00"]["attention"]["key"]) == {"kernel"}
+
+
+# METHODS, parity trap 3.
+@pytest.mark.parametrize(
+    ("width", "side", "checksum"),
+    [(768, 14, 69594.493859), (512, 14, 46340.333103), (1280, 16, 149578.405753)],
+)
+def test_sincos_positions_have_the_references_checksum(width, side, checksum):
+    shape = (1, 1 + side**2, width)
+    table = models.sincos_position(jax.random.key(0), shape, jnp.float32)
+    assert not np.any(table[0, 0])
+    total = np.sum(np.asarray(table, np.float64))
+    np.testing.assert_allclose(total, checksum, rtol=1e-7)
+
+
+def test_sincos_positions_put_the_column_first():
+    # Patch 1 is row 0, column 1: sin(1) in the first half, sin(0) in the second.
+    table = models.sincos_position(jax.random.key(0), (1, 5, 8), jnp.float32)
+    np.testing.assert_allclose(table[0, 2, [0, 4]], [np.sin(1), 0], atol=1e-6)
+    np.testing.assert_allclose(table[0, 3, [0, 4]], [0, np.sin(1)], atol=1e-6)
+
+
+def test_patches_go_row_by_row_and_pixels_row_column_channel():
+    image = np.arange(32).reshape(1, 4, 4, 2)  # value = 8 row + 2 column + channel
+    patches = models.patchify(image, 2)
+    np.testing.assert_array_equal(patches[0, 0], [0, 1, 2, 3, 8, 9, 10, 11])
+    np.testing.assert_array_equal(patches[0, 1], [4, 5, 6, 7, 12, 13, 14, 15])
+    np.testing.assert_array_equal(patches[0, 2, :4], [16, 17, 18, 19])
+
+
+@pytest.mark.parametrize(("size", "channels", "patch"), [(16, 3, 4), (12, 1, 3)])
+def test_unpatchify_undoes_patchify(size, channels, patch):
+    image = images(2, size, channels)
+    restored = models.unpatchify(models.patchify(image, patch), patch)
+    np.testing.assert_array_equal(restored, image)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.25, 0.5, 0.75, 0.9])
+def test_every_image_keeps_exactly_the_promised_patches(ratio):
+    key_B = jax.random.split(jax.random.key(0), 5)
+    noise_BL = masking.patch_noise(key_B, 16)
+    visible = masking.num_visible(16, ratio)
+    hiding = masking.hide_patches(noise_BL, visible)
+    assert visible == int(16 * (1 - ratio))
+    np.testing.assert_array_equal(hiding.hidden_BL.sum(axis=1), 16 - visible)
+    for row, kept in zip(hiding.hidden_BL, hiding.visible_BV, strict=True):
+        assert set(np.flatnonzero(~row)) == set(np.asarray(kept))
+    assert len({tuple(row) for row in np.asarray(noise_BL)}) == 5  # masks per image
+
+
+def test_the_patches_of_lowest_noise_stay_visible():
+    noise_BL = np.array([[0.4, 0.1, 0.3, 0.2]])
+    hiding = masking.hide_patches(noise_BL, 2)
+    np.testing.assert_array_equal(hiding.visible_BV, [[1, 3]])
+    np.testing.assert_array_equal(hiding.hidden_BL, [[True, False, True, False]])
+    np.testing.assert_array_equal(hiding.order_BL, [[3, 0, 2, 1]])
+
+
+@pytest.mark.parametrize("ratio", [-0.1, 0.95, 1.0])
+def test_a_ratio_that_leaves_nothing_visible_is_the_users_mistake(ratio):
+    with pytest.raises(UserError, match="hidden_ratio"):
+        masking.num_visible(16, ratio)
+
+
+@pytest.mark.usefixtures("strict_dtypes")
+def test_hidden_pixels_cannot_influence_the_prediction_and_positions_are_constants():
+    model = build("mae", depth=1)
+    params = models.init_params(model, jax.random.key(0))
+    noise_BL = masking.patch_noise(jax.random.split(jax.random.key(2), 4), 16)
+
+    @jax.jit
+    def gradients(params, image):
+        def total(params, image):
+            prediction_BLP, hidden_BL = model.apply(
+                {"params": params}, image, noise_BL, None, 0.75
+            )
+            return jnp.sum(jnp.square(prediction_BLP)), hidden_BL
+
+        return jax.grad(total, argnums=(0, 1), has_aux=True)(params, image)
+
+    (grads, grad_image), hidden_BL = gradients(params, images())
+    grad_BLP = models.patchify(grad_image, 4)
+    assert not np.any(grad_BLP[hidden_BL])
+    assert np.all(np.any(np.asarray(grad_BLP)[~np.asarray(hidden_BL)], axis=-1))
+    zero = {
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, leaf in jax.tree_util.tree_leaves_with_path(grads)
+        if not np.any(leaf)
+    }
+    zero -= {
+        name for name in zero if name.endswith("key/bias")
+    }  # zero but for rounding
+    assert zero == {"encoder/position", "decoder/position"}
+
+
+@pytest.mark.usefixtures("strict_dtypes")
+def test_dropout_depends_on_the_key_of_the_example_and_on_nothing_else():
+    model = build("classify", dropout=0.5, drop_path=0.0, depth=1)
+    params = models.init_params(model, jax.random.key(0))
+    image, position = images(4), jnp.arange(4)
+    apply = jax.jit(lambda image, key_B: model.apply({"params": params}, image, key_B))
+    key_B = keys.example_keys(jax.random.key(3), position)
+    logits_BN = apply(image, key_B)
+    order = np.array([2, 0, 3, 1])
+    np.testing.assert_allclose(
+        apply(image[order], key_B[order]), logits_BN[order], rtol=1e-5
+    )
+    np.testing.assert_allclose(apply(image[:2], key_B[:2]), logits_BN[:2], rtol=1e-5)
+    # The same image under another key gives other logits.
+    same = apply(jnp.repeat(image[:1], 4, axis=0), key_B)
+    assert len({float(value) for value in same[:, 0]}) == 4
+
+
+@pytest.mark.parametrize("rates", [(0.5, 0.0), (0.0, 0.5)])
+def test_both_branches_of_a_block_draw_anew(rates):
+    key_B = jax.random.split(jax.random.key(0), 64)
+    config, init = build("encoder").config, jax.nn.initializers.zeros
+    block = layers.Block(config, init, *rates, jnp.float32)
+    after_attention, after_mlp = (
+        block._drop(jnp.ones((64, 1, 8)), key_B, number) for number in (0, 2)
+    )
+    assert not np.array_equal(after_attention, after_mlp)
+
+
+def test_dense_multiplies_matrices_in_the_compute_dtype():
+    dense = layers.Dense(8, True, jax.nn.initializers.ones, jnp.bfloat16)
+    x_BLD = jnp.ones((2, 3, 4))
+    params = dense.init(jax.random.key(0), x_BLD)
+    program = jax.make_jaxpr(dense.apply)(params, x_BLD)
+    dots = [e for e in program.eqns if e.primitive.name == "dot_general"]
+    operands = [(v.aval.shape, v.aval.dtype) for v in dots[0].invars]
+    assert operands == [((6, 4), jnp.bfloat16), ((4, 8), jnp.bfloat16)]
+    assert program.out_avals[0].shape == (2, 3, 8)
+
+
+@pytest.mark.parametrize("drop", [layers.dropout, layers.drop_path])
+def test_dropping_keeps_the_mean_and_is_the_identity_without_rate_or_key(drop):
+    key_B = jax.random.split(jax.random.key(0), 2000)
+    x_BLD = jnp.ones((2000, 2, 3))
+    dropped = drop(x_BLD, 0.25, key_B)
+    assert set(np.unique(dropped)) == {np.float32(0), np.float32(1 / 0.75)}
+    np.testing.assert_allclose(np.mean(dropped), 1, atol=0.05)
+    np.testing.assert_array_equal(drop(x_BLD, 0.0, key_B), x_BLD)
+    np.testing.assert_array_equal(drop(x_BLD, 0.25, None), x_BLD)
+
+
+def test_drop_path_drops_whole_examples_and_rises_linearly():
+    key_B = jax.random.split(jax.random.key(0), 50)
+    dropped = np.asarray(layers.drop_path(jnp.ones((50, 2, 3)), 0.5, key_B))
+    assert all(len(np.unique(row)) == 1 for row in dropped)
+    assert 0 < np.count_nonzero(dropped[:, 0, 0]) < 50
+    np.testing.assert_allclose(
+        layers.drop_path_rates(0.3, 4), [0, 0.1, 0.2, 0.3], atol=1e-12
+    )
+    assert layers.drop_path_rates(0.3, 1) == (0,)
+
+
+@pytest.mark.parametrize("task", sorted(models.TASKS))
+def test_bfloat16_computes_near_float32_and_keeps_float32_parameters(task):
+    outputs = []
+    for dtype in models.DTYPES:
+        model = build(task, dtype=dtype, depth=1)
+        params = models.init_params(model, jax.random.key(0))
+        assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {
+            jnp.dtype("float32")
+        }
+        arguments = (jnp.zeros((4, 16)),) if task == "mae" else ()
+        ratio = (0.5,) if task == "mae" else ()
+        apply = jax.jit(model.apply, static_argnums=(3, 4) if task == "mae" else ())
+        outputs.append(apply({"params": params}, images(), *arguments, None, *ratio))
+    exact, coarse = (jax.tree.leaves(output)[0] for output in outputs)
+    assert not np.array_equal(exact, coarse)
+    np.testing.assert_allclose(coarse, exact, atol=0.1)
+    assert exact.dtype == jnp.float32
+    if task != "encoder":  # what a loss is computed from is float32 in any case
+        assert coarse.dtype == jnp.float32
+
+
+def test_mean_pooling_leaves_cls_out():
+    x_BLD = jnp.array([[[9.0, 9.0], [1.0, 2.0], [3.0, 4.0]]])
+    np.testing.assert_array_equal(models.pool(x_BLD, "mean"), [[2, 3]])
+    np.testing.assert_array_equal(models.pool(x_BLD, "cls"), [[9, 9]])
+
+
+def test_encode_returns_the_state_after_every_block_and_after_the_norm():
+    model = build("encoder", depth=1)
+    params = models.init_params(model, jax.random.key(0))
+    encode = jax.jit(
+        lambda image: model.apply({"params": params}, image, None, method="encode")
+    )
+    states = encode(images())
+    assert [state.shape for state in states] == [(4, 17, 16)] * 2
+    last = np.asarray(states[-1])
+    np.testing.assert_allclose(last.mean(axis=-1), 0, atol=1e-5)
+    assert np.abs(np.asarray(states[0]).mean(axis=-1)).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("task", "changes", "text"),
+    [
+        ("mae", dict(image_size=15), "patch_size"),
+        ("mae", dict(decoder=None), "decoder"),
+        ("encoder", dict(heads=3), "heads"),
+        ("encoder", dict(gelu="relu"), "gelu"),
+        ("classify", dict(num_classes=0), "num_classes"),
+        ("classify", dict(pooling="max"), "pooling"),
+        ("encoder", dict(dtype="float16"), "dtype"),
+        ("detect", {}, "task"),
+    ],
+)
+def test_a_wrong_config_names_the_field(task, changes, text):
+    with pytest.raises(UserError, match=text):
+        build(task, **changes)
+
+
+def test_an_image_of_another_size_is_the_users_mistake():
+    model = build("encoder")
+    with pytest.raises(UserError, match=r"\(20, 20, 3\).*\(16, 16, 3\)"):
+        jax.eval_shape(model.apply, {"params": shapes(model)}, images(2, 20), None)

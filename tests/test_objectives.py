@@ -1,0 +1,195 @@
+"""Laws that every objective keeps, and hand-computed values of each."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from ml_collections import ConfigDict
+
+from flax_adapt import defaults, keys, objectives
+from flax_adapt.errors import UserError
+from flax_adapt.objectives import classify, distill, reconstruct
+
+RECONSTRUCT = defaults.reconstruct() | dict(hidden_ratio=0.5)
+FAMILY = {
+    "reconstruct": RECONSTRUCT,
+    "reconstruct_raw": RECONSTRUCT | dict(normalize_patches=False),
+    "distill": defaults.distill() | dict(masked=RECONSTRUCT),
+    "distill_tokens": defaults.distill()
+    | dict(
+        masked=RECONSTRUCT, state="tokens", layers=(0, -1), reduce="mean", weight=0.5
+    ),
+    "distill_mean": defaults.distill() | dict(masked=RECONSTRUCT, state="mean"),
+    "classify": defaults.classify(),
+    "classify_mixed": defaults.classify()
+    | dict(label_smoothing=0.1, mixup_alpha=0.8, cutmix_alpha=1.0),
+}
+# Leaves that an objective does not train: fixed positions.
+FIXED = {"reconstruct": "position", "distill": "position", "classify": "no such leaf"}
+
+
+@functools.cache  # every test of the family uses the same compiled losses
+def make(name, *, train=True, dropout=0.2):
+    config = ConfigDict(FAMILY[name])
+    model = tiny.build(objectives.TASKS[config.name], dropout=dropout)
+    loss_fn = objectives.build(config, model, train=train)
+    params = tiny.params_of(model)
+    frozen = {"teacher": tiny.params_of(tiny.build("encoder"), seed=1)}
+    return jax.jit(loss_fn), params, frozen
+
+
+def keys_of(batch, seed=0):
+    return keys.example_keys(jax.random.key(seed), batch["position"])
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_loss_is_finite_and_the_metric_loss_is_the_loss(name):
+    loss_fn, params, frozen = make(name)
+    batch = tiny.batch_of()
+    loss, metrics = loss_fn(params, frozen, batch, keys_of(batch))
+    assert np.isfinite(loss)
+    np.testing.assert_allclose(metrics["loss"].value(), loss, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_gradient_reaches_every_trainable_leaf_and_no_frozen_one(name):
+    loss_fn, params, frozen = make(name)
+    batch = tiny.batch_of()
+    grads, frozen_grads = jax.grad(lambda *a: loss_fn(*a)[0], (0, 1))(
+        params, frozen, batch, keys_of(batch)
+    )
+    fixed = FIXED[name.split("_")[0]]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
+        place = jax.tree_util.keystr(path, simple=True, separator="/")
+        assert bool(np.any(leaf != 0)) == (not place.endswith(fixed)), place
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(frozen_grads))
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_same_keys_give_the_same_loss_and_other_keys_another(name):
+    loss_fn, params, frozen = make(name)
+    batch = tiny.batch_of()
+    first, again, other = (
+        loss_fn(params, frozen, batch, keys_of(batch, seed))[0] for seed in (0, 0, 1)
+    )
+    assert first == again != other
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_an_example_of_weight_zero_counts_for_nothing(name):
+    loss_fn, params, frozen = make(name)
+    batch = tiny.batch_of()
+    batch["weight"][3] = 0
+    changed = batch | {"image": batch["image"].copy(), "label": batch["label"].copy()}
+    if name != "classify_mixed":  # there an undecodable image is zeros by contract
+        changed["image"][3] = 7.0
+    changed["label"][3] = -1
+    # Row 3 is the partner of row 4 in mixing: neither its image nor its label may leak.
+    losses = [loss_fn(params, frozen, b, keys_of(b))[0] for b in (batch, changed)]
+    np.testing.assert_array_equal(*losses)
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_evaluation_has_no_dropout(name):
+    batch = tiny.batch_of()
+    losses = []
+    for dropout in (0.2, 0.5):
+        loss_fn, params, frozen = make(name, train=False, dropout=dropout)
+        losses.append(loss_fn(params, frozen, batch, keys_of(batch))[0])
+    assert losses[0] == losses[1]
+
+
+def test_only_the_encoder_gets_the_distillation_gradient():
+    config = ConfigDict(defaults.distill())
+    model = tiny.build("mae")
+    params = tiny.params_of(model)
+    frozen = {"teacher": tiny.params_of(tiny.build("encoder"), seed=1)}
+    loss_fn = objectives.build(config, model)
+    batch = tiny.batch_of()
+    distance = lambda p: loss_fn(p, frozen, batch, keys_of(batch))[1]["distill"].value()
+    grads = jax.jit(jax.grad(distance))(params)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(grads["decoder"]))
+    assert np.any(grads["encoder"]["cls_token"])
+
+
+def test_a_student_that_is_the_teacher_has_distance_zero():
+    loss_fn, params, _ = make("distill", train=False)
+    batch = tiny.batch_of()
+    _, metrics = loss_fn(params, {"teacher": params}, batch, keys_of(batch))
+    assert metrics["distill"].value() == 0
+
+
+def test_given_noise_replaces_the_drawn_mask():
+    loss_fn, params, frozen = make("reconstruct", train=False)
+    batch = tiny.batch_of()
+    batch["noise"] = np.random.default_rng(0).random((8, 4), np.float32)
+    losses = [loss_fn(params, frozen, batch, keys_of(batch, s))[0] for s in (0, 1)]
+    assert losses[0] == losses[1]
+
+
+def test_visible_patches_do_not_count(strict_dtypes):
+    zeros_BLP = jnp.zeros((1, 2, 3))
+    target_BLP = jnp.array([[[1.0, 2.0, 2.0], [5.0, 5.0, 5.0]]])
+    hidden_BL = jnp.array([[True, False]])
+    loss = reconstruct.masked_error(zeros_BLP, target_BLP, hidden_BL, jnp.ones(1))
+    np.testing.assert_allclose(loss.value(), 9 / 3)
+
+
+def test_patch_targets_use_the_unbiased_variance(strict_dtypes):
+    image_BYXC = jnp.array([1.0, 2.0, 3.0, 6.0]).reshape(1, 2, 2, 1)
+    # mean 3, squared deviations 4 1 0 9, divided by 3: variance 14/3
+    expected = np.array([-2, -1, 0, 3]) / np.sqrt(14 / 3 + 1e-6)
+    target_BLP = reconstruct.patch_targets(image_BYXC, 2, normalize=True)
+    np.testing.assert_allclose(target_BLP[0, 0], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("state", "reduce", "expected"),
+    [
+        ("cls", "sum", 13.0),  # (1, 2) - (3, 5): 4 + 9
+        ("cls", "mean", 6.5),
+        ("tokens", "sum", (13.0 + 0.0 + 2.0) / 3),
+        ("mean", "sum", 0.25 + 0.25),  # means (1/2, 1/2) apart
+    ],
+)
+def test_state_distance_by_hand(state, reduce, expected, strict_dtypes):
+    student = jnp.array([[[1.0, 2.0], [4.0, 4.0], [1.0, 1.0]]])
+    teacher = jnp.array([[[3.0, 5.0], [4.0, 4.0], [0.0, 0.0]]])
+    distance_B = distill.state_distance([student], [teacher], state, reduce)
+    np.testing.assert_allclose(distance_B, [expected], rtol=1e-6)
+
+
+def test_layers_are_averaged(strict_dtypes):
+    one, two = jnp.ones((1, 1, 2)), 2 * jnp.ones((1, 1, 2))
+    zero = jnp.zeros((1, 1, 2))
+    distance_B = distill.state_distance([one, two], [zero, zero], "cls", "sum")
+    np.testing.assert_allclose(distance_B, [(2 + 8) / 2])
+
+
+def test_smoothed_cross_entropy_by_hand(strict_dtypes):
+    targets_BN = classify.smooth(jnp.array([0]), 2, 0.2)
+    np.testing.assert_allclose(targets_BN, [[0.9, 0.1]], rtol=1e-6)
+    logits_BN = jnp.log(jnp.array([[0.75, 0.25]]))
+    expected = -(0.9 * np.log(0.75) + 0.1 * np.log(0.25))
+    np.testing.assert_allclose(
+        classify.cross_entropy(logits_BN, targets_BN), [expected], rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        (dict(layers=(3,)), "objective.layers=.*states 0 to 2"),
+        (dict(layers=()), "objective.layers"),
+        (dict(state="all"), "objective.state='all' is unknown.*cls"),
+        (dict(reduce="max"), "objective.reduce='max'.*mean.*sum"),
+        (dict(name="guess"), "objective.name='guess'.*classify.*distill"),
+    ],
+)
+def test_errors_name_the_field_and_the_choices(changes, text):
+    config = ConfigDict(defaults.distill() | changes)
+    with pytest.raises(UserError, match=text):
+        objectives.build(config, tiny.build("mae"))

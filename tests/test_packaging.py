@@ -1,0 +1,53 @@
+"""The wheel: the package and its configs are in it, tests and goldens are not."""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+import setuptools
+
+ROOT = Path(__file__).parent.parent
+# From this version on setuptools makes wheels itself; an older one needs the network.
+BUILDS_WHEELS = int(setuptools.__version__.split(".")[0]) >= 71
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The open wheel, built from a copy so that the checkout stays as it is."""
+    folder = tmp_path_factory.mktemp("wheel")
+    ignore = shutil.ignore_patterns("__pycache__", ".*", "runs", "build", "*.egg-info")
+    shutil.copytree(ROOT, folder / "checkout", ignore=ignore)
+    isolation = ["--no-build-isolation"] if BUILDS_WHEELS else []
+    options = ["-q", "--no-deps", *isolation, "--wheel-dir", folder]
+    command = [sys.executable, "-m", "pip", "wheel", *options, folder / "checkout"]
+    subprocess.run(command, check=True)
+    (path,) = folder.glob("*.whl")
+    with zipfile.ZipFile(path) as opened:
+        yield opened
+
+
+def python_files(folder):
+    paths = (ROOT / folder).rglob("*.py")
+    return {path.relative_to(ROOT).as_posix() for path in paths}
+
+
+def test_wheel_holds_the_package_and_the_configs_and_nothing_else(wheel):
+    files = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    configs = {f"flax_adapt/{name}" for name in python_files("configs")}
+    assert files == python_files("flax_adapt") | configs | {"flax_adapt/py.typed"}
+
+
+def test_wheel_installs_the_command(wheel):
+    (name,) = (name for name in wheel.namelist() if name.endswith("entry_points.txt"))
+    assert "flax-adapt = flax_adapt.__main__:main" in wheel.read(name).decode()
+
+
+def test_every_requirement_has_a_lower_bound(wheel):
+    (name,) = (name for name in wheel.namelist() if name.endswith("METADATA"))
+    metadata = Parser().parsestr(wheel.read(name).decode())
+    requirements = metadata.get_all("Requires-Dist")
+    assert [line for line in requirements if ">=" not in line] == []

@@ -1,0 +1,388 @@
+"""Weights: strict, exact, and safe against broken or hostile folders."""
+
+import json
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from flax_adapt import models, weights
+from flax_adapt.errors import UserError
+from flax_adapt.weights import names, safetensors_folder, strict
+
+CONFIG = dict(
+    image_size=8,
+    patch_size=4,
+    channels=3,
+    width=8,
+    depth=11,  # two digits: block_10 is layer 10
+    heads=2,
+    mlp_dim=12,
+    layer_norm_eps=1e-12,
+    qkv_bias=True,
+    gelu="erf",
+    pooler=False,
+    decoder=dict(width=4, depth=1, heads=2, mlp_dim=6),
+)
+QUERY = "vit.encoder.layer.0.attention.attention.query.weight"
+
+
+def build(task, **changes):
+    return models.build(
+        CONFIG | dict(depth=1) | changes,
+        task,
+        dtype="float32",
+        dropout=0.0,
+        drop_path=0.0,
+        pooling="cls",
+        num_classes=5,
+    )
+
+
+def random_params(model):
+    """Random values in the shapes of the model's parameters; nothing is compiled."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32),
+        jax.eval_shape(lambda: models.init_params(model, jax.random.key(0))),
+    )
+
+
+@pytest.fixture
+def model():
+    return build("mae")
+
+
+@pytest.fixture
+def params(model):
+    return random_params(model)
+
+
+@pytest.fixture
+def folder(tmp_path, model, params):
+    weights.save_pretrained(tmp_path / "model", model, params)
+    return tmp_path / "model"
+
+
+def tensors_of(folder):
+    return safetensors.numpy.load_file(folder / "model.safetensors")
+
+
+def rewrite(folder, tensors):
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+
+
+def change_config(folder, **fields):
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+
+
+def assert_same(tree, other):
+    jax.tree.map(np.testing.assert_array_equal, tree, other)
+
+
+@pytest.mark.parametrize(
+    ("task", "changes", "kind"),
+    [
+        ("mae", {}, "ViTMAEForPreTraining"),
+        ("encoder", dict(pooler=True), "ViTModel"),
+        ("encoder", {}, "ViTModel"),
+        ("classify", dict(qkv_bias=False, gelu="tanh"), "ViTForImageClassification"),
+    ],
+)
+def test_what_was_saved_is_loaded_bit_by_bit(tmp_path, task, changes, kind):
+    model = build(task, depth=11, **changes)
+    params = random_params(model)
+    weights.save_pretrained(tmp_path / "a", model, params)
+    again, loaded, report = weights.from_pretrained(tmp_path / "a", task)
+    assert_same(loaded, params)
+    assert again == model
+    assert not report.ignored
+    assert not report.fresh
+    weights.save_pretrained(tmp_path / "b", again, loaded)
+    for file in ("model.safetensors", "config.json"):
+        assert (tmp_path / "a" / file).read_bytes() == (
+            tmp_path / "b" / file
+        ).read_bytes()
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert config["architectures"] == [kind]
+
+
+def test_an_encoder_with_a_decoder_in_its_config_is_written_as_vit_mae_model(tmp_path):
+    config = CONFIG | dict(depth=1)
+    params = random_params(build("encoder"))
+    weights.save(
+        tmp_path / "a", config, params, "encoder", pooling="cls", preprocessor=None
+    )
+    written = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert written["architectures"] == ["ViTMAEModel"]
+    assert weights.model_config(tmp_path / "a") == config
+    assert "encoder.layer.0.layernorm_before.weight" in tensors_of(tmp_path / "a")
+
+
+def test_a_kernel_is_the_transposed_weight_and_patches_go_row_column_channel(
+    folder, params
+):
+    tensors, encoder = tensors_of(folder), params["encoder"]
+    query = encoder["block_00"]["attention"]["query"]["kernel"]
+    np.testing.assert_array_equal(tensors[QUERY], query.T)
+    conv = tensors["vit.embeddings.patch_embeddings.projection.weight"]
+    assert conv.shape == (8, 3, 4, 4)  # D, channel, row, column
+    row, column, channel = 1, 2, 2
+    pixel = (row * 4 + column) * 3 + channel
+    kernel = encoder["patch_embed"]["kernel"]
+    np.testing.assert_array_equal(conv[:, channel, row, column], kernel[pixel])
+
+
+@pytest.mark.parametrize(
+    ("name", "leaf"),
+    [
+        (QUERY, "encoder/block_00/attention/query/kernel"),
+        ("encoder.layer.10.output.dense.bias", "encoder/block_10/mlp/down/bias"),
+        ("vit.layers.3.attention.o_proj.bias", "encoder/block_03/attention/out/bias"),
+        ("layers.3.mlp.fc1.weight", "encoder/block_03/mlp/up/kernel"),
+        (
+            "decoder.decoder_layers.0.attention.output.dense.weight",
+            "decoder/block_00/attention/out/kernel",
+        ),
+        (
+            "decoder.decoder_encoder.layer.0.layernorm_after.weight",
+            "decoder/block_00/norm2/scale",
+        ),
+        ("vit.encoder.layer.0.attention.attention.query.gamma", None),
+        ("xvit.layernorm.weight", None),
+    ],
+)
+def test_all_spellings_of_transformers_are_understood(name, leaf):
+    assert names.leaf_of(name) == leaf
+
+
+def test_every_leaf_has_a_name_and_the_name_leads_back():
+    leaves = strict.flatten(random_params(build("mae", depth=11)))
+    leaves |= strict.flatten(random_params(build("classify")))
+    leaves |= strict.flatten(random_params(build("encoder", pooler=True)))
+    found = {leaf: names.leaf_of(names.name_of(leaf)) for leaf in leaves}
+    assert found == {leaf: leaf for leaf in leaves}
+    assert len({names.name_of(leaf) for leaf in leaves}) == len(leaves)
+
+
+def test_all_problems_are_named_at_once_with_shapes(folder, model):
+    tensors = tensors_of(folder)
+    del tensors["vit.layernorm.bias"]
+    tensors["vit.extra.weight"] = np.zeros(3, np.float32)
+    tensors[QUERY] = np.zeros((8, 7), np.float32)
+    rewrite(folder, tensors)
+    with pytest.raises(UserError) as error:
+        weights.from_pretrained(folder, "mae")
+    text = str(error.value)
+    assert "missing in the source: encoder/norm/bias;" in text
+    assert "unexpected in the source: vit.extra.weight;" in text
+    assert "encoder/block_00/attention/query/kernel (7, 8) -> (8, 8)" in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize("shape", [(8,), (8, 8, 1), (8, 8, 1, 1)])
+def test_a_tensor_of_another_rank_is_named(folder, shape):
+    rewrite(folder, tensors_of(folder) | {QUERY: np.zeros(shape, np.float32)})
+    with pytest.raises(UserError, match="block_00/attention/query/kernel"):
+        weights.from_pretrained(folder, "mae")
+
+
+def test_what_a_task_has_no_place_for_is_ignored_by_a_named_rule(folder):
+    _, loaded, report = weights.load(folder, "classify")
+    assert set(loaded) == {"encoder"}
+    assert set(report.ignored.values()) == {"decoder dropped for task classify"}
+    assert all(name.startswith("decoder.") for name in report.ignored)
+    assert "decoder dropped for task classify" in report.table()
+    json.dumps(report.to_json())
+
+
+def test_a_head_is_fresh_only_if_named(folder):
+    with pytest.raises(
+        UserError, match="missing in the source: head/bias, head/kernel"
+    ):
+        weights.from_pretrained(folder, "classify", num_classes=5)
+    with pytest.raises(UserError, match="needs a key"):
+        weights.from_pretrained(folder, "classify", num_classes=5, fresh=("head",))
+    _, params, report = weights.from_pretrained(
+        folder, "classify", num_classes=5, fresh=("head",), key=jax.random.key(0)
+    )
+    assert report.fresh == ("head/bias", "head/kernel")
+    assert params["head"]["kernel"].shape == (8, 5)
+    assert np.any(params["head"]["kernel"])
+    assert "2 fresh" in report.summary()
+
+
+@pytest.mark.parametrize(
+    ("fresh", "text"),
+    [
+        (("decoder",), "named fresh but in the source: decoder"),
+        (("head",), "named fresh but not in the model: head"),
+        (("encoder/nor",), "named fresh but not in the model: encoder/nor"),
+    ],
+)
+def test_a_wrong_fresh_name_is_an_error(params, fresh, text):
+    with pytest.raises(UserError, match=text):
+        weights.adopt(params, params, fresh)
+
+
+def test_half_precision_is_converted_and_reported(folder, params):
+    tensors = tensors_of(folder)
+    tensors[QUERY] = tensors[QUERY].astype(ml_dtypes.bfloat16)
+    rewrite(folder, tensors)
+    _, loaded, report = weights.from_pretrained(folder, "mae")
+    assert dict(report.converted) == {QUERY: "bfloat16"}
+    assert "1 converted from bfloat16 to float32" in report.summary()
+    query = loaded["encoder"]["block_00"]["attention"]["query"]["kernel"]
+    assert query.dtype == np.float32
+    expected = tensors[QUERY].astype(np.float32).T
+    np.testing.assert_array_equal(query, expected)
+
+
+def shard(folder):
+    """Splits model.safetensors in two shards with an index, as transformers does."""
+    tensors = tensors_of(folder)
+    halves = {
+        "model-00001-of-00002.safetensors": {},
+        "model-00002-of-00002.safetensors": {},
+    }
+    for number, (name, tensor) in enumerate(tensors.items()):
+        list(halves.values())[number % 2][name] = tensor
+    for file, half in halves.items():
+        safetensors.numpy.save_file(half, folder / file)
+    (folder / "model.safetensors").unlink()
+    weight_map = {name: file for file, half in halves.items() for name in half}
+    write_index(folder, weight_map)
+    return weight_map
+
+
+def write_index(folder, weight_map):
+    text = json.dumps({"metadata": {}, "weight_map": weight_map})
+    (folder / "model.safetensors.index.json").write_text(text)
+
+
+def test_shards_hold_the_same_model(folder, params):
+    shard(folder)
+    _, loaded, _ = weights.from_pretrained(folder, "mae")
+    assert_same(loaded, params)
+
+
+def test_a_missing_shard_is_named(folder):
+    shard(folder)
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(UserError, match=r"missing: model-00002-of-00002\.safetensors"):
+        weights.load(folder, "mae")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../model.safetensors",
+        "/etc/model.safetensors",
+        "..\\m.safetensors",
+        "m.bin",
+        "..",
+    ],
+)
+def test_an_index_cannot_point_out_of_its_folder(folder, name):
+    weight_map = shard(folder)
+    write_index(folder, weight_map | {QUERY: name})
+    rewrite(folder.parent, {QUERY: np.zeros((8, 8), np.float32)})  # it would be found
+    with pytest.raises(UserError, match="is not the name of a shard"):
+        weights.load(folder, "mae")
+
+
+def test_an_index_that_disagrees_with_its_shards_is_an_error(folder):
+    weight_map = shard(folder)
+    del weight_map[QUERY]
+    write_index(folder, weight_map)
+    with pytest.raises(UserError, match=f"disagrees with the shards on {QUERY}"):
+        weights.load(folder, "mae")
+
+
+@pytest.mark.parametrize("keep", [0, 20, -3])
+def test_a_broken_file_is_one_line(folder, keep):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(UserError, match="not a readable safetensors file") as error:
+        weights.load(folder, "mae")
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_without_weights_or_config_is_one_line(tmp_path, folder):
+    with pytest.raises(UserError, match=r"no config\.json"):
+        weights.model_config(tmp_path / "nothing")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"pytorch_model\.bin is a pickle"):
+        weights.load(folder, "mae")
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        (dict(hidden_act="relu"), "hidden_act='relu'"),
+        (dict(model_type="bert"), "model_type='bert'"),
+        (dict(image_size=[8, 16]), "only squares"),
+        (dict(hidden_size="8"), "hidden_size"),
+        (dict(patch_size=0), "patch_size"),
+    ],
+)
+def test_a_config_we_cannot_build_names_the_field(folder, fields, text):
+    change_config(folder, **fields)
+    with pytest.raises(UserError, match=text):
+        weights.model_config(folder)
+
+
+def test_model_config_reads_what_was_saved_and_the_spellings_of_gelu(folder):
+    assert weights.model_config(folder) == CONFIG | dict(depth=1)
+    change_config(folder, hidden_act="gelu_new", image_size=[8, 8])
+    config = weights.model_config(folder)
+    assert config["gelu"] == "tanh"
+    assert config["image_size"] == 8
+
+
+def test_pooling_by_mean_survives_the_folder(tmp_path):
+    model = models.Classifier(*vars_of(build("classify")), "mean", 5)
+    weights.save_pretrained(tmp_path / "a", model, random_params(model))
+    assert weights.from_pretrained(tmp_path / "a", "classify")[0].pooling == "mean"
+
+
+def vars_of(model):
+    return model.config, model.dtype, model.dropout, model.drop_path
+
+
+def test_parameters_that_do_not_fit_the_config_are_not_written(tmp_path, model, params):
+    del params["encoder"]["norm"]["bias"]
+    with pytest.raises(UserError, match="encoder/norm/bias"):
+        weights.save_pretrained(tmp_path / "a", model, params)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_write_leaves_the_previous_export_whole(
+    folder, model, params, monkeypatch
+):
+    before = (folder / "model.safetensors").read_bytes()
+
+    def fail(*args, **kwargs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(safetensors_folder.safetensors.numpy, "save_file", fail)
+    with pytest.raises(OSError, match="disk full"):
+        weights.save_pretrained(folder, model, jax.tree.map(np.zeros_like, params))
+    assert (folder / "model.safetensors").read_bytes() == before
+    assert [file.name for file in folder.parent.iterdir()] == ["model"]
+
+
+def test_saving_replaces_an_export_but_no_other_folder(folder, model, params):
+    zeros = jax.tree.map(np.zeros_like, params)
+    weights.save_pretrained(folder, model, zeros, mean=(0.5,) * 3, std=(0.2,) * 3)
+    assert not np.any(tensors_of(folder)[QUERY])
+    preprocessor = json.loads((folder / "preprocessor_config.json").read_text())
+    assert preprocessor["image_mean"] == [0.5] * 3
+    assert [file.name for file in folder.parent.iterdir()] == ["model"]
+    (folder / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match=r"thesis\.tex"):
+        weights.save_pretrained(folder, model, params)
+    assert (folder / "thesis.tex").exists()
