@@ -83,7 +83,9 @@ def test_clipping_sees_trainable_leaves_only():
     # With eps as large as the gradient Adam's step shows the gradient's size.
     fields = dict(lr=1.0, eps=1.0, weight_decay=0.0, clip_norm=1.0, schedule="constant")
     tx = optim.build(config("finetune", freeze=("encoder/.*",), **fields), 10, params)
-    np.testing.assert_allclose(updated(tx, params, grads)["head/kernel"], [-0.5], rtol=1e-5)
+    np.testing.assert_allclose(
+        updated(tx, params, grads)["head/kernel"], [-0.5], rtol=1e-5
+    )
 
 
 def test_layer_decay_multiplies_the_step_of_every_depth():
