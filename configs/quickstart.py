@@ -46,16 +46,18 @@ def digits(source: str, **changes):
 
 
 def get_config(arguments: str = ""):
-    args = configs.parse_arguments(arguments, pretrain_steps=600, finetune_steps=200)
+    args = configs.parse_arguments(
+        arguments, pretrain_steps=500, adapt_steps=300, finetune_steps=100
+    )
     released, target = digits("builtin:mnist5k"), digits("builtin:digits")
     few = {**defaults.ALL, "per_class": 10}
     labelled = digits("builtin:digits", subset=few)
     test = digits("builtin:digits", subset={**few, "part": "rest"})
 
-    def pretrain(name, data, **changes):
-        optim = defaults.pretrain_optim(lr=1e-3, warmup_steps=args.pretrain_steps // 10)
-        sizes = dict(num_steps=args.pretrain_steps, batch_size=128, optim=optim)
-        return defaults.pretrain_stage(name, data, **{**sizes, **changes})
+    def pretrain(name, data, num_steps, **changes):
+        optim = defaults.pretrain_optim(lr=1e-3)
+        sizes = dict(num_steps=num_steps, batch_size=64, optim=optim)
+        return defaults.pretrain_stage(name, data, **sizes, **changes)
 
     def finetune(name, init_from):
         evaluation = dict(
@@ -67,9 +69,7 @@ def get_config(arguments: str = ""):
             test,
             seeds=(0, 1, 2),
             num_steps=args.finetune_steps,
-            optim=defaults.finetune_optim(
-                lr=1e-3, warmup_steps=args.finetune_steps // 10
-            ),
+            optim=defaults.finetune_optim(lr=1e-3, warmup_steps=5),
             eval=evaluation,
             init_from=init_from,
         )
@@ -78,6 +78,7 @@ def get_config(arguments: str = ""):
     distilled = pretrain(
         "distill",
         target,
+        args.adapt_steps,
         objective=defaults.distill(),
         init_from=start,
         teacher="stage:further",
@@ -86,12 +87,14 @@ def get_config(arguments: str = ""):
         defaults.experiment(
             init="",
             model=MODEL,
-            checkpoint=dict(every_steps=200, keep_last=1, keep_best=0),
+            checkpoint=dict(every_steps=200, keep_last=2, keep_best=0),
             evaluate=defaults.evaluate(labelled, test),
             stages=(
-                pretrain("pretrain", released, init_from="scratch"),
+                pretrain(
+                    "pretrain", released, args.pretrain_steps, init_from="scratch"
+                ),
                 finetune("finetune_only", start),
-                pretrain("further", target, init_from=start),
+                pretrain("further", target, args.adapt_steps, init_from=start),
                 finetune("further_finetune", "stage:further"),
                 distilled,
                 finetune("distill_finetune", "stage:distill"),

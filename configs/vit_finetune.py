@@ -2,7 +2,7 @@
 
 Run     flax-adapt run --workdir=runs/x \
             --config=vit_finetune:dataset=folder:PATH,init=PATH,per_class=10
-        dataset, data_dir, init, model, per_class: as in vit_self_distill
+        dataset, data_dir, init, model, per_class, test_split: as in vit_self_distill
         linear_probe  train the head alone, the encoder frozen
 Expect  test accuracy, mean and spread over 5 seeds. Not run at full size yet: 5 x 10 000
         steps of ViT-B/16 at batch 32 want an accelerator.
@@ -22,6 +22,7 @@ def get_config(arguments: str = ""):
         model="",
         init="",
         per_class=0,
+        test_split="test",
         linear_probe=False,
     )
     data = defaults.S1Data(args)

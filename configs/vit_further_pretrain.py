@@ -2,7 +2,7 @@
 
 Run     flax-adapt run --workdir=runs/x \
             --config=vit_further_pretrain:dataset=folder:PATH,init=PATH
-        dataset, data_dir, init, model, per_class: as in vit_self_distill
+        dataset, data_dir, init, model, per_class, test_split: as in vit_self_distill
         finetune  also fine-tune the result on the labels of the dataset
 Expect  stages/further/export, a ViTMAEForPreTraining folder. Not run at full size yet:
         20 000 steps of ViT-B/16 at batch 64 want an accelerator.
@@ -22,6 +22,7 @@ def get_config(arguments: str = ""):
         model="",
         init="",
         per_class=0,
+        test_split="test",
         finetune=False,
     )
     data = defaults.S1Data(args)

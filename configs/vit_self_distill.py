@@ -10,6 +10,7 @@ Run     flax-adapt run --workdir=runs/dtd \
         rounds    of self-distillation, each from the original weights (released code: 1)
         compare   also fine-tune the start and the further pre-trained model
         per_class labels of every class to fine-tune on (0: all)
+        test_split  what to test on; "rest": all that per_class left over
 Expect  a table of test accuracies over 5 seeds, and what each step brought. Not run at
         full size yet: 2 x 20 000 steps of ViT-B/16 want an accelerator.
 Source  Lee et al. 2023, Self-Distillation for Further Pre-training of Transformers, and
@@ -31,6 +32,7 @@ def get_config(arguments: str = ""):
         init="",
         compare=True,
         per_class=0,
+        test_split="test",
     )
     data, start = defaults.S1Data(args), "pretrained" if args.init else "scratch"
     stages = []

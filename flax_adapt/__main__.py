@@ -4,11 +4,15 @@ Flags only, no logic. Exit code 0, or one line on stderr: 2 for a user's mistake
 run that broke down. SIGTERM: a checkpoint, one line, exit code 0.
 """
 
+import logging
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from absl import flags, logging
+from absl import flags
+from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from flax_adapt import commands, config
@@ -45,6 +49,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], bool, dict]] = {
             "pooling": ("cls", "cls or mean"),
             "batch_size": (64, "images at once"),
             "precision": ("float32", "float32 or bfloat16"),
+            "max_bad_fraction": (0.01, "undecodable images beyond it are an error"),
         },
     ),
     "configs": (commands.list_configs, False, {}),
@@ -52,10 +57,24 @@ COMMANDS: dict[str, tuple[Callable[..., None], bool, dict]] = {
 
 
 def usage() -> str:
-    lines = ["flax-adapt COMMAND --flag=value ...; a command alone prints its flags"]
+    lines = ["flax-adapt COMMAND --flag=value ...  (COMMAND --help lists its flags)"]
     for name, (function, _, _) in COMMANDS.items():
         lines.append(f"  {name:10}{(function.__doc__ or '').splitlines()[0]}")
     return "\n".join(lines)
+
+
+def describe(command: str) -> str:
+    """The flags of a command, a line each."""
+    function, takes_config, table = COMMANDS[command]
+    rows = [("--config", "", "file or shipped name, NAME:argument=value,...")]
+    rows += [("--config.FIELD", "", "changes one field, as in --config.stages.0.seeds")]
+    rows = rows if takes_config else []
+    rows += [
+        (f"--{name}", "required" if default is REQUIRED else repr(default), text)
+        for name, (default, text) in table.items()
+    ]
+    lines = [f"  {name:16}{default:10}{text}" for name, default, text in rows]
+    return "\n".join([(function.__doc__ or "").splitlines()[0], *lines])
 
 
 def parse(command: str, arguments: Sequence[str]) -> dict:
@@ -66,11 +85,16 @@ def parse(command: str, arguments: Sequence[str]) -> dict:
         _DEFINE[type(default)](name, default, text, flag_values=values)
     rest = [config.bracket_indices(argument) for argument in arguments]
     names = [argument for argument in rest if argument.startswith("--config=")]
+    known = ", ".join(f"--{name}" for name in table)
     if takes_config:
         if len(names) != 1:
-            raise UserError(f"{command} needs one --config=FILE or --config=NAME")
+            raise UserError(
+                f"{command} needs one --config=FILE or --config=NAME; flags: {known}"
+            )
         rest.remove(names[0])
         loaded = config.load(names[0].removeprefix("--config="))
+        for argument in rest:
+            config.check_override(loaded, argument)
     try:
         if takes_config:
             config_flags.DEFINE_config_dict(
@@ -86,9 +110,9 @@ def parse(command: str, arguments: Sequence[str]) -> dict:
         ValueError,
     ) as e:
         raise UserError(f"{command}: {_one_line(e)}") from None
-    missing = [f"--{name}=..." for name in table if values[name].value is None]
+    needed = [name for name, (default, _) in table.items() if default is REQUIRED]
+    missing = [f"--{name}=..." for name in needed if not values[name].value]
     if missing or left:
-        known = ", ".join(f"--{name}" for name in table)
         what = f"needs {' '.join(missing)}" if missing else f"does not know {left}"
         raise UserError(f"{command} {what}; flags: {known}")
     given = {name: values[name].value for name in table}
@@ -99,6 +123,7 @@ _DEFINE: dict[type, Callable[..., Any]] = {
     type(REQUIRED): flags.DEFINE_string,
     str: flags.DEFINE_string,
     int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
     bool: flags.DEFINE_bool,
 }
 
@@ -107,21 +132,42 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
+def _set_up_log() -> None:
+    """One plain line on stderr for what a run has to say; quiet libraries."""
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    log = logging.getLogger("flax_adapt")
+    log.setLevel(logging.INFO)
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(handler)
+        log.propagate = False
+
+
+def _stop(*_: object) -> None:
+    raise Preempted("stopped before anything was trained")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
-    logging.set_verbosity(logging.WARNING)
+    _set_up_log()
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
     command = arguments[0]
     try:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _stop)
         if command not in COMMANDS:
             known = ", ".join(COMMANDS)
             raise UserError(f"{command!r} is no command; there are: {known}")
+        if {"-h", "--help"} & set(arguments):
+            print(describe(command))
+            return 0
         COMMANDS[command][0](**parse(command, arguments[1:]))
     except Preempted as stop:
         print(f"{stop}; run the same command to continue")
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"flax-adapt: {_one_line(error)}", file=sys.stderr)
         return 2
     except NonFiniteError as error:

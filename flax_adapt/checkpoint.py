@@ -32,6 +32,18 @@ def _policy(config: Any, metric: str, mode: str) -> Any:
     return checkpoint_managers.AnyPreservationPolicy(policies)
 
 
+class _Manager(ocp.CheckpointManager):
+    """Leaves JAX's preemption service to `preemption`, which counts its own polls.
+
+    Orbax asks it with step numbers, and from a thread: the agreement on where to stop
+    would then rest on a stale number, and SIGTERM could go unheard.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        del step
+        return False
+
+
 class Checkpoints:
     """The checkpoints in one folder: the last `keep_last` and the `keep_best` best."""
 
@@ -40,13 +52,16 @@ class Checkpoints:
             preservation_policy=_policy(config, metric, mode),
             enable_async_checkpointing=True,
         )
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        self._manager = _Manager(folder.absolute(), options=options)
 
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
 
-    def steps(self) -> list[int]:
-        return sorted(self._manager.all_steps())
+    def drop(self, step: int) -> None:
+        """Deletes a checkpoint that turned out bad, unless it is the only one."""
+        self._manager.wait_until_finished()
+        if len(self._manager.all_steps()) > 1:
+            self._manager.delete(step)
 
     def save(
         self,

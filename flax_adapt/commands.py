@@ -1,5 +1,7 @@
 """What the commands do; every one is a public function."""
 
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +11,43 @@ import numpy as np
 from flax_adapt import config as configs
 from flax_adapt import data as images
 from flax_adapt import errors, logs, models, recipe, sharding
+from flax_adapt.errors import UserError
 from flax_adapt.evals import embed
 
+MATMUL_PRECISION = {"float32": "highest", "bfloat16": None}
 
-def _start_jax(workdir: Path, coordinator: str, num_processes: int, process_id: int):
-    """Joins the other processes; compiled programs are kept in the workdir for re-use."""
-    if coordinator == "auto":
-        jax.distributed.initialize()
-    elif coordinator:
-        jax.distributed.initialize(coordinator, num_processes, process_id)
-    jax.config.update("jax_compilation_cache_dir", str(workdir / "xla_cache"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+def _start_jax(
+    workdir: Path, coordinator: str, num_processes: int, process_id: int
+) -> None:
+    """Joins the other processes; keeps compiled programs in the workdir for re-use."""
+    _check_processes(coordinator, num_processes, process_id)
+    try:
+        if coordinator == "auto":
+            jax.distributed.initialize()
+        elif coordinator:
+            jax.distributed.initialize(coordinator, num_processes, process_id)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"--coordinator={coordinator}: {error}") from None
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(workdir / "xla_cache"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _check_processes(coordinator: str, num_processes: int, process_id: int) -> None:
+    """Refuses flags with which every process would run alone in the same workdir."""
+    if coordinator in ("", "auto"):
+        if (num_processes, process_id) != (1, 0):
+            raise UserError(
+                "--num_processes and --process_id need --coordinator=host:port"
+            )
+    elif not re.fullmatch(r".+:\d+", coordinator):
+        raise UserError(f"--coordinator={coordinator} must be host:port or auto")
+    elif not 0 <= process_id < num_processes:
+        raise UserError(
+            f"--process_id={process_id} must lie in 0 to {num_processes - 1} (there are "
+            f"--num_processes={num_processes})"
+        )
 
 
 def run(
@@ -33,6 +61,9 @@ def run(
     """Runs every stage of a config in a workdir, or continues it; prints the results."""
     folder = Path(workdir)
     _start_jax(folder, coordinator, num_processes, process_id)
+    # Accelerators multiply float32 in fewer bits unless told not to.
+    precise = errors.choose("precision", config.precision, MATMUL_PRECISION)
+    jax.config.update("jax_default_matmul_precision", precise)
     done = recipe.is_done(config, folder)
     rows = recipe.run(config, folder, force=force)
     if jax.process_index() == 0:
@@ -61,10 +92,16 @@ def features(
     pooling: str,
     batch_size: int,
     precision: str,
+    max_bad_fraction: float,
 ) -> None:
     """Writes embeddings, labels and example names of a data set to an .npz file."""
     errors.choose("--pooling", pooling, models.POOLING)
+    errors.choose("--precision", precision, models.DTYPES)
+    target = Path(out)
+    if target.suffix != ".npz" or not target.parent.is_dir():
+        raise UserError(f"--out={out} must be a new .npz file in a folder that exists")
     section = embed.data_for(Path(init), data, split, data_dir)
+    section.max_bad_fraction = max_bad_fraction
     examples = images.open_examples(section, "")
     rows = embed.extract(
         Path(init),
@@ -74,15 +111,20 @@ def features(
         precision=precision,
         mesh=sharding.one_device(),
     )
+    partial = target.with_suffix(".partial.npz")
     np.savez(
-        out,
+        partial,
         embeddings=rows.embeddings,
         labels=rows.labels,
         names=np.array([examples.names[index] for index in rows.indices]),
         class_names=np.array(examples.class_names),
     )
+    partial.replace(target)
     count, width = rows.embeddings.shape
     print(f"{out}: {count} embeddings of width {width}")
+    if examples.bad_files:
+        bad = ", ".join(examples.bad_files.names)
+        print(f"left out, since they cannot be decoded: {bad}")
 
 
 def evaluate(config: Any, workdir: str) -> None:

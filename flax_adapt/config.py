@@ -2,7 +2,6 @@
 
 import ast
 import importlib.util
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -43,8 +42,14 @@ def load(name: str) -> ConfigDict:
     assert spec is not None  # it is a .py file
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(arguments) if arguments else module.get_config()
+    try:
+        spec.loader.exec_module(module)
+        return module.get_config(arguments) if arguments else module.get_config()
+    except (AttributeError, ImportError, SyntaxError, TypeError) as error:
+        kind = type(error).__name__
+        raise UserError(
+            f"--config={name}: {path} does not work: {kind}: {error}"
+        ) from error
 
 
 def summary(path: Path) -> str:
@@ -116,13 +121,28 @@ def difference(old: Any, new: Any) -> list[str]:
     return [f"{name}: {old.get(name, '-')} -> {new.get(name, '-')}" for name in names]
 
 
+def check_override(config: ConfigDict, argument: str) -> None:
+    """Raises UserError unless `--config.a.0.b=VALUE` names a value of the config."""
+    flag = argument.partition("=")[0]
+    if not re.match(r"--?config\.", flag):
+        return
+    node: Any = config
+    for name in re.sub(r"\[(-?\d+)\]", r".\1", flag).split(".")[1:]:
+        if isinstance(node, ConfigDict):
+            node = choose(f"{flag}: the field", name, node)
+        elif isinstance(node, tuple):
+            numbers = {str(index): item for index, item in enumerate(node)}
+            node = choose(f"{flag}: the index", name, numbers)
+        else:
+            raise UserError(f"{flag}: a value has no field {name!r}")
+    inner = node[0] if isinstance(node, tuple) and node else node
+    if isinstance(inner, ConfigDict):
+        raise UserError(f"{flag} is a section: give one of its fields, {flag}.FIELD")
+
+
 def bracket_indices(argument: str) -> str:
     """`--config.stages.0.lr=1` -> `--config.stages[0].lr=1`, as ml_collections wants."""
     flag, equals, value = argument.partition("=")
     if not re.match(r"--?config\.", flag):
         return argument
     return re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", flag) + equals + value
-
-
-def to_json(config: ConfigDict) -> str:
-    return json.dumps(plain(config), indent=1)

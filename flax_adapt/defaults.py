@@ -10,12 +10,12 @@ from flax_adapt import models, weights
 from flax_adapt.errors import UserError, choose
 
 # Short names for `dataset=`: the paper's vision sets that TFDS carries.
-# name -> (source, split to train on, split to test on)
+# All have the splits "train" and "test".
 DATASETS = {
-    "cub": ("tfds:caltech_birds2011", "train", "test"),
-    "dtd": ("tfds:dtd", "train", "test"),
-    "dogs": ("tfds:stanford_dogs", "train", "test"),
-    "flowers": ("tfds:oxford_flowers102", "train", "test"),
+    "cub": "tfds:caltech_birds2011",
+    "dtd": "tfds:dtd",
+    "dogs": "tfds:stanford_dogs",
+    "flowers": "tfds:oxford_flowers102",
 }
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -25,8 +25,8 @@ ALL = dict(per_class=0, fraction=1.0, seed=0, part="chosen")
 NO_AUGMENT = dict(flip=False, min_crop_area=1.0)
 
 
-def dataset(name: str) -> tuple[str, str, str]:
-    """Returns (source, train split, test split) of a short name or of a source."""
+def dataset(name: str) -> str:
+    """Returns the data source of a short name; a source stays as it is."""
     if name in DATASETS:
         return DATASETS[name]
     if ":" not in name:
@@ -34,7 +34,7 @@ def dataset(name: str) -> tuple[str, str, str]:
             f"dataset={name!r} is unknown; choose one of {sorted(DATASETS)} or a source: "
             "tfds:NAME, folder:PATH, builtin:NAME"
         )
-    return name, "train", "test"
+    return name
 
 
 def architecture(init: str, size: str) -> dict[str, Any]:
@@ -51,6 +51,16 @@ def architecture(init: str, size: str) -> dict[str, Any]:
             have = {field: found[field] for field in wanted}
             raise UserError(f"model={size} is {wanted} but {init} holds {have}")
     return found
+
+
+def pixel_statistics(init: str, channels: int) -> tuple[tuple, tuple]:
+    """(mean, std) that a model was trained with: its folder's, or ImageNet's."""
+    known = weights.pixel_statistics(init) if init else None
+    if known is not None:
+        return tuple(known[0]), tuple(known[1])
+    if channels == 3:
+        return IMAGENET_MEAN, IMAGENET_STD
+    return (0.5,) * channels, (0.5,) * channels
 
 
 def image_data(source: str, split: str, **changes: Any) -> dict[str, Any]:
@@ -152,6 +162,8 @@ def distill_stages(
     data: dict[str, Any], first_teacher: str, rounds: int, **changes: Any
 ) -> list[dict[str, Any]]:
     """S1's rounds: each restarts from the ORIGINAL weights, taught by the one before."""
+    if rounds < 1:
+        raise UserError(f"rounds={rounds} must be at least 1")
     stages, teacher = [], first_teacher
     for number in range(1, rounds + 1):
         fields = {"objective": distill(), **changes, "teacher": f"stage:{teacher}"}
@@ -195,22 +207,26 @@ class S1Data:
     """What the three S1 configs make of dataset, data_dir, init, model and per_class."""
 
     def __init__(self, args: Any):
-        source, train, test = dataset(args.dataset)
+        source, train = dataset(args.dataset), "train"
         self.init, self.model = args.init, architecture(args.init, args.model)
+        channels = self.model["channels"]
+        mean, std = pixel_statistics(args.init, channels)
         fits = dict(
             data_dir=args.data_dir,
             image_size=self.model["image_size"],
-            channels=self.model["channels"],
+            channels=channels,
+            mean=mean,
+            std=std,
         )
-        if self.model["channels"] == 1:
-            fits |= dict(mean=(0.5,), std=(0.5,))
+        few = {**ALL, "per_class": args.per_class}
+        flips = {**NO_AUGMENT, "flip": True}
         self.images = image_data(source, train, **fits)
-        self.test_images = image_data(source, test, **fits)
-        self.labelled = {
-            **self.images,
-            "subset": {**ALL, "per_class": args.per_class},
-            "augment": {**NO_AUGMENT, "flip": True},
-        }
+        self.labelled = image_data(source, train, subset=few, augment=flips, **fits)
+        if args.test_split == "rest":
+            rest = {**few, "part": "rest"}
+            self.test_images = image_data(source, train, subset=rest, **fits)
+        else:
+            self.test_images = image_data(source, args.test_split, **fits)
 
     def finetune_stage(self, name: str, init_from: str, **changes: Any) -> dict:
         images = (self.labelled, self.test_images)
@@ -245,7 +261,7 @@ def experiment(**sections: Any) -> dict[str, Any]:
         seed=0,
         precision="float32",
         mesh=dict(data=-1, fsdp=1, tensor=1),
-        checkpoint=dict(every_steps=1_000, keep_last=1, keep_best=1),
+        checkpoint=dict(every_steps=1_000, keep_last=2, keep_best=1),
         log_every_steps=50,
     )
     return {**section, **sections}

@@ -8,11 +8,12 @@ from typing import Any
 import jax
 
 from flax_adapt import checkpoint, data, logs, objectives, optim, rules, sharding
+from flax_adapt import config as configs
 from flax_adapt import stage as stages
 from flax_adapt import state as states
 from flax_adapt import step as steps
 from flax_adapt.errors import UserError
-from flax_adapt.metrics import Mean
+from flax_adapt.metrics import Meter
 from flax_adapt.preemption import Preempted, Preemption
 from flax_adapt.stage import Stage
 from flax_adapt.types import LossFn, Metrics
@@ -46,24 +47,13 @@ def train_and_evaluate(stage: Stage, preemption: Preemption) -> dict[str, Any]:
         run.close()
 
 
-class Meter:
-    """Sums of metrics on the host since the last report."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Mean] = {}
-        self._start, self._examples = time.perf_counter(), 0
-
-    def add(self, metrics: dict[str, Mean], num_examples: int) -> None:
-        for name, mean in metrics.items():
-            known = self._sums.get(name)
-            self._sums[name] = mean if known is None else known.merge(mean)
-        self._examples += num_examples
-
-    def values(self) -> dict[str, float]:
-        return {name: float(mean.value()) for name, mean in self._sums.items()}
-
-    def examples_per_second(self) -> float:
-        return self._examples / (time.perf_counter() - self._start)
+def _nothing_done(stage: Stage) -> dict[str, Any]:
+    """What a checkpoint keeps beside state and data position. The config is there to be
+    read by people; it names the folders that `frozen` came from.
+    """
+    config = configs.plain(stage.experiment)
+    done = {"seconds": 0.0, "evaluated": -1, "train": {}, "eval": {}, "meter": {}}
+    return {**done, "stage": stage.label, "config": config}
 
 
 class Run:
@@ -74,20 +64,18 @@ class Run:
         self.stage, self.config, self.preemption = stage, config, preemption
         self.clock, self.meter = time.perf_counter(), Meter()
         self.pending: tuple[int, Metrics] | None = None
-        self.progress: dict[str, Any] = {
-            "seconds": 0.0,
-            "evaluated": -1,
-            "train": {},
-            "eval": {},
-        }  # what a checkpoint keeps beside state and data position
+        self.progress = _nothing_done(stage)
         self.mesh = sharding.make_mesh(stage.experiment.mesh)
         parts = config.optim.accum_steps
         sharding.check_batch_size(config.batch_size, parts, self.mesh)
-        examples = stages.open_examples(stage, config.data)
+        self.examples = stages.open_examples(stage, config.data)
         self.batches = data.make_batches(
-            examples, config.batch_size, stage.seed, *stages.process()
+            self.examples,
+            config.batch_size,
+            stage.seed,
+            *sharding.share_of_process(self.mesh),
         )
-        classes = stages.num_classes(stage, examples)
+        classes = stages.num_classes(stage, self.examples)
         self.model = stages.build_model(stage, classes, stage.task)
         params, self.report = stages.warm_start(stage, self.model)
         self.names = rules.names(params)
@@ -97,10 +85,13 @@ class Run:
         self.state = states.create(
             params, tx, self.mesh, seed=stage.seed, frozen=frozen
         )
-        loss_fn = self._loss(config.data, train=True)
+        loss_fn = optim.stop_frozen(
+            self._loss(config.data, train=True), config.optim.freeze
+        )
         self.train_step = steps.make_train_step(loss_fn, tx, self.mesh, parts)
         if config.eval is not None:
             self._prepare_eval()
+        self.bar: Any = None
         self._open_folder()
 
     def _loss(self, config_data: Any, *, train: bool) -> LossFn:
@@ -111,18 +102,19 @@ class Run:
         config = self.config.eval
         sharding.check_batch_size(config.batch_size, 1, self.mesh)
         examples = stages.open_examples(self.stage, config.data)
-        stages.num_classes(self.stage, examples)  # labels are there and not too many
+        stages.check_same_classes(self.stage, self.examples, examples)
         self.eval_batches = lambda: data.eval_batches(
-            examples, config.batch_size, *stages.process()
+            examples, config.batch_size, *sharding.share_of_process(self.mesh)
         )
         self.eval_step = steps.make_eval_step(self._loss(config.data, train=False))
 
     def _open_folder(self) -> None:
         """Nothing is written before everything above was found to be right."""
         stage, config = self.stage, self.config
-        metric, mode = ("loss", "min")
+        metric, mode, self.eval_data = "loss", "min", ""
         if config.eval is not None:
             metric, mode = config.eval.metric, config.eval.mode
+            self.eval_data = f"{config.eval.data.source} {config.eval.data.split}"
         self.metric = metric
         self.checkpoints = checkpoint.Checkpoints(
             stage.folder / "checkpoints", stage.experiment.checkpoint, metric, mode
@@ -142,15 +134,24 @@ class Run:
         if self.checkpoints.latest_step() is not None:
             self.state, position, self.progress = self.checkpoints.restore(self.state)
             self.batches.set_state(position)
+            self.meter = Meter.from_plain(self.progress["meter"])
             log.info("%s: resuming from step %d", self.stage.label, self.state.step)
+        elif self.report is not None:
+            log.info("%s: %s", self.stage.label, self.report.summary())
         step = int(self.state.step)
+        if step > self.config.num_steps:
+            raise UserError(
+                f"stage {self.stage.label}: there is a checkpoint of step {step}, beyond "
+                f"num_steps={self.config.num_steps}; raise it or delete "
+                f"{self.stage.folder / 'checkpoints'}"
+            )
+        self.reported = (step, time.perf_counter())
         self.bar = logs.progress(
             self.config.num_steps,
             initial=step,
             description=self.stage.label,
             enabled=jax.process_index() == 0,
         )
-        self.meter = Meter()
         return step
 
     def advance(self, step: int) -> None:
@@ -162,12 +163,12 @@ class Run:
 
     def settle_step(self, step: int) -> None:
         """What is due after `step`: report, evaluate, save, stop."""
-        stops = self.preemption.requested(step)
+        stops = self.preemption.requested()
         if step and self._due(step, self.stage.experiment.log_every_steps):
             self._report(step)
         if step and self._eval_due(step) and not stops:
             self._evaluate(step)
-            stops = self.preemption.requested(step)
+            stops = self.preemption.requested()
         if step and (
             stops or self._due(step, self.stage.experiment.checkpoint.every_steps)
         ):
@@ -192,26 +193,31 @@ class Run:
         bad_leaf = int(metrics.pop(steps.BAD_LEAF).total)
         if bad_leaf >= 0 or not math.isfinite(metrics["loss"].total):
             self._give_up(step, bad_leaf)
-        self.meter.add(metrics, self.config.batch_size)
+        self.meter.add(metrics)
 
     def _give_up(self, step: int, bad_leaf: int) -> None:
         place = self.names[bad_leaf] if bad_leaf >= 0 else "none: the loss alone"
+        if self.checkpoints.latest_step() == step - 1:
+            self.checkpoints.drop(step - 1)  # it is the one that led here
         good = self.checkpoints.latest_step()
         raise NonFiniteError(
-            f"stage {self.stage.label}: loss or gradient is not finite at step {step}; "
-            f"first bad gradient: {place}; last good checkpoint: step "
+            f"stage {self.stage.label}: loss, gradient or update is not finite at step "
+            f"{step}; first bad parameter: {place}; last good checkpoint: step "
             f"{good if good is not None else 'none'}; lower optim.lr, set "
             "optim.clip_norm or use precision='float32'"
         )
 
     def _report(self, step: int) -> None:
         self._collect()
-        values, speed = self.meter.values(), self.meter.examples_per_second()
+        values = self.meter.values()
         if not values:  # resumed right here: reported before
             return
+        (last, then), self.reported = self.reported, (step, time.perf_counter())
+        speed = (step - last) * self.config.batch_size / (self.reported[1] - then)
         self.progress["train"] = values
-        values |= {"lr": float(self.schedule(step - 1)), "examples_per_second": speed}
-        self.writer.write(step, values)
+        rates = {"lr": float(self.schedule(step - 1)), "examples_per_second": speed}
+        counts = {"bad_files": len(self.examples.bad_files)}
+        self.writer.write(step, {**values, **rates, **counts})
         logs.show(self.bar, step, loss=values["loss"], examples_per_second=speed)
         self.meter = Meter()
 
@@ -225,14 +231,14 @@ class Run:
                 sharding.put_batch(batch, self.mesh),
                 self.stage.seed,
             )
-            sums.add(jax.device_get(metrics), 0)
+            sums.add(jax.device_get(metrics))
             if self.preemption.noted():
                 return
         values = sums.values()
-        if self.metric not in values:
-            raise UserError(
-                f"stage {self.stage.label}: eval.metric={self.metric!r} is not measured; "
-                f"choose one of {sorted(values)}"
+        if not all(map(math.isfinite, values.values())):
+            raise NonFiniteError(
+                f"stage {self.stage.label}: evaluation at step {step} is not finite: "
+                f"{values}; lower optim.lr or set optim.clip_norm"
             )
         self.progress |= {"eval": values, "evaluated": step}
         self.writer.write(step, {f"eval_{name}": v for name, v in values.items()})
@@ -243,6 +249,7 @@ class Run:
         self.progress["seconds"] += now - self.clock
         self.clock = now
         evaluated = self.progress["evaluated"] == step
+        self.progress["meter"] = self.meter.to_plain()
         self.checkpoints.save(
             self.state,
             self.batches.get_state(),
@@ -263,12 +270,15 @@ class Run:
             "seconds": self.progress["seconds"] + time.perf_counter() - self.clock,
             "train": self.progress["train"],
             "eval": self.progress["eval"],
+            "eval_data": self.eval_data,
+            "bad_files": len(self.examples.bad_files),
         }
         if jax.process_index() == 0:
             logs.write_json(self.stage.folder / RESULT, result)
         return result
 
     def close(self) -> None:
-        self.bar.close()
+        if self.bar is not None:
+            self.bar.close()
         self.writer.close()
         self.checkpoints.close()

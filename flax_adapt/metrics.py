@@ -1,7 +1,10 @@
 """Metrics are (total, count) pairs: carried as sums, divided once."""
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 
@@ -28,3 +31,30 @@ def accuracy(logits_BN: jax.Array, labels_B: jax.Array, weight_B: jax.Array) -> 
     """Share of examples whose largest logit is the label's."""
     correct_B = jnp.argmax(logits_BN, axis=-1) == labels_B
     return Mean.of(correct_B.astype(jnp.float32), weight_B)
+
+
+class Meter:
+    """Sums of metrics on the host, since the last report."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Mean] = {}
+
+    def add(self, metrics: Mapping[str, Mean]) -> None:
+        for name, mean in metrics.items():
+            known = self._sums.get(name)
+            self._sums[name] = mean if known is None else known.merge(mean)
+
+    def values(self) -> dict[str, float]:
+        return {name: float(mean.value()) for name, mean in self._sums.items()}
+
+    def to_plain(self) -> dict[str, list[float]]:
+        """{name: [total, count]}, which JSON holds exactly."""
+        return {n: [float(m.total), float(m.count)] for n, m in self._sums.items()}
+
+    @classmethod
+    def from_plain(cls, sums: Mapping[str, list[float]]) -> "Meter":
+        meter = cls()
+        for name, pair in sums.items():
+            total, count = np.asarray(pair, np.float32)
+            meter.add({name: Mean(total, count)})
+        return meter

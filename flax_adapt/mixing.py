@@ -17,10 +17,11 @@ def mixup(image_BYXC: Array, partner_BYXC: Array, lam_B: Array) -> tuple[Array, 
 
 def _box(key: Key, lam: Array, height: int, width: int) -> Array:
     """Returns inside_YX: a box of area (1 - lam), centred anywhere, cut at the border."""
-    center_y, center_x = jax.random.uniform(key, (2,)) * jnp.array([height, width])
+    center_y, center_x = jax.random.uniform(key, (2,)) * jnp.float32([height, width])
     half = jnp.sqrt(1 - lam) / 2
-    inside_Y = jnp.abs(jnp.arange(height) + 0.5 - center_y) < half * height
-    inside_X = jnp.abs(jnp.arange(width) + 0.5 - center_x) < half * width
+    row_Y, column_X = (jnp.arange(n, dtype=jnp.float32) + 0.5 for n in (height, width))
+    inside_Y = jnp.abs(row_Y - center_y) < half * height
+    inside_X = jnp.abs(column_X - center_x) < half * width
     return inside_Y[:, None] & inside_X[None, :]
 
 
@@ -54,17 +55,19 @@ def mix(
     switch probability of 0.5). Returns the mixed images and lam_B, the share of the
     first image.
     """
-    results = {}
+    # With neither, nothing is mixed.
+    results = {"none": (image_BYXC, jnp.ones(len(image_BYXC), jnp.float32))}
     if mixup_alpha > 0:
         lam_B = _sample_lambda(keys.fold(key_B, _LAMBDA), mixup_alpha)
         results["mixup"] = mixup(image_BYXC, partner_BYXC, lam_B)
     if cutmix_alpha > 0:
         box_key_B = keys.fold(key_B, _BOX)
         lam_B = _sample_lambda(keys.fold(box_key_B, _LAMBDA), cutmix_alpha)
-        results["cutmix"] = cutmix(image_BYXC, partner_BYXC, lam_B, box_key_B)
-    if len(results) == 2:
+        place_B = keys.fold(box_key_B, _BOX)
+        results["cutmix"] = cutmix(image_BYXC, partner_BYXC, lam_B, place_B)
+    if len(results) == 3:
         coin_B = keys.draw(jax.random.bernoulli, keys.fold(key_B, _CHOICE))
         (up_BYXC, up_B), (cut_BYXC, cut_B) = results["mixup"], results["cutmix"]
         mixed_BYXC = jnp.where(coin_B[:, None, None, None], up_BYXC, cut_BYXC)
         return mixed_BYXC, jnp.where(coin_B, up_B, cut_B)
-    return next(iter(results.values()))
+    return list(results.values())[-1]

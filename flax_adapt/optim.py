@@ -8,7 +8,7 @@ import optax
 
 from flax_adapt import rules
 from flax_adapt.errors import UserError, choose
-from flax_adapt.types import Params
+from flax_adapt.types import LossFn, Params
 
 # Which leaves weight decay shrinks: True / False.
 DECAY = {
@@ -59,6 +59,16 @@ def trainable(freeze: tuple[str, ...], params: Params) -> Any:
         lambda name, _: not any(re.fullmatch(pattern, name) for pattern in freeze),
         params,
     )
+
+
+def stop_frozen(loss_fn: LossFn, freeze: tuple[str, ...]) -> LossFn:
+    """The same loss, no gradient to what `optim.freeze` names: nothing is spent on it."""
+
+    def stop(name, leaf):
+        frozen = any(re.fullmatch(pattern, name) for pattern in freeze)
+        return jax.lax.stop_gradient(leaf) if frozen else leaf
+
+    return lambda params, *rest: loss_fn(rules.map_named(stop, params), *rest)
 
 
 def layer_rules(decay: float, depth: int) -> rules.Rules[float]:

@@ -12,14 +12,17 @@ class Preempted(Exception):
 
 
 class Preemption:
-    """Remembers a SIGTERM. `requested(step)` is polled between steps and eval batches.
+    """Remembers a SIGTERM. `requested()` is polled after every step, `noted()` more often.
 
-    With several processes all of them must stop at the same step: then JAX's own
-    preemption service (started by `jax.distributed.initialize`) holds the signal.
+    With several processes all of them must stop at the same poll: then JAX's own
+    preemption service (started by `jax.distributed.initialize`) holds the signal. It
+    lets everyone stop at the poll after the last that any process made, and never at a
+    later one; so polls are counted here, over all stages, and nothing else may poll it
+    (`checkpoint` keeps Orbax from that).
     """
 
     def __init__(self) -> None:
-        self._flag = threading.Event()
+        self._flag, self._num_polls = threading.Event(), 0
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "Preemption":
@@ -35,10 +38,11 @@ class Preemption:
     def _note(self, *_: object) -> None:
         self._flag.set()
 
-    def requested(self, step: int) -> bool:
-        """True once SIGTERM came; with several processes, at the same step on all."""
+    def requested(self) -> bool:
+        """True once SIGTERM came; with several processes, at the same poll on all."""
         if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
+            self._num_polls += 1
+            return multihost_utils.reached_preemption_sync_point(self._num_polls)
         return self._flag.is_set()
 
     def noted(self) -> bool:

@@ -6,8 +6,8 @@ from typing import Any
 
 import jax
 
+from flax_adapt import check, data, logs, loop, sharding
 from flax_adapt import config as configs
-from flax_adapt import data, logs, loop, sharding
 from flax_adapt.errors import UserError
 from flax_adapt.evals import embed, knn, probe
 from flax_adapt.preemption import Preemption
@@ -22,7 +22,7 @@ def run(config: Any, workdir: Path, *, force: bool) -> list[dict[str, Any]]:
     A row: {stage, metric, seeds, values, mean, std, seconds, gain, export}. A workdir
     that holds another config is refused with the difference, unless `force`.
     """
-    _check_names(config)
+    check.experiment(config)
     _claim(config, workdir, force)
     results = []
     with Preemption() as preemption:
@@ -47,20 +47,13 @@ def is_done(config: Any, workdir: Path) -> bool:
     return all((stage.folder / loop.RESULT).exists() for stage in runs)
 
 
-def _check_names(config: Any) -> None:
-    names = [section.name for section in config.stages]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice or not names:
-        raise UserError(f"stages: every stage needs a name of its own; twice: {twice}")
-    for section in config.stages:
-        if not section.seeds or len(set(section.seeds)) < len(section.seeds):
-            raise UserError(f"stage {section.name}: seeds={section.seeds} must differ")
-
-
 def _claim(config: Any, workdir: Path, force: bool) -> None:
-    """Stores the config; the same command then continues, another is refused."""
+    """Stores the config; the same command then continues, another is refused.
+
+    Where nothing was trained yet there is nothing to protect.
+    """
     path, new = workdir / "config.json", configs.plain(config)
-    if path.exists() and not force:
+    if path.exists() and any(workdir.glob("stages/**/checkpoints/*")) and not force:
         changes = configs.difference(logs.read_json(path), new)
         if changes:
             raise UserError(
@@ -91,7 +84,10 @@ def _row(name: str, results: list[dict[str, Any]], workdir: Path) -> dict[str, A
 
 
 def summarize(results: list[dict[str, Any]], workdir: Path) -> list[dict[str, Any]]:
-    """One row a stage. `gain`: mean minus that of the first stage evaluated alike."""
+    """One row a stage.
+
+    `gain`: its mean minus that of the first stage with the same metric on the same data.
+    """
     names = list(dict.fromkeys(result["stage"] for result in results))
     rows: list[dict[str, Any]] = []
     first: dict[str, float] = {}
@@ -99,7 +95,8 @@ def summarize(results: list[dict[str, Any]], workdir: Path) -> list[dict[str, An
         same = [result for result in results if result["stage"] == name]
         row = _row(name, same, workdir)
         if same[0]["eval"]:
-            row["gain"] = row["mean"] - first.setdefault(row["metric"], row["mean"])
+            alike = f"{row['metric']} on {same[0]['eval_data']}"
+            row["gain"] = row["mean"] - first.setdefault(alike, row["mean"])
         rows.append(row)
     return rows
 

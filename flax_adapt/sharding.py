@@ -26,7 +26,7 @@ RULES = (
 
 def make_mesh(config: Any, devices: Any = None) -> Mesh:
     """`config`: data, fsdp, tensor; one of them may be -1 (all devices left)."""
-    devices = jax.devices() if devices is None else devices
+    devices = _by_process() if devices is None else devices
     sizes = [config[axis] for axis in AXES]
     known = math.prod(size for size in sizes if size != -1)
     if -1 in sizes:
@@ -35,6 +35,28 @@ def make_mesh(config: Any, devices: Any = None) -> Mesh:
         asked = ", ".join(f"{axis}={config[axis]}" for axis in AXES)
         raise UserError(f"mesh: {asked} does not use {len(devices)} devices exactly")
     return Mesh(np.asarray(devices).reshape(sizes), AXES)
+
+
+def _by_process() -> list[jax.Device]:
+    """All devices, those of a process in one piece: it then feeds rows in one piece."""
+    return sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+
+
+def share_of_process(mesh: Mesh) -> tuple[int, int]:
+    """(index, count): this process feeds part `index` of `count` of a global batch.
+
+    Processes that split a model between them (tensor wider than one) feed the same.
+    """
+    tensor, local = mesh.shape["tensor"], len(mesh.local_devices)
+    if tensor % local and local % tensor:
+        raise UserError(
+            f"mesh: tensor={tensor} must divide the {local} devices of a process, or be "
+            "a multiple of them"
+        )
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    places = NamedSharding(mesh, BATCH).addressable_devices_indices_map((shards,))
+    held = {rows[0].start or 0 for rows in places.values() if rows is not None}
+    return min(held) // len(held), shards // len(held)
 
 
 def one_device() -> Mesh:

@@ -12,6 +12,7 @@ import numpy as np
 from flax import linen as nn
 from jax.experimental import multihost_utils
 
+from flax_adapt import config as configs
 from flax_adapt import data, models, objectives, weights
 from flax_adapt.errors import UserError, choose
 from flax_adapt.types import Params
@@ -48,31 +49,18 @@ class Stage(NamedTuple):
 
 
 def resolve(stage: Stage, field: str) -> Path:
-    """The Hugging Face folder that `init_from` or `teacher` refers to."""
+    """The Hugging Face folder that `init_from` or `teacher` refers to (see `check`)."""
     text = stage.config[field]
     if text.startswith("stage:"):
         folder = stage.workdir / "stages" / text.removeprefix("stage:") / "export"
-        hint = "it must be an earlier stage (NAME, or NAME/seed_S)"
-    elif text == "pretrained":
-        folder = Path(stage.experiment.init)
-        hint = "`init` must be a folder with config.json and model.safetensors"
-        if not stage.experiment.init:
-            raise UserError(
-                f"stage {stage.label}: {field}='pretrained' but the config's `init` is "
-                "empty; give init=PATH of a Hugging Face folder"
-            )
     else:
-        folder, hint = Path(text), "it must be 'pretrained', 'stage:NAME' or a folder"
+        folder = Path(stage.experiment.init if text == "pretrained" else text)
     if not folder.is_dir():
         raise UserError(
-            f"stage {stage.label}: {field}={text!r}: there is no folder {folder}; {hint}"
+            f"stage {stage.label}: {field}={text!r}: there is no folder {folder}; give "
+            "'pretrained' (the config's `init`), 'stage:NAME' or a Hugging Face folder"
         )
     return folder
-
-
-def process() -> tuple[int, int]:
-    """This process and how many there are."""
-    return jax.process_index(), jax.process_count()
 
 
 def open_examples(stage: Stage, config_data: Any) -> data.Examples:
@@ -98,6 +86,35 @@ def num_classes(stage: Stage, examples: data.Examples) -> int:
     return wanted or named
 
 
+def check_same_classes(stage: Stage, train: data.Examples, test: data.Examples) -> None:
+    """Labels mean the same in both, or it is an error."""
+    if stage.task == "classify" and train.class_names != test.class_names:
+        where = stage.config.eval.data.source
+        raise UserError(
+            f"stage {stage.label}: the training data has the classes "
+            f"{train.class_names} but eval.data {where} has {test.class_names}"
+        )
+    if stage.task == "classify" and np.min(test.labels) < 0:
+        raise UserError(f"stage {stage.label}: eval.data has examples without a label")
+
+
+def check_architecture(
+    stage: Stage, found: dict[str, Any], path: Path, task: str
+) -> None:
+    """Weights only mean something in the model they were made for."""
+    wanted = configs.plain(stage.experiment.model)
+    skipped = {"pooler"} if task == "mae" else {"pooler", "decoder"}
+    changes = [
+        line
+        for line in configs.difference(found, wanted)
+        if line.split(":")[0].split(".")[0] not in skipped
+    ]
+    if changes:
+        raise UserError(
+            f"stage {stage.label}: `model` is not what {path} holds: {'; '.join(changes)}"
+        )
+
+
 def build_model(stage: Stage, classes: int, task: str) -> nn.Module:
     options = stage.config.model
     return models.build(
@@ -118,7 +135,8 @@ def warm_start(stage: Stage, model: nn.Module) -> tuple[Params, weights.Report |
         return params, None
     path = resolve(stage, "init_from")
     try:
-        _, loaded, report = weights.load(path, stage.task)
+        found, loaded, report = weights.load(path, stage.task)
+        check_architecture(stage, found, path, stage.task)
         params, adopted = weights.adopt(params, loaded, stage.config.model.fresh)
     except UserError as error:
         raise UserError(f"stage {stage.label}: {path}: {error}") from None
@@ -127,19 +145,15 @@ def warm_start(stage: Stage, model: nn.Module) -> tuple[Params, weights.Report |
 
 def frozen(stage: Stage) -> dict[str, Params]:
     """{"teacher": params} of the encoder that `teacher` refers to, or nothing."""
-    needed = stage.config.objective.name == "distill"
     if stage.config.teacher == "none":
-        if needed:
-            raise UserError(
-                f"stage {stage.label}: objective 'distill' needs a `teacher`"
-            )
         return {}
     path = resolve(stage, "teacher")
     model = build_model(stage, 0, task="encoder")
     shapes = jax.eval_shape(
         lambda key: models.init_params(model, key), jax.random.key(0)
     )
-    _, loaded, _ = weights.load(path, "encoder")
+    found, loaded, _ = weights.load(path, "encoder")
+    check_architecture(stage, found, path, "encoder")
     params, _ = weights.adopt(shapes, loaded)
     return {"teacher": params}
 

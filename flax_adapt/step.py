@@ -15,8 +15,8 @@ from flax_adapt.types import Array, Batch, LossFn, Metrics, Params
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 EvalStep = Callable[[Params, Params, Batch, Array | int], Metrics]
-# Metric that names the first parameter (by its place in the tree) whose gradient is not
-# finite; -1: all are.
+# Metric that names the first parameter (by its place in the tree) that is not finite, or
+# whose gradient is not; -1: all are.
 BAD_LEAF = "bad_leaf"
 _EVAL = 0x7FFFFFFF  # keys of evaluation never meet those of a training step
 
@@ -50,14 +50,24 @@ def _accumulate(grad_fn, params, frozen, batch, key_B, num_parts: int, mesh: Mes
     return jax.tree.map(lambda g: g / count, grads), metrics
 
 
-def _health(grads: Params) -> dict[str, Mean]:
-    """The global gradient norm, and the first leaf that is not finite."""
-    squares = [jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(grads)]
-    bad = ~jnp.isfinite(jnp.stack(squares))
+def _squares(tree: Params) -> jax.Array:
+    """The sum of squares of every leaf."""
+    return jnp.stack([jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)])
+
+
+def _health(grads: Params, params: Params) -> dict[str, Mean]:
+    """The global gradient norm, and the first leaf that is not finite.
+
+    A leaf is bad if the norm of its gradient, or of what the update made of it, is not.
+    """
+    squares = _squares(grads)
+    bad = ~jnp.isfinite(squares + _squares(params))
     first_bad = jnp.where(jnp.any(bad), jnp.argmax(bad), -1).astype(jnp.float32)
     one = jnp.float32(1)
-    norm = jnp.sqrt(sum(squares[1:], start=squares[0]))
-    return {"grad_norm": Mean(norm, one), BAD_LEAF: Mean(first_bad, one)}
+    return {
+        "grad_norm": Mean(jnp.sqrt(jnp.sum(squares)), one),
+        BAD_LEAF: Mean(first_bad, one),
+    }
 
 
 def make_train_step(
@@ -70,8 +80,8 @@ def make_train_step(
 
     One jit; params, optimizer state and gradients are laid out by the sharding table,
     the batch over ("data", "fsdp"). `accum_steps` parts of the batch are run one after
-    the other and give the gradient of the whole. `metrics` holds the loss's own, and
-    grad_norm and bad_leaf.
+    the other and give the gradient of the whole (mixup and cutmix pair examples of the
+    same part). `metrics` holds the loss's own, and grad_norm and bad_leaf.
     """
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
 
@@ -92,7 +102,7 @@ def make_train_step(
             opt_state=opt_state,
         )
         new = jax.lax.with_sharding_constraint(new, sharding.tree_shardings(new, mesh))
-        return new, {**metrics, **_health(grads)}
+        return new, {**metrics, **_health(grads, new.params)}
 
     compiled = jax.jit(update, donate_argnums=0)
 

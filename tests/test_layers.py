@@ -32,6 +32,7 @@ ORDER = (
     "logs",
     "evals",
     "checkpoint",
+    "check",
     "stage",
     "loop",
     "recipe",

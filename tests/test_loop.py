@@ -11,8 +11,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import tiny
+from ml_collections import ConfigDict
+from PIL import Image
 from safetensors.numpy import load_file
 
+from flax_adapt import data as fa_data
 from flax_adapt import defaults, loop, recipe
 from flax_adapt.errors import UserError
 
@@ -72,13 +75,15 @@ def launch(workdir, stop=None, devices=1, **changes):
 def tensors(workdir, stage):
     """Exported parameters and the whole last checkpoint of a stage, as arrays."""
     folder = workdir / "stages" / stage
-    step = max(
-        int(p.name) for p in (folder / "checkpoints").iterdir() if p.name.isdigit()
-    )
-    saved = ocp.PyTreeCheckpointer().restore(
-        folder / "checkpoints" / str(step) / "state"
-    )
-    return load_file(folder / "export" / "model.safetensors"), saved
+    step = max(int(p.name) for p in (folder / "checkpoints").iterdir())
+    saved = folder / "checkpoints" / str(step) / "state"
+    with ocp.PyTreeCheckpointer() as reader:
+        names = reader.metadata(saved).item_metadata.tree
+        as_numpy = jax.tree.map(
+            lambda _: ocp.RestoreArgs(restore_type=np.ndarray), names
+        )
+        state = reader.restore(saved, restore_args=as_numpy)
+    return load_file(folder / "export" / "model.safetensors"), state
 
 
 def last_seen(workdir):
@@ -147,9 +152,8 @@ def test_a_finished_run_is_not_run_again(straight):
 
 def test_a_run_goes_on_with_another_number_of_devices(straight, tmp_path):
     stop = dict(stage="pretrain", step=5, signal=signal.SIGKILL)
-    any_number = dict(data=-1, fsdp=1, tensor=1)
-    launch(tmp_path / "run", stop, mesh=any_number)
-    again = launch(tmp_path / "run", devices=8, mesh=any_number)
+    launch(tmp_path / "run", stop)
+    again = launch(tmp_path / "run", devices=8)
     assert again.returncode == 0, again.stderr
     ours, theirs = (tensors(w, "pretrain")[0] for w in (tmp_path / "run", straight))
     for name, leaf in theirs.items():
@@ -195,16 +199,25 @@ def run(workdir, *stages, **changes):
 def test_a_non_finite_loss_stops_with_step_leaf_and_good_checkpoint(
     tmp_path, nans_allowed
 ):
-    # Steps of 1e30: the first update is finite, what it makes of the weights is not.
-    bad = tiny.pretrain(optim=defaults.pretrain_optim(lr=1e30, schedule="constant"))
+    # Warm-up from zero: step 1 changes nothing, step 2 makes weights that overflow.
+    rate = defaults.pretrain_optim(lr=1e6, warmup_steps=5)
+    bad = tiny.pretrain(optim=rate, num_steps=10)
     with pytest.raises(loop.NonFiniteError) as caught:
-        run(tmp_path, bad, checkpoint=dict(every_steps=1, keep_last=1, keep_best=0))
+        run(tmp_path, bad, checkpoint=dict(every_steps=1, keep_last=2, keep_best=0))
     text = str(caught.value)
-    assert "stage pretrain: loss or gradient is not finite at step 2" in text
-    assert "first bad gradient: decoder/" in text
-    assert "last good checkpoint: step 1" in text
-    assert (tmp_path / "stages/pretrain/checkpoints/1").is_dir()
-    assert not (tmp_path / "stages/pretrain/checkpoints/2").exists()
+    assert "stage pretrain: loss, gradient or update is not finite at step 3" in text
+    assert "first bad parameter: decoder/" in text
+    # The checkpoint of step 2 led here, so it is not a good one.
+    assert "last good checkpoint: step 1;" in text
+    kept = [p.name for p in (tmp_path / "stages/pretrain/checkpoints").iterdir()]
+    assert kept == ["1"]
+
+
+def test_an_update_that_breaks_the_last_step_is_not_exported(tmp_path, nans_allowed):
+    bad = tiny.pretrain(optim=defaults.pretrain_optim(lr=1e30), num_steps=1)
+    with pytest.raises(loop.NonFiniteError, match="not finite at step 1"):
+        run(tmp_path, bad)
+    assert not (tmp_path / "stages/pretrain/export").exists()
 
 
 def test_the_best_checkpoint_is_kept_beside_the_last(tmp_path):
@@ -229,18 +242,54 @@ def test_the_best_checkpoint_is_kept_beside_the_last(tmp_path):
     [
         (
             dict(init_from="stage:nowhere"),
-            "stages/nowhere/export; it must be an earlier",
+            "'stage:nowhere' is no earlier stage",
         ),
         (dict(init_from="pretrained"), "the config's `init` is empty"),
         (dict(init_from="/nowhere"), "there is no folder /nowhere"),
-        (dict(objective=defaults.distill()), "objective 'distill' needs a `teacher`"),
-        (dict(batch_size=0), "batch_size"),
+        (dict(objective=defaults.distill()), "'distill' needs a teacher"),
+        (dict(batch_size=0), "batch_size=0 must be at least 1"),
+        (dict(seeds=(0, 0)), "must be one or more different numbers"),
+        (dict(seeds=(-1,)), r"seed=0 \+ -1 must lie in"),
     ],
 )
 def test_a_wrong_stage_is_refused_before_anything_is_written(tmp_path, changes, text):
     with pytest.raises(UserError, match=text):
         run(tmp_path, tiny.pretrain(**changes))
     assert not list(tmp_path.glob("stages/*/checkpoints/*"))
+
+
+def test_a_mistake_in_the_last_stage_stops_the_first(tmp_path):
+    late = tiny.finetune(init_from="stage:pretrian")
+    with pytest.raises(UserError, match=r"stage finetune: .*no earlier.*: pretrain"):
+        run(tmp_path, tiny.pretrain(), late)
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_of_another_architecture_are_refused(straight, tmp_path):
+    heads = {**tiny.MODEL, "heads": 4}
+    init = str(straight / "stages/pretrain/export")
+    stage = tiny.pretrain(init_from="pretrained")
+    with pytest.raises(UserError, match=r"`model` is not what .* holds: heads: 2 -> 4"):
+        run(tmp_path, stage, init=init, model=heads)
+
+
+def test_classes_of_other_names_are_refused(tmp_path, straight):
+    for split, names in (("train", "ab"), ("test", "bc")):
+        for name in names:
+            folder = tmp_path / "data" / split / name
+            folder.mkdir(parents=True)
+            Image.new("L", (8, 8)).save(folder / "x.png")
+    data = tiny.digits() | dict(source=f"folder:{tmp_path / 'data'}")
+    stage = {**tiny.finetune(init_from="pretrained"), "data": data}
+    # The classes of both splits count, so labels mean the same in both.
+    examples = [
+        fa_data.open_examples(ConfigDict({**data, "split": s}), "")
+        for s in ("train", "test")
+    ]
+    assert examples[0].class_names == examples[1].class_names == ("a", "b", "c")
+    stage["eval"] = {**stage["eval"], "data": tiny.digits(subset=tiny.FEW)}
+    with pytest.raises(UserError, match=r"has the classes \('a', 'b', 'c'\) but"):
+        run(tmp_path / "run", stage, init=str(straight / "stages/pretrain/export"))
 
 
 def test_two_stages_of_one_name_are_refused(tmp_path):

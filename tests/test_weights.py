@@ -170,10 +170,22 @@ def test_a_head_is_fresh_only_if_named(folder):
     assert "2 fresh" in report.summary()
 
 
+def test_what_is_named_fresh_is_replaced_and_the_report_says_so(params):
+    other = jax.tree.map(lambda leaf: leaf + 1, params)
+    adopted, report = weights.adopt(other, params, ("decoder/norm",))
+    np.testing.assert_array_equal(
+        adopted["decoder"]["norm"]["bias"], other["decoder"]["norm"]["bias"]
+    )
+    np.testing.assert_array_equal(
+        adopted["encoder"]["norm"]["bias"], params["encoder"]["norm"]["bias"]
+    )
+    assert report.fresh == ("decoder/norm/bias", "decoder/norm/scale")
+    assert dict(report.ignored) == dict.fromkeys(report.fresh, "named fresh")
+
+
 @pytest.mark.parametrize(
     ("fresh", "text"),
     [
-        (("decoder",), "named fresh but in the source: decoder"),
         (("head",), "named fresh but not in the model: head"),
         (("encoder/nor",), "named fresh but not in the model: encoder/nor"),
     ],

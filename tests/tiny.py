@@ -59,11 +59,10 @@ def finetune(name="finetune", **changes):
 
 
 def experiment(*stages, **changes):
-    """One device unless `mesh` says otherwise."""
     fields = dict(
         init="",
         model=MODEL,
-        mesh=dict(data=1, fsdp=1, tensor=1),
+        mesh=dict(data=-1, fsdp=1, tensor=1),
         checkpoint=dict(every_steps=2, keep_last=2, keep_best=0),
         log_every_steps=1,
         evaluate=defaults.evaluate(

@@ -27,8 +27,9 @@ class Examples:
         fraction = config_data.max_bad_fraction
         self.bad_files = BadFiles(source.where, len(source), fraction, bad_log)
         self._threads = concurrent.futures.ThreadPoolExecutor(config_data.num_threads)
-        empty = self._empty(len(source))
-        self._cache = empty if empty["image"].nbytes <= CACHE_BYTES else None
+        decoded_bytes = len(source) * config_data.image_size**2 * config_data.channels
+        small = decoded_bytes <= CACHE_BYTES
+        self._cache = self._empty(len(source)) if small else None
         self._cached = np.zeros(len(source), bool)
 
     def __len__(self) -> int:

@@ -1,7 +1,6 @@
 """Embeddings of images by a model on disk (a Hugging Face folder)."""
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +20,19 @@ def data_for(path: Path, source: str, split: str, data_dir: str) -> ConfigDict:
     """The data section that fits a model: its size, channels, mean and std."""
     arch = weights.model_config(path)
     channels = arch["channels"]
-    mean, std = weights.pixel_statistics(path) or _usual(path, channels)
+    mean, std = defaults.pixel_statistics(str(path), channels)
+    if weights.pixel_statistics(path) is None:
+        log.warning("%s has no preprocessor_config.json: mean %s", path, mean)
     section = defaults.image_data(
         source,
         split,
         data_dir=data_dir,
         image_size=arch["image_size"],
         channels=channels,
-        mean=tuple(mean),
-        std=tuple(std),
+        mean=mean,
+        std=std,
     )
     return ConfigDict(section).lock()
-
-
-def _usual(path: Path, channels: int) -> tuple[Sequence[float], Sequence[float]]:
-    usual = (defaults.IMAGENET_MEAN, defaults.IMAGENET_STD)
-    usual = usual if channels == 3 else ((0.5,), (0.5,))  # type: ignore[assignment]
-    log.warning("%s has no preprocessor_config.json: mean, std %s", path, usual)
-    return usual
 
 
 def extract(

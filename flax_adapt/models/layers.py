@@ -7,6 +7,7 @@ None means deterministic.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,9 +22,18 @@ from flax_adapt.types import Array, Key
 Dtype = Any
 Initialiser = Callable[..., Array]
 
+
+def gelu_erf(x: Array) -> Array:
+    """x * (1 + erf(x / sqrt 2)) / 2 (Hendrycks and Gimpel 2016), as PyTorch writes it.
+
+    `jax.nn.gelu` goes through erfc, which takes twice as long on a CPU.
+    """
+    return x * (0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5))))
+
+
 # "erf" is the exact form; "tanh" is its approximation (gelu_new, gelu_pytorch_tanh).
-GELU = {
-    "erf": functools.partial(jax.nn.gelu, approximate=False),
+GELU: dict[str, Callable[[Array], Array]] = {
+    "erf": gelu_erf,
     "tanh": functools.partial(jax.nn.gelu, approximate=True),
 }
 

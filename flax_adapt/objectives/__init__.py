@@ -25,6 +25,13 @@ OBJECTIVES = {
 # The model that an objective trains: a key of models.TASKS.
 TASKS = {"reconstruct": "mae", "distill": "mae", "classify": "classify"}
 
+# What an objective measures: what `eval.metric` may name.
+METRICS = {
+    "reconstruct": ("loss", "reconstruct"),
+    "distill": ("loss", "reconstruct", "distill"),
+    "classify": ("loss", "accuracy"),
+}
+
 _AUGMENT = 0x417
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from flax_adapt import keys
 from flax_adapt.errors import UserError, choose
 from flax_adapt.metrics import Mean
 from flax_adapt.objectives import reconstruct
@@ -20,6 +21,8 @@ STATES: dict[str, Callable[[Array], Array]] = {
 }
 REDUCE = {"sum": jnp.sum, "mean": jnp.mean}
 MASKED = {"reconstruct": reconstruct.make_loss}
+
+_UNMASKED = 0xD15  # dropout of the unmasked pass is drawn apart from the masked one's
 
 
 def state_distance(
@@ -66,7 +69,8 @@ def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
 
     def loss_fn(params, frozen, batch, key_B):
         loss, metrics = masked_loss(params, frozen, batch, key_B)
-        student = states(params, batch["image"], key_B if train else None)
+        student_key_B = keys.fold(key_B, _UNMASKED) if train else None
+        student = states(params, batch["image"], student_key_B)
         teacher = jax.lax.stop_gradient(states(frozen["teacher"], batch["image"], None))
         distance = Mean.of(
             state_distance(student, teacher, config.state, config.reduce),

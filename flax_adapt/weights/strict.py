@@ -97,11 +97,14 @@ def adopt(
 ) -> tuple[dict[str, Any], Report]:
     """Returns the loaded parameters in the order of `init_params`, and the report.
 
-    fresh: leaves, or prefixes such as "head", that the source lacks; they keep their
-    value of `init_params` (shapes will do where nothing is fresh). Anything else that
-    does not fit is a UserError that lists all problems at once.
+    fresh: leaves, or prefixes such as "head", that keep their value of `init_params`
+    (shapes will do where nothing is fresh); what the source has there is ignored, and
+    the report says so. Anything else that does not fit is a UserError that lists all
+    problems at once.
     """
     init, loaded = flatten(init_params), flatten(loaded_params)
+    replaced = [k for k in loaded if any(_is_under(k, name) for name in fresh)]
+    loaded = {leaf: value for leaf, value in loaded.items() if leaf not in replaced}
     kept = [leaf for leaf in init if any(_is_under(leaf, name) for name in fresh)]
     problems = _problems(init, loaded, kept, fresh)
     if problems:
@@ -111,7 +114,8 @@ def adopt(
         )
     leaves = {leaf: init[leaf] if leaf in kept else loaded[leaf] for leaf in init}
     used = tuple(leaf for leaf in init if leaf not in kept)
-    return unflatten(leaves), Report(used=used, fresh=tuple(kept))
+    ignored = dict.fromkeys(replaced, "named fresh")
+    return unflatten(leaves), Report(used=used, fresh=tuple(kept), ignored=ignored)
 
 
 def _is_under(leaf: str, prefix: str) -> bool:
@@ -132,13 +136,11 @@ def _problems(
         for leaf in init
         if leaf in loaded and loaded[leaf].shape != init[leaf].shape
     ]
-    present = [name for name in fresh if any(_is_under(key, name) for key in loaded)]
     nothing = [name for name in fresh if not any(_is_under(key, name) for key in init)]
     kinds = {
         "missing in the source": missing,
         "unexpected in the source": unexpected,
         "wrong shape (source -> model)": reshaped,
-        "named fresh but in the source": present,
         "named fresh but not in the model": nothing,
     }
     return [f"{kind}: {', '.join(found)}" for kind, found in kinds.items() if found]

@@ -1,0 +1,85 @@
+"""Mistakes in a config that can be seen before anything runs, so that none shows up hours
+later. What only the data or the weights can tell is checked when a stage starts.
+"""
+
+from typing import Any
+
+from flax_adapt import objectives, optim
+from flax_adapt.errors import UserError, choose
+
+_MAX_SEED = 2**31 - 1
+
+
+def experiment(config: Any) -> None:
+    """Raises UserError for the first mistake in a config."""
+    names = [section.name for section in config.stages]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice or not names:
+        raise UserError(f"stages: every stage needs a name of its own; twice: {twice}")
+    earlier: list[str] = []
+    for section in config.stages:
+        try:
+            _seeds(config, section)
+            _numbers(section)
+            _names(section)
+            _references(config, section, earlier)
+        except UserError as error:
+            raise UserError(f"stage {section.name}: {error}") from None
+        earlier += labels(section)
+
+
+def labels(section: Any) -> list[str]:
+    """What `stage:` may name once this stage is done: NAME, or NAME/seed_S of each seed."""
+    if len(section.seeds) == 1:
+        return [section.name]
+    return [f"{section.name}/seed_{seed}" for seed in section.seeds]
+
+
+def _seeds(config: Any, section: Any) -> None:
+    seeds = section.seeds
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise UserError(f"seeds={seeds} must be one or more different numbers")
+    for seed in seeds:
+        if not 0 <= config.seed + seed <= _MAX_SEED:
+            raise UserError(f"seed={config.seed} + {seed} must lie in [0, {_MAX_SEED}]")
+
+
+def _numbers(section: Any) -> None:
+    fields = {
+        "num_steps": section.num_steps,
+        "batch_size": section.batch_size,
+        "optim.accum_steps": section.optim.accum_steps,
+    }
+    for name, value in fields.items():
+        if value < 1:
+            raise UserError(f"{name}={value} must be at least 1")
+    optim.schedule(section.optim, section.num_steps)
+
+
+def _names(section: Any) -> None:
+    objective = section.objective.name
+    choose("objective.name", objective, objectives.OBJECTIVES)
+    choose("optim.decay", section.optim.decay, optim.DECAY)
+    if section.eval is not None:
+        measured = dict.fromkeys(objectives.METRICS[objective])
+        choose("eval.metric", section.eval.metric, measured)
+        choose("eval.mode", section.eval.mode, dict.fromkeys(("max", "min")))
+
+
+def _references(config: Any, section: Any, earlier: list[str]) -> None:
+    if (section.objective.name == "distill") != (section.teacher != "none"):
+        raise UserError(
+            f"objective {section.objective.name!r} and teacher={section.teacher!r} do not "
+            "fit: 'distill' needs a teacher, the others have 'none'"
+        )
+    for field in ("init_from", "teacher"):
+        text = section[field]
+        if text.startswith("stage:") and text.removeprefix("stage:") not in earlier:
+            raise UserError(
+                f"{field}={text!r} is no earlier stage; there are: {', '.join(earlier)}"
+            )
+        if text == "pretrained" and not config.init:
+            raise UserError(
+                f"{field}='pretrained' but the config's `init` is empty; give init=PATH "
+                "of a Hugging Face folder"
+            )
