@@ -18,18 +18,9 @@ from flax_adapt.errors import UserError
 
 
 def get_config(arguments: str = ""):
-    args = configs.parse_arguments(
-        arguments,
-        dataset="dtd",
-        data_dir="",
-        model="",
-        init="",
-        rounds=1,
-        per_class=10,
-        test_split="test",
-        steps=300,
-        finetune_steps=100,
-    )
+    sizes = dict(rounds=1, steps=300, finetune_steps=100)
+    shared = {**defaults.S1_ARGUMENTS, "per_class": 10}
+    args = configs.parse_arguments(arguments, **shared, **sizes)
     if not args.init:
         raise UserError("small_adapt needs init=PATH, a ViTMAEForPreTraining folder")
     data, start = defaults.S1Data(args), "pretrained"

@@ -16,14 +16,7 @@ from flax_adapt import defaults
 
 def get_config(arguments: str = ""):
     args = configs.parse_arguments(
-        arguments,
-        dataset="dtd",
-        data_dir="",
-        model="",
-        init="",
-        per_class=0,
-        test_split="test",
-        linear_probe=False,
+        arguments, **defaults.S1_ARGUMENTS, linear_probe=False
     )
     data = defaults.S1Data(args)
     changes = {}

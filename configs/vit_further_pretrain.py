@@ -15,16 +15,7 @@ from flax_adapt import defaults
 
 
 def get_config(arguments: str = ""):
-    args = configs.parse_arguments(
-        arguments,
-        dataset="dtd",
-        data_dir="",
-        model="",
-        init="",
-        per_class=0,
-        test_split="test",
-        finetune=False,
-    )
+    args = configs.parse_arguments(arguments, **defaults.S1_ARGUMENTS, finetune=False)
     data = defaults.S1Data(args)
     start = "pretrained" if args.init else "scratch"
     stages = [defaults.pretrain_stage("further", data.images, init_from=start)]

@@ -24,15 +24,7 @@ from flax_adapt import defaults
 
 def get_config(arguments: str = ""):
     args = configs.parse_arguments(
-        arguments,
-        dataset="dtd",
-        data_dir="",
-        model="",
-        rounds=1,
-        init="",
-        compare=True,
-        per_class=0,
-        test_split="test",
+        arguments, **defaults.S1_ARGUMENTS, rounds=1, compare=True
     )
     data, start = defaults.S1Data(args), "pretrained" if args.init else "scratch"
     stages = []

@@ -203,8 +203,14 @@ def finetune_stage(
     return _change(section, changes)
 
 
+# The arguments that all configs of S1 take; vit_self_distill explains them.
+S1_ARGUMENTS = dict(
+    dataset="dtd", data_dir="", model="", init="", per_class=0, test_split="test"
+)
+
+
 class S1Data:
-    """What the three S1 configs make of dataset, data_dir, init, model and per_class."""
+    """What the configs of S1 make of S1_ARGUMENTS."""
 
     def __init__(self, args: Any):
         source, train = dataset(args.dataset), "train"

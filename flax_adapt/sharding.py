@@ -86,7 +86,18 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
 
 def put(tree: Any, mesh: Mesh) -> Any:
     """Places a copy of host arrays (the same on every process) by the table."""
-    return jax.device_put(tree, tree_shardings(tree, mesh), may_alias=False)
+    shardings = tree_shardings(tree, mesh)
+    if jax.process_count() == 1:
+        return jax.device_put(tree, shardings, may_alias=False)
+
+    def place(leaf, sharding):
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(
+            host.shape, sharding, lambda index: np.array(host[index])
+        )
+
+    # device_put would gather every leaf from all processes, only to compare them.
+    return jax.tree.map(place, tree, shardings)
 
 
 def check_batch_size(batch_size: int, accum_steps: int, mesh: Mesh) -> None:

@@ -73,11 +73,11 @@ def experiment(*stages, **changes):
     return configs.build(defaults.experiment(**{**fields, **changes}))
 
 
-def build(task, **changes):
+def build(task, arch=MODEL, **changes):
     fields = dict(
         dtype="float32", dropout=0.0, drop_path=0.0, pooling="cls", num_classes=3
     )
-    return models.build(MODEL, task, **{**fields, **changes})
+    return models.build(arch, task, **{**fields, **changes})
 
 
 def params_of(model, seed=0):

@@ -70,7 +70,9 @@ def _find(name: str, data_dir: str) -> epath.Path:
         return versions[-1]
     raise errors.UserError(
         f"data.source='tfds:{name}' is not prepared in data.data_dir={str(root)!r};"
-        f" there is {sorted(_prepared(root)) or 'nothing'}"
+        f" there is {sorted(_prepared(root)) or 'nothing'}; prepare it once with"
+        f" `pip install 'flax-adapt[build]'` and `tfds build {name.replace(':', '/')}"
+        f" --file_format=array_record --data_dir={root}`"
     )
 
 

@@ -1,0 +1,56 @@
+"""Tiny images in folders and tiny saved models, and configs made small enough to run."""
+
+import numpy as np
+import tiny
+from PIL import Image
+
+from flax_adapt import weights
+
+MODEL = {**tiny.MODEL, "channels": 3, "depth": 1}
+PIXELS = dict(mean=(0.5,) * 3, std=(0.25,) * 3)
+CLASSES = ("ant", "bee")
+
+
+def image_folder(root, train=8, test=3):
+    """So many images of each class and split, all different; returns `root`."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", train), ("test", test)):
+        for name in CLASSES:
+            (root / split / name).mkdir(parents=True, exist_ok=True)
+            for number in range(count):
+                pixels = rng.integers(0, 256, (9, 10, 3), np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{number}.png")
+    return root
+
+
+def mae_folder(path):
+    """A ViTMAEForPreTraining folder; returns `path`."""
+    model = tiny.build("mae", MODEL)
+    weights.save_pretrained(path, model, tiny.params_of(model), **PIXELS)
+    return path
+
+
+def shrink(config):
+    """Two steps a stage, one seed, a tiny model: `config` is changed in place.
+
+    Shapes and constants are the same for all configs: one compiles for the others.
+    """
+    config.model.update(MODEL)
+    config.checkpoint.update(every_steps=2, keep_last=1, keep_best=0)
+    for section in data_sections(config):
+        section.update(image_size=MODEL["image_size"], channels=3, **PIXELS)
+        section.update(num_threads=1, prefetch_batches=1)
+    for stage in config.stages:
+        stage.update(num_steps=2, batch_size=8, seeds=(0,))
+        stage.optim.update(lr=1e-3, warmup_steps=0)
+        if stage.eval is not None:
+            stage.eval.batch_size = 256
+    return config
+
+
+def data_sections(config):
+    yield from (config.evaluate.train, config.evaluate.test)
+    for stage in config.stages:
+        yield stage.data
+        if stage.eval is not None:
+            yield stage.eval.data
