@@ -73,7 +73,7 @@ def describe(command: str) -> str:
         (f"--{name}", "required" if default is REQUIRED else repr(default), text)
         for name, (default, text) in table.items()
     ]
-    lines = [f"  {name:16}{default:10}{text}" for name, default, text in rows]
+    lines = [f"  {name:20}{default:10}{text}" for name, default, text in rows]
     return "\n".join([(function.__doc__ or "").splitlines()[0], *lines])
 
 

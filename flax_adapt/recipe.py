@@ -116,9 +116,10 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def evaluate(config: Any, workdir: Path) -> list[dict[str, Any]]:
-    """kNN and linear-probe accuracy of every finished stage; written to `eval.json`.
+    """kNN and linear-probe accuracy of `init` and of every finished stage.
 
-    Features are the states after the final LayerNorm, pooled as `config.evaluate` says.
+    Written to `eval.json`. Features are the states after the final LayerNorm, pooled as
+    `config.evaluate` says.
     """
     section = config.evaluate
     finished = [
@@ -130,22 +131,25 @@ def evaluate(config: Any, workdir: Path) -> list[dict[str, Any]]:
         )
     train = data.open_examples(section.train, "")
     test = data.open_examples(section.test, "")
+    models = {"pretrained": Path(config.init)} if config.init else {}
+    models |= {stage.label: stage.folder / "export" for stage in finished}
     rows = [
-        {"stage": stage.label, **_measure(section, stage, train, test)}
-        for stage in finished
+        {"stage": label, **_measure(config, folder, train, test)}
+        for label, folder in models.items()
     ]
     logs.write_json(workdir / "eval.json", rows)
     return rows
 
 
-def _measure(section: Any, stage: Stage, *both: data.Examples) -> dict[str, float]:
+def _measure(config: Any, folder: Path, *both: data.Examples) -> dict[str, float]:
+    section = config.evaluate
     features = [
         embed.extract(
-            stage.folder / "export",
+            folder,
             examples,
             pooling=section.pooling,
             batch_size=section.batch_size,
-            precision=stage.experiment.precision,
+            precision=config.precision,
             mesh=sharding.one_device(),
         )
         for examples in both

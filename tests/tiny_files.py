@@ -18,7 +18,7 @@ def image_folder(root, train=8, test=3):
         for name in CLASSES:
             (root / split / name).mkdir(parents=True, exist_ok=True)
             for number in range(count):
-                pixels = rng.integers(0, 256, (9, 10, 3), np.uint8)
+                pixels = rng.integers(0, 256, (8, 8, 3), np.uint8)
                 Image.fromarray(pixels).save(root / split / name / f"{number}.png")
     return root
 

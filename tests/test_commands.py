@@ -1,0 +1,267 @@
+"""The commands: what they write, and that a mistake is one line and exit code 2."""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import tiny_files
+from PIL import Image
+
+from flax_adapt import __main__, config, models, weights
+
+CONFIG = '''"""Two small stages."""
+import tiny
+
+def get_config():
+    return tiny.experiment(tiny.pretrain(), tiny.finetune())
+'''
+
+
+@pytest.fixture(scope="module", autouse=True)
+def settings_of_this_process():
+    """`main` is made for a process of its own: what it sets is put back."""
+    precision = jax.config.jax_default_matmul_precision
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    jax.config.update("jax_default_matmul_precision", precision)
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A folder with images, models, a config and things that are broken."""
+    root = tmp_path_factory.mktemp("files")
+    tiny_files.image_folder(root / "images")
+    tiny_files.mae_folder(root / "mae")
+    shutil.copytree(root / "mae", root / "broken")
+    (root / "broken/model.safetensors").write_bytes(b"no tensors")
+    (root / "tiny.py").write_text(CONFIG)
+    (root / "file").write_text("in the way")
+    return root
+
+
+@pytest.fixture
+def main(capsys):
+    """Runs a command in this process; returns (exit code, stdout, stderr)."""
+
+    def main(*arguments):
+        code = __main__.main(arguments)
+        return code, *capsys.readouterr()
+
+    return main
+
+
+def refused(found, told):
+    code, out, error = found
+    assert code == 2
+    assert out == ""
+    assert error.count("\n") == 1, error
+    assert error.startswith("flax-adapt: ")
+    assert told in error
+
+
+MISTAKES = {
+    "nope": "'nope' is no command; there are: run, eval, features, configs",
+    "run --config=quickstart": "run needs --workdir=...; flags: --workdir, --coord",
+    "run --workdir= --config=quickstart": "run needs --workdir=...",
+    "run --workdir={w}": "run needs one --config=FILE or --config=NAME",
+    "run --workdir={w} --config=quickstart --config=quickstart": "run needs one",
+    "run --workdir={w} --config=nope": "choose one of ['quickstart', 'small_adapt'",
+    "run --workdir={w} --config=quickstart:stepz=1": "'stepz=1' is unknown; there are",
+    "run --workdir={w} --config=quickstart:pretrain_steps=x": "must be of type int",
+    "run --workdir={w} --config=quickstart more": "run does not know ['more']",
+    "run --workdir={w} --config=quickstart --wrong=1": "command line flag 'wrong'",
+    "run --workdir={w} --config=quickstart --config.sed=1": "'sed' is unknown; choose",
+    "run --workdir={w} --config=quickstart --config.stages.0.num_steps=x": "'x'",
+    "run --workdir={w} --config=quickstart --config.seed=1.5": "'1.5'",
+    "run --workdir={w} --config=quickstart --config.stages.9.num_steps=1": "'9'",
+    "run --workdir={w} --config=quickstart --config.stages=1": "is a section",
+    "run --workdir={w} --config=quickstart --num_processes=2": "need --coordinator",
+    "run --workdir={w} --config=quickstart --coordinator=host": "must be host:port",
+    "run --workdir={w} --config=quickstart --coordinator=h:1 --process_id=1": "0 to 0",
+    "run --workdir={f}/file --config={f}/tiny.py": "file",
+    "run --workdir={w} --config=vit_finetune:{i},init={f}/no": "{f}/no",
+    "run --workdir={w} --config=vit_finetune:{i},init={f}/broken": "not a readable",
+    "run --workdir={w} --config=vit_finetune:dataset=folder:{f}/no,init={f}/mae": (
+        "there is no such folder; {f} has ['broken', 'images', 'mae']"
+    ),
+    "eval --config={f}/tiny.py": "eval needs --workdir=...",
+    "eval --workdir={w} --config={f}/tiny.py": "holds no finished stage",
+    "features": "features needs --init=... --data=... --out=...",
+    "features {m} --out={f}/x": "must be a new .npz file in a folder that exists",
+    "features {m} --out={f}/no/x.npz": "in a folder that exists",
+    "features {m} --out={w}.npz --pooling=max": "choose one of ['cls', 'mean']",
+    "features {m} --out={w}.npz --precision=half": "'float32'",
+    "features {m} --out={w}.npz --batch_size=0": "batch_size=0",
+    "features {m} --out={w}.npz --batch_size=x": "'x'",
+    "features {m} --out={w}.npz --split=val": "it has ['test', 'train']",
+    "features --init={f}/no --data=builtin:digits --out={w}.npz": "{f}/no",
+    "features --init={f}/mae --data=images --out={w}.npz": "SCHEME:WHAT",
+    "features --init={f}/mae --data=builtin:digit --out={w}.npz": "'digits', 'mnist5k'",
+    "configs --all": "command line flag 'all'",
+}
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_a_mistake_is_one_line_that_helps_and_exit_code_2(main, files, tmp_path, line):
+    images = f"folder:{files}/images"
+    names = dict(f=files, w=tmp_path / "run", i=f"dataset={images}")
+    names["m"] = f"--init={files}/mae --data={images}"
+    refused(main(*line.format(**names).split()), MISTAKES[line].format(**names))
+    assert not list(tmp_path.rglob("*.npz"))
+    assert not list(tmp_path.rglob("checkpoints/*"))
+
+
+def test_the_module_is_the_command(tmp_path):
+    """Without arguments it says what there is; a mistake shows no traceback."""
+    command = [sys.executable, "-m", "flax_adapt"]
+    both = [
+        subprocess.Popen(
+            [*command, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for arguments in ([], ["run", "--config=nope", f"--workdir={tmp_path}"])
+    ]
+    usage, mistake = ((each.communicate(timeout=120), each.returncode) for each in both)
+    (out, error), code = usage
+    assert (code, error) == (0, "")
+    for name in __main__.COMMANDS:
+        assert re.search(rf"^  {name} +[A-Zk]", out, re.MULTILINE)
+    (out, error), code = mistake
+    refused((code, out, error), "--config='nope' is unknown")
+
+
+@pytest.mark.parametrize("command", __main__.COMMANDS)
+def test_help_names_every_flag(main, command):
+    code, out, error = main(command, "--help")
+    assert (code, error) == (0, "")
+    for flag in __main__.COMMANDS[command][2]:
+        assert f"  --{flag} " in out
+
+
+def test_configs_are_listed_with_their_first_line(main):
+    code, out, _ = main("configs")
+    assert code == 0
+    for name, path in config.shipped().items():
+        assert re.search(rf"^{name} +{re.escape(config.summary(path))}$", out, re.M)
+
+
+@pytest.fixture(scope="module")
+def finished(files, tmp_path_factory):
+    """A run in which an override changed the first stage."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    command = ["run", f"--config={files}/tiny.py", f"--workdir={workdir}"]
+    command += ["--config.stages.0.num_steps=3"]
+    assert __main__.main(command) == 0
+    return workdir, command
+
+
+def test_an_override_changes_what_runs(finished):
+    workdir, _ = finished
+    stored = json.loads((workdir / "config.json").read_text())
+    assert [stage["num_steps"] for stage in stored["stages"]] == [3, 4]
+    result = json.loads((workdir / "stages/pretrain/result.json").read_text())
+    assert result["num_steps"] == 3
+    assert {p.name for p in (workdir / "stages/pretrain/checkpoints").iterdir()} == {
+        "2",
+        "3",
+    }
+
+
+def test_running_again_prints_the_same_table(finished, main):
+    workdir, command = finished
+    code, out, _ = main(*command)
+    assert code == 0
+    assert out.startswith(f"{workdir}: all stages were done before\n")
+    assert f"results: {workdir}/results.json" in out
+    assert f"model:   {workdir}/stages/finetune/export" in out
+    assert re.search(r"^finetune +accuracy +1 ", out, re.MULTILINE)
+
+
+def test_eval_measures_every_finished_stage(finished, main, tmp_path):
+    workdir, command = finished
+    code, out, _ = main("eval", *command[1:])
+    assert code == 0
+    rows = json.loads((workdir / "eval.json").read_text())
+    assert [row["stage"] for row in rows] == ["pretrain", "finetune"]
+    for row in rows:
+        assert 0.1 < row["knn"] <= 1
+        assert 0.1 < row["probe"] <= 1
+    assert f"results: {workdir}/eval.json" in out
+    copy = shutil.copytree(workdir, tmp_path / "copy")
+    (copy / "stages/finetune/result.json").unlink()
+    assert main("eval", *command[1:], f"--workdir={copy}")[0] == 0
+    assert len(json.loads((copy / "eval.json").read_text())) == 1
+
+
+def pixels(files, names):
+    """Normalised float [n, Y, X, C]; the images have the size of the model."""
+    images = [np.asarray(Image.open(files / "images" / name)) for name in names]
+    mean, std = (np.float32(tiny_files.PIXELS[name]) for name in ("mean", "std"))
+    return (np.stack(images) / np.float32(255) - mean) / std
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_features_are_the_states_of_the_model(main, files, tmp_path, pooling):
+    out = tmp_path / "features.npz"
+    code, text, _ = main(
+        "features",
+        f"--init={files}/mae",
+        f"--data=folder:{files}/images",
+        f"--out={out}",
+        f"--pooling={pooling}",
+        "--batch_size=6",  # 16 images: the last batch is not full
+    )
+    assert code == 0
+    assert text == f"{out}: 16 embeddings of width 16\n"
+    found = np.load(out)  # would refuse a pickle
+    names = [f"train/{c}/{n}.png" for c in tiny_files.CLASSES for n in range(8)]
+    assert found["names"].tolist() == names
+    assert found["class_names"].tolist() == list(tiny_files.CLASSES)
+    np.testing.assert_array_equal(found["labels"], [0] * 8 + [1] * 8)
+    model, params, _ = weights.from_pretrained(files / "mae", "encoder")
+    images = pixels(files, names)
+    states = model.apply({"params": params}, images, None, method="encode")
+    wanted = models.pool(states[-1], pooling)
+    assert found["embeddings"].dtype == np.float32
+    np.testing.assert_allclose(found["embeddings"], wanted, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def with_bad_file(files, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bad") / "images"
+    shutil.copytree(files / "images", folder)
+    (folder / "train/ant/bad.png").write_bytes(b"no image")
+    return folder
+
+
+def test_images_that_cannot_be_decoded_are_left_out_and_named(
+    main, files, tmp_path, with_bad_file
+):
+    out = tmp_path / "features.npz"
+    code, text, _ = main(
+        "features",
+        f"--init={files}/mae",
+        f"--data=folder:{with_bad_file}",
+        f"--out={out}",
+        "--max_bad_fraction=0.1",
+    )
+    assert code == 0
+    assert "16 embeddings" in text
+    assert "cannot be decoded: train/ant/bad.png" in text
+    assert not [name for name in np.load(out)["names"] if "bad" in name]
+
+
+def test_too_many_of_them_are_a_mistake(main, files, tmp_path, with_bad_file):
+    out = tmp_path / "features.npz"
+    command = ["features", f"--init={files}/mae", f"--out={out}"]
+    refused(main(*command, f"--data=folder:{with_bad_file}"), "train/ant/bad.png")
+    assert not out.exists()
