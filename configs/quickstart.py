@@ -47,7 +47,7 @@ def digits(source: str, **changes):
 
 def get_config(arguments: str = ""):
     args = configs.parse_arguments(
-        arguments, pretrain_steps=400, adapt_steps=250, finetune_steps=60
+        arguments, pretrain_steps=400, adapt_steps=250, finetune_steps=120
     )
     released, target = digits("builtin:mnist5k"), digits("builtin:digits")
     few = {**defaults.ALL, "per_class": 10}

@@ -5,12 +5,14 @@ run that broke down. SIGTERM: a checkpoint, one line, exit code 0.
 """
 
 import logging
+import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 from absl import flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
@@ -167,13 +169,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         COMMANDS[command][0](**parse(command, arguments[1:]))
     except Preempted as stop:
         print(f"{stop}; run the same command to continue")
-    except (UserError, OSError) as error:
-        print(f"flax-adapt: {_one_line(error)}", file=sys.stderr)
-        return 2
-    except NonFiniteError as error:
-        print(f"flax-adapt: {_one_line(error)}", file=sys.stderr)
-        return 1
+    except (UserError, OSError, NonFiniteError) as error:
+        print(f"flax-adapt: {_one_line(error)}", file=sys.stderr, flush=True)
+        return _leave(1 if isinstance(error, NonFiniteError) else 2)
     return 0
+
+
+def _leave(code: int) -> int:
+    """Ends at once where there are other processes.
+
+    An ordinary exit waits for all to exit, and the others may wait for this one: then
+    all would hang for minutes, and be aborted without this exit code.
+    """
+    if jax.distributed.is_initialized():
+        sys.stdout.flush()
+        os._exit(code)
+    return code
 
 
 if __name__ == "__main__":

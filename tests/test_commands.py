@@ -19,16 +19,19 @@ CONFIG = '''"""Two small stages."""
 import tiny
 
 def get_config():
-    return tiny.experiment(tiny.pretrain(), tiny.finetune())
+    model = {**tiny.MODEL, "depth": 1}
+    return tiny.experiment(tiny.pretrain(), tiny.finetune(), model=model)
 '''
 
 
 @pytest.fixture(scope="module", autouse=True)
 def settings_of_this_process():
-    """`main` is made for a process of its own: what it sets is put back."""
+    """Compiles fast. `main` expects a process of its own: what it sets is put back."""
     precision = jax.config.jax_default_matmul_precision
     handler = signal.getsignal(signal.SIGTERM)
+    jax.config.update("jax_disable_most_optimizations", True)
     yield
+    jax.config.update("jax_disable_most_optimizations", False)
     jax.config.update("jax_default_matmul_precision", precision)
     signal.signal(signal.SIGTERM, handler)
 

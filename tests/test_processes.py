@@ -14,7 +14,7 @@ import pytest
 import tiny
 from safetensors.numpy import load_file
 
-from flax_adapt import checkpoint, preemption, recipe, sharding
+from flax_adapt import __main__, checkpoint, preemption, recipe, sharding
 from flax_adapt.errors import UserError
 
 HERE = Path(__file__).parent
@@ -223,6 +223,16 @@ def test_orbax_does_not_poll_the_preemption_service(monkeypatch, tmp_path):
     assert not manager.reached_preemption(1)
     saves.close()
     assert not asked
+
+
+def test_a_process_with_a_mistake_does_not_wait_for_the_others(monkeypatch, capsys):
+    """An ordinary exit does, for minutes, and is then aborted with another code."""
+    codes = []
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr("os._exit", codes.append)
+    __main__.main(["nope"])
+    assert codes == [2]
+    assert "'nope' is no command" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import statistics
 
+import jax
 import pytest
 import tiny
 from safetensors.numpy import load_file
@@ -177,6 +178,14 @@ def test_a_mistake_in_the_stages_is_found_before_anything_runs(trained, tmp_path
     assert not list(tmp_path.iterdir())
 
 
+@pytest.fixture
+def compile_fast():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.usefixtures("compile_fast")
 def test_a_stage_may_start_from_one_seed_of_another(tmp_path):
     still = defaults.pretrain_optim(lr=0.0)
     config = tiny.experiment(
