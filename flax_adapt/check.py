@@ -29,10 +29,13 @@ def experiment(config: Any) -> None:
 
 
 def labels(section: Any) -> list[str]:
-    """What `stage:` may name once this stage is done: NAME, or NAME/seed_S of each seed."""
-    if len(section.seeds) == 1:
-        return [section.name]
-    return [f"{section.name}/seed_{seed}" for seed in section.seeds]
+    """What `stage:` may name once this stage is done."""
+    return [label(section, seed) for seed in section.seeds]
+
+
+def label(section: Any, seed: int) -> str:
+    """NAME, or NAME/seed_S where the stage has several seeds."""
+    return section.name if len(section.seeds) == 1 else f"{section.name}/seed_{seed}"
 
 
 def _seeds(config: Any, section: Any) -> None:

@@ -55,18 +55,18 @@ def trainable(freeze: tuple[str, ...], params: Params) -> Any:
                 f"optim.freeze: {pattern!r} matches no parameter; there are: "
                 f"{', '.join(rules.names(params))}"
             )
-    return rules.map_named(
-        lambda name, _: not any(re.fullmatch(pattern, name) for pattern in freeze),
-        params,
-    )
+    return rules.map_named(lambda name, _: not _is_frozen(name, freeze), params)
+
+
+def _is_frozen(name: str, freeze: tuple[str, ...]) -> bool:
+    return any(re.fullmatch(pattern, name) for pattern in freeze)
 
 
 def stop_frozen(loss_fn: LossFn, freeze: tuple[str, ...]) -> LossFn:
     """The same loss, no gradient to what `optim.freeze` names: nothing is spent on it."""
 
     def stop(name, leaf):
-        frozen = any(re.fullmatch(pattern, name) for pattern in freeze)
-        return jax.lax.stop_gradient(leaf) if frozen else leaf
+        return jax.lax.stop_gradient(leaf) if _is_frozen(name, freeze) else leaf
 
     return lambda params, *rest: loss_fn(rules.map_named(stop, params), *rest)
 

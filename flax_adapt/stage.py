@@ -12,8 +12,8 @@ import numpy as np
 from flax import linen as nn
 from jax.experimental import multihost_utils
 
+from flax_adapt import check, data, models, objectives, weights
 from flax_adapt import config as configs
-from flax_adapt import data, models, objectives, weights
 from flax_adapt.errors import UserError, choose
 from flax_adapt.types import Params
 
@@ -29,9 +29,7 @@ class Stage(NamedTuple):
     @property
     def label(self) -> str:
         """NAME, or NAME/seed_S where the stage has several seeds."""
-        if len(self.config.seeds) == 1:
-            return self.config.name
-        return f"{self.config.name}/seed_{self.run_seed}"
+        return check.label(self.config, self.run_seed)
 
     @property
     def folder(self) -> Path:
@@ -102,13 +100,11 @@ def check_architecture(
     stage: Stage, found: dict[str, Any], path: Path, task: str
 ) -> None:
     """Weights only mean something in the model they were made for."""
-    wanted = configs.plain(stage.experiment.model)
     skipped = {"pooler"} if task == "mae" else {"pooler", "decoder"}
-    changes = [
-        line
-        for line in configs.difference(found, wanted)
-        if line.split(":")[0].split(".")[0] not in skipped
-    ]
+    both = (found, configs.plain(stage.experiment.model))
+    changes = configs.difference(
+        *({name: a[name] for name in a if name not in skipped} for a in both)
+    )
     if changes:
         raise UserError(
             f"stage {stage.label}: `model` is not what {path} holds: {'; '.join(changes)}"
