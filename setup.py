@@ -22,8 +22,10 @@ REQUIRES = [
     "pillow>=13.0",
     "safetensors>=0.8",
     "scikit-learn>=1.9",
+    "scipy>=1.17",
     "tensorboardX>=2.6.5",
     "tensorflow-datasets>=4.9.10",
+    "tokenizers>=0.23.3",
     "tqdm>=4.70",
 ]
 

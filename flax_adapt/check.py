@@ -4,7 +4,7 @@ later. What only the data or the weights can tell is checked when a stage starts
 
 from typing import Any
 
-from flax_adapt import objectives, optim
+from flax_adapt import models, objectives, optim
 from flax_adapt.errors import UserError, choose
 
 _MAX_SEED = 2**31 - 1
@@ -22,6 +22,7 @@ def experiment(config: Any) -> None:
             _seeds(config, section)
             _numbers(section)
             _names(section)
+            _modality(config, section)
             _references(config, section, earlier)
         except UserError as error:
             raise UserError(f"stage {section.name}: {error}") from None
@@ -62,11 +63,27 @@ def _numbers(section: Any) -> None:
 def _names(section: Any) -> None:
     objective = section.objective.name
     choose("objective.name", objective, objectives.OBJECTIVES)
+    objectives.task_of(section.objective)
     choose("optim.decay", section.optim.decay, optim.DECAY)
     if section.eval is not None:
-        measured = dict.fromkeys(objectives.METRICS[objective])
+        measured = dict.fromkeys(objectives.metrics_of(section.objective))
         choose("eval.metric", section.eval.metric, measured)
         choose("eval.mode", section.eval.mode, dict.fromkeys(("max", "min")))
+
+
+def _modality(config: Any, section: Any) -> None:
+    """Images go into a ViT, text into a BERT."""
+    kind = config.model.kind
+    tasks = choose("model.kind", kind, models.TASKS)
+    task = objectives.task_of(section.objective)
+    modality = choose(f"the task of model.kind={kind!r}", task, tasks).modality
+    evaluation = [] if section.eval is None else [section.eval.data]
+    for data in (section.data, *evaluation):
+        if data.modality != modality:
+            raise UserError(
+                f"data.source={data.source!r} gives {data.modality}, but the model is a "
+                f"{kind}, which takes {modality}"
+            )
 
 
 def _references(config: Any, section: Any, earlier: list[str]) -> None:

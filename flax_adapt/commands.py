@@ -9,10 +9,11 @@ import jax
 import numpy as np
 
 from flax_adapt import config as configs
-from flax_adapt import data as images
-from flax_adapt import errors, logs, models, recipe, sharding
+from flax_adapt import data as sources
+from flax_adapt import errors, logs, models, recipe, sharding, weights
 from flax_adapt.errors import UserError
 from flax_adapt.evals import embed
+from flax_adapt.evals import fill as fill_mask
 
 MATMUL_PRECISION = {"float32": "highest", "bfloat16": None}
 
@@ -93,6 +94,9 @@ def features(
     batch_size: int,
     precision: str,
     max_bad_fraction: float,
+    seq_len: int,
+    text_fields: str,
+    label_field: str,
 ) -> None:
     """Writes embeddings, labels and example names of a data set to an .npz file."""
     errors.choose("--pooling", pooling, models.POOLING)
@@ -100,9 +104,21 @@ def features(
     target = Path(out)
     if target.suffix != ".npz" or not target.parent.is_dir():
         raise UserError(f"--out={out} must be a new .npz file in a folder that exists")
-    section = embed.data_for(Path(init), data, split, data_dir)
-    section.max_bad_fraction = max_bad_fraction
-    examples = images.open_examples(section, "")
+    common = dict(data_dir=data_dir, max_bad_fraction=max_bad_fraction)
+    kind = weights.model_config(init)["kind"]
+    if models.TASKS[kind]["encoder"].modality == "image":
+        section = embed.image_section(Path(init), data, split, **common)
+    else:
+        section = embed.text_section(
+            Path(init),
+            data,
+            split,
+            seq_len=seq_len,
+            text_fields=tuple(text_fields.split(",")),
+            label_field=label_field,
+            **common,
+        )
+    examples = sources.open_examples(section, "")
     rows = embed.extract(
         Path(init),
         examples,
@@ -125,6 +141,14 @@ def features(
     if examples.bad_files:
         bad = ", ".join(examples.bad_files.names)
         print(f"left out, since they cannot be decoded: {bad}")
+
+
+def fill(init: str, text: str, top: int) -> None:
+    """Prints the likeliest tokens for every mask token of a text."""
+    for number, guesses in enumerate(fill_mask.fill(Path(init), text, top), start=1):
+        rows = [{"token": token, "probability": p} for token, p in guesses]
+        print(f"mask {number}")
+        print(logs.format_table(rows, ("token", "probability")))
 
 
 def evaluate(config: Any, workdir: str) -> None:

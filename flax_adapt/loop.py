@@ -77,6 +77,7 @@ class Run:
         )
         classes = stages.num_classes(stage, self.examples)
         self.model = stages.build_model(stage, classes, stage.task)
+        stages.check_text(stage, self.model, config.data, self.examples)
         params, self.report = stages.warm_start(stage, self.model)
         self.names = rules.names(params)
         self.schedule = optim.schedule(config.optim, config.num_steps)
@@ -102,11 +103,14 @@ class Run:
         config = self.config.eval
         sharding.check_batch_size(config.batch_size, 1, self.mesh)
         examples = stages.open_examples(self.stage, config.data)
+        stages.check_text(self.stage, self.model, config.data, examples)
         stages.check_same_classes(self.stage, self.examples, examples)
         self.eval_batches = lambda: data.eval_batches(
             examples, config.batch_size, *sharding.share_of_process(self.mesh)
         )
-        self.eval_step = steps.make_eval_step(self._loss(config.data, train=False))
+        self.eval_step = steps.make_eval_step(
+            self._loss(config.data, train=False), self.mesh
+        )
 
     def _open_folder(self) -> None:
         """Nothing is written before everything above was found to be right."""
@@ -191,7 +195,7 @@ class Run:
         step, metrics = self.pending[0], jax.device_get(self.pending[1])
         self.pending = None
         bad_leaf = int(metrics.pop(steps.BAD_LEAF).total)
-        if bad_leaf >= 0 or not math.isfinite(metrics["loss"].total):
+        if bad_leaf >= 0 or not math.isfinite(metrics["loss"].value()):
             self._give_up(step, bad_leaf)
         self.meter.add(metrics)
 
@@ -259,7 +263,7 @@ class Run:
 
     def finish(self) -> dict[str, Any]:
         """Exports the model and writes the result, which marks the stage as done."""
-        stages.export(self.stage, self.model, self.state.params)
+        stages.export(self.stage, self.model, self.state.params, self.examples)
         measured = self.progress["eval"] or self.progress["train"]
         result = {
             "stage": self.config.name,

@@ -1,9 +1,11 @@
-"""Which patches of an image are hidden: index maths on given noise; the noise itself.
+"""Which patches of an image, which tokens of a text are hidden.
 
-Every row hides the same number of patches, so all shapes are static. The noise is an
-argument, so that any reference can be matched exactly.
+Every image hides the same number of patches, of every text the same number of tokens is
+looked at: all shapes are static. Noise and masks can be given, so that any reference can
+be matched exactly.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -11,7 +13,7 @@ import jax.numpy as jnp
 
 from flax_adapt import keys
 from flax_adapt.errors import UserError
-from flax_adapt.types import Array, Key
+from flax_adapt.types import Array, Key, Text
 
 
 class Hiding(NamedTuple):
@@ -51,3 +53,74 @@ def hide_patches(noise_BL: Array, num_visible: int) -> Hiding:
     shuffle_BL = jnp.argsort(noise_BL, axis=1)
     order_BL = jnp.argsort(shuffle_BL, axis=1)
     return Hiding(shuffle_BL[:, :num_visible], order_BL, order_BL >= num_visible)
+
+
+class Hidden(NamedTuple):
+    """A text with tokens to be guessed.
+
+    tokens_BL: int32, what the model sees. hidden_BL: bool, true where it must guess.
+    """
+
+    tokens_BL: Array
+    hidden_BL: Array
+
+
+# Numbers of the draws folded into an example's key.
+_WHICH, _HOW, _RANDOM = 0, 1, 2
+
+
+def hide_tokens(
+    text: Text,
+    key_B: Key,
+    *,
+    mask_rate: float,
+    mask_token_id: int,
+    mask_share: float,
+    random_share: float,
+    vocab_size: int,
+    whole_word: bool,
+) -> Hidden:
+    """Hides each token with probability `mask_rate`; never a special token or padding.
+
+    Of the hidden ones `mask_share` become the mask token, `random_share` any token of
+    the vocabulary, the rest stay (Devlin et al. 2019, section 3.1: 15 %, 80/10/10).
+    whole_word: the pieces of a word are hidden together or not at all; what each becomes
+    is still drawn for itself. An example's draw depends on its key alone, not on L.
+    """
+    shape = text.tokens_BL.shape[1:]
+
+    def uniform(purpose: int) -> Array:
+        return keys.draw(jax.random.uniform, keys.fold(key_B, purpose), shape)
+
+    noise_BL = uniform(_WHICH)
+    if whole_word:
+        words_BL = jnp.maximum(text.words_BL, 0)
+        noise_BL = jnp.take_along_axis(noise_BL, words_BL, axis=1)
+    hidden_BL = (noise_BL < mask_rate) & (text.words_BL >= 0)
+    random_BL = keys.draw(
+        jax.random.randint, keys.fold(key_B, _RANDOM), shape, 0, vocab_size
+    )
+    how_BL = uniform(_HOW)
+    seen_BL = jnp.where(
+        how_BL < mask_share,
+        mask_token_id,
+        jnp.where(how_BL < mask_share + random_share, random_BL, text.tokens_BL),
+    )
+    return Hidden(jnp.where(hidden_BL, seen_BL, text.tokens_BL), hidden_BL)
+
+
+def max_hidden(length: int, max_masked_fraction: float) -> int:
+    """How many hidden tokens of a row of `length` tokens are looked at."""
+    if not 0 < max_masked_fraction <= 1:
+        raise UserError(
+            f"objective.max_masked_fraction={max_masked_fraction} must lie in (0, 1]"
+        )
+    return math.ceil(length * max_masked_fraction)
+
+
+def places(hidden_BL: Array, count: int) -> tuple[Array, Array]:
+    """Returns (at_BM, chosen_BM) with M = count: the first `count` hidden places of each
+    row, int32, and true where such a place is hidden at all.
+    """
+    at_BM = jnp.argsort(~hidden_BL, axis=1, stable=True)[:, :count]
+    return at_BM, jnp.take_along_axis(hidden_BL, at_BM, axis=1)

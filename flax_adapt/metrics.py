@@ -1,22 +1,28 @@
-"""Metrics are (total, count) pairs: carried as sums, divided once."""
+"""Metrics are sums: merged over parts, batches and steps, divided once.
+
+Each has `merge(other)` and `value()`. Arrays are float32; on the host, numpy.
+"""
 
 from collections.abc import Mapping
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from flax_adapt import scores
+
 
 class Mean(struct.PyTreeNode):
-    """A weighted mean that has not been divided yet. `total` and `count` are float32 scalars."""
+    """A weighted mean that has not been divided yet. `total` and `count` are scalars."""
 
     total: jax.Array
     count: jax.Array
 
     @classmethod
     def of(cls, values: jax.Array, weights: jax.Array) -> "Mean":
-        """Sums `values` and `weights`, both float [B]."""
+        """Sums `values` and `weights`, of the same shape."""
         return cls(jnp.sum(values * weights), jnp.sum(weights))
 
     def merge(self, other: "Mean") -> "Mean":
@@ -24,7 +30,109 @@ class Mean(struct.PyTreeNode):
 
     def value(self) -> jax.Array:
         """total / count; 0 where nothing was counted."""
-        return self.total / jnp.where(self.count == 0, 1, self.count)
+        return _divide(self.total, self.count)
+
+
+class Sum(struct.PyTreeNode):
+    """A number of things. `total` is a scalar."""
+
+    total: jax.Array
+
+    def merge(self, other: "Sum") -> "Sum":
+        return Sum(self.total + other.total)
+
+    def value(self) -> jax.Array:
+        return self.total
+
+
+class Perplexity(struct.PyTreeNode):
+    """exp of a mean cross-entropy in nats over `count` tokens."""
+
+    total: jax.Array
+    count: jax.Array
+
+    def merge(self, other: "Perplexity") -> "Perplexity":
+        return Perplexity(self.total + other.total, self.count + other.count)
+
+    def value(self) -> float:
+        # A loss that went astray would overflow: as large as a float can be told.
+        return float(np.exp(min(float(_divide(self.total, self.count)), 700.0)))
+
+
+class Loss(struct.PyTreeNode):
+    """What is minimised: a sum of means, each with a count of its own.
+
+    A mean over masked tokens and one over examples cannot share a denominator: the
+    parts of a batch are weighted term by term (see `step`).
+    """
+
+    terms: tuple[Mean, ...]
+
+    @classmethod
+    def of(cls, mean: Mean) -> "Loss":
+        return cls((mean,))
+
+    def plus(self, weight: float, mean: Mean) -> "Loss":
+        """Adds the term weight * mean."""
+        return Loss((*self.terms, Mean(weight * mean.total, mean.count)))
+
+    @property
+    def counts(self) -> tuple[jax.Array, ...]:
+        return tuple(term.count for term in self.terms)
+
+    def over(self, counts: tuple[jax.Array, ...]) -> jax.Array:
+        """This part's share of the loss of a whole whose terms have these counts."""
+        shares = [
+            _divide(term.total, count)
+            for term, count in zip(self.terms, counts, strict=True)
+        ]
+        return sum(shares[1:], start=shares[0])
+
+    def merge(self, other: "Loss") -> "Loss":
+        pairs = zip(self.terms, other.terms, strict=True)
+        return Loss(tuple(one.merge(two) for one, two in pairs))
+
+    def value(self) -> jax.Array:
+        return self.over(self.counts)
+
+
+class Confusion(struct.PyTreeNode):
+    """How often class i was taken for class j, [N, N], and the score made of it."""
+
+    counts_NN: jax.Array
+    score: str = struct.field(pytree_node=False)  # a key of scores.SCORES
+
+    def merge(self, other: "Confusion") -> "Confusion":
+        return self.replace(counts_NN=self.counts_NN + other.counts_NN)
+
+    def value(self) -> float:
+        return scores.SCORES[self.score](np.asarray(self.counts_NN, np.float64))
+
+
+class Spearman(struct.PyTreeNode):
+    """Rank correlation of predictions with targets. A merge puts them side by side."""
+
+    predictions_B: jax.Array
+    targets_B: jax.Array
+    weights_B: jax.Array  # 0: does not count
+
+    def merge(self, other: "Spearman") -> "Spearman":
+        return jax.tree.map(lambda *both: np.concatenate(both), self, other)
+
+    def value(self) -> float:
+        counts_B = np.asarray(self.weights_B) > 0
+        return scores.spearman(
+            np.asarray(self.predictions_B)[counts_B],
+            np.asarray(self.targets_B)[counts_B],
+        )
+
+
+Metric: TypeAlias = Mean | Sum | Perplexity | Loss | Confusion | Spearman
+
+
+def _divide(total: jax.Array, count: jax.Array) -> jax.Array:
+    """total / count; 0 where nothing was counted."""
+    return total / jnp.where(count == 0, 1, count)
 
 
 def accuracy(logits_BN: jax.Array, labels_B: jax.Array, weight_B: jax.Array) -> Mean:
@@ -33,28 +141,52 @@ def accuracy(logits_BN: jax.Array, labels_B: jax.Array, weight_B: jax.Array) -> 
     return Mean.of(correct_B.astype(jnp.float32), weight_B)
 
 
+def confusion(
+    logits_BN: jax.Array, labels_B: jax.Array, weight_B: jax.Array
+) -> dict[str, Confusion]:
+    """Every score of scores.SCORES, of the classes with the largest logits."""
+    num_classes = logits_BN.shape[-1]
+    true_BN = jax.nn.one_hot(labels_B, num_classes) * weight_B[:, None]
+    taken_BN = jax.nn.one_hot(jnp.argmax(logits_BN, axis=-1), num_classes)
+    counts_NN = true_BN.T @ taken_BN
+    return {score: Confusion(counts_NN, score) for score in scores.SCORES}
+
+
+# Metrics of training, which a checkpoint keeps: name -> from its numbers.
+_KINDS: dict[str, Any] = {
+    "Mean": lambda numbers: Mean(*numbers),
+    "Sum": lambda numbers: Sum(*numbers),
+    "Perplexity": lambda numbers: Perplexity(*numbers),
+    "Loss": lambda numbers: Loss(
+        tuple(Mean(*pair) for pair in zip(numbers[::2], numbers[1::2], strict=True))
+    ),
+}
+
+
 class Meter:
     """Sums of metrics on the host, since the last report."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, Mean] = {}
+        self._sums: dict[str, Any] = {}
 
-    def add(self, metrics: Mapping[str, Mean]) -> None:
-        for name, mean in metrics.items():
+    def add(self, metrics: Mapping[str, Metric]) -> None:
+        for name, metric in metrics.items():
             known = self._sums.get(name)
-            self._sums[name] = mean if known is None else known.merge(mean)
+            self._sums[name] = metric if known is None else known.merge(metric)
 
     def values(self) -> dict[str, float]:
-        return {name: float(mean.value()) for name, mean in self._sums.items()}
+        return {name: float(metric.value()) for name, metric in self._sums.items()}
 
-    def to_plain(self) -> dict[str, list[float]]:
-        """{name: [total, count]}, which JSON holds exactly."""
-        return {n: [float(m.total), float(m.count)] for n, m in self._sums.items()}
+    def to_plain(self) -> dict[str, list]:
+        """{name: [kind, numbers]}, which JSON holds exactly."""
+        return {
+            name: [type(metric).__name__, [float(x) for x in jax.tree.leaves(metric)]]
+            for name, metric in self._sums.items()
+        }
 
     @classmethod
-    def from_plain(cls, sums: Mapping[str, list[float]]) -> "Meter":
+    def from_plain(cls, sums: Mapping[str, list]) -> "Meter":
         meter = cls()
-        for name, pair in sums.items():
-            total, count = np.asarray(pair, np.float32)
-            meter.add({name: Mean(total, count)})
+        for name, (kind, numbers) in sums.items():
+            meter.add({name: _KINDS[kind](np.asarray(numbers, np.float32))})
         return meter

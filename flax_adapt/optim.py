@@ -12,15 +12,16 @@ from flax_adapt.types import LossFn, Params
 
 # Which leaves weight decay shrinks: True / False.
 DECAY = {
-    # MAE pre-training: matrices and tokens, nothing 1-D (METHODS S1).
+    # MAE pre-training: matrices and tokens, nothing 1-D (METHODS S1). BERT the same: not
+    # biases and LayerNorms (Devlin et al. 2019, official code).
     "pretrain": (
         (r".*/(bias|scale)", False),
-        (r".*/(kernel|cls_token|mask_token|position)", True),
+        (r".*/(kernel|cls_token|mask_token|position|token|token_type)", True),
     ),
     # Fine-tuning: not biases, positions and CLS; LayerNorm scales ARE decayed (METHODS S1).
     "finetune": (
         (r".*/(bias|cls_token|position)", False),
-        (r".*/(kernel|scale|mask_token)", True),
+        (r".*/(kernel|scale|mask_token|token|token_type)", True),
     ),
 }
 
@@ -81,7 +82,7 @@ def layer_rules(decay: float, depth: int) -> rules.Rules[float]:
         for index in range(depth)
     ]
     return (
-        (r"encoder/(patch_embed/.*|cls_token|position)", decay ** (depth + 1)),
+        (r"encoder/(patch_embed/.*|embed/.*|cls_token|position)", decay ** (depth + 1)),
         *blocks,
         (r"encoder/norm/.*|(?!encoder/).*", 1.0),
     )

@@ -18,8 +18,16 @@ RULES = (
     (r".*/(query|key|value|up)/kernel", PartitionSpec("fsdp", "tensor")),
     (r".*/(out|down)/kernel", PartitionSpec("tensor", "fsdp")),
     (r".*/patch_embed/kernel", PartitionSpec(None, "fsdp")),
-    (r".*(decoder/embed|predict|pooler|head)/kernel", PartitionSpec("fsdp", None)),
-    (r".*/(bias|scale|cls_token|mask_token|position)", PartitionSpec()),
+    # The vocabulary is the long side of the embedding, and of the logits made with it.
+    (r".*/embed/token", PartitionSpec("tensor", "fsdp")),
+    (
+        r".*(decoder/embed|predict|pooler|head|transform)/kernel",
+        PartitionSpec("fsdp", None),
+    ),
+    (
+        r".*/(bias|scale|cls_token|mask_token|position|token_type)",
+        PartitionSpec(),
+    ),
     (r"(.*/)?(step|count|seed)", PartitionSpec()),
 )
 
@@ -112,7 +120,6 @@ def check_batch_size(batch_size: int, accum_steps: int, mesh: Mesh) -> None:
 def put_batch(batch: Any, mesh: Mesh) -> Batch:
     """Makes one global batch of the rows that every process brings."""
     placed = NamedSharding(mesh, BATCH)
-    return {
-        name: jax.make_array_from_process_local_data(placed, rows)
-        for name, rows in batch.items()
-    }
+    return jax.tree.map(
+        lambda rows: jax.make_array_from_process_local_data(placed, rows), batch
+    )

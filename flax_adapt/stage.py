@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 
 from flax_adapt import check, data, models, objectives, weights
 from flax_adapt import config as configs
-from flax_adapt.errors import UserError, choose
+from flax_adapt.errors import UserError
 from flax_adapt.types import Params
 
 
@@ -42,8 +42,7 @@ class Stage(NamedTuple):
 
     @property
     def task(self) -> str:
-        name = self.config.objective.name
-        return choose("objective.name", name, objectives.TASKS)
+        return objectives.task_of(self.config.objective)
 
 
 def resolve(stage: Stage, field: str) -> Path:
@@ -72,6 +71,9 @@ def num_classes(stage: Stage, examples: data.Examples) -> int:
     wanted, named = stage.config.model.num_classes, len(examples.class_names)
     if stage.task != "classify":
         return 0
+    _check_labels(stage, examples)
+    if stage.config.objective.name == "regress":
+        return 1
     if np.min(examples.labels) < 0:
         raise UserError(
             f"stage {stage.label}: {stage.config.data.source} has examples without a "
@@ -84,6 +86,44 @@ def num_classes(stage: Stage, examples: data.Examples) -> int:
     return wanted or named
 
 
+def _check_labels(stage: Stage, examples: data.Examples) -> None:
+    """Numbers are for 'regress', class names for 'classify'."""
+    numbers = np.issubdtype(examples.labels.dtype, np.floating)
+    if numbers != (stage.config.objective.name == "regress"):
+        raise UserError(
+            f"stage {stage.label}: objective {stage.config.objective.name!r} and the "
+            f"labels of {stage.config.data.source} do not fit: 'regress' needs text data "
+            "with data.label_kind='number', 'classify' class names"
+        )
+
+
+def check_text(
+    stage: Stage, model: nn.Module, section: Any, examples: data.Examples
+) -> None:
+    """Rows and vocabulary must fit the model, and a label needs a row of its own."""
+    if not isinstance(examples, data.TextExamples):
+        return
+    arch, tokenizer = model.config, examples.tokenizer
+    problems = {
+        f"data.seq_len={section.seq_len} is more than the {arch.max_length} positions of "
+        "the model": section.seq_len > arch.max_length,
+        f"the tokenizer {section.tokenizer} has {tokenizer.vocab_size} tokens, the model "
+        f"{arch.vocab_size}": tokenizer.vocab_size > arch.vocab_size,
+        f"data.layout={section.layout!r} puts several texts in a row; classification "
+        "needs 'padded'": stage.task == "classify" and section.layout != "padded",
+    }
+    masked = stage.config.objective.get("masked", stage.config.objective)
+    if "mask_token_id" in masked:
+        problems |= {
+            f"objective.mask_token_id={masked.mask_token_id} but the mask token of "
+            f"{section.tokenizer} is {tokenizer.mask_id}": masked.mask_token_id
+            != tokenizer.mask_id
+        }
+    for problem, holds in problems.items():
+        if holds:
+            raise UserError(f"stage {stage.label}: {problem}")
+
+
 def check_same_classes(stage: Stage, train: data.Examples, test: data.Examples) -> None:
     """Labels mean the same in both, or it is an error."""
     if stage.task == "classify" and train.class_names != test.class_names:
@@ -92,7 +132,7 @@ def check_same_classes(stage: Stage, train: data.Examples, test: data.Examples) 
             f"stage {stage.label}: the training data has the classes "
             f"{train.class_names} but eval.data {where} has {test.class_names}"
         )
-    if stage.task == "classify" and np.min(test.labels) < 0:
+    if stage.config.objective.name == "classify" and np.min(test.labels) < 0:
         raise UserError(f"stage {stage.label}: eval.data has examples without a label")
 
 
@@ -100,7 +140,7 @@ def check_architecture(
     stage: Stage, found: dict[str, Any], path: Path, task: str
 ) -> None:
     """Weights only mean something in the model they were made for."""
-    skipped = {"pooler"} if task == "mae" else {"pooler", "decoder"}
+    skipped = {"pooler"} if task in ("mae", "mlm") else {"pooler", "decoder"}
     both = (found, configs.plain(stage.experiment.model))
     changes = configs.difference(
         *({name: a[name] for name in a if name not in skipped} for a in both)
@@ -131,7 +171,8 @@ def warm_start(stage: Stage, model: nn.Module) -> tuple[Params, weights.Report |
         return params, None
     path = resolve(stage, "init_from")
     try:
-        found, loaded, report = weights.load(path, stage.task)
+        pooling = stage.config.model.pooling
+        found, loaded, report = weights.load(path, stage.task, pooling=pooling)
         check_architecture(stage, found, path, stage.task)
         params, adopted = weights.adopt(params, loaded, stage.config.model.fresh)
     except UserError as error:
@@ -144,24 +185,26 @@ def frozen(stage: Stage) -> dict[str, Params]:
     if stage.config.teacher == "none":
         return {}
     path = resolve(stage, "teacher")
-    model = build_model(stage, 0, task="encoder")
-    shapes = jax.eval_shape(
-        lambda key: models.init_params(model, key), jax.random.key(0)
-    )
-    found, loaded, _ = weights.load(path, "encoder")
-    check_architecture(stage, found, path, "encoder")
-    params, _ = weights.adopt(shapes, loaded)
+    _, params, _ = weights.from_pretrained(path, "encoder")
+    check_architecture(stage, weights.model_config(path), path, "encoder")
     return {"teacher": params}
 
 
-def export(stage: Stage, model: nn.Module, params: Params) -> Path:
+def export(
+    stage: Stage, model: nn.Module, params: Params, examples: data.Examples
+) -> Path:
     """Writes the Hugging Face folder of the stage (process 0 writes, all take part)."""
     if jax.process_count() > 1:
         params = multihost_utils.process_allgather(params, tiled=True)
-    folder = stage.folder / "export"
+    folder, section = stage.folder / "export", stage.config.data
     if jax.process_index() == 0:
-        pixels = dict(mean=stage.config.data.mean, std=stage.config.data.std)
-        weights.save_pretrained(folder, model, jax.device_get(params), **pixels)
+        classes = stage.task == "classify" and examples.class_names
+        beside: dict[str, Any] = {"class_names": classes or None}
+        if section.modality == "text":
+            beside |= {"tokenizer": section.tokenizer}
+        else:
+            beside |= {"mean": section.mean, "std": section.std}
+        weights.save_pretrained(folder, model, jax.device_get(params), **beside)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"export {stage.label}")
     return folder

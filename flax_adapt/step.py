@@ -32,22 +32,31 @@ def _split(batch: Batch, num_parts: int, mesh: Mesh) -> Batch:
     return jax.tree.map(split, batch)
 
 
-def _accumulate(grad_fn, params, frozen, batch, key_B, num_parts: int, mesh: Mesh):
-    """The gradient of the whole batch from its parts: sums, divided once."""
-
-    def part(total, inputs):
-        (_, metrics), grads = grad_fn(params, frozen, *inputs)
-        count = metrics["loss"].count
-        scaled = jax.tree.map(lambda g: g * count, grads)
-        return jax.tree.map(jnp.add, total, (scaled, metrics)), None
-
+def _accumulate(loss_fn, params, frozen, batch, key_B, num_parts: int, mesh: Mesh):
+    """The gradient of the whole batch from its parts: every term of the loss is summed
+    over all parts and divided once.
+    """
     inputs = (_split(batch, num_parts, mesh), _split(key_B, num_parts, mesh))
+
+    def counts_of(part):
+        return loss_fn(params, frozen, *part)[1]["loss"].counts
+
+    # Counts follow from masks and weights: XLA drops the model from this pass.
+    counts = jax.tree.map(jnp.sum, jax.lax.map(counts_of, inputs))
+
+    def share(params, part):
+        metrics = loss_fn(params, frozen, *part)[1]
+        return metrics["loss"].over(counts), metrics
+
+    share_grad = jax.grad(share, has_aux=True)
+
+    def add(total, part):
+        return jax.tree.map(jnp.add, total, share_grad(params, part)), None
+
     first = jax.tree.map(lambda rows: rows[0], inputs)
-    shapes = jax.eval_shape(grad_fn, params, frozen, *first)
+    shapes = jax.eval_shape(share_grad, params, first)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    (grads, metrics), _ = jax.lax.scan(part, (zeros[1], zeros[0][1]), inputs)
-    count = jnp.maximum(metrics["loss"].count, 1)
-    return jax.tree.map(lambda g: g / count, grads), metrics
+    return jax.lax.scan(add, zeros, inputs)[0]
 
 
 def _squares(tree: Params) -> jax.Array:
@@ -87,7 +96,7 @@ def make_train_step(
 
     def gradients(params, frozen, batch, key_B):
         if accum_steps > 1:
-            return _accumulate(grad_fn, params, frozen, batch, key_B, accum_steps, mesh)
+            return _accumulate(loss_fn, params, frozen, batch, key_B, accum_steps, mesh)
         (_, metrics), grads = grad_fn(params, frozen, batch, key_B)
         return grads, metrics
 
@@ -113,8 +122,8 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(loss_fn: LossFn) -> EvalStep:
-    """Returns `step(params, frozen, batch, seed) -> metrics`.
+def make_eval_step(loss_fn: LossFn, mesh: Mesh) -> EvalStep:
+    """Returns `step(params, frozen, batch, seed) -> metrics`, the same on every process.
 
     Keys come from the rows in the SOURCE, so a value depends on no batch size.
     """
@@ -124,4 +133,4 @@ def make_eval_step(loss_fn: LossFn) -> EvalStep:
         key_B = keys.example_keys(key, batch["index"])
         return loss_fn(params, frozen, batch, key_B)[1]
 
-    return jax.jit(evaluate)
+    return jax.jit(evaluate, out_shardings=NamedSharding(mesh, PartitionSpec()))

@@ -7,24 +7,44 @@ A tensor's name ends in its shape; `bool` masks say what *true* means (`hidden_B
     H  attention heads              K  head_dim
     F  hidden width of the MLP      N  classes
     P  pixels of a patch = patch_size * patch_size * channels, ordered (row, column, channel)
-    V  visible patches              Y, X, C  image rows, columns, channels
+    V  visible patches, or vocabulary   Y, X, C  image rows, columns, channels
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
-
-from flax_adapt.metrics import Mean
 
 Array: TypeAlias = jax.Array
 # Typed PRNG keys (`jax.random.key`). `key_B` holds one key for every example of a batch.
 Key: TypeAlias = jax.Array
 # A nested dictionary of float32 arrays, as flax.linen's `init` returns under "params".
 Params: TypeAlias = Mapping[str, Any]
-# image [B, Y, X, C], label int32 [B] (-1: none), weight float32 [B] (0: does not count),
-# position int32 [B] (row in the GLOBAL batch), index int32 [B] (row in the source).
-Batch: TypeAlias = Mapping[str, Array]
-Metrics: TypeAlias = dict[str, Mean]
+
+
+class Text(NamedTuple):
+    """Rows of tokens, each of one document or of several; int32 [B, L] all.
+
+    tokens       ids of the checkpoint's vocabulary
+    token_types  0: first text, 1: second text of a pair
+    segments     0: padding; 1, 2, ...: the documents of the row, blind to each other
+    positions    0, 1, ... from the start of each document
+    words        0, 1, ... in the row, shared by the pieces of a word; -1: special token
+                 or padding
+    """
+
+    tokens_BL: Array
+    token_types_BL: Array
+    segments_BL: Array
+    positions_BL: Array
+    words_BL: Array
+
+
+# image [B, Y, X, C] or text (`Text`); label int32 [B] (-1: none) or float32 [B];
+# weight float32 [B] (0: does not count); position int32 [B] (row in the GLOBAL batch);
+# index int32 [B] (row in the source).
+Batch: TypeAlias = Mapping[str, Any]
+# What is measured; "loss" is always there, a metrics.Loss.
+Metrics: TypeAlias = dict[str, Any]
 # loss_fn(params, frozen, batch, key_B) -> (scalar loss, metrics)
 LossFn: TypeAlias = Callable[[Params, Params, Batch, Key], tuple[Array, Metrics]]

@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from flax_adapt import models
+from flax_adapt import models, weights
 
 CONFIG = dict(
+    kind="vit",
     image_size=8,
     patch_size=4,
     channels=3,
@@ -21,6 +22,20 @@ CONFIG = dict(
     gelu="erf",
     pooler=False,
     decoder=dict(width=4, depth=1, heads=2, mlp_dim=6),
+)
+TEXT = dict(
+    kind="bert",
+    vocab_size=11,
+    max_positions=9,
+    token_types=2,
+    width=8,
+    depth=1,
+    heads=2,
+    mlp_dim=12,
+    layer_norm_eps=1e-12,
+    gelu="erf",
+    pad_token_id=1,
+    pooler=False,
 )
 QUERY = "vit.encoder.layer.0.attention.attention.query.weight"
 
@@ -37,6 +52,18 @@ def build(task, **changes):
     )
 
 
+def build_text(task, *, pooling="pooler", num_classes=3, **changes):
+    return models.build(
+        TEXT | changes,
+        task,
+        dtype="float32",
+        dropout=0.0,
+        drop_path=0.0,
+        pooling=pooling,
+        num_classes=num_classes,
+    )
+
+
 def random_params(model):
     """Random values in the shapes of the model's parameters; nothing is compiled."""
     rng = np.random.default_rng(0)
@@ -44,6 +71,14 @@ def random_params(model):
         lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32),
         jax.eval_shape(lambda: models.init_params(model, jax.random.key(0))),
     )
+
+
+def save_text(folder, kind, task, **changes):
+    """Writes a text model with random values; returns its parameters."""
+    model = build_text(task, kind=kind, **changes)
+    params = random_params(model)
+    weights.save_pretrained(folder, model, params)
+    return params
 
 
 def tensors_of(folder):

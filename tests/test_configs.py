@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import tiny_files
+import tiny_text
 from ml_collections import ConfigDict
 from safetensors.numpy import load_file
 
@@ -18,6 +19,13 @@ SHIPPED = configs.shipped()
 # What each config is run with, and the stages that this gives. A new config needs a line.
 START = "finetune_start further finetune_further"
 RUNS = {
+    "bert_further_pretrain": ("dataset={texts},init={bert}", "further"),
+    "bert_self_distill": (
+        "dataset={texts},init={bert},rounds=1,mlm_warmup=2",
+        "finetune_start mlm_warmup further finetune_further distill_1"
+        " finetune_distilled",
+    ),
+    "text_finetune": ("dataset={texts},init={bert},pooling=mean", "finetune"),
     "quickstart": (
         "",
         "pretrain finetune_only further further_finetune distill distill_finetune",
@@ -37,15 +45,27 @@ RUNS = {
         f"{START} distill_1 distill_2 finetune_distilled",
     ),
 }
-NEEDS_INIT = {"small_adapt": "small_adapt needs init=PATH"}
+NEEDS_INIT = {
+    "small_adapt": "small_adapt needs init=PATH",
+    **dict.fromkeys(
+        ("bert_further_pretrain", "bert_self_distill", "text_finetune"),
+        "the config needs dataset=SOURCE .* and init=PATH",
+    ),
+}
 
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory):
-    """The values of {images} and {init}."""
+    """The values of {images}, {texts}, {init} and {bert}."""
     root = tmp_path_factory.mktemp("files")
     images = tiny_files.image_folder(root / "images")
-    return dict(images=f"folder:{images}", init=tiny_files.mae_folder(root / "mae"))
+    texts = tiny_text.corpus_folder(root / "texts")
+    return dict(
+        images=f"folder:{images}",
+        texts=f"jsonl:{texts}",
+        init=tiny_files.mae_folder(root / "mae"),
+        bert=tiny_files.bert_folder(root / "bert"),
+    )
 
 
 def load(name, files, more=""):
@@ -98,7 +118,7 @@ def sections(config):
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_typo_in_any_section_is_refused(name, files):
     found = list(sections(load(name, files)))
-    assert len(found) > 15
+    assert len(found) >= 15
     for section in found:
         with pytest.raises((AttributeError, KeyError)):
             section.num_stepz = 1
@@ -131,7 +151,8 @@ def check_rows(rows, stages):
     assert [row["stage"] for row in rows] == stages.split()
     for row in rows:
         assert np.isfinite(row["mean"])
-        assert row["metric"] == ("accuracy" if "finetune" in row["stage"] else "loss")
+        tuned = "finetune" in row["stage"]
+        assert row["metric"] in (("accuracy", "macro_f1") if tuned else ("loss",))
 
 
 @pytest.fixture(scope="module")
@@ -224,3 +245,34 @@ def test_vit_configs_train_from_scratch_where_there_are_no_weights(files):
     assert config.stages[0].init_from == "scratch"
     assert (config.model.width, config.model.image_size) == (192, 224)
     assert len(jax.tree.leaves(config.model.decoder.to_dict())) == 4
+
+
+def test_the_warmup_of_a_new_head_leaves_the_encoder_as_it_was(files, tmp_path):
+    config = load("bert_self_distill", files)
+    stages = {stage.name: stage for stage in config.stages}
+    warmup = stages["mlm_warmup"]
+    assert warmup.model.fresh == ("mlm",)
+    assert stages["further"].init_from == "stage:mlm_warmup"
+    assert stages["distill_1"].init_from == "stage:mlm_warmup"
+    alone = ConfigDict({**tiny_files.shrink(config), "stages": (warmup,)})
+    recipe.run(alone, tmp_path, force=False)
+    after = load_file(tmp_path / "stages/mlm_warmup/export/model.safetensors")
+    before = load_file(files["bert"] / "model.safetensors")
+    moved = {name for name in after if not np.array_equal(after[name], before[name])}
+    assert moved
+    assert all(name.startswith("cls.predictions") for name in moved)
+
+
+def test_numbers_of_pairs_are_learnt_and_measured_by_rank(files, tmp_path):
+    rows = [dict(a="the cat", b="cat " * n, score=0.5 * n) for n in range(1, 9)]
+    for split in ("train", "test"):
+        tiny_text.jsonl(tmp_path / f"pairs/{split}.jsonl", rows)
+    config = configs.load(
+        f"text_finetune:dataset=jsonl:{tmp_path / 'pairs'},init={files['bert']},"
+        "text_field=a,pair_field=b,label_field=score,regress=True"
+    )
+    (row,) = recipe.run(tiny_files.shrink(config), tmp_path / "run", force=False)
+    assert row["metric"] == "spearman"
+    assert -1 <= row["mean"] <= 1
+    head = load_file(f"{row['export']}/model.safetensors")["classifier.weight"]
+    assert head.shape[0] == 1

@@ -19,6 +19,7 @@ COUNT, SIZE = 11, 6
 
 def config(door: str, **changes) -> ConfigDict:
     settings = {
+        "modality": "image",
         "source": door,
         "data_dir": "",
         "split": "train",

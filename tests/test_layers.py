@@ -10,6 +10,7 @@ PACKAGE = ROOT / "flax_adapt"
 
 # A module may import those before it, and its own sub-package.
 ORDER = (
+    "scores",
     "metrics",
     "types",
     "errors",

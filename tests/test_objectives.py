@@ -14,6 +14,8 @@ from flax_adapt.errors import UserError
 from flax_adapt.objectives import classify, distill, reconstruct
 
 RECONSTRUCT = defaults.reconstruct() | dict(hidden_ratio=0.5)
+# Half of the tokens: tiny rows shall never have none to guess.
+MLM = defaults.mlm(tiny.MASK) | dict(mask_rate=0.5, max_masked_fraction=0.5)
 FAMILY = {
     "reconstruct": RECONSTRUCT,
     "reconstruct_raw": RECONSTRUCT | dict(normalize_patches=False),
@@ -23,22 +25,40 @@ FAMILY = {
         masked=RECONSTRUCT, state="tokens", layers=(0, -1), reduce="mean", weight=0.5
     ),
     "distill_mean": defaults.distill() | dict(masked=RECONSTRUCT, state="mean"),
+    "mlm": MLM,
+    "mlm_words": MLM | dict(whole_word=True, max_masked_fraction=1.0),
+    "distill_mlm": defaults.distill(MLM),
+    "classify_text": defaults.classify(),
+    "regress_text": defaults.regress(),
     "classify": defaults.classify(),
     "classify_mixed": defaults.classify()
     | dict(label_smoothing=0.1, mixup_alpha=0.8, cutmix_alpha=1.0),
 }
+# Members that are fed text.
+TEXTS = [name for name in FAMILY if "mlm" in name or "text" in name]
 # Leaves that an objective does not train: fixed positions.
-FIXED = {"reconstruct": "position", "distill": "position", "classify": "no such leaf"}
+FIXED = {"reconstruct": "position", "distill": "position"}
 
 
 @functools.cache  # every test of the family uses the same compiled losses
 def make(name, *, train=True, dropout=0.2):
     config = ConfigDict(FAMILY[name])
-    model = tiny.build(objectives.TASKS[config.name], dropout=dropout)
+    options = dict(arch=tiny.TEXT_MODEL, pooling="pooler") if name in TEXTS else {}
+    classes = 1 if config.name == "regress" else 3
+    model = tiny.build(
+        objectives.task_of(config), dropout=dropout, num_classes=classes, **options
+    )
     loss_fn = objectives.build(config, model, train=train)
     params = tiny.params_of(model)
-    frozen = {"teacher": tiny.params_of(tiny.build("encoder"), seed=1)}
+    frozen = {"teacher": tiny.params_of(tiny.build("encoder", **options), seed=1)}
     return jax.jit(loss_fn), params, frozen
+
+
+def batch_for(name):
+    """Of its modality; packed rows where an objective takes them."""
+    if name in TEXTS:
+        return tiny.text_batch_of(packed="mlm" in name)
+    return tiny.batch_of()
 
 
 def keys_of(batch, seed=0):
@@ -48,7 +68,7 @@ def keys_of(batch, seed=0):
 @pytest.mark.parametrize("name", FAMILY)
 def test_loss_is_finite_and_the_metric_loss_is_the_loss(name):
     loss_fn, params, frozen = make(name)
-    batch = tiny.batch_of()
+    batch = batch_for(name)
     loss, metrics = loss_fn(params, frozen, batch, keys_of(batch))
     assert np.isfinite(loss)
     np.testing.assert_allclose(metrics["loss"].value(), loss, rtol=1e-6)
@@ -57,11 +77,11 @@ def test_loss_is_finite_and_the_metric_loss_is_the_loss(name):
 @pytest.mark.parametrize("name", FAMILY)
 def test_gradient_reaches_every_trainable_leaf_and_no_frozen_one(name):
     loss_fn, params, frozen = make(name)
-    batch = tiny.batch_of()
+    batch = batch_for(name)
     grads, frozen_grads = jax.grad(lambda *a: loss_fn(*a)[0], (0, 1))(
         params, frozen, batch, keys_of(batch)
     )
-    fixed = FIXED[name.split("_")[0]]
+    fixed = "no such leaf" if name in TEXTS else FIXED.get(name.split("_")[0], "none")
     for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
         place = jax.tree_util.keystr(path, simple=True, separator="/")
         assert bool(np.any(leaf != 0)) == (not place.endswith(fixed)), place
@@ -71,7 +91,7 @@ def test_gradient_reaches_every_trainable_leaf_and_no_frozen_one(name):
 @pytest.mark.parametrize("name", FAMILY)
 def test_same_keys_give_the_same_loss_and_other_keys_another(name):
     loss_fn, params, frozen = make(name)
-    batch = tiny.batch_of()
+    batch = batch_for(name)
     first, again, other = (
         loss_fn(params, frozen, batch, keys_of(batch, seed))[0] for seed in (0, 0, 1)
     )
@@ -81,10 +101,12 @@ def test_same_keys_give_the_same_loss_and_other_keys_another(name):
 @pytest.mark.parametrize("name", FAMILY)
 def test_an_example_of_weight_zero_counts_for_nothing(name):
     loss_fn, params, frozen = make(name)
-    batch = tiny.batch_of()
+    batch = batch_for(name)
     batch["weight"][3] = 0
-    changed = batch | {"image": batch["image"].copy(), "label": batch["label"].copy()}
-    if name != "classify_mixed":  # there an undecodable image is zeros by contract
+    changed = jax.tree.map(np.copy, batch)
+    if name in TEXTS:
+        changed["text"].tokens_BL[3] = 5
+    elif name != "classify_mixed":  # there an undecodable image is zeros by contract
         changed["image"][3] = 7.0
     changed["label"][3] = -1
     # Row 3 is the partner of row 4 in mixing: neither its image nor its label may leak.
@@ -94,7 +116,7 @@ def test_an_example_of_weight_zero_counts_for_nothing(name):
 
 @pytest.mark.parametrize("name", FAMILY)
 def test_evaluation_has_no_dropout(name):
-    batch = tiny.batch_of()
+    batch = batch_for(name)
     losses = []
     for dropout in (0.2, 0.5):
         loss_fn, params, frozen = make(name, train=False, dropout=dropout)
@@ -162,15 +184,18 @@ def test_patch_targets_use_the_unbiased_variance(strict_dtypes):
 def test_state_distance_by_hand(state, reduce, expected, strict_dtypes):
     student = jnp.array([[[1.0, 2.0], [4.0, 4.0], [1.0, 1.0]]])
     teacher = jnp.array([[[3.0, 5.0], [4.0, 4.0], [0.0, 0.0]]])
-    distance_B = distill.state_distance([student], [teacher], state, reduce)
-    np.testing.assert_allclose(distance_B, [expected], rtol=1e-6)
+    one, layout = jnp.ones(1), (jnp.ones((1, 3), int), jnp.arange(3)[None])
+    distance = distill.state_distance([student], [teacher], layout, one, state, reduce)
+    np.testing.assert_allclose(distance.value(), expected, rtol=1e-6)
 
 
 def test_layers_are_averaged(strict_dtypes):
     one, two = jnp.ones((1, 1, 2)), 2 * jnp.ones((1, 1, 2))
-    zero = jnp.zeros((1, 1, 2))
-    distance_B = distill.state_distance([one, two], [zero, zero], "cls", "sum")
-    np.testing.assert_allclose(distance_B, [(2 + 8) / 2])
+    zero, layout = jnp.zeros((1, 1, 2)), (jnp.ones((1, 1), int), jnp.zeros((1, 1), int))
+    distance = distill.state_distance(
+        [one, two], [zero, zero], layout, jnp.ones(1), "cls", "sum"
+    )
+    np.testing.assert_allclose(distance.value(), (2 + 8) / 2)
 
 
 def test_smoothed_cross_entropy_by_hand(strict_dtypes):

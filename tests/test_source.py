@@ -15,7 +15,8 @@ from flax_adapt.data import image, source
 
 
 def config(door: str, split: str = "train", data_dir: str = "") -> ConfigDict:
-    return ConfigDict({"source": door, "split": split, "data_dir": data_dir})
+    fields = {"modality": "image", "source": door}
+    return ConfigDict({**fields, "split": split, "data_dir": data_dir})
 
 
 def open_folder(path, split: str = "train") -> source.Source:
@@ -242,7 +243,8 @@ from ml_collections import ConfigDict
 from flax_adapt.data import image, source
 
 shades = source.open_source(ConfigDict(dict(
-    source="tfds:shades:labelled", split="train", data_dir=sys.argv[1])))
+    modality="image", source="tfds:shades:labelled", split="train",
+    data_dir=sys.argv[1])))
 assert len(shades.labels) == 10
 assert image.decode(shades.read(0)[0], 4, 3).shape == (4, 4, 3)
 assert "tensorflow" not in sys.modules

@@ -18,6 +18,7 @@ def labelled(labels: np.ndarray) -> source.Source:
         class_names=("x", "y", "z"),
         read=lambda i: (bytes([i]), int(labels[i])),
         read_labels=lambda: labels,
+        broken={},
     )
 
 
@@ -64,6 +65,15 @@ def test_unlabelled_data_has_fractions_but_no_classes():
         pick(whole, 2)
 
 
+def test_labels_that_are_numbers_have_fractions_but_no_classes():
+    whole = labelled(np.linspace(-2, 2, 20).astype(np.float32))
+    quarter, half = pick(whole, fraction=0.25), pick(whole, fraction=0.5)
+    assert (len(quarter), len(half)) == (5, 10)
+    assert set(quarter.names) < set(half.names)
+    with pytest.raises(errors.UserError, match="labels of here are numbers"):
+        pick(whole, 2)
+
+
 def test_everything_is_the_source_itself_and_leaves_no_rest():
     whole = labelled(LABELS)
     assert pick(whole) is whole
@@ -92,5 +102,5 @@ def test_the_fraction_of_a_labelled_set_reads_labels_only_when_needed():
     def explode():
         raise AssertionError("labels were read")
 
-    whole = source.Source("here", ["a", "b"], ("x",), lambda i: (b"", 0), explode)
+    whole = source.Source("here", ["a", "b"], ("x",), lambda i: (b"", 0), explode, {})
     assert len(pick(whole)) == 2

@@ -5,8 +5,10 @@ import numpy as np
 
 from flax_adapt import config as configs
 from flax_adapt import defaults, models
+from flax_adapt.types import Text
 
 MODEL = dict(
+    kind="vit",
     image_size=8,
     patch_size=4,
     channels=1,
@@ -20,6 +22,23 @@ MODEL = dict(
     pooler=False,
     decoder=dict(width=16, depth=1, heads=2, mlp_dim=32),
 )
+
+
+TEXT_MODEL = dict(
+    kind="bert",
+    vocab_size=29,
+    max_positions=16,
+    token_types=2,
+    width=16,
+    depth=2,
+    heads=2,
+    mlp_dim=32,
+    layer_norm_eps=1e-12,
+    gelu="erf",
+    pad_token_id=0,
+    pooler=False,
+)
+CLS, SEP, MASK = 1, 2, 3  # 0 is padding, the rest are words
 
 
 def digits(**changes):
@@ -101,3 +120,36 @@ def batch_of(size=8, seed=0):
         "position": np.arange(size, dtype=np.int32),
         "weight": np.ones(size, np.float32),
     }
+
+
+def text_of(*rows, length=12, seed=0):
+    """`Text` with each row a tuple of the lengths of its documents, CLS and SEP included.
+
+    A word is a token, except that the second word of a document has two pieces.
+    """
+    rng = np.random.default_rng(seed)
+    text = Text(*(np.zeros((len(rows), length), np.int32) for _ in Text._fields))
+    text.words_BL[:] = -1
+    for row, documents in enumerate(rows):
+        start, words = 0, 0
+        for number, count in enumerate(documents, start=1):
+            inner = np.arange(count - 2)
+            ids = [CLS, *rng.integers(4, TEXT_MODEL["vocab_size"], count - 2), SEP]
+            place = (row, slice(start, start + count))
+            text.tokens_BL[place] = ids
+            text.segments_BL[place] = number
+            text.positions_BL[place] = np.arange(count)
+            text.words_BL[row, start + 1 : start + count - 1] = (
+                words + inner - (inner > 1)
+            )
+            start, words = start + count, words + count
+    return text
+
+
+def text_batch_of(size=8, seed=0, packed=True):
+    """A batch of text: rows of one document, or of two (then the last is padded)."""
+    lengths = [(5, 7), (6, 4)] if packed else [(12,), (9,)]
+    text = text_of(*[lengths[row % 2] for row in range(size)], seed=seed)
+    batch = batch_of(size, seed)
+    del batch["image"]
+    return {**batch, "text": text}

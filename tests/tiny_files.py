@@ -1,7 +1,9 @@
-"""Tiny images in folders and tiny saved models, and configs made small enough to run."""
+"""Tiny images and texts in files and tiny saved models, and configs made small enough."""
 
 import numpy as np
 import tiny
+import tiny_runs
+import tiny_text
 from PIL import Image
 
 from flax_adapt import weights
@@ -30,16 +32,29 @@ def mae_folder(path):
     return path
 
 
+def bert_folder(path):
+    """A BertForMaskedLM folder with its tokenizer; returns `path`."""
+    model = tiny.build("mlm", {**tiny_runs.TEXT_MODEL, "depth": 1})
+    tokenizer = tiny_text.bert_folder(path.parent / f"{path.name}_tokenizer")
+    weights.save_pretrained(path, model, tiny.params_of(model), tokenizer=tokenizer)
+    return path
+
+
 def shrink(config):
     """Two steps a stage, one seed, a tiny model: `config` is changed in place.
 
     Shapes and constants are the same for all configs: one compiles for the others.
     """
-    config.model.update(MODEL)
+    if config.model.kind == "vit":
+        config.model.update(MODEL)
     config.checkpoint.update(every_steps=2, keep_last=1, keep_best=0)
     for section in data_sections(config):
-        section.update(image_size=MODEL["image_size"], channels=3, **PIXELS)
-        section.update(num_threads=1, prefetch_batches=1)
+        section.prefetch_batches = 1
+        if section.modality == "image":
+            section.update(image_size=MODEL["image_size"], channels=3, **PIXELS)
+            section.num_threads = 1
+        else:
+            section.update(seq_len=tiny_runs.SEQ_LEN, buckets=())
     for stage in config.stages:
         stage.update(num_steps=2, batch_size=8, seeds=(0,))
         stage.optim.update(lr=1e-3, warmup_steps=0)

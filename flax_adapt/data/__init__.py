@@ -1,36 +1,46 @@
-"""Batches of images through one door.
+"""Batches of images or texts through one door.
 
     examples = data.open_examples(config.data, bad_log)
     for batch in data.make_batches(examples, batch_size, seed, process_index, count):
     for batch in data.eval_batches(examples, batch_size, process_index, count):
 
 A host batch is a dict of numpy arrays, the rows of this process of the global batch:
-image uint8 [b, S, S, C]; label int32 [b], -1: none; index int32 [b], row in the
-examples, -1: padding; position int32 [b], row in the GLOBAL batch; weight float32 [b],
-0: padding or undecodable. `data.image.preprocess` makes it float32 on the device.
+image uint8 [b, S, S, C], or text, a `types.Text` of int32 [b, L] whose L may differ from
+batch to batch (`data.buckets`) but not between processes; label int32 [b], -1: none, or
+float32 [b] of `label_kind` "number"; index int32 [b], row in the examples, -1: padding;
+position int32 [b], row in the GLOBAL batch; weight float32 [b], 0: padding or
+undecodable. `data.image.preprocess` makes images float32 on the device.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
 
 import grain
 import numpy as np
 from ml_collections import ConfigDict
 
 from flax_adapt import errors
-from flax_adapt.data import image, source, subset
-from flax_adapt.data.examples import Examples
+from flax_adapt.data.examples import ImageExamples, open_images
+from flax_adapt.data.text import TextExamples, open_texts
+from flax_adapt.data.tokenizer import Tokenizer, open_tokenizer
 
-__all__ = ["Examples", "eval_batches", "make_batches", "open_examples"]
+__all__ = [
+    "MODALITIES",
+    "Examples",
+    "ImageExamples",
+    "TextExamples",
+    "Tokenizer",
+    "eval_batches",
+    "make_batches",
+    "open_examples",
+    "open_tokenizer",
+]
 
-# (what must hold, how the user is told)
-RULES = (
-    (lambda c: c.image_size >= 1, "image_size must be at least 1"),
-    (lambda c: c.channels in image.MODES, f"channels must be in {sorted(image.MODES)}"),
-    (lambda c: 0 < c.augment.min_crop_area <= 1, "augment.min_crop_area: (0, 1]"),
-    (lambda c: c.num_threads >= 1, "num_threads must be at least 1"),
-    (lambda c: c.prefetch_batches >= 0, "prefetch_batches must be at least 0"),
-    (lambda c: 0 <= c.max_bad_fraction <= 1, "max_bad_fraction must be in [0, 1]"),
-)
+Examples: TypeAlias = ImageExamples | TextExamples
+MODALITIES: dict[str, Callable[[ConfigDict, str], Examples]] = {
+    "image": open_images,
+    "text": open_texts,
+}
 
 
 def open_examples(config_data: ConfigDict, bad_log: str) -> Examples:
@@ -38,12 +48,8 @@ def open_examples(config_data: ConfigDict, bad_log: str) -> Examples:
 
     `bad_log`: a file that the names of undecodable examples are appended to; "": none.
     """
-    for holds, rule in RULES:
-        if not holds(config_data):
-            raise errors.UserError(f"data.{rule}")
-    image.channel_values(config_data)
-    chosen = subset.select(source.open_source(config_data), config_data.subset)
-    return Examples(chosen, config_data, bad_log)
+    opener = errors.choose("data.modality", config_data.modality, MODALITIES)
+    return opener(config_data, bad_log)
 
 
 def make_batches(
@@ -65,7 +71,7 @@ def make_batches(
     grain_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
     order = grain.MapDataset.range(len(examples)).shuffle(seed=grain_seed).repeat()
     batches = order.batch(batch_size).map(
-        lambda index_B: examples.batch(index_B[position_b], position_b)
+        lambda index_B: examples.batch(index_B, position_b)
     )
     return _prefetch(batches, examples)
 
@@ -81,9 +87,9 @@ def eval_batches(
     num_batches = -(-len(examples) // batch_size)
 
     def batch(k: int) -> dict:
-        index_b = k * batch_size + position_b
+        index_B = np.arange(k * batch_size, (k + 1) * batch_size)
         return examples.batch(
-            np.where(index_b < len(examples), index_b, -1), position_b
+            np.where(index_B < len(examples), index_B, -1), position_b
         )
 
     return _prefetch(grain.MapDataset.range(num_batches).map(batch), examples)

@@ -1,4 +1,4 @@
-"""Files that cannot be decoded: counted, named in a log, and too many are an error."""
+"""Files and rows that cannot be decoded: counted, named in a log, and too many are an error."""
 
 import logging
 import threading
@@ -49,5 +49,6 @@ class BadFiles:
         return (
             f"{self._where}: {len(self)} of {self._count} examples cannot be decoded"
             f" and data.max_bad_fraction={self._max_bad_fraction} allows {limit}:"
-            f" {', '.join(self.names[:3])}{see}; repair or remove them, or raise it"
+            f" {', '.join(self.names[:3])}{see} ({next(iter(self._reasons.values()))});"
+            " repair or remove them, or raise it"
         )

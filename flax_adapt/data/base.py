@@ -3,13 +3,15 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 
 # The bytes of an image file, the path of one, or pixels: uint8 [Y, X] or [Y, X, C].
-Item: TypeAlias = bytes | pathlib.Path | np.ndarray
+Image: TypeAlias = bytes | pathlib.Path | np.ndarray
+# A document, or the two texts of a pair.
+Texts: TypeAlias = tuple[str, ...]
 UNLABELLED = -1
 
 
@@ -21,21 +23,24 @@ class Source:
     names        the name of every example; may be computed when asked for
     class_names  what label 0, 1, ... mean; empty where there are no labels
     read(i)      (item, label) of example i; safe to call from many threads
-    read_labels  int32 [n], -1 where there is none; may be slow: use `labels`
+    read_labels  int32 [n], -1 where there is none, or float32 [n] where labels are
+                 numbers; may be slow: use `labels`
+    broken       what of the split is left out, as it cannot be read: name -> reason
     """
 
     where: str
     names: Sequence[str]
     class_names: tuple[str, ...]
-    read: Callable[[int], tuple[Item, int]]
+    read: Callable[[int], tuple[Any, float]]
     read_labels: Callable[[], np.ndarray]
+    broken: Mapping[str, str]
 
     def __len__(self) -> int:
         return len(self.names)
 
     @functools.cached_property
     def labels(self) -> np.ndarray:
-        """int32 [n], -1 where there is none. The first use may read every record."""
+        """int32 (-1: none) or float32 [n]. The first use may read every record."""
         return self.read_labels()
 
     def take(self, rows: np.ndarray) -> "Source":
@@ -62,6 +67,21 @@ class Picked(Sequence[str]):
         if isinstance(i, slice):
             return [self._names[int(row)] for row in rows]
         return self._names[int(rows)]
+
+
+class Lines(Sequence[str]):
+    """Names of the rows of a file: `train.jsonl:17`."""
+
+    def __init__(self, file: str, numbers: np.ndarray):
+        self._file, self._numbers = file, numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, i):
+        if isinstance(i, slice):
+            return [f"{self._file}:{number}" for number in self._numbers[i]]
+        return f"{self._file}:{self._numbers[i]}"
 
 
 class Numbered(Sequence[str]):

@@ -25,6 +25,7 @@ def open_builtin(name: str, config_data: ConfigDict) -> Source:
         class_names=tuple(str(digit) for digit in range(10)),
         read=lambda i: (images[i], int(labels[i])),
         read_labels=lambda: labels,
+        broken={},
     )
 
 

@@ -1,4 +1,4 @@
-"""Examples of one data config, decoded to host batches."""
+"""Examples of one data config of images, decoded to host batches."""
 
 import concurrent.futures
 from collections.abc import Sequence
@@ -6,16 +6,27 @@ from collections.abc import Sequence
 import numpy as np
 from ml_collections import ConfigDict
 
-from flax_adapt.data import image
+from flax_adapt import errors
+from flax_adapt.data import image, source, subset
 from flax_adapt.data.bad_files import BadFiles
 from flax_adapt.data.base import UNLABELLED, Source
+
+# (what must hold, how the user is told)
+RULES = (
+    (lambda c: c.image_size >= 1, "image_size must be at least 1"),
+    (lambda c: c.channels in image.MODES, f"channels must be in {sorted(image.MODES)}"),
+    (lambda c: 0 < c.augment.min_crop_area <= 1, "augment.min_crop_area: (0, 1]"),
+    (lambda c: c.num_threads >= 1, "num_threads must be at least 1"),
+    (lambda c: c.prefetch_batches >= 0, "prefetch_batches must be at least 0"),
+    (lambda c: 0 <= c.max_bad_fraction <= 1, "max_bad_fraction must be in [0, 1]"),
+)
 
 # A set that decodes to no more than this is decoded once and kept (5 000 images of
 # 96x96x3 are 138 MB): every later epoch and evaluation costs no decoding.
 CACHE_BYTES = 256 * 2**20
 
 
-class Examples:
+class ImageExamples:
     """Decodes the examples of a source, in parallel; small sets only once.
 
     `len`, `names`, `labels`, `class_names` are the source's. `bad_files` counts what
@@ -49,11 +60,12 @@ class Examples:
     def class_names(self) -> tuple[str, ...]:
         return self.source.class_names
 
-    def batch(self, index_b: np.ndarray, position_b: np.ndarray) -> dict:
-        """The host batch of these rows (-1: padding) at these rows of the global batch.
+    def batch(self, index_B: np.ndarray, position_b: np.ndarray) -> dict:
+        """The host batch of rows index_B[position_b] (-1: padding) of the global batch.
 
         image uint8 [b, S, S, C], label, index, position int32 [b], weight float32 [b].
         """
+        index_b = index_B[position_b]
         batch = self._empty(len(index_b))
         real_b = index_b >= 0
         for name, values in self._fetch(index_b[real_b]).items():
@@ -89,7 +101,7 @@ class Examples:
                 out["image"][i], out["weight"][i] = pixels, 1
         return out
 
-    def _decode_one(self, row: int) -> tuple[np.ndarray | None, int]:
+    def _decode_one(self, row: int) -> tuple[np.ndarray | None, float]:
         item, label = self.source.read(row)
         try:
             size, channels = self.config.image_size, self.config.channels
@@ -97,3 +109,13 @@ class Examples:
         except image.UndecodableImage as error:
             self.bad_files.add(self.names[row], str(error))
             return None, label
+
+
+def open_images(config_data: ConfigDict, bad_log: str) -> ImageExamples:
+    """Opens the source and takes its subset; images are decoded when asked for."""
+    for holds, rule in RULES:
+        if not holds(config_data):
+            raise errors.UserError(f"data.{rule}")
+    image.channel_values(config_data)
+    chosen = subset.select(source.open_source(config_data), config_data.subset)
+    return ImageExamples(chosen, config_data, bad_log)

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from PIL import Image, ImageOps
 
 from flax_adapt import errors, keys
-from flax_adapt.data.base import Item
+from flax_adapt.data import base
 from flax_adapt.types import Array, Key
 
 # Only formats that hold pixels: Pillow would start other programs for some of the rest.
@@ -27,7 +27,7 @@ class UndecodableImage(Exception):
     """Not an image that can be read; the text is the reason."""
 
 
-def decode(item: Item, image_size: int, channels: int) -> np.ndarray:
+def decode(item: base.Image, image_size: int, channels: int) -> np.ndarray:
     """Returns uint8 [S, S, C] of an image file's bytes or path, or of uint8 pixels.
 
     Turned as EXIF says, made grey or RGB (transparency is dropped, 16 bits become 8),
@@ -44,7 +44,7 @@ def decode(item: Item, image_size: int, channels: int) -> np.ndarray:
     return pixels.reshape(image_size, image_size, channels)
 
 
-def _open(item: Item, image_size: int, mode: str) -> Image.Image:
+def _open(item: base.Image, image_size: int, mode: str) -> Image.Image:
     if isinstance(item, np.ndarray):
         return _square(Image.fromarray(np.squeeze(item)), image_size, mode)
     file = io.BytesIO(item) if isinstance(item, bytes) else item

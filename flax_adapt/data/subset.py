@@ -24,7 +24,8 @@ def select(source: Source, config_subset: ConfigDict) -> Source:
 
 
 def chosen_rows(source: Source, config_subset: ConfigDict) -> np.ndarray:
-    """int64 [m], sorted. Unlabelled examples are one more class, but have no k.
+    """int64 [m], sorted. Unlabelled examples are one more class, but have no k; all
+    examples are one class where labels are numbers.
 
     Of every class, `fraction` of its examples (rounded, at least one) and of those
     `per_class`. More of either keeps what fewer chose: with one seed, 10 labels a class
@@ -32,9 +33,12 @@ def chosen_rows(source: Source, config_subset: ConfigDict) -> np.ndarray:
     """
     if config_subset.per_class:
         _check_counts(source, config_subset)
+    labels = source.labels
+    if labels.dtype.kind == "f":
+        labels = np.full(len(source), UNLABELLED)
     rows = [
-        _draw(np.flatnonzero(source.labels == label), int(label), config_subset)
-        for label in np.unique(source.labels)
+        _draw(np.flatnonzero(labels == label), int(label), config_subset)
+        for label in np.unique(labels)
     ]
     return np.sort(np.concatenate(rows))
 
@@ -66,10 +70,15 @@ def _check(config_subset: ConfigDict) -> None:
 def _check_counts(source: Source, config_subset: ConfigDict) -> None:
     """Every class must have its k examples."""
     wanted, labels = config_subset.per_class, source.labels
+    if labels.dtype.kind == "f":
+        raise errors.UserError(
+            f"data.subset.per_class={wanted}: the labels of {source.where} are numbers,"
+            " not classes; use fraction"
+        )
     if np.all(labels == UNLABELLED):
         raise errors.UserError(
             f"data.subset.per_class={wanted}: {source.where} has no labels;"
-            " use fraction, or class folders"
+            " use fraction, or labels"
         )
     for label, name in enumerate(source.class_names):
         count = _share(int(np.sum(labels == label)), config_subset)

@@ -1,7 +1,8 @@
 """Models by table: `build(config.model, task, ...)`.
 
-A model config is a plain mapping: the fields of `ViTConfig`, and `decoder`, the fields
-of `DecoderConfig` or None. `vit_config` and `mae_config` make one.
+A model config is a plain mapping with a `kind`. "vit": the fields of `ViTConfig`, and
+`decoder`, the fields of `DecoderConfig` or None; `vit_config` and `mae_config` make one.
+"bert", "roberta": the fields of `BertConfig`; `bert_config` makes one.
 """
 
 import dataclasses
@@ -14,8 +15,11 @@ import jax
 import jax.numpy as jnp
 
 from flax_adapt.errors import UserError, choose
+from flax_adapt.models import text, vit
+from flax_adapt.models.bert import BertConfig
 from flax_adapt.models.layers import GELU, ViTConfig
 from flax_adapt.models.mae import MAE, DecoderConfig
+from flax_adapt.models.text import Bert, MaskedLM, TextClassifier
 from flax_adapt.models.vit import (
     POOLING,
     SIZES,
@@ -27,21 +31,28 @@ from flax_adapt.models.vit import (
     sincos_position,
     unpatchify,
 )
-from flax_adapt.types import Key, Params
+from flax_adapt.types import Key, Params, Text
 
 __all__ = [
+    "CLASSIFIER_POOLING",
     "DTYPES",
     "GELU",
     "MAE",
     "POOLING",
     "SIZES",
     "TASKS",
+    "Bert",
+    "BertConfig",
     "Classifier",
     "DecoderConfig",
     "Encoder",
+    "MaskedLM",
+    "TextClassifier",
     "ViT",
     "ViTConfig",
+    "bert_config",
     "build",
+    "config_of",
     "init_params",
     "mae_config",
     "patchify",
@@ -52,11 +63,42 @@ __all__ = [
     "vit_config",
 ]
 
-TASKS = {"mae": MAE, "encoder": ViT, "classify": Classifier}
+TEXT_TASKS = {"mlm": MaskedLM, "encoder": Bert, "classify": TextClassifier}
+# kind -> task -> module.
+TASKS: dict[str, dict[str, type[nn.Module]]] = {
+    "vit": {"mae": MAE, "encoder": ViT, "classify": Classifier},
+    "bert": TEXT_TASKS,
+    "roberta": TEXT_TASKS,
+}
+# What a classifier can stand on; `embed` of every model knows the names in POOLING.
+TEXT_POOLING = ("pooler", *text.POOLING)
+CLASSIFIER_POOLING = {
+    "vit": tuple(vit.POOLING),
+    "bert": TEXT_POOLING,
+    "roberta": TEXT_POOLING,
+}
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 # The decoder of the paper's models (He et al. 2022, section 4).
 PAPER_DECODER = dict(width=512, depth=8, heads=16, mlp_dim=2048)
+
+# bert-base-uncased and roberta-base; the large ones have the same.
+TEXT_VALUES: dict[str, dict[str, Any]] = {
+    "bert": dict(
+        vocab_size=30_522,
+        max_positions=512,
+        token_types=2,
+        layer_norm_eps=1e-12,
+        pad_token_id=0,
+    ),
+    "roberta": dict(
+        vocab_size=50_265,
+        max_positions=514,
+        token_types=1,
+        layer_norm_eps=1e-5,
+        pad_token_id=1,
+    ),
+}
 
 
 def vit_config(
@@ -67,6 +109,7 @@ def vit_config(
     layer_norm_eps, qkv_bias and gelu as in Hugging Face's ViTConfig.
     """
     return dict(
+        kind="vit",
         image_size=image_size,
         patch_size=patch_size,
         channels=channels,
@@ -89,6 +132,16 @@ def mae_config(
     return {**config, "decoder": dict(PAPER_DECODER)}
 
 
+def bert_config(kind: str, size: str) -> dict[str, Any]:
+    """Returns the model config of "bert" or "roberta", `size` one of SIZES.
+
+    "B" and "L" are the published sizes. No pooler: masked language modelling has none.
+    """
+    values = choose("kind", kind, TEXT_VALUES)
+    sizes = choose("size", size, SIZES)
+    return dict(kind=kind, **values, **sizes, gelu="erf", pooler=False)
+
+
 def build(
     config_model: Mapping[str, Any],
     task: str,
@@ -102,49 +155,86 @@ def build(
     """Returns the module of `task`.
 
     dtype: "float32" or "bfloat16", what is computed in; parameters are float32 always.
-    pooling, num_classes: matter to "classify" only.
+    pooling, num_classes: matter to "classify" only; one class of text is regression.
     """
-    choose("task", task, TASKS)
-    config = make_config(ViTConfig, config_model, "model")
+    if "kind" not in config_model:
+        raise UserError(f"model.kind is missing; set it to one of {sorted(TASKS)}")
+    kind = config_model["kind"]
+    tasks = choose("model.kind", kind, TASKS)
+    module = choose(f"task of a {kind} model: task", task, tasks)
+    config = _architecture(config_model)
     common = (config, choose("dtype", dtype, DTYPES), dropout, drop_path)
     if task == "classify":
-        choose("pooling", pooling, POOLING)
+        choose("pooling", pooling, dict.fromkeys(CLASSIFIER_POOLING[kind]))
         if num_classes < 1:
             raise UserError(f"num_classes={num_classes} must be at least 1")
-        return Classifier(*common, pooling, num_classes)
+        return module(*common, pooling, num_classes)
     if task == "mae":
-        if config_model["decoder"] is None:
-            raise UserError(
-                "model.decoder is None but task 'mae' needs one; set its width, depth, "
-                "heads and mlp_dim"
-            )
-        decoder = make_config(DecoderConfig, config_model["decoder"], "model.decoder")
-        return MAE(*common, decoder)
-    return ViT(*common)
+        return module(*common, _decoder(config_model))
+    return module(*common)
 
 
-def make_config(kind: type, mapping: Mapping[str, Any], where: str) -> Any:
-    """Returns the dataclass `kind` filled from `mapping`, which has no other fields."""
-    names = {field.name for field in dataclasses.fields(kind)}
+def _architecture(config_model: Mapping[str, Any]) -> ViTConfig | BertConfig:
+    if config_model["kind"] == "vit":
+        return make_config(ViTConfig, config_model, "model", ("kind", "decoder"))
+    return make_config(BertConfig, config_model, "model", ())
+
+
+def _decoder(config_model: Mapping[str, Any]) -> DecoderConfig:
+    if config_model["decoder"] is None:
+        raise UserError(
+            "model.decoder is None but task 'mae' needs one; set its width, depth, "
+            "heads and mlp_dim"
+        )
+    return make_config(DecoderConfig, config_model["decoder"], "model.decoder", ())
+
+
+def make_config(
+    form: type, mapping: Mapping[str, Any], where: str, beside: tuple[str, ...]
+) -> Any:
+    """Returns the dataclass `form` filled from `mapping`.
+
+    Other fields of `mapping` than those of `form` and those named `beside` are mistakes.
+    """
+    names = {field.name for field in dataclasses.fields(form)}
     missing = sorted(names - set(mapping))
-    unknown = sorted(set(mapping) - names - {"decoder"})
+    unknown = sorted(set(mapping) - names - set(beside))
     if missing or unknown:
         raise UserError(f"{where}: fields missing {missing}, unknown {unknown}")
-    return kind(**{name: mapping[name] for name in names})
+    return form(**{name: mapping[name] for name in names})
+
+
+def config_of(model: nn.Module) -> dict[str, Any]:
+    """Returns the model config that `build` makes the model from."""
+    config = dataclasses.asdict(model.config)
+    if isinstance(model, vit.ImageModel):
+        decoder = model.decoder_config if isinstance(model, MAE) else None
+        config["kind"] = "vit"
+        config["decoder"] = None if decoder is None else dataclasses.asdict(decoder)
+    return config
 
 
 def task_of(model: nn.Module) -> str:
     """Returns the name of the model's task in TASKS."""
-    return next(task for task, kind in TASKS.items() if type(model) is kind)
+    tasks = TASKS[config_of(model)["kind"]]
+    return next(task for task, module in tasks.items() if type(model) is module)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def init_params(model: nn.Module, key: Key) -> Params:
     """Returns fresh float32 parameters; the forward pass is traced, never run."""
+    return model.init(key, *_dummy_arguments(model))["params"]
+
+
+def _dummy_arguments(model: nn.Module) -> tuple[Any, ...]:
+    """The smallest inputs that a model takes."""
     config = model.config
-    shape = (1, config.image_size, config.image_size, config.channels)
-    arguments: tuple[Any, ...] = (jnp.zeros(shape), None)
+    if isinstance(model, text.TextModel):
+        ids = jnp.zeros((1, 1), jnp.int32)
+        row = Text(*[ids] * len(Text._fields))
+        return (row, ids, None) if isinstance(model, MaskedLM) else (row, None)
+    image = jnp.zeros((1, config.image_size, config.image_size, config.channels))
     if isinstance(model, MAE):
         noise_BL = jnp.zeros((1, config.num_patches))
-        arguments = (jnp.zeros(shape), noise_BL, None, 0.0)  # any hidden_ratio will do
-    return model.init(key, *arguments)["params"]
+        return image, noise_BL, None, 0.0  # any hidden_ratio will do
+    return image, None

@@ -1,4 +1,4 @@
-"""The layers of a pre-norm vision transformer.
+"""The layers of transformers, and the pre-norm block of a vision transformer.
 
 Parameters are float32 always; `dtype` is what is computed in. LayerNorm statistics and
 the softmax run in float32. Randomness is explicit: `key_B` holds one key an example,
@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
@@ -37,6 +37,34 @@ GELU: dict[str, Callable[[Array], Array]] = {
     "tanh": functools.partial(jax.nn.gelu, approximate=True),
 }
 
+# torch's trunc_normal_(std=0.02) cuts at +-2, a hundred deviations: a plain normal.
+NORMAL = nn.initializers.normal(0.02)
+
+
+class BlockConfig(Protocol):
+    """What attention and MLP want to know of an architecture."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
+    @property
+    def mlp_dim(self) -> int: ...
+    @property
+    def qkv_bias(self) -> bool: ...
+    @property
+    def gelu(self) -> str: ...
+
+
+def check_block(config: BlockConfig) -> None:
+    """Says what cannot be built."""
+    choose("model.gelu", config.gelu, GELU)
+    if config.width % config.heads:
+        raise UserError(
+            f"model width={config.width} is not a multiple of heads={config.heads}; "
+            "change one of them"
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class ViTConfig:
@@ -59,16 +87,11 @@ class ViTConfig:
     pooler: bool
 
     def __post_init__(self):
-        choose("model.gelu", self.gelu, GELU)
+        check_block(self)
         if self.image_size % self.patch_size:
             raise UserError(
                 f"model.image_size={self.image_size} is not a multiple of "
                 f"model.patch_size={self.patch_size}; change one of them"
-            )
-        if self.width % self.heads:
-            raise UserError(
-                f"model width={self.width} is not a multiple of heads={self.heads}; "
-                "change one of them"
             )
 
     @property
@@ -125,7 +148,11 @@ class LayerNorm(nn.Module):
 
 
 def dropout(x_BLD: Array, rate: float, key_B: Key | None) -> Array:
-    """Zeroes each number with probability `rate`, scales the rest by 1 / (1 - rate)."""
+    """Zeroes each number with probability `rate`, scales the rest by 1 / (1 - rate).
+
+    JAX draws by counting, so what a token gets depends on the key of its example and on
+    its place: neither on the batch nor on how far the rows are padded.
+    """
     if key_B is None or rate == 0:
         return x_BLD
     keep_BLD = keys.draw(jax.random.bernoulli, key_B, 1 - rate, x_BLD.shape[1:])
@@ -140,20 +167,54 @@ def drop_path(x_BLD: Array, rate: float, key_B: Key | None) -> Array:
     return jnp.where(keep_B11, x_BLD / (1 - rate), 0)
 
 
+def drop_branch(
+    rates: tuple[float, float], key_B: Key | None, branch: int, x_BLD: Array
+) -> Array:
+    """Dropout, then drop path: the rates. `branch` counts those of a block: 0, 1."""
+    if key_B is None:
+        return x_BLD
+    x_BLD = dropout(x_BLD, rates[0], keys.fold(key_B, 2 * branch))
+    return drop_path(x_BLD, rates[1], keys.fold(key_B, 2 * branch + 1))
+
+
 def drop_path_rates(rate: float, depth: int) -> tuple[float, ...]:
     """One rate a block: timm's `linspace(0, rate, depth)`."""
     return tuple(rate * block / max(depth - 1, 1) for block in range(depth))
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention over all tokens; softmax in float32."""
+def attend(
+    q_BLHK: Array, k_BMHK: Array, v_BMHK: Array, sees_BLM: Array | None
+) -> Array:
+    """Returns x_BLHK: values mixed by softmax(q k / sqrt K), which runs in float32.
 
-    config: ViTConfig
+    Heads go before tokens first: `jax.nn.dot_product_attention` leaves that to the
+    matmuls, which on a CPU take a third longer then.
+    """
+    scale = q_BLHK.shape[-1] ** -0.5
+    q_BHLK, k_BHMK, v_BHMK = (x.swapaxes(1, 2) for x in (q_BLHK, k_BMHK, v_BMHK))
+    logits_BHLM = jnp.einsum(
+        "BHLK,BHMK->BHLM", q_BHLK * scale, k_BHMK, preferred_element_type=jnp.float32
+    )
+    if sees_BLM is not None:
+        lowest = jnp.finfo(jnp.float32).min
+        logits_BHLM = jnp.where(sees_BLM[:, None], logits_BHLM, lowest)
+    weights_BHLM = jax.nn.softmax(logits_BHLM).astype(v_BMHK.dtype)
+    return jnp.einsum("BHLM,BHMK->BHLK", weights_BHLM, v_BHMK).swapaxes(1, 2)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; softmax in float32."""
+
+    config: BlockConfig
     kernel_init: Initialiser
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, x_BLD: Array) -> Array:
+    def __call__(self, x_BLD: Array, sees_BLM: Array | None) -> Array:
+        """`sees_BLM`: token l attends to token m (bool, one m a row at least).
+
+        None: every token attends to all.
+        """
         config = self.config
         dense = functools.partial(
             Dense, config.width, kernel_init=self.kernel_init, dtype=self.dtype
@@ -163,14 +224,14 @@ class Attention(nn.Module):
             dense(use_bias=config.qkv_bias, name=name)(x_BLD).reshape(heads)
             for name in ("query", "key", "value")
         )
-        x_BLHK = jax.nn.dot_product_attention(q_BLHK, k_BMHK, v_BMHK)
+        x_BLHK = attend(q_BLHK, k_BMHK, v_BMHK, sees_BLM)
         return dense(use_bias=True, name="out")(x_BLHK.reshape(x_BLD.shape))
 
 
 class MLP(nn.Module):
     """Two dense layers with a GELU between."""
 
-    config: ViTConfig
+    config: BlockConfig
     kernel_init: Initialiser
     dtype: Dtype
 
@@ -202,15 +263,9 @@ class Block(nn.Module):
         norm = functools.partial(LayerNorm, config.layer_norm_eps, self.dtype)
         attention = Attention(config, self.kernel_init, self.dtype, name="attention")
         mlp = MLP(config, self.kernel_init, self.dtype, name="mlp")
-        x_BLD = x_BLD + self._drop(attention(norm(name="norm1")(x_BLD)), key_B, 0)
-        return x_BLD + self._drop(mlp(norm(name="norm2")(x_BLD)), key_B, 2)
-
-    def _drop(self, x_BLD: Array, key_B: Key | None, number: int) -> Array:
-        """`number` and `number` + 1 name the two draws among those of the block."""
-        if key_B is None:
-            return x_BLD
-        x_BLD = dropout(x_BLD, self.dropout, keys.fold(key_B, number))
-        return drop_path(x_BLD, self.drop_path, keys.fold(key_B, number + 1))
+        drop = functools.partial(drop_branch, (self.dropout, self.drop_path), key_B)
+        x_BLD = x_BLD + drop(0, attention(norm(name="norm1")(x_BLD), None))
+        return x_BLD + drop(1, mlp(norm(name="norm2")(x_BLD)))
 
 
 def make_blocks(

@@ -65,27 +65,17 @@ class Decoder(nn.Module):
         return x_BLD + jax.lax.stop_gradient(position_1LD).astype(self.dtype)
 
 
-class MAE(nn.Module):
+class MAE(vit.ImageModel):
     """Encoder and decoder; the positions of both are constants (no gradient)."""
 
-    config: ViTConfig
-    dtype: Dtype
-    dropout: float
-    drop_path: float
     decoder_config: DecoderConfig
 
     def setup(self) -> None:
-        self.encoder = vit.Encoder(
-            self.config, vit.MAE, self.dropout, self.drop_path, self.dtype
-        )
+        self.encoder = self.make_encoder(vit.MAE)
         config = dataclasses.replace(
             self.config, **dataclasses.asdict(self.decoder_config)
         )
         self.decoder = Decoder(config, self.dropout, self.dtype)
-
-    def encode(self, image_BYXC: Array, key_B: Key | None) -> tuple[Array, ...]:
-        """Returns the token states of the full image (`vit.Encoder`)."""
-        return self.encoder(image_BYXC, key_B)
 
     def __call__(
         self,

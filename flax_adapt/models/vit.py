@@ -6,6 +6,7 @@ positions, a final LayerNorm.
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -14,7 +15,7 @@ import numpy as np
 
 from flax_adapt.errors import UserError
 from flax_adapt.models import layers
-from flax_adapt.models.layers import Dtype, Initialiser, ViTConfig
+from flax_adapt.models.layers import NORMAL, Dtype, Initialiser, ViTConfig
 from flax_adapt.types import Array, Key
 
 # Ti, S: Touvron et al. 2021; B, L, H: Dosovitskiy et al. 2021.
@@ -78,8 +79,6 @@ class Variant:
     dropout_embedding: bool
 
 
-# torch's trunc_normal_(std=0.02) cuts at +-2, a hundred deviations: a plain normal.
-NORMAL = nn.initializers.normal(0.02)
 # Hugging Face ViT: trunc_normal 0.02 for kernels, CLS and positions.
 VIT = Variant(NORMAL, NORMAL, NORMAL, fixed_position=False, dropout_embedding=True)
 # He et al. 2022, official code: xavier_uniform for every Linear and for the patch
@@ -177,24 +176,41 @@ POOLING = {
 }
 
 
-class ViT(nn.Module):
-    """The encoder alone; with `config.pooler` also Hugging Face's tanh layer on CLS."""
+class ImageModel(nn.Module):
+    """What every model of images can do; `setup` of each makes `self.encoder`."""
 
     config: ViTConfig
     dtype: Dtype
     dropout: float
     drop_path: float
+    modality: ClassVar[str] = "image"
 
-    def setup(self) -> None:
-        self.encoder = Encoder(
-            self.config, VIT, self.dropout, self.drop_path, self.dtype
-        )
-        if self.config.pooler:
-            self.pooler = layers.Dense(self.config.width, True, NORMAL, self.dtype)
+    def make_encoder(self, variant: Variant) -> Encoder:
+        """Returns the encoder, to be kept as `self.encoder`."""
+        return Encoder(self.config, variant, self.dropout, self.drop_path, self.dtype)
 
     def encode(self, image_BYXC: Array, key_B: Key | None) -> tuple[Array, ...]:
-        """Returns the token states of `Encoder`."""
+        """Returns the token states of `Encoder`, of the full image."""
         return self.encoder(image_BYXC, key_B)
+
+    def embed(self, image_BYXC: Array, pooling: str) -> Array:
+        """Returns x_BD, float32: the final states, pooled; nothing is dropped."""
+        return pool(self.encode(image_BYXC, None)[-1].astype(jnp.float32), pooling)
+
+    def layout(self, image_BYXC: Array) -> tuple[Array, Array]:
+        """Returns (segments_BL, positions_BL) of the states' tokens, int32; CLS is 0."""
+        shape = (len(image_BYXC), 1 + self.config.num_patches)
+        position_BL = jax.lax.broadcasted_iota(jnp.int32, shape, 1)
+        return jnp.ones(shape, jnp.int32), position_BL
+
+
+class ViT(ImageModel):
+    """The encoder alone; with `config.pooler` also Hugging Face's tanh layer on CLS."""
+
+    def setup(self) -> None:
+        self.encoder = self.make_encoder(VIT)
+        if self.config.pooler:
+            self.pooler = layers.Dense(self.config.width, True, NORMAL, self.dtype)
 
     def __call__(
         self, image_BYXC: Array, key_B: Key | None
@@ -207,25 +223,15 @@ class ViT(nn.Module):
         return x_BLD, pooled_BD
 
 
-class Classifier(nn.Module):
+class Classifier(ImageModel):
     """Encoder, pooling after the final LayerNorm, one linear head in float32."""
 
-    config: ViTConfig
-    dtype: Dtype
-    dropout: float
-    drop_path: float
     pooling: str
     num_classes: int
 
     def setup(self) -> None:
-        self.encoder = Encoder(
-            self.config, VIT, self.dropout, self.drop_path, self.dtype
-        )
+        self.encoder = self.make_encoder(VIT)
         self.head = layers.Dense(self.num_classes, True, NORMAL, jnp.float32)
-
-    def encode(self, image_BYXC: Array, key_B: Key | None) -> tuple[Array, ...]:
-        """Returns the token states of `Encoder`."""
-        return self.encoder(image_BYXC, key_B)
 
     def __call__(self, image_BYXC: Array, key_B: Key | None) -> Array:
         """Returns logits_BN, float32."""

@@ -1,4 +1,4 @@
-"""Supervised classification, for fine-tuning and linear probes."""
+"""Supervised classification and regression, for fine-tuning and linear probes."""
 
 from typing import Any
 
@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from flax_adapt import keys, mixing
-from flax_adapt.metrics import Mean, accuracy
-from flax_adapt.types import Array, LossFn
+from flax_adapt.errors import UserError
+from flax_adapt.metrics import Loss, Mean, Spearman, accuracy, confusion
+from flax_adapt.types import Array, LossFn, Metrics
 
 _MIX = 0x313
 
@@ -43,21 +44,53 @@ def _mixed(config: Any, batch, targets_BN: Array, key_B) -> tuple[Array, Array]:
 
 
 def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
-    """`config`: label_smoothing, mixup_alpha, cutmix_alpha (0: off). Labels int32 [B]."""
+    """`config`: label_smoothing, mixup_alpha, cutmix_alpha (0: off; images only).
+
+    Labels int32 [B]. F1 and Matthews correlation are measured in evaluation.
+    """
     smoothing = config.label_smoothing if train else 0.0
-    mixes = train and max(config.mixup_alpha, config.cutmix_alpha) > 0
+    mixes = max(config.mixup_alpha, config.cutmix_alpha) > 0
+    if mixes and model.modality != "image":
+        raise UserError("objective.mixup_alpha and cutmix_alpha mix images, not text")
 
     def loss_fn(params, frozen, batch, key_B):
         del frozen
-        image_BYXC = batch["image"]
+        inputs = batch[model.modality]
         targets_BN = smooth(batch["label"], model.num_classes, smoothing)
-        if mixes:
-            image_BYXC, targets_BN = _mixed(config, batch, targets_BN, key_B)
-        logits_BN = model.apply(
-            {"params": params}, image_BYXC, key_B if train else None
-        )
+        if mixes and train:
+            inputs, targets_BN = _mixed(config, batch, targets_BN, key_B)
+        logits_BN = model.apply({"params": params}, inputs, key_B if train else None)
         loss = Mean.of(cross_entropy(logits_BN, targets_BN), batch["weight"])
         correct = accuracy(logits_BN, batch["label"], batch["weight"])
-        return loss.value(), {"loss": loss, "accuracy": correct}
+        metrics = {"loss": Loss.of(loss), "accuracy": correct}
+        if not train:
+            metrics |= confusion(logits_BN, batch["label"], batch["weight"])
+        return loss.value(), metrics
+
+    return loss_fn
+
+
+def make_regression(config: Any, model: nn.Module, train: bool) -> LossFn:
+    """Mean squared error of one number; `config` has no fields of its own.
+
+    Labels float32 [B]. Spearman's correlation is measured in evaluation.
+    """
+    del config
+    if model.num_classes != 1:
+        raise UserError(
+            f"objective 'regress' predicts one number: model.num_classes must be 1, not "
+            f"{model.num_classes}"
+        )
+
+    def loss_fn(params, frozen, batch, key_B):
+        del frozen
+        key_B = key_B if train else None
+        guess_B1 = model.apply({"params": params}, batch[model.modality], key_B)
+        guess_B, label_B = guess_B1[:, 0], batch["label"].astype(jnp.float32)
+        loss = Mean.of(jnp.square(guess_B - label_B), batch["weight"])
+        metrics: Metrics = {"loss": Loss.of(loss)}
+        if not train:
+            metrics["spearman"] = Spearman(guess_B, label_B, batch["weight"])
+        return loss.value(), metrics
 
     return loss_fn

@@ -1,4 +1,7 @@
-"""Masked auto-encoding plus hidden-state self-distillation (Lee et al. 2023; METHODS S1)."""
+"""Masked modelling plus hidden-state self-distillation (Lee et al. 2023; METHODS S1).
+
+One implementation for images and text.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,36 +12,66 @@ from flax import linen as nn
 
 from flax_adapt import keys
 from flax_adapt.errors import UserError, choose
-from flax_adapt.metrics import Mean
-from flax_adapt.objectives import reconstruct
+from flax_adapt.metrics import Loss, Mean
+from flax_adapt.objectives import mlm, reconstruct
 from flax_adapt.types import Array, LossFn
 
-# What of the token states (CLS first) is compared; every entry returns [B, tokens, D].
-STATES: dict[str, Callable[[Array], Array]] = {
-    "cls": lambda x_BLD: x_BLD[:, :1],
-    "tokens": lambda x_BLD: x_BLD,
-    "mean": lambda x_BLD: jnp.mean(x_BLD[:, 1:], axis=1, keepdims=True),
+Layout = tuple[Array, Array]  # segments_BL, positions_BL of the tokens of a state
+
+
+def _cls(x_BLD: Array, layout: Layout) -> tuple[Array, Array]:
+    """The first token of every document (packed rows hold several), or of the image."""
+    segments_BL, positions_BL = layout
+    return x_BLD, (positions_BL == 0) & (segments_BL > 0)
+
+
+def _tokens(x_BLD: Array, layout: Layout) -> tuple[Array, Array]:
+    return x_BLD, layout[0] > 0
+
+
+def _mean(x_BLD: Array, layout: Layout) -> tuple[Array, Array]:
+    """The mean over each document's other tokens, in the place of its first."""
+    segments_BL, positions_BL = layout
+    same_BLM = segments_BL[:, :, None] == segments_BL[:, None]
+    counts_BLM = (same_BLM & (positions_BL[:, None] > 0)).astype(x_BLD.dtype)
+    count_BL1 = jnp.sum(counts_BLM, axis=-1, keepdims=True)
+    mean_BLD = counts_BLM @ x_BLD / jnp.maximum(count_BL1, 1)
+    return mean_BLD, (positions_BL == 0) & (segments_BL > 0)
+
+
+# What of the token states is compared: (states [B, L, D], true where they count [B, L]).
+STATES: dict[str, Callable[[Array, Layout], tuple[Array, Array]]] = {
+    "cls": _cls,
+    "tokens": _tokens,
+    "mean": _mean,
 }
 REDUCE = {"sum": jnp.sum, "mean": jnp.mean}
-MASKED = {"reconstruct": reconstruct.make_loss}
+MASKED = {"reconstruct": reconstruct.make_loss, "mlm": mlm.make_loss}
 
 _UNMASKED = 0xD15  # dropout of the unmasked pass is drawn apart from the masked one's
 
 
 def state_distance(
-    student: Sequence[Array], teacher: Sequence[Array], state: str, reduce: str
-) -> Array:
-    """Returns distance_B: squared distance, reduced over features as asked.
+    student: Sequence[Array],
+    teacher: Sequence[Array],
+    layout: Layout,
+    weight_B: Array,
+    state: str,
+    reduce: str,
+) -> Mean:
+    """Squared distance, reduced over features as asked, a mean over what counts.
 
-    Averaged over tokens and over the layers given (ours; the reference has one of
-    each). h = (1, 2), h' = (3, 5), "sum": 4 + 9 = 13.
+    Averaged over the layers given (ours; the reference has one). h = (1, 2),
+    h' = (3, 5), "sum": 4 + 9 = 13.
     """
     select, over_features = STATES[state], REDUCE[reduce]
-    distances_B = [
-        jnp.mean(over_features(jnp.square(select(x) - select(y)), axis=-1), axis=-1)
-        for x, y in zip(student, teacher, strict=True)
-    ]
-    return sum(distances_B[1:], start=distances_B[0]) / len(distances_B)
+    total = Mean(jnp.float32(0), jnp.float32(0))
+    for x_BLD, y_BLD in zip(student, teacher, strict=True):
+        (x_BLD, counts_BL), (y_BLD, _) = select(x_BLD, layout), select(y_BLD, layout)
+        error_BL = over_features(jnp.square(x_BLD - y_BLD), axis=-1)
+        weight_BL = jnp.where(counts_BL, weight_B[:, None], 0)
+        total = total.merge(Mean.of(error_BL, weight_BL))
+    return total
 
 
 def _check(config: Any, num_states: int) -> None:
@@ -56,28 +89,31 @@ def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
     """`config`: masked (an objective), state, layers, reduce, weight.
 
     L = L_masked + weight * distance(student, stop_gradient(teacher)), both on the FULL
-    unmasked image; the teacher is `frozen["teacher"]` and has no dropout. The defaults
-    of the reference: cls, after the final LayerNorm, sum over features, weight 1.
+    unmasked input; the teacher is `frozen["teacher"]` and has no dropout. The defaults
+    of the reference: cls, after the last layer (its final LayerNorm included), sum over
+    features, weight 1.
     """
     masked = choose("objective.masked.name", config.masked.name, MASKED)
     masked_loss = masked(config.masked, model, train)
     _check(config, model.config.depth + 1)
 
-    def states(params, image_BYXC, key_B):
-        hidden = model.apply({"params": params}, image_BYXC, key_B, method="encode")
+    def states(params, inputs, key_B):
+        hidden = model.apply({"params": params}, inputs, key_B, method="encode")
         return [hidden[layer].astype(jnp.float32) for layer in config.layers]
 
     def loss_fn(params, frozen, batch, key_B):
-        loss, metrics = masked_loss(params, frozen, batch, key_B)
+        inputs = batch[model.modality]
+        metrics = masked_loss(params, frozen, batch, key_B)[1]
         student_key_B = keys.fold(key_B, _UNMASKED) if train else None
-        student = states(params, batch["image"], student_key_B)
-        teacher = jax.lax.stop_gradient(states(frozen["teacher"], batch["image"], None))
-        distance = Mean.of(
-            state_distance(student, teacher, config.state, config.reduce),
+        distance = state_distance(
+            states(params, inputs, student_key_B),
+            jax.lax.stop_gradient(states(frozen["teacher"], inputs, None)),
+            model.layout(inputs),
             batch["weight"],
+            config.state,
+            config.reduce,
         )
-        loss = loss + config.weight * distance.value()
-        total = Mean(loss * distance.count, distance.count)
-        return loss, {**metrics, "loss": total, "distill": distance}
+        loss: Loss = metrics["loss"].plus(config.weight, distance)
+        return loss.value(), {**metrics, "loss": loss, "distill": distance}
 
     return loss_fn

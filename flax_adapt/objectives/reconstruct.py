@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from flax_adapt import keys, masking, models
-from flax_adapt.metrics import Mean
+from flax_adapt.metrics import Loss, Mean
 from flax_adapt.types import Array, LossFn
 
 _MASK = 0x3A5
@@ -58,6 +58,6 @@ def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
             batch["image"], arch.patch_size, config.normalize_patches
         )
         loss = masked_error(prediction_BLP, target_BLP, hidden_BL, batch["weight"])
-        return loss.value(), {"loss": loss, "reconstruct": loss}
+        return loss.value(), {"loss": Loss.of(loss), "reconstruct": loss}
 
     return loss_fn

@@ -1,188 +1,132 @@
-"""Folders of Hugging Face's ViT and ViTMAE: their config.json and their tensors."""
+"""Folders of Hugging Face models: one way to read and write, a table of families."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
+from flax_adapt import models
 from flax_adapt.errors import UserError, choose
-from flax_adapt.weights import names, safetensors_folder, strict
+from flax_adapt.weights import fields, hf_bert, hf_vit, reading, strict, writing
+from flax_adapt.weights import names as naming
+from flax_adapt.weights.names import Names, Spare
 
-# Leaves of the source that a task has no place for.
-IGNORED = {
-    "mae": ("head", "pooler"),
-    "encoder": ("decoder", "head"),
-    "classify": ("decoder", "pooler"),
-}
 
-# Defaults of transformers' ViTConfig and ViTMAEConfig: old files leave some fields out.
-DEFAULTS: dict[str, Any] = dict(
-    hidden_size=768,
-    num_hidden_layers=12,
-    num_attention_heads=12,
-    intermediate_size=3072,
-    hidden_act="gelu",
-    layer_norm_eps=1e-12,
-    image_size=224,
-    patch_size=16,
-    num_channels=3,
-    qkv_bias=True,
-    decoder_num_attention_heads=16,
-    decoder_hidden_size=512,
-    decoder_num_hidden_layers=8,
-    decoder_intermediate_size=2048,
-    pooler_act="tanh",
-    pooler_output_size=None,
-)
-FIELDS = dict(
-    image_size="image_size",
-    patch_size="patch_size",
-    channels="num_channels",
-    width="hidden_size",
-    depth="num_hidden_layers",
-    heads="num_attention_heads",
-    mlp_dim="intermediate_size",
-    layer_norm_eps="layer_norm_eps",
-    qkv_bias="qkv_bias",
-)
-DECODER_FIELDS = dict(
-    width="decoder_hidden_size",
-    depth="decoder_num_hidden_layers",
-    heads="decoder_num_attention_heads",
-    mlp_dim="decoder_intermediate_size",
-)
-GELU = {"gelu": "erf", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
-HIDDEN_ACT = {"erf": "gelu", "tanh": "gelu_pytorch_tanh"}
-MODEL_TYPES = ("vit", "vit_mae")
-NUMBERS = {bool: "bool", int: "positive whole number", float: "positive float"}
+class Family(Protocol):
+    """What differs between the families: the modules `hf_vit` and `hf_bert`."""
+
+    POOLING: str
+
+    def names(self, kind: str, task: str) -> Names: ...
+
+    def ignored(self, task: str, pooling: str) -> tuple[str, ...]: ...
+
+    def model_config(
+        self, where: str, kind: str, theirs: Mapping[str, Any], found: Iterable[str]
+    ) -> dict[str, Any]: ...
+
+    def architecture(self, config: Mapping[str, Any], task: str) -> str: ...
+
+    def config_json(
+        self, config: Mapping[str, Any], task: str, num_classes: int
+    ) -> dict[str, Any]: ...
+
+
+FAMILIES: dict[str, Family] = {"vit": hf_vit, "bert": hf_bert, "roberta": hf_bert}
+# Their model_type -> our kind.
+KINDS = {"vit": "vit", "vit_mae": "vit", "bert": "bert", "roberta": "roberta"}
+
+
+def config_file(folder: Path) -> dict[str, Any]:
+    """Returns config.json, always with a model_type that we know.
+
+    The oldest files of BERT and RoBERTa have none; the tensors' prefix then tells.
+    """
+    theirs = reading.read_json(folder / reading.CONFIG)
+    found = theirs.get("model_type")
+    if found is None:
+        prefixes = {name.split(".")[0] for name in reading.tensor_names(folder)}
+        found = next((kind for kind in ("bert", "roberta") if kind in prefixes), None)
+    if found not in tuple(KINDS):
+        where = f"{folder}/{reading.CONFIG}"
+        raise UserError(f"{where}: model_type={found!r} is not one of {tuple(KINDS)}")
+    return {**theirs, "model_type": found}
 
 
 def model_config(folder: Path) -> dict[str, Any]:
-    """Returns our model config of a folder.
-
-    `pooler` is read off the tensors' names: config.json does not say.
-    """
-    where = f"{folder}/{safetensors_folder.CONFIG}"
-    theirs = DEFAULTS | safetensors_folder.read_json(folder / safetensors_folder.CONFIG)
-    kind = theirs.get("model_type")
-    if kind not in MODEL_TYPES:
-        raise UserError(f"{where}: model_type={kind!r} is not one of {MODEL_TYPES}")
-    for size in ("image_size", "patch_size"):
-        theirs[size] = _square(f"{where}: {size}", theirs[size])
-    _check_numbers(where, theirs)
-    config = {ours: theirs[name] for ours, name in FIELDS.items()}
-    config["gelu"] = choose(f"{where}: hidden_act", theirs["hidden_act"], GELU)
-    found = map(names.leaf_of, safetensors_folder.tensor_names(folder))
-    config["pooler"] = "pooler/kernel" in found
-    if config["pooler"]:
-        _check_pooler(where, theirs)
-    decoder = {ours: theirs[name] for ours, name in DECODER_FIELDS.items()}
-    return {**config, "decoder": decoder if kind == "vit_mae" else None}
+    """Returns our model config of a folder."""
+    theirs = config_file(folder)
+    kind = KINDS[theirs["model_type"]]
+    where = f"{folder}/{reading.CONFIG}"
+    found = reading.tensor_names(folder)
+    return FAMILIES[kind].model_config(where, kind, theirs, found)
 
 
-def _square(what: str, value: Any) -> int:
-    sides = value if isinstance(value, list) else [value]
-    if len(set(sides)) != 1 or type(sides[0]) is not int:
-        raise UserError(f"{what}={value!r}: only squares are supported")
-    return sides[0]
+def pooling(folder: Path) -> str:
+    """Returns the pooling of a folder's classifier: the family's, or what we wrote."""
+    theirs = config_file(folder)
+    kind = KINDS[theirs["model_type"]]
+    found = str(theirs.get("pooling", FAMILIES[kind].POOLING))
+    known = dict.fromkeys(models.CLASSIFIER_POOLING[kind], found)
+    return choose(f"{folder}/{reading.CONFIG}: pooling", found, known)
 
 
-def _check_numbers(where: str, theirs: Mapping[str, Any]) -> None:
-    for name in (*FIELDS.values(), *DECODER_FIELDS.values()):
-        kind, value = type(DEFAULTS[name]), theirs[name]
-        if type(value) is not kind or (kind is not bool and value <= 0):
-            raise UserError(f"{where}: {name}={value!r} must be a {NUMBERS[kind]}")
-
-
-def _check_pooler(where: str, theirs: Mapping[str, Any]) -> None:
-    act = theirs["pooler_act"]
-    size = theirs["pooler_output_size"] or theirs["hidden_size"]
-    if act != "tanh" or size != theirs["hidden_size"]:
-        raise UserError(
-            f"{where}: pooler_act={act!r}, pooler_output_size={size}: only tanh of "
-            "hidden_size is supported"
-        )
-
-
-def architecture(config: Mapping[str, Any], task: str) -> str:
-    """Returns the transformers class that a model is written as."""
-    encoder = "ViTModel" if config["decoder"] is None else "ViTMAEModel"
-    return {
-        "mae": "ViTMAEForPreTraining",
-        "encoder": encoder,
-        "classify": "ViTForImageClassification",
-    }[task]
-
-
-def config_json(
-    config: Mapping[str, Any], task: str, num_classes: int, pooling: str
-) -> dict[str, Any]:
-    """Returns the config.json of a model."""
-    kind = architecture(config, task)
-    theirs = {
-        "architectures": [kind],
-        "model_type": "vit_mae" if "MAE" in kind else "vit",
-        **{name: config[ours] for ours, name in FIELDS.items()},
-        "hidden_act": HIDDEN_ACT[config["gelu"]],
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-        "initializer_range": 0.02,
-        "torch_dtype": "float32",
-    }
-    if "MAE" in kind:
-        decoder = config["decoder"]
-        return theirs | {name: decoder[ours] for ours, name in DECODER_FIELDS.items()}
-    theirs["encoder_stride"] = config["patch_size"]
-    if task == "classify":
-        labels = {str(i): f"LABEL_{i}" for i in range(num_classes)}
-        theirs["id2label"] = labels
-        theirs["label2id"] = {name: int(number) for number, name in labels.items()}
-        # transformers knows CLS pooling only; `from_pretrained` of ours reads this.
-        theirs["pooling"] = pooling
-    return theirs
-
-
-def preprocessor_json(
-    image_size: int, mean: tuple[float, ...], std: tuple[float, ...]
-) -> dict[str, Any]:
-    """Returns preprocessor_config.json: bilinear resize to a square, mean and std."""
-    return {
-        "image_processor_type": "ViTImageProcessor",
-        "do_resize": True,
-        "size": {"height": image_size, "width": image_size},
-        "resample": 2,  # PIL's BILINEAR
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(mean),
-        "image_std": list(std),
-    }
+def class_names(folder: Path) -> tuple[str, ...] | None:
+    """Returns the names of the classes; None if they have none but LABEL_i."""
+    where = f"{folder}/{reading.CONFIG}"
+    return fields.class_names(where, reading.read_json(folder / reading.CONFIG))
 
 
 def read(
-    folder: Path, task: str
+    folder: Path, task: str, pooling: str
 ) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, Any]]:
     """Returns (model config, {leaf: array}, fields of `strict.Report`).
 
     A tensor of an unknown name is kept as such: `adopt` will say it is unexpected.
     """
     config = model_config(folder)
-    tensors, converted = safetensors_folder.read(folder)
+    choose(
+        f"task of a {config['kind']} model: task", task, models.TASKS[config["kind"]]
+    )
+    family = FAMILIES[config["kind"]]
+    table, dropped = family.names(config["kind"], task), family.ignored(task, pooling)
+    tensors, converted = reading.read(folder)
     leaves: dict[str, np.ndarray] = {}
     renamed, ignored = {}, {}
-    for name, tensor in tensors.items():
-        leaf = names.leaf_of(name) or strict.unknown(name)
-        part = leaf.split("/")[0]
-        if part in IGNORED[task]:
+    # Spares last: the leaf that they stand in for has been seen by then, or is absent.
+    for name in sorted(tensors, key=lambda name: table.spare_of(name) is not None):
+        spare = table.spare_of(name)
+        leaf = spare.leaf if spare else table.leaf_of(name) or strict.unknown(name)
+        array, part = naming.to_ours(leaf, tensors[name]), leaf.split("/")[0]
+        if spare and leaf in leaves:
+            part = spare.part
+        if rule := table.why_ignored(name):
+            ignored[name] = rule
+        elif part in dropped:
             ignored[name] = f"{part} dropped for task {task}"
-            continue
-        if leaf in leaves:
-            raise UserError(f"{folder}: two tensors are {leaf}; one of them is {name}")
-        renamed[name] = leaf
-        leaves[leaf] = names.to_ours(leaf, tensor)
+        elif leaf not in leaves:
+            renamed[name], leaves[leaf] = leaf, array
+        else:
+            ignored[name] = _second(
+                f"{folder}: {name}", spare, leaf, array, leaves[leaf]
+            )
     converted = {name: kind for name, kind in converted.items() if name in renamed}
     return config, leaves, dict(renamed=renamed, ignored=ignored, converted=converted)
+
+
+def _second(
+    what: str, spare: Spare | None, leaf: str, array: np.ndarray, first: np.ndarray
+) -> str:
+    """Returns the rule by which a leaf's second tensor is ignored, if that is right."""
+    if spare is None:
+        raise UserError(f"{what} is {leaf}, but so is another tensor")
+    if spare.equal and not np.array_equal(array, first):
+        raise UserError(
+            f"{what} is not {spare.rule} ({leaf}): it differs; only a tied decoder can "
+            "be built, so load another task or a tied checkpoint"
+        )
+    return spare.rule
 
 
 def write(
@@ -193,18 +137,40 @@ def write(
     *,
     pooling: str,
     preprocessor: Mapping[str, Any] | None,
+    tokenizer: Path | None,
+    class_names: tuple[str, ...] | None,
 ) -> None:
     """Writes the folder of the class `architecture(config, task)`."""
-    bias = leaves.get("head/bias")
-    num_classes = 0 if bias is None else len(bias)
-    base = architecture(config, task) in ("ViTModel", "ViTMAEModel")
+    family = FAMILIES[config["kind"]]
+    table = family.names(config["kind"], task)
+    # A base model is the encoder alone: its names go without the prefix.
+    prefix = table.prefix if task == "encoder" else ""
     tensors = {}
     for leaf, array in leaves.items():
-        name = names.name_of(leaf).removeprefix("vit." if base else "")
+        name = table.name_of(leaf).removeprefix(prefix)
         array = np.asarray(array, np.float32)
-        tensors[name] = names.to_theirs(leaf, array, config["patch_size"])
-    theirs = config_json(config, task, num_classes, pooling)
-    jsons = {safetensors_folder.CONFIG: theirs}
+        tensors[name] = naming.to_theirs(leaf, array, config)
+    bias = leaves.get("head/bias")
+    num_classes = 0 if bias is None else len(bias)
+    jsons = {reading.CONFIG: _config_json(config, task, num_classes)}
+    if class_names and not num_classes:
+        raise UserError(f"{folder}: class_names need a head, which task {task} has not")
+    if num_classes:
+        # transformers knows the family's pooling only; `from_pretrained` of ours reads this.
+        labels = fields.labels_json(num_classes, class_names)
+        jsons[reading.CONFIG] |= {**labels, "pooling": pooling}
     if preprocessor is not None:
-        jsons[safetensors_folder.PREPROCESSOR] = dict(preprocessor)
-    safetensors_folder.write(folder, tensors, jsons)
+        jsons[reading.PREPROCESSOR] = dict(preprocessor)
+    copied = writing.tokenizer_files(tokenizer) if tokenizer else []
+    writing.write(folder, tensors, jsons, copied)
+
+
+def _config_json(
+    config: Mapping[str, Any], task: str, num_classes: int
+) -> dict[str, Any]:
+    family = FAMILIES[config["kind"]]
+    return {
+        "architectures": [family.architecture(config, task)],
+        **family.config_json(config, task, num_classes),
+        "torch_dtype": "float32",
+    }

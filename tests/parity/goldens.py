@@ -6,11 +6,15 @@ from pathlib import Path
 import inputs
 import jax
 import numpy as np
+import text_inputs
 
 from flax_adapt import models
-from flax_adapt.weights import huggingface, names, strict
+from flax_adapt.types import Text
+from flax_adapt.weights import hf_bert, hf_vit, names, strict
 
 FOLDER = Path(__file__).parent / "goldens"
+VIT = hf_vit.names("vit", "encoder")
+OPTIONS = dict(dtype="float32", dropout=0.0, drop_path=0.0)
 
 
 def read(file):
@@ -20,43 +24,54 @@ def read(file):
 
 
 def build(name, task, *, pooler=False):
-    """Our model `name`, as Hugging Face's config describes it."""
-    theirs = inputs.hugging_face_config(name)
-    config = {ours: theirs[field] for ours, field in huggingface.FIELDS.items()}
-    decoder = {ours: theirs[f] for ours, f in huggingface.DECODER_FIELDS.items()}
-    config |= dict(gelu=huggingface.GELU[theirs["hidden_act"]], pooler=pooler)
+    """Our model `name` of images, as Hugging Face's config describes it."""
+    theirs = {"model_type": "vit_mae", **inputs.hugging_face_config(name)}
+    found = ["vit.pooler.dense.weight"] if pooler else []
+    config = hf_vit.model_config(name, "vit", theirs, found)
     return models.build(
-        config | dict(decoder=decoder),
-        task,
-        dtype="float32",
-        dropout=0.0,
-        drop_path=0.0,
-        pooling="cls",
-        num_classes=inputs.NUM_CLASSES,
+        config, task, pooling="cls", num_classes=inputs.NUM_CLASSES, **OPTIONS
     )
 
 
-def ours(tensors):
-    """{leaf: array} of {name: tensor}."""
+def build_text(name, task, num_classes=text_inputs.NUM_CLASSES):
+    """Our model `name` of text, as Hugging Face's config describes it."""
+    theirs = text_inputs.hugging_face_config(name)
+    config = hf_bert.model_config(name, text_inputs.kind(name), theirs, [])
+    return models.build(
+        config, task, pooling="pooler", num_classes=num_classes, **OPTIONS
+    )
+
+
+def text_of(arrays):
+    """`Text` of the arrays of `text_inputs.batch`: one document a row."""
+    real, tokens = arrays["real"], arrays["tokens"]
+    positions = real * np.arange(tokens.shape[1], dtype=np.int32)[None]
+    words = np.where(real == 1, positions, -1)
+    return Text(tokens, arrays["token_types"], real, positions, words)
+
+
+def ours(tensors, table):
+    """{leaf: array} of {name: tensor}, by a table of names."""
     leaves = {}
     for name, tensor in tensors.items():
-        leaf = names.leaf_of(name)
+        leaf = table.leaf_of(name)
         assert leaf is not None, name
         leaves[leaf] = names.to_ours(leaf, tensor)
     return leaves
 
 
-def under(golden, prefix):
+def under(golden, prefix, table=VIT):
     """{leaf: array} of the arrays that were stored under a prefix."""
     head = f"{prefix}/"
-    return ours({k[len(head) :]: v for k, v in golden.items() if k.startswith(head)})
+    tensors = {k[len(head) :]: v for k, v in golden.items() if k.startswith(head)}
+    return ours(tensors, table)
 
 
-def params(golden, seed):
+def params(golden, seed, table=VIT):
     """The parameters that the golden was computed with."""
     shapes = json.loads(str(golden["shapes"]))
     tensors = {name: inputs.tensor(name, s, seed) for name, s in shapes.items()}
-    return jax.tree.map(np.asarray, strict.unflatten(ours(tensors)))
+    return jax.tree.map(np.asarray, strict.unflatten(ours(tensors, table)))
 
 
 def distances(actual, expected, floor):

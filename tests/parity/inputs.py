@@ -49,14 +49,15 @@ def hugging_face_config(name):
     return {**SHAPES[name], **ACTIVATIONS[name], **ENCODER, **DECODER}
 
 
-def _random(*seed):
+def random(*seed):
+    """A generator of its own for every purpose."""
     return np.random.RandomState(zlib.crc32(repr(seed).encode()))
 
 
 def tensor(name, shape, seed):
     """A parameter far from zero, also of biases and tokens: no 0 hides a thing."""
-    values = _random("tensor", name, tuple(shape), seed).standard_normal(shape)
-    if "norm" in name and name.endswith("weight"):
+    values = random("tensor", name, tuple(shape), seed).standard_normal(shape)
+    if "norm" in name.lower() and name.endswith("weight"):
         return (1 + 0.2 * values).astype(np.float32)
     if name.endswith("bias"):
         return (0.2 * values).astype(np.float32)
@@ -68,18 +69,16 @@ def tensor(name, shape, seed):
 def images(name, step=0):
     """float32 [B, Y, X, C]."""
     size, channels = SHAPES[name]["image_size"], SHAPES[name]["num_channels"]
-    values = _random("images", name, step).standard_normal(
-        (BATCH, size, size, channels)
-    )
+    values = random("images", name, step).standard_normal((BATCH, size, size, channels))
     return values.astype(np.float32)
 
 
 def noise(name, step=0):
     """float32 [B, L]."""
     length = (SHAPES[name]["image_size"] // SHAPES[name]["patch_size"]) ** 2
-    return _random("noise", name, step).uniform(size=(BATCH, length)).astype(np.float32)
+    return random("noise", name, step).uniform(size=(BATCH, length)).astype(np.float32)
 
 
 def labels(step=0):
     """int32 [B]."""
-    return _random("labels", step).randint(0, NUM_CLASSES, BATCH).astype(np.int32)
+    return random("labels", step).randint(0, NUM_CLASSES, BATCH).astype(np.int32)

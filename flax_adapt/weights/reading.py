@@ -1,21 +1,21 @@
-"""Folders of safetensors files: one file, or shards with an index."""
+"""Folders of a Hugging Face model, read: JSON, and tensors in one file or in shards."""
 
 import contextlib
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors
-import safetensors.numpy
 
 from flax_adapt.errors import UserError
+from flax_adapt.weights import torch_file
 
 FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
+TORCH_FILE, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+LONGEST_NAME = 300
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 
 
@@ -27,7 +27,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path.parent}: there is no {path.name}; give a Hugging Face model folder"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not readable as JSON ({error})") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: must hold a JSON object")
@@ -52,6 +52,8 @@ def read(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             for name in handle.keys():  # noqa: SIM118 (the handle is no mapping)
                 if name in tensors:
                     raise UserError(f"{file}: {name} is in another shard too")
+                if not name.isprintable() or len(name) > LONGEST_NAME:
+                    raise UserError(f"{file}: {name[:80]!a} is no name of a tensor")
                 tensor = handle.get_tensor(name)
                 if tensor.dtype != np.float32:
                     converted[name] = tensor.dtype.name
@@ -60,16 +62,15 @@ def read(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The safetensors files of a model, by its index where it has one."""
-    if (folder / FILE).is_file():
-        return [folder / FILE]
-    if (folder / INDEX).is_file():
-        return _shards(folder / INDEX)
-    pickles = [p.name for p in folder.glob("*.bin")] if folder.is_dir() else []
-    hint = f"; {pickles[0]} is a pickle, which could run code" if pickles else ""
+    """The files of tensors of a model, by its index where it has one."""
+    for file, index in ((FILE, INDEX), (TORCH_FILE, TORCH_INDEX)):
+        if (folder / file).is_file():
+            return [folder / file]
+        if (folder / index).is_file():
+            return _shards(folder / index)
     raise UserError(
-        f"{folder}: there is neither {FILE} nor {INDEX}{hint}; save the model again "
-        "with safetensors"
+        f"{folder}: there is neither {FILE} nor {INDEX} nor {TORCH_FILE}; give a "
+        "Hugging Face model folder"
     )
 
 
@@ -78,10 +79,11 @@ def _shards(index: Path) -> list[Path]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index}: has no weight_map; download it again")
+    suffix = Path(index.name.removesuffix(".index.json")).suffix
     names = sorted({str(name) for name in weight_map.values()})
     for name in names:
         # An index is data: it must not point out of its folder.
-        if name != Path(name).name or "\\" in name or not name.endswith(".safetensors"):
+        if name != Path(name).name or "\\" in name or not name.endswith(suffix):
             raise UserError(f"{index}: {name!r} is not the name of a shard beside it")
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
@@ -107,7 +109,7 @@ def _check_index(index: Path, weight_map: Mapping[str, str], files: list[Path]) 
 
 
 @contextlib.contextmanager
-def _opened(file: Path) -> Iterator[Any]:
+def _safetensors(file: Path) -> Iterator[Any]:
     try:
         with safetensors.safe_open(file, framework="numpy") as handle:
             yield handle
@@ -117,57 +119,12 @@ def _opened(file: Path) -> Iterator[Any]:
         ) from None
 
 
-def write(
-    folder: Path, tensors: Mapping[str, np.ndarray], jsons: Mapping[str, Any]
-) -> None:
-    """Writes a model folder whole or not at all; replaces one written before.
-
-    jsons: file name -> object. Another folder that is in the way is a UserError.
-    """
-    folder = Path(folder).absolute()
-    if folder.exists():
-        _check_replaceable(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        for name, value in jsons.items():
-            (fresh / name).write_text(json.dumps(value, indent=2) + "\n")
-        contiguous = {k: np.ascontiguousarray(v) for k, v in tensors.items()}
-        # transformers reads the key "format" to know who wrote the tensors.
-        safetensors.numpy.save_file(contiguous, fresh / FILE, metadata={"format": "pt"})
-        _share(fresh)
-        _swap(fresh, folder)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+# Suffix -> what opens such a file: a handle with `keys()` and `get_tensor(name)`.
+FORMATS: dict[str, Callable[[Path], AbstractContextManager[Any]]] = {
+    ".safetensors": _safetensors,
+    ".bin": torch_file.opened,
+}
 
 
-def _check_replaceable(folder: Path) -> None:
-    ours = {FILE, CONFIG, PREPROCESSOR}
-    others = [] if folder.is_dir() else [folder.name]
-    if folder.is_dir():
-        others = sorted(p.name for p in folder.iterdir() if p.name not in ours)
-    if others:
-        raise UserError(
-            f"{folder}: holds {', '.join(others[:3])}, which no export wrote; choose "
-            "another folder"
-        )
-
-
-def _swap(fresh: Path, folder: Path) -> None:
-    """Renames `fresh` to `folder`; what was there goes away only after that."""
-    if not folder.exists():
-        os.rename(fresh, folder)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-    os.rename(folder, old)  # onto an empty directory
-    os.rename(fresh, folder)
-    shutil.rmtree(old)
-
-
-def _share(folder: Path) -> None:
-    """Gives the usual rights: mkdtemp and safetensors make private files."""
-    mask = os.umask(0)
-    os.umask(mask)
-    folder.chmod(0o777 & ~mask)
-    for file in folder.iterdir():
-        file.chmod(0o666 & ~mask)
+def _opened(file: Path) -> AbstractContextManager[Any]:
+    return FORMATS[file.suffix](file)

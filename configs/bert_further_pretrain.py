@@ -1,0 +1,23 @@
+"""Further masked pre-training (MLM) of a BERT or RoBERTa on your texts; fine-tune if asked.
+
+Run     flax-adapt run --workdir=runs/x \
+            --config=bert_further_pretrain:dataset=text:PATH,init=PATH
+        dataset, init, seq_len, steps, mlm_warmup ...: as in bert_self_distill
+        finetune  also fine-tune the result on the labels of the dataset
+Expect  stages/further/export, a BertForMaskedLM or RobertaForMaskedLM folder with its
+        tokenizer, and the perplexity on the masked tokens of training.
+Source  Gururangan et al. 2020, Don't Stop Pretraining: 12 500 steps, AdamW 1e-4 to 0;
+        batch 64 and packed rows are ours.
+"""
+
+from flax_adapt import config as configs
+from flax_adapt import defaults
+
+
+def get_config(arguments: str = ""):
+    args = configs.parse_arguments(arguments, **defaults.TEXT_ARGUMENTS, finetune=False)
+    texts = defaults.TextData(args)
+    stages = [*texts.warmup_stages(), texts.pretrain_stage("further")]
+    if args.finetune:
+        stages += [texts.finetune_stage("finetune", "stage:further")]
+    return configs.build(texts.experiment(stages))

@@ -1,0 +1,45 @@
+"""S1 on text: further masked pre-training of a BERT on your texts, self-distil, fine-tune.
+
+Run     flax-adapt run --workdir=runs/x \
+            --config=bert_self_distill:dataset=jsonl:PATH,init=PATH,rounds=1
+        dataset   jsonl:PATH, csv:PATH, tsv:PATH (a folder of train.*, test.*, or one
+                  file), text:PATH, tfds:NAME
+        init      a Hugging Face folder of BERT or RoBERTa with its tokenizer
+        rounds    of self-distillation, each from the original weights
+        seq_len   tokens of a row: texts are cut to it for fine-tuning, and packed into
+                  it for masked pre-training
+        compare   also fine-tune the start and the further pre-trained model
+        mlm_warmup  steps that train a NEW masked-language head, the encoder frozen: for
+                  an `init` without one (0: it has one)
+        text_field, pair_field, label_field  names of the columns
+        pooling   what the classifier stands on and self-distillation compares: pooler
+                  (CLS through a new tanh layer), cls or mean (of all tokens)
+        steps, batch_size, lr  of further pre-training and of every round
+        finetune_steps, finetune_lr, seeds  of fine-tuning (batch 16)
+        per_class labels of every class to fine-tune on (0: all)
+        test_split  what to test on; "rest": all that per_class left over
+        data_dir  where TFDS finds its data sets
+Expect  a table of macro-F1 over the seeds, and what each step brought (accuracy and
+        more are in results). benchmarks/results/text_first_light.md shows ours.
+Source  Lee et al. 2023 for the method, whose released code has no text part; steps and
+        learning rates after Gururangan et al. 2020, the rest is ours.
+"""
+
+from flax_adapt import config as configs
+from flax_adapt import defaults
+
+
+def get_config(arguments: str = ""):
+    args = configs.parse_arguments(
+        arguments, **defaults.TEXT_ARGUMENTS, rounds=1, compare=True
+    )
+    texts = defaults.TextData(args)
+    stages = [texts.finetune_stage("finetune_start", "pretrained")]
+    stages = stages if args.compare else []
+    stages += [*texts.warmup_stages(), texts.pretrain_stage("further")]
+    if args.compare:
+        stages += [texts.finetune_stage("finetune_further", "stage:further")]
+    stages += texts.distill_stages("further", args.rounds)
+    last = f"stage:distill_{args.rounds}"
+    stages += [texts.finetune_stage("finetune_distilled", last)]
+    return configs.build(texts.experiment(stages))

@@ -1,0 +1,202 @@
+"""Rows with named fields to a source of texts and labels.
+
+`data.text_fields` names one text, or the two of a pair; `data.label_field` the label
+("": none) and `data.label_kind` what it is: a "class", or a "number". A row without
+them, or with another type, is broken: left out, named and counted.
+"""
+
+import contextlib
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from flax_adapt import errors
+from flax_adapt.data.base import UNLABELLED, Source, Texts
+from flax_adapt.data.rows import NOT_UTF8, Fields
+
+# How the Hugging Face and TFDS test sets of GLUE write that there is no label.
+NO_LABEL = str(UNLABELLED)
+
+
+class BrokenRow(Exception):
+    """A row that cannot be used; the text is the reason."""
+
+
+class Gathered(NamedTuple):
+    """What the rows of a split hold, in order; values are class names or numbers.
+
+    `keys` are those of the good rows; `broken` is name -> reason.
+    """
+
+    keys: list[Any]
+    texts: list[Texts]
+    values: list[Any]
+    broken: dict[str, str]
+
+
+def gather(
+    rows: Iterable[tuple[Any, Fields]],
+    config_data: ConfigDict,
+    where: str,
+    name_of: Callable[[Any], str],
+) -> Gathered:
+    """Sorts the rows into good and broken; a field that no row has is an error.
+
+    `name_of` gives the name of a row from its key, such as FILE:LINE from a line.
+    """
+    good = Gathered([], [], [], {})
+    seen: set[str] = set()
+    for key, fields in rows:
+        if not isinstance(fields, str):
+            seen.update(fields)
+        try:
+            texts, value = texts_of(fields, config_data), value_of(fields, config_data)
+        except BrokenRow as error:
+            good.broken[name_of(key)] = str(error)
+        else:
+            good.keys.append(key)
+            good.texts.append(texts)
+            good.values.append(value)
+    if not good.keys:
+        _explain_nothing(seen, good.broken, config_data, where)
+    return good
+
+
+def texts_of(fields: Fields, config_data: ConfigDict) -> Texts:
+    """The text, or both texts of a pair."""
+    return tuple(_text(_field(fields, name), name) for name in config_data.text_fields)
+
+
+def value_of(fields: Fields, config_data: ConfigDict) -> str | float | None:
+    """The class name or the number; None without a label field."""
+    if not config_data.label_field:
+        return None
+    value = _field(fields, config_data.label_field)
+    return KINDS[config_data.label_kind](value)
+
+
+def values(rows: Iterable[Fields], config_data: ConfigDict) -> list[Any]:
+    """The labels of another split; its broken rows count when that split is opened."""
+    found = []
+    for fields in rows:
+        with contextlib.suppress(BrokenRow):
+            found.append(value_of(fields, config_data))
+    return found
+
+
+def _field(fields: Fields, name: str) -> Any:
+    if isinstance(fields, str):
+        raise BrokenRow(fields)
+    if name not in fields:
+        raise BrokenRow(f"no field {name!r}")
+    return fields[name]
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise BrokenRow(f"{name!r} is no string but {_shown(value)}")
+    if not _is_unicode(value):
+        raise BrokenRow(NOT_UTF8)
+    return value
+
+
+def _is_unicode(value: str) -> bool:
+    """JSON may spell half a surrogate pair, which is no character."""
+    return not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def _class_name(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str | int):
+        return str(value)
+    raise BrokenRow(f"the label is no string or whole number but {_shown(value)}")
+
+
+def _number(value: Any) -> float:
+    try:
+        number = float(value)
+    except (OverflowError, TypeError, ValueError) as error:
+        raise BrokenRow(f"the label is no number but {_shown(value)}") from error
+    if not math.isfinite(number):
+        raise BrokenRow(f"the label is {number}")
+    return number
+
+
+def _shown(value: Any) -> str:
+    return repr(value)[:50]
+
+
+# data.label_kind -> of a label as it was read
+KINDS: dict[str, Callable[[Any], Any]] = {"class": _class_name, "number": _number}
+
+
+def class_names(values_by_split: Iterable[Sequence[str]]) -> tuple[str, ...]:
+    """All names in order: whole numbers by value, else as text.
+
+    A split of -1 alone has no labels; beside others, -1 is a class as any.
+    """
+    found: set[str] = set()
+    for values in values_by_split:
+        names = set(values)
+        found |= set() if names == {NO_LABEL} else names
+    if all(re.fullmatch(r"-?\d+", name) for name in found):
+        return tuple(sorted(found, key=lambda name: (int(name), name)))
+    return tuple(sorted(found))
+
+
+def make_source(
+    where: str,
+    names: Sequence[str],
+    gathered: Gathered,
+    config_data: ConfigDict,
+    classes: tuple[str, ...],
+) -> Source:
+    """`classes` are the names of label 0, 1, ...; () for numbers and for no labels."""
+    labels = _labels(gathered, config_data, classes)
+    texts = gathered.texts
+    return Source(
+        where=where,
+        names=names,
+        class_names=classes,
+        read=lambda i: (texts[i], labels[i].item()),
+        read_labels=lambda: labels,
+        broken=gathered.broken,
+    )
+
+
+def _labels(
+    gathered: Gathered, config_data: ConfigDict, classes: tuple[str, ...]
+) -> np.ndarray:
+    """int32 [n], -1 where there is none; float32 [n] of numbers."""
+    if not config_data.label_field:
+        return np.full(len(gathered.texts), UNLABELLED, np.int32)
+    if config_data.label_kind == "number":
+        return np.array(gathered.values, np.float32)
+    row = {name: i for i, name in enumerate(classes)}
+    return np.array([row.get(name, UNLABELLED) for name in gathered.values], np.int32)
+
+
+def _explain_nothing(
+    seen: set[str], broken: dict[str, str], config_data: ConfigDict, where: str
+) -> None:
+    if not broken:
+        raise errors.UserError(f"data.source: {where} has no text at all")
+    wanted = {"text_fields": config_data.text_fields}
+    if config_data.label_field:
+        wanted["label_field"] = (config_data.label_field,)
+    for setting, names in wanted.items():
+        missing = [name for name in names if name not in seen]
+        if seen and missing:
+            raise errors.UserError(
+                f"data.{setting}: {where} has no field {missing[0]!r} in any row;"
+                f" there is {sorted(map(str, seen))}"
+            )
+    name, reason = next(iter(broken.items()))
+    raise errors.UserError(
+        f"data.source: {where} has no row that can be read; {name}: {reason}"
+    )

@@ -1,0 +1,143 @@
+"""Rows of text files: (line, fields), or (line, why it cannot be read).
+
+Lines end in LF or CR LF; a UTF-8 byte order mark is dropped; blank lines are no rows.
+"""
+
+import codecs
+import contextlib
+import csv
+import json
+import pathlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeAlias
+
+from flax_adapt import errors
+
+# Named fields, or the reason why there are none.
+Fields: TypeAlias = Mapping[str, Any] | str
+Rows: TypeAlias = Iterator[tuple[int, Fields]]
+NOT_UTF8 = "not UTF-8"
+
+
+def read_jsonl(path: pathlib.Path) -> Rows:
+    """A JSON object a line."""
+    for number, line in _lines(path):
+        yield number, NOT_UTF8 if line is None else _object(line)
+
+
+def _object(line: str) -> Fields:
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return f"not JSON ({error})"
+    return fields if isinstance(fields, dict) else "not a JSON object"
+
+
+def read_tsv(path: pathlib.Path) -> Rows:
+    """A header, then fields between tabs, never quoted: as GLUE's files are."""
+    header = None
+    for number, line in _lines(path):
+        if line is None:
+            yield number, NOT_UTF8
+        elif header is None:
+            header = line.split("\t")
+        else:
+            yield number, _named(header, line.split("\t"))
+
+
+def read_text(path: pathlib.Path) -> Rows:
+    """One document a line, as the field "text"."""
+    for number, line in _lines(path):
+        yield number, NOT_UTF8 if line is None else {"text": line}
+
+
+def read_csv(path: pathlib.Path) -> Rows:
+    """A header, then fields between commas; quoted ones may hold commas and lines."""
+    # Bytes that are no UTF-8 become surrogates, so that only their own row is broken.
+    escape = "surrogateescape"
+    with (
+        _long_fields(),
+        open(path, encoding="utf-8-sig", errors=escape, newline="") as file,
+    ):
+        reader = csv.reader(file, strict=True)
+        header = None
+        for number, row in _csv_records(reader, path):
+            if row == []:
+                continue
+            if isinstance(row, list) and not _is_utf8(row):
+                row = NOT_UTF8
+            if isinstance(row, list) and header is None:
+                header = row
+            else:
+                yield number, row if isinstance(row, str) else _named(header, row)
+
+
+def _csv_records(
+    reader: Any, path: pathlib.Path
+) -> Iterator[tuple[int, list[str] | str]]:
+    """The first line of every record, and its values or what is wrong with it."""
+    while True:
+        number = reader.line_num + 1
+        try:
+            yield number, next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if "unexpected end of data" in str(error):
+                # Everything from here on was swallowed as one field.
+                raise errors.UserError(
+                    f"data.source: {path}:{number}: a quote is opened in this row"
+                    " and never closed; double the quotes inside of quoted fields"
+                ) from error
+            yield number, str(error)
+
+
+@contextlib.contextmanager
+def _long_fields() -> Iterator[None]:
+    """Documents may be longer than the 128 KiB that the csv module allows."""
+    before = csv.field_size_limit(sys.maxsize)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def _is_utf8(values: list[str]) -> bool:
+    try:
+        "".join(values).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _named(header: list[str] | None, values: list[str]) -> Fields:
+    if header is None or len(header) != len(values):
+        return f"{len(values)} fields where the header has {len(header or ())}"
+    return dict(zip(header, values, strict=True))
+
+
+def _lines(path: pathlib.Path) -> Iterator[tuple[int, str | None]]:
+    """Numbered lines that are not blank; None for one that is not UTF-8.
+
+    Of the characters that `str.splitlines` takes for line ends, only LF is one here:
+    JSON strings and documents may hold the others.
+    """
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            try:
+                text = line.decode().rstrip("\r\n")
+            except UnicodeDecodeError:
+                yield number, None
+                continue
+            if text.strip():
+                yield number, text
+
+
+READERS: dict[str, Callable[[pathlib.Path], Rows]] = {
+    "jsonl": read_jsonl,
+    "csv": read_csv,
+    "tsv": read_tsv,
+}

@@ -1,0 +1,172 @@
+"""Examples of one data config of texts: tokenised once, cut into host batches."""
+
+import itertools
+import logging
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from flax_adapt import errors
+from flax_adapt.data import layouts, records, source, subset, token_rows, tokenizer
+from flax_adapt.data.bad_files import BadFiles
+from flax_adapt.data.base import UNLABELLED, Numbered, Source
+
+log = logging.getLogger(__name__)
+
+# (what must hold, how the user is told)
+RULES = (
+    (lambda c: len(c.text_fields) in (1, 2), "text_fields must be one name or two"),
+    (lambda c: c.seq_len >= 8, "seq_len must be at least 8"),
+    (
+        lambda c: all(a < b for a, b in itertools.pairwise((0, *c.buckets))),
+        "buckets must be increasing lengths",
+    ),
+    (
+        lambda c: len(c.text_fields) == 1 or c.layout == "padded",
+        "layout must be 'padded' for pairs of texts",
+    ),
+    (lambda c: c.prefetch_batches >= 0, "prefetch_batches must be at least 0"),
+    (lambda c: 0 <= c.max_bad_fraction <= 1, "max_bad_fraction must be in [0, 1]"),
+)
+
+
+class Tokenised(NamedTuple):
+    """The rows of a layout; how many tokens the texts have, and how many were cut."""
+
+    rows: token_rows.TokenRows
+    num_tokens: int
+    num_cut: int
+
+
+class TextExamples:
+    """Rows of tokens by `data.layout`, the tokens kept and nothing else.
+
+    padded          a row is a text or a pair, with its label and name; a batch is as
+                    long as the least of `seq_len` and the `buckets` below it that its
+                    longest row, of all processes, fits in
+    packed, full_sentences
+                    rows of `seq_len` tokens of many texts, so without labels and names
+
+    `num_texts` were read, with `num_tokens` tokens (special ones not counted), of which
+    `num_cut` did not fit in a row: cut off if padded, else continued in another. `fill`
+    is the share of all rows that is not padding, were every batch `seq_len` long.
+    """
+
+    def __init__(self, source: Source, config_data: ConfigDict, bad_files: BadFiles):
+        self.config, self.bad_files = config_data, bad_files
+        self.tokenizer = tokenizer.open_tokenizer(config_data.tokenizer)
+        self.num_texts = len(source)
+        layout = LAYOUTS[config_data.layout]
+        made = layout(source, self.tokenizer, config_data)
+        self._rows, self.num_tokens, self.num_cut = made
+        self._lengths = self._rows.lengths
+        if not len(self):
+            raise errors.UserError(f"data.source: {source.where} has no token at all")
+        self.fill = float(self._lengths.mean() / config_data.seq_len)
+        # Only of padded rows can it be said which text they are.
+        padded = config_data.layout == "padded"
+        numbered = Numbered(config_data.layout, len(self))
+        self.names: Sequence[str] = source.names if padded else numbered
+        unlabelled = np.full(len(self), UNLABELLED, np.int32)
+        self.labels: np.ndarray = source.labels if padded else unlabelled
+        self.class_names = source.class_names if padded else ()
+        log.info("%s: %s", source.where, self.summary())
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def summary(self) -> str:
+        """One line for logs."""
+        done = "cut to" if self.config.layout == "padded" else "split to fit in"
+        return (
+            f"{self.num_texts} texts of {self.num_tokens} tokens in {len(self)}"
+            f" {self.config.layout} rows, {self.fill:.1%} full; {self.num_cut} were"
+            f" {done} seq_len={self.config.seq_len}"
+        )
+
+    def batch(self, index_B: np.ndarray, position_b: np.ndarray) -> dict:
+        """The host batch of rows index_B[position_b] (-1: padding) of the global batch.
+
+        text `Text` of int32 [b, L], label int32 or float32, index, position int32 [b],
+        weight float32 [b]. L is the same for all parts of a global batch.
+        """
+        index_b = index_B[position_b]
+        real_b = index_b >= 0
+        return {
+            "text": token_rows.to_text(
+                self._rows,
+                index_b,
+                self._length(index_B),
+                self.tokenizer.pad_id,
+                self.tokenizer.special,
+            ),
+            "label": np.where(real_b, self.labels[index_b], self._no_label),
+            "index": index_b.astype(np.int32),
+            "position": position_b.astype(np.int32),
+            "weight": real_b.astype(np.float32),
+        }
+
+    @property
+    def _no_label(self) -> np.generic:
+        return self.labels.dtype.type(UNLABELLED)
+
+    def _length(self, index_B: np.ndarray) -> int:
+        if self.config.layout != "padded":
+            return self.config.seq_len
+        longest = self._lengths[index_B[index_B >= 0]].max(initial=0)
+        fitting = (bucket for bucket in self.config.buckets if bucket >= longest)
+        return min(next(fitting, self.config.seq_len), self.config.seq_len)
+
+
+def open_texts(config_data: ConfigDict, bad_log: str) -> TextExamples:
+    """Opens the source, names its broken rows, takes its subset and tokenises it."""
+    for holds, rule in RULES:
+        if not holds(config_data):
+            raise errors.UserError(f"data.{rule}")
+    errors.choose("data.layout", config_data.layout, LAYOUTS)
+    errors.choose("data.label_kind", config_data.label_kind, records.KINDS)
+    whole = source.open_source(config_data)
+    count = len(whole) + len(whole.broken)
+    bad_files = BadFiles(whole.where, count, config_data.max_bad_fraction, bad_log)
+    for name, reason in whole.broken.items():
+        bad_files.add(name, reason)
+    chosen = subset.select(whole, config_data.subset)
+    return TextExamples(chosen, config_data, bad_files)
+
+
+def _padded(
+    source: Source, used: tokenizer.Tokenizer, config_data: ConfigDict
+) -> Tokenised:
+    num_texts = len(config_data.text_fields)
+    texts = [text for i in range(len(source)) for text in source.read(i)[0]]
+    pieces = used.pieces(texts)
+    made = layouts.padded(pieces, used.template, num_texts, config_data.seq_len)
+    return Tokenised(made[0], len(pieces.tokens), made[1])
+
+
+def _packed(
+    source: Source, used: tokenizer.Tokenizer, config_data: ConfigDict
+) -> Tokenised:
+    pieces = used.pieces([source.read(i)[0][0] for i in range(len(source))])
+    made = layouts.packed(pieces, used.template, config_data.seq_len)
+    return Tokenised(made[0], len(pieces.tokens), made[1])
+
+
+def _full_sentences(
+    source: Source, used: tokenizer.Tokenizer, config_data: ConfigDict
+) -> Tokenised:
+    parts = [layouts.sentences(source.read(i)[0][0]) for i in range(len(source))]
+    document = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    pieces = used.pieces([sentence for part in parts for sentence in part])
+    made = layouts.full_sentences(pieces, document, used.template, config_data.seq_len)
+    return Tokenised(made[0], len(pieces.tokens), made[1])
+
+
+# data.layout -> the rows of a source
+LAYOUTS: dict[str, Callable[..., Tokenised]] = {
+    "padded": _padded,
+    "packed": _packed,
+    "full_sentences": _full_sentences,
+}

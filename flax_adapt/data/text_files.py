@@ -1,0 +1,125 @@
+"""Texts in files.
+
+jsonl:PATH, csv:PATH, tsv:PATH  rows with named fields; PATH is a file, which is the
+    split "train", or a folder of SPLIT.jsonl (.csv, .tsv)
+text:PATH  documents without labels; PATH is a file with one a line, which is the split
+    "train", or a folder where every .txt file, at any depth, is one; its splits are
+    folders, as of image folders
+
+What is broken is named FILE:LINE.
+"""
+
+import pathlib
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from flax_adapt import errors
+from flax_adapt.data import files, records, rows
+from flax_adapt.data.base import Lines, Source
+
+
+def table_opener(scheme: str) -> Callable[[str, ConfigDict], Source]:
+    """The door of jsonl, csv or tsv."""
+    return lambda path, config_data: open_table(scheme, path, config_data)
+
+
+def open_table(scheme: str, path: str, config_data: ConfigDict) -> Source:
+    """Reads the split, and the labels of the others: a class has one number in all."""
+    where = f"{scheme}:{path} {config_data.split}"
+    splits = _split_files(scheme, path, config_data.split)
+    read = rows.READERS[scheme]
+    file = splits[config_data.split]
+    gathered, names = _gather_lines(read(file), config_data, where, file)
+    classes: tuple[str, ...] = ()
+    if config_data.label_field and config_data.label_kind == "class":
+        others = [other for other in splits.values() if other != file]
+        rows_of_others = ((fields for _, fields in read(other)) for other in others)
+        values = (records.values(found, config_data) for found in rows_of_others)
+        classes = records.class_names([gathered.values, *values])
+    return records.make_source(where, names, gathered, config_data, classes)
+
+
+def open_text(path: str, config_data: ConfigDict) -> Source:
+    """One document a line of a file, or one a .txt file of a folder."""
+    _check_plain(config_data)
+    root = pathlib.Path(path).expanduser()
+    where = f"text:{path} {config_data.split}"
+    if root.is_dir():
+        folder = files.split_folders(root, config_data.split)[config_data.split]
+        gathered = records.gather(_documents(root, folder), config_data, where, str)
+        return records.make_source(where, gathered.keys, gathered, config_data, ())
+    _check_one_split("text", path, root, config_data.split)
+    gathered, names = _gather_lines(rows.read_text(root), config_data, where, root)
+    return records.make_source(where, names, gathered, config_data, ())
+
+
+def _split_files(scheme: str, path: str, split: str) -> dict[str, pathlib.Path]:
+    """Every split there is, the asked one among them."""
+    root = pathlib.Path(path).expanduser()
+    if not root.is_dir():
+        _check_one_split(scheme, path, root, split)
+        return {"train": root}
+    found = {
+        file.stem: file
+        for file in sorted(root.iterdir())
+        if files.ending(file.name) == f".{scheme}" and not file.name.startswith(".")
+    }
+    if split not in found:
+        there = sorted(found) or f"no .{scheme} file"
+        raise errors.UserError(
+            f"data.split={split!r}: there is no {split}.{scheme} in {root};"
+            f" it has {there}"
+        )
+    return found
+
+
+def _check_one_split(scheme: str, path: str, file: pathlib.Path, split: str) -> None:
+    if not file.is_file():
+        raise errors.UserError(
+            f"data.source='{scheme}:{path}': there is no such file or folder;"
+            f" {files.beside(file, 'files')}"
+        )
+    if split != "train":
+        raise errors.UserError(
+            f"data.split={split!r}: {scheme}:{path} is one file, which is 'train'; name"
+            " its folder, or hold some out with data.subset and part='rest'"
+        )
+
+
+def _gather_lines(
+    found: rows.Rows, config_data: ConfigDict, where: str, file: pathlib.Path
+) -> tuple[records.Gathered, Lines]:
+    """What the rows hold, and their names, FILE:LINE."""
+    gathered = records.gather(
+        found, config_data, where, lambda line: f"{file.name}:{line}"
+    )
+    return gathered, Lines(file.name, np.array(gathered.keys))
+
+
+def _documents(
+    root: pathlib.Path, folder: pathlib.Path
+) -> Iterator[tuple[str, rows.Fields]]:
+    paths = files.below(folder, {".txt"})
+    if not paths:
+        raise errors.UserError(f"data.source: there is no .txt file in {folder}")
+    if {path.stem for path in paths} <= files.SPLITS:
+        raise errors.UserError(
+            f"data.source: {folder} holds only {[str(path) for path in paths]}; a file"
+            f" with one document a line is named itself: text:{folder / paths[0]}"
+        )
+    for path in paths:
+        name = (folder / path).relative_to(root).as_posix()
+        try:
+            yield name, {"text": (folder / path).read_text("utf-8-sig")}
+        except UnicodeDecodeError:
+            yield name, rows.NOT_UTF8
+
+
+def _check_plain(config_data: ConfigDict) -> None:
+    if config_data.label_field or tuple(config_data.text_fields) != ("text",):
+        raise errors.UserError(
+            "data.source='text:...' has one field, 'text', and no labels: set"
+            " data.text_fields=('text',) and data.label_field=''"
+        )

@@ -1,0 +1,247 @@
+"""Sections of configs for text. The released code of S1 has none: the values are ours,
+after Gururangan et al. 2020 (Don't Stop Pretraining, task-adaptive pre-training) where
+they have one.
+"""
+
+from typing import Any
+
+from flax_adapt import data, weights
+from flax_adapt.defaults import shared
+from flax_adapt.defaults.shared import ALL
+from flax_adapt.errors import UserError, choose
+
+
+def text_data(source: str, split: str, tokenizer: str, **changes: Any) -> dict:
+    """A data section: field "text", class names in "label", a text a row, 128 tokens.
+
+    tokenizer: a model folder. `data` explains the layouts.
+    """
+    section = dict(
+        modality="text",
+        source=source,
+        data_dir="",
+        split=split,
+        tokenizer=tokenizer,
+        text_fields=("text",),
+        label_field="label",
+        label_kind="class",
+        layout="padded",
+        seq_len=128,
+        buckets=(16, 32, 48, 64, 96, 128, 192, 256, 384),
+        subset=ALL,
+        prefetch_batches=4,
+        max_bad_fraction=0.01,
+    )
+    return shared.change(section, changes)
+
+
+def mlm(mask_token_id: int) -> dict[str, Any]:
+    """Devlin et al. 2019: 15 % of the tokens; 80 % masked, 10 % random, 10 % kept.
+
+    A quarter of a row is projected at most (ours): in a row of 128 tokens a 26th hidden
+    token and more is one in 15, a 33rd one in 1 000.
+    """
+    return dict(
+        name="mlm",
+        mask_rate=0.15,
+        mask_token_id=mask_token_id,
+        mask_share=0.8,
+        random_share=0.1,
+        whole_word=False,
+        max_masked_fraction=0.25,
+    )
+
+
+def text_optim(num_steps: int, **changes: Any) -> dict[str, Any]:
+    """Gururangan et al. 2020: 1e-4 to 0 after 6 % of warm-up, AdamW as RoBERTa's."""
+    section = shared.pretrain_optim(
+        lr=1e-4,
+        warmup_steps=num_steps * 6 // 100,
+        b2=0.98,
+        eps=1e-6,
+        clip_norm=1.0,
+        freeze=(),
+    )
+    return shared.change(section, changes)
+
+
+def text_finetune_optim(num_steps: int, **changes: Any) -> dict[str, Any]:
+    """Gururangan et al. 2020: 2e-5 to 0 after 6 % of warm-up; no decay of LayerNorms."""
+    section = shared.finetune_optim(
+        lr=2e-5, warmup_steps=num_steps * 6 // 100, decay="pretrain"
+    )
+    return shared.change(section, changes)
+
+
+def text_pretrain_stage(
+    name: str, texts: dict[str, Any], mask_token_id: int, **changes: Any
+) -> dict[str, Any]:
+    """Further masked pre-training: 12 500 steps of 64 rows, dropout 0.1."""
+    num_steps = changes.get("num_steps", 12_500)
+    section = shared.pretrain_stage(
+        name,
+        texts,
+        objective=mlm(mask_token_id),
+        num_steps=num_steps,
+        optim=text_optim(num_steps),
+        model=dict(dropout=0.1, drop_path=0.0, pooling="cls", num_classes=0, fresh=()),
+    )
+    return shared.change(section, changes)
+
+
+def text_finetune_stage(
+    name: str, texts: dict[str, Any], test: dict[str, Any], pooling: str, **changes: Any
+) -> dict[str, Any]:
+    """Fine-tuning: 1 000 steps of 16 texts (10 epochs of 1 600), macro-F1.
+
+    pooling: what the new head stands on, "pooler" (BERT's and RoBERTa's own: a tanh
+    layer on CLS, new for all since masked pre-training has none), "cls" or "mean".
+    """
+    num_steps = changes.get("num_steps", 1_000)
+    section = shared.finetune_stage(
+        name,
+        texts,
+        test,
+        num_steps=num_steps,
+        batch_size=16,
+        optim=text_finetune_optim(num_steps),
+        model=dict(
+            dropout=0.1,
+            drop_path=0.0,
+            pooling=pooling,
+            num_classes=0,
+            fresh=("pooler", "head") if pooling == "pooler" else ("head",),
+        ),
+        eval=dict(
+            every_steps=0, batch_size=64, data=test, metric="macro_f1", mode="max"
+        ),
+    )
+    return shared.change(section, changes)
+
+
+# The arguments that all configs of text take; bert_self_distill explains them.
+TEXT_ARGUMENTS = dict(
+    dataset="",
+    init="",
+    data_dir="",
+    seq_len=128,
+    text_field="text",
+    pair_field="",
+    label_field="label",
+    test_split="test",
+    per_class=0,
+    seeds=5,
+    steps=12_500,
+    batch_size=64,
+    lr=1e-4,
+    finetune_steps=1_000,
+    finetune_lr=2e-5,
+    mlm_warmup=0,
+    pooling="pooler",
+)
+
+# The state that self-distillation compares: what the head will stand on.
+STATES = {"pooler": "cls", "cls": "cls", "mean": "mean"}
+
+
+class TextData:
+    """What the configs of text make of TEXT_ARGUMENTS."""
+
+    def __init__(self, args: Any):
+        if not args.dataset or not args.init:
+            raise UserError(
+                "the config needs dataset=SOURCE (jsonl:PATH, csv:PATH, tsv:PATH, "
+                "text:PATH, tfds:NAME) and init=PATH, a Hugging Face BERT or RoBERTa "
+                "folder with its tokenizer"
+            )
+        self.args, self.init = args, args.init
+        self.model = weights.model_config(args.init)
+        self.mask_token_id = data.open_tokenizer(args.init).mask_id
+        few = {**ALL, "per_class": args.per_class}
+        self.texts = self._section("train", label_field="", layout="packed")
+        self.labelled = self._section("train", subset=few)
+        rest = args.test_split == "rest"
+        self.test = (
+            self._section("train", subset={**few, "part": "rest"})
+            if rest
+            else self._section(args.test_split)
+        )
+
+    def _section(self, split: str, **changes: Any) -> dict[str, Any]:
+        args = self.args
+        fields = (args.text_field, args.pair_field) if args.pair_field else None
+        pairs = fields is not None and changes.get("layout") != "packed"
+        section = text_data(
+            args.dataset,
+            split,
+            args.init,
+            data_dir=args.data_dir,
+            seq_len=args.seq_len,
+            text_fields=fields if pairs else (args.text_field,),
+            label_field=args.label_field,
+        )
+        return shared.change(section, changes)
+
+    @property
+    def start(self) -> str:
+        """Where all masked pre-training starts: the weights with an MLM head."""
+        return "stage:mlm_warmup" if self.args.mlm_warmup else "pretrained"
+
+    def warmup_stages(self) -> list[dict[str, Any]]:
+        """A new MLM head trained with the encoder frozen, if `mlm_warmup` asks for it."""
+        steps = self.args.mlm_warmup
+        if not steps:
+            return []
+        stage = self._pretrain(
+            "mlm_warmup",
+            init_from="pretrained",
+            num_steps=steps,
+            optim=text_optim(steps, lr=1e-3, freeze=("encoder/.*",)),
+        )
+        stage["model"] = {**stage["model"], "fresh": ("mlm",)}
+        return [stage]
+
+    def pretrain_stage(self, name: str, **changes: Any) -> dict[str, Any]:
+        """Masked pre-training from `start`."""
+        return self._pretrain(name, **{"init_from": self.start, **changes})
+
+    def _pretrain(self, name: str, **changes: Any) -> dict[str, Any]:
+        args = self.args
+        sizes = dict(num_steps=args.steps, batch_size=args.batch_size)
+        optim = text_optim(args.steps, lr=args.lr)
+        fields = {**sizes, "optim": optim, **changes}
+        return text_pretrain_stage(name, self.texts, self.mask_token_id, **fields)
+
+    def distill_stages(self, first_teacher: str, rounds: int) -> list[dict[str, Any]]:
+        """S1's rounds on text: the masked part is `mlm`."""
+        like = self.pretrain_stage("like")
+        fields = {
+            field: like[field]
+            for field in ("num_steps", "batch_size", "optim", "model", "init_from")
+        }
+        state = choose("pooling", self.args.pooling, STATES)
+        objective = {**shared.distill(mlm(self.mask_token_id)), "state": state}
+        return shared.distill_stages(
+            self.texts, first_teacher, rounds, objective=objective, **fields
+        )
+
+    def finetune_stage(self, name: str, init_from: str) -> dict[str, Any]:
+        args = self.args
+        return text_finetune_stage(
+            name,
+            self.labelled,
+            self.test,
+            args.pooling,
+            init_from=init_from,
+            seeds=tuple(range(args.seeds)),
+            num_steps=args.finetune_steps,
+            optim=text_finetune_optim(args.finetune_steps, lr=args.finetune_lr),
+        )
+
+    def experiment(self, stages: list[dict[str, Any]]) -> dict[str, Any]:
+        return shared.experiment(
+            init=self.init,
+            model=self.model,
+            evaluate=shared.evaluate(self.labelled, self.test),
+            stages=tuple(stages),
+        )

@@ -1,0 +1,56 @@
+"""What a masked language model puts in place of the mask tokens of a text."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flax_adapt import data, weights
+from flax_adapt.errors import UserError
+from flax_adapt.types import Text
+
+
+def fill(path: Path, text: str, top: int) -> list[list[tuple[str, float]]]:
+    """Returns, for every mask token, the `top` likeliest tokens and their probabilities."""
+    tokenizer = data.open_tokenizer(path)
+    model, params, _ = weights.from_pretrained(path, "mlm")
+    row = _one_row(tokenizer, text)
+    (places,) = np.nonzero(np.asarray(row.tokens_BL[0]) == tokenizer.mask_id)
+    length = row.tokens_BL.shape[1]
+    _check(tokenizer, places, length, model.config.max_length, top)
+    logits_BMV = model.apply({"params": params}, row, places[None], None)
+    probabilities_MV = np.asarray(jax.nn.softmax(logits_BMV[0]))
+    order_MV = np.argsort(-probabilities_MV, axis=-1)[:, :top]
+    return [
+        [(tokenizer.token(int(i)), float(row_V[i])) for i in order_V]
+        for row_V, order_V in zip(probabilities_MV, order_MV, strict=True)
+    ]
+
+
+def _one_row(tokenizer: data.Tokenizer, text: str) -> Text:
+    """The text alone in a batch, [1, L]."""
+    (found,) = tokenizer.encode([(text,)])
+    positions = np.arange(len(found.tokens), dtype=np.int32)
+    fields = (
+        found.tokens,
+        found.token_types,
+        np.ones_like(positions),
+        positions,
+        found.words,
+    )
+    return Text(*(jnp.asarray(field)[None] for field in fields))
+
+
+def _check(
+    tokenizer: data.Tokenizer, places: np.ndarray, length: int, longest: int, top: int
+) -> None:
+    mask = tokenizer.token(tokenizer.mask_id)
+    if not len(places):
+        raise UserError(f"--text holds no mask token; write {mask} where one is to go")
+    if length > longest:
+        raise UserError(
+            f"--text has {length} tokens but the model takes {longest}; shorten it"
+        )
+    if not 1 <= top <= tokenizer.vocab_size:
+        raise UserError(f"--top={top} must lie in 1 to {tokenizer.vocab_size}")

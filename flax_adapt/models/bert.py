@@ -1,0 +1,185 @@
+"""The encoder of BERT (Devlin et al. 2019) and of RoBERTa (Liu et al. 2019).
+
+As Hugging Face's BertModel and RobertaModel: learned positions, post-norm blocks. The
+two differ in where the table of positions starts, and in a GELU of the head. Attention
+stays within a document; padding is a document of its own: it influences no real token.
+"""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from flax_adapt.errors import UserError, choose
+from flax_adapt.models import layers
+from flax_adapt.models.layers import NORMAL, Dtype
+from flax_adapt.types import Array, Key, Text
+
+# Row of the first token's position. RoBERTa's positions count on from the id of padding
+# (fairseq): rows 0 to pad_token_id are never a real token's.
+POSITION_OFFSETS = {
+    "bert": lambda pad_token_id: 0,
+    "roberta": lambda pad_token_id: pad_token_id + 1,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class BertConfig:
+    """The architecture of a text encoder; one field, one meaning, no defaults.
+
+    kind: a key of POSITION_OFFSETS. max_positions: rows of the table of positions.
+    width D, mlp_dim F; `pooler`: there is a tanh layer on the CLS state (Hugging Face
+    BertModel).
+    """
+
+    kind: str
+    vocab_size: int
+    max_positions: int
+    token_types: int
+    width: int
+    depth: int
+    heads: int
+    mlp_dim: int
+    layer_norm_eps: float
+    gelu: str
+    pad_token_id: int
+    pooler: bool
+
+    def __post_init__(self):
+        choose("model.kind", self.kind, POSITION_OFFSETS)
+        layers.check_block(self)
+        if not 0 <= self.pad_token_id < self.vocab_size:
+            raise UserError(
+                f"model.pad_token_id={self.pad_token_id} must be one of the "
+                f"model.vocab_size={self.vocab_size} ids"
+            )
+        if self.max_length < 1:
+            raise UserError(
+                f"model.max_positions={self.max_positions} must be more than "
+                f"{self.position_offset}, the rows that no {self.kind} token uses"
+            )
+        if self.token_types < 1:
+            raise UserError(f"model.token_types={self.token_types} must be at least 1")
+
+    @property
+    def qkv_bias(self) -> bool:
+        """BERT has all biases."""
+        return True
+
+    @property
+    def position_offset(self) -> int:
+        """The row of position 0."""
+        return POSITION_OFFSETS[self.kind](self.pad_token_id)
+
+    @property
+    def head_gelu(self) -> str:
+        """The GELU of the masked-language-model head; RobertaLMHead has but one."""
+        return "erf" if self.kind == "roberta" else self.gelu
+
+    @property
+    def max_length(self) -> int:
+        """The most tokens a row may have."""
+        return self.max_positions - self.position_offset
+
+
+class Embeddings(nn.Module):
+    """Sum of token, position and token type, in float32; then LayerNorm."""
+
+    config: BertConfig
+    dtype: Dtype
+
+    def setup(self) -> None:
+        config = self.config
+        rows = dict(
+            token=config.vocab_size,
+            position=config.max_positions,
+            token_type=config.token_types,
+        )
+        self.token, self.position, self.token_type = (
+            self.param(name, NORMAL, (count, config.width), jnp.float32)
+            for name, count in rows.items()
+        )
+        self.norm = layers.LayerNorm(config.layer_norm_eps, self.dtype)
+
+    def __call__(self, text: Text) -> Array:
+        """Returns x_BLD. An id outside of its table becomes NaN: seen, not guessed."""
+        x_BLD = jnp.take(self.token, text.tokens_BL, axis=0)
+        row_BL = text.positions_BL + self.config.position_offset
+        x_BLD = x_BLD + jnp.take(self.position, row_BL, axis=0)
+        x_BLD = x_BLD + jnp.take(self.token_type, text.token_types_BL, axis=0)
+        return self.norm(x_BLD)
+
+
+class Block(nn.Module):
+    """Post-norm transformer block.
+
+    Dropout as Hugging Face's hidden dropout, then stochastic depth [ours]. There is no
+    dropout of attention's probabilities [ours].
+    """
+
+    config: BertConfig
+    dropout: float
+    drop_path: float
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x_BLD: Array, sees_BLM: Array, key_B: Key | None) -> Array:
+        config = self.config
+        norm = functools.partial(layers.LayerNorm, config.layer_norm_eps, self.dtype)
+        attention = layers.Attention(config, NORMAL, self.dtype, name="attention")
+        mlp = layers.MLP(config, NORMAL, self.dtype, name="mlp")
+        rates = (self.dropout, self.drop_path)
+        drop = functools.partial(layers.drop_branch, rates, key_B)
+        # The normed sum is the residual stream (Vaswani et al. 2017, section 3.1).
+        x_BLD = norm(name="norm1")(x_BLD + drop(0, attention(x_BLD, sees_BLM)))
+        return norm(name="norm2")(x_BLD + drop(1, mlp(x_BLD)))
+
+
+class Encoder(nn.Module):
+    """Text -> token states: depth + 1 arrays [B, L, D].
+
+    The embeddings after their LayerNorm, then the state after every block: Hugging
+    Face's `hidden_states`.
+    """
+
+    config: BertConfig
+    dropout: float
+    drop_path: float
+    dtype: Dtype
+
+    def setup(self) -> None:
+        self.embed = Embeddings(self.config, self.dtype)
+        rates = layers.drop_path_rates(self.drop_path, self.config.depth)
+        self.blocks = [
+            Block(self.config, self.dropout, rate, self.dtype, name=f"block_{n:02d}")
+            for n, rate in enumerate(rates)
+        ]
+
+    def __call__(self, text: Text, key_B: Key | None) -> tuple[Array, ...]:
+        """`key_B` None: nothing is dropped."""
+        segments_BL = check_text(text, self.config).segments_BL
+        sees_BLM = segments_BL[:, :, None] == segments_BL[:, None, :]
+        key_0 = layers.fold_or_none(key_B, 0)
+        states = [layers.dropout(self.embed(text), self.dropout, key_0)]
+        for number, block in enumerate(self.blocks, start=1):
+            key = layers.fold_or_none(key_B, number)
+            states.append(block(states[-1], sees_BLM, key))
+        return tuple(states)
+
+
+def check_text(text: Text, config: BertConfig) -> Text:
+    """Returns the text; rows that do not fit the model are the user's mistake."""
+    shapes = {name: leaf.shape for name, leaf in text._asdict().items()}
+    if len(set(shapes.values())) > 1 or text.tokens_BL.ndim != 2:
+        raise UserError(
+            f"the parts of a text batch have shapes {shapes} but all must be (examples, "
+            "data.seq_len)"
+        )
+    length = text.tokens_BL.shape[1]
+    if length > config.max_length:
+        raise UserError(
+            f"texts are {length} tokens long but the model takes {config.max_length}; "
+            f"set data.seq_len to {config.max_length} or less"
+        )
+    return text

@@ -1,0 +1,154 @@
+"""Models of text: a BERT or RoBERTa encoder, alone or with a head.
+
+Match Hugging Face's BertModel, BertForMaskedLM, BertForSequenceClassification and their
+RoBERTa namesakes. Heads start as all does there: normal 0.02, zeros, ones.
+"""
+
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from flax_adapt.models import bert, layers
+from flax_adapt.models.bert import BertConfig
+from flax_adapt.models.layers import NORMAL, Dtype
+from flax_adapt.types import Array, Key, Text
+
+
+def mean_of_tokens(x_BLD: Array, segments_BL: Array) -> Array:
+    """Returns x_BD: the mean over real tokens, CLS and SEP too (sentence-transformers)."""
+    real_BL1 = (segments_BL > 0)[..., None]
+    total_BD = jnp.sum(x_BLD, axis=1, where=real_BL1)
+    count_B1 = jnp.sum(real_BL1, axis=1, dtype=x_BLD.dtype)
+    return total_BD / jnp.maximum(count_B1, 1)
+
+
+# Rows hold one document; of packed rows "cls" is the first one's, "mean" everybody's.
+POOLING = {
+    "cls": lambda x_BLD, segments_BL: x_BLD[:, 0],
+    "mean": mean_of_tokens,
+}
+
+
+class TextModel(nn.Module):
+    """What every model of text can do; `setup` of each makes `self.encoder`."""
+
+    config: BertConfig
+    dtype: Dtype
+    dropout: float
+    drop_path: float
+    modality: ClassVar[str] = "text"
+
+    def make_encoder(self) -> bert.Encoder:
+        """Returns the encoder, to be kept as `self.encoder`."""
+        return bert.Encoder(self.config, self.dropout, self.drop_path, self.dtype)
+
+    def encode(self, text: Text, key_B: Key | None) -> tuple[Array, ...]:
+        """Returns the token states of `bert.Encoder`."""
+        return self.encoder(text, key_B)
+
+    def embed(self, text: Text, pooling: str) -> Array:
+        """Returns x_BD, float32: the last states, pooled; nothing is dropped."""
+        x_BLD = self.encode(text, None)[-1].astype(jnp.float32)
+        return POOLING[pooling](x_BLD, text.segments_BL)
+
+    def layout(self, text: Text) -> tuple[Array, Array]:
+        """Returns (segments_BL, positions_BL) of the states' tokens, int32."""
+        return text.segments_BL, text.positions_BL
+
+
+def make_pooler(config: BertConfig) -> layers.Dense:
+    """Returns the layer before the tanh; float32, as a head."""
+    return layers.Dense(config.width, True, NORMAL, jnp.float32)
+
+
+class Bert(TextModel):
+    """The encoder alone; with `config.pooler` also Hugging Face's tanh layer on CLS."""
+
+    def setup(self) -> None:
+        self.encoder = self.make_encoder()
+        if self.config.pooler:
+            self.pooler = make_pooler(self.config)
+
+    def __call__(self, text: Text, key_B: Key | None) -> tuple[Array, Array | None]:
+        """Returns the last states x_BLD and the pooler's x_BD (None without one)."""
+        x_BLD = self.encode(text, key_B)[-1]
+        pooled_BD = None
+        if self.config.pooler:
+            pooled_BD = jnp.tanh(self.pooler(x_BLD[:, 0].astype(jnp.float32)))
+        return x_BLD, pooled_BD
+
+
+class MaskedLMHead(nn.Module):
+    """States -> logits: dense, GELU, LayerNorm, then the token embeddings and a bias."""
+
+    config: BertConfig
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x_BMD: Array, token_VD: Array) -> Array:
+        """Returns logits_BMV, float32."""
+        config = self.config
+        transform = layers.Dense(
+            config.width, True, NORMAL, self.dtype, name="transform"
+        )
+        x_BMD = layers.GELU[config.head_gelu](transform(x_BMD))
+        x_BMD = layers.LayerNorm(config.layer_norm_eps, self.dtype, name="norm")(x_BMD)
+        zeros, shape = nn.initializers.zeros, (config.vocab_size,)
+        bias_V = self.param("bias", zeros, shape, jnp.float32)
+        logits_RV = jax.lax.dot_general(
+            x_BMD.reshape(-1, config.width),  # two axes: see `layers.Dense`
+            token_VD.astype(self.dtype),
+            (((1,), (1,)), ((), ())),
+            preferred_element_type=jnp.float32,
+        )
+        return (logits_RV + bias_V[None]).reshape(*x_BMD.shape[:2], -1)
+
+
+class MaskedLM(TextModel):
+    """Encoder and masked-language-model head; the decoder is the token embedding."""
+
+    def setup(self) -> None:
+        self.encoder = self.make_encoder()
+        self.mlm = MaskedLMHead(self.config, self.dtype)
+
+    def __call__(self, text: Text, at_BM: Array, key_B: Key | None) -> Array:
+        """Returns logits_BMV (float32) of the tokens at the places `at_BM`, int32.
+
+        Only their states go through the head, which at a vocabulary of 30 000 costs as
+        much as three blocks of the base model.
+        """
+        x_BLD = self.encode(text, key_B)[-1]
+        x_BMD = jnp.take_along_axis(x_BLD, at_BM[..., None], axis=1)
+        return self.mlm(x_BMD, self.encoder.embed.token)
+
+
+class TextClassifier(TextModel):
+    """Encoder, pooling, dropout, one linear head in float32; one class: regression.
+
+    pooling "pooler" has the tanh layer on CLS before the dropout: Hugging Face's
+    classifiers. RoBERTa's has a further dropout before that layer, which ours leaves
+    out: dropout of the last block has just been there.
+    """
+
+    pooling: str
+    num_classes: int
+
+    def setup(self) -> None:
+        self.encoder = self.make_encoder()
+        if self.pooling == "pooler":
+            self.pooler = make_pooler(self.config)
+        self.head = layers.Dense(self.num_classes, True, NORMAL, jnp.float32)
+
+    def __call__(self, text: Text, key_B: Key | None) -> Array:
+        """Returns logits_BN, float32."""
+        x_BLD = self.encode(text, key_B)[-1].astype(jnp.float32)
+        key_B = layers.fold_or_none(key_B, 1 + self.config.depth)
+        x_BD = self._pool(x_BLD, text.segments_BL)
+        return self.head(layers.dropout(x_BD, self.dropout, key_B))
+
+    def _pool(self, x_BLD: Array, segments_BL: Array) -> Array:
+        if self.pooling == "pooler":
+            return jnp.tanh(self.pooler(x_BLD[:, 0]))
+        return POOLING[self.pooling](x_BLD, segments_BL)

@@ -1,0 +1,87 @@
+"""Masked language modelling (Devlin et al. 2019, section 3.1)."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from flax_adapt import keys, masking
+from flax_adapt.errors import UserError
+from flax_adapt.metrics import Loss, Mean, Perplexity, Sum
+from flax_adapt.types import Array, Key, LossFn, Text
+
+_MASK = 0x3A7
+
+
+def token_errors(logits_BMV: Array, targets_BM: Array) -> Array:
+    """Cross-entropy_BM in nats. Logits (0, 0) and target 0: log 2."""
+    target_BM1 = jnp.take_along_axis(logits_BMV, targets_BM[..., None], axis=-1)
+    return jax.nn.logsumexp(logits_BMV, axis=-1) - target_BM1[..., 0]
+
+
+def _check(config: Any, vocab_size: int) -> None:
+    if not 0 < config.mask_rate < 1:
+        raise UserError(f"objective.mask_rate={config.mask_rate} must lie in (0, 1)")
+    shares = (config.mask_share, config.random_share)
+    if min(shares) < 0 or sum(shares) > 1:
+        raise UserError(
+            f"objective.mask_share={shares[0]} and random_share={shares[1]} must be "
+            "shares of 1"
+        )
+    if not 0 <= config.mask_token_id < vocab_size:
+        raise UserError(
+            f"objective.mask_token_id={config.mask_token_id} is no token of the model, "
+            f"which has {vocab_size}"
+        )
+
+
+def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
+    """`config`: mask_rate, mask_token_id, mask_share, random_share, whole_word,
+    max_masked_fraction.
+
+    The mean over all hidden tokens of the batch. Only `max_masked_fraction` of a row is
+    projected onto the vocabulary; what is hidden beyond that is not learnt from, and
+    counted as "overflow". The mask is drawn from the keys, unless the batch brings a
+    `masking.Hidden` under "hidden".
+    """
+    vocab_size = model.config.vocab_size
+    _check(config, vocab_size)
+    names = ("mask_rate", "mask_token_id", "mask_share", "random_share", "whole_word")
+    how = {name: config[name] for name in names} | {"vocab_size": vocab_size}
+
+    def loss_fn(params, frozen, batch, key_B):
+        del frozen
+        text: Text = batch["text"]
+        hidden = batch.get("hidden") or hide(text, key_B)
+        count = masking.max_hidden(text.tokens_BL.shape[1], config.max_masked_fraction)
+        at_BM, chosen_BM = masking.places(hidden.hidden_BL, count)
+        logits_BMV = model.apply(
+            {"params": params},
+            text._replace(tokens_BL=hidden.tokens_BL),
+            at_BM,
+            key_B if train else None,
+        )
+        targets_BM = jnp.take_along_axis(text.tokens_BL, at_BM, axis=1)
+        weight_BM = jnp.where(chosen_BM, batch["weight"][:, None], 0)
+        weight_BL = jnp.where(hidden.hidden_BL, batch["weight"][:, None], 0)
+        overflow = Sum(jnp.sum(weight_BL) - jnp.sum(weight_BM))
+        return _measured(logits_BMV, targets_BM, weight_BM, overflow)
+
+    def hide(text: Text, key_B: Key) -> masking.Hidden:
+        return masking.hide_tokens(text, keys.fold(key_B, _MASK), **how)
+
+    return loss_fn
+
+
+def _measured(logits_BMV, targets_BM, weight_BM, overflow):
+    loss = Mean.of(token_errors(logits_BMV, targets_BM), weight_BM)
+    correct_BM = jnp.argmax(logits_BMV, axis=-1) == targets_BM
+    return loss.value(), {
+        "loss": Loss.of(loss),
+        "mlm": loss,
+        "mlm_accuracy": Mean.of(correct_BM.astype(jnp.float32), weight_BM),
+        "perplexity": Perplexity(loss.total, loss.count),
+        "masked_tokens": Sum(loss.count),
+        "overflow": overflow,
+    }

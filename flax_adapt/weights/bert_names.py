@@ -1,0 +1,96 @@
+"""Names of Hugging Face's BERT and RoBERTa tensors.
+
+The encoders differ in the prefix, the heads in all names. RoBERTa's classifier brings a
+tanh layer of its own, `classifier.dense`: it is our pooler where a classifier is read or
+written, and a part of the head to every other task.
+"""
+
+from collections.abc import Mapping
+
+from flax_adapt.weights.names import Names, Spare, Spellings
+
+LAYERS = {
+    "attention/query": ("attention.self.query",),
+    "attention/key": ("attention.self.key",),
+    "attention/value": ("attention.self.value",),
+    "attention/out": ("attention.output.dense",),
+    "norm1": ("attention.output.LayerNorm",),
+    "mlp/up": ("intermediate.dense",),
+    "mlp/down": ("output.dense",),
+    "norm2": ("output.LayerNorm",),
+}
+BERT_HEADS = {
+    "pooler": ("bert.pooler.dense",),
+    "head": ("classifier",),
+    "mlm/transform": ("cls.predictions.transform.dense",),
+    "mlm/norm": ("cls.predictions.transform.LayerNorm",),
+}
+ROBERTA_HEADS = {
+    "pooler": ("roberta.pooler.dense",),
+    "head": ("classifier.out_proj",),
+    "head/dense": ("classifier.dense",),
+    "mlm/transform": ("lm_head.dense",),
+    "mlm/norm": ("lm_head.layer_norm",),
+}
+CLASSIFIER_HEADS = {
+    "pooler": ("classifier.dense",),
+    "head": ("classifier.out_proj",),
+    "mlm/transform": ("lm_head.dense",),
+    "mlm/norm": ("lm_head.layer_norm",),
+}
+POOLER_LEAVES = {"weight": "pooler/kernel", "bias": "pooler/bias"}
+# An encoder's pooler is a start for the classifier's layer, not a part of it.
+CLASSIFIER_SPARE = {
+    f"roberta.pooler.dense.{name}": Spare(
+        leaf, "pooler", "the classifier has its own", False
+    )
+    for name, leaf in POOLER_LEAVES.items()
+}
+
+
+def _names(
+    kind: str, mlm_bias: str, heads: Mapping[str, Spellings], spare: Mapping[str, Spare]
+) -> Names:
+    """`kind` is the prefix; the decoder's tensors are beside `mlm_bias`."""
+    decoder = f"{mlm_bias.removesuffix('bias')}decoder"
+    tied = "tied to the token embedding"
+    return Names(
+        source=f"Hugging Face's {kind}",
+        prefix=f"{kind}.",
+        tensors={
+            "encoder/embed/token": (f"{kind}.embeddings.word_embeddings.weight",),
+            "encoder/embed/position": (
+                f"{kind}.embeddings.position_embeddings.weight",
+            ),
+            "encoder/embed/token_type": (
+                f"{kind}.embeddings.token_type_embeddings.weight",
+            ),
+            "mlm/bias": (mlm_bias,),
+        },
+        modules={"encoder/embed/norm": (f"{kind}.embeddings.LayerNorm",), **heads},
+        stacks={"encoder/block_{n}": (f"{kind}.encoder.layer.{{n}}",)},
+        layers=LAYERS,
+        spare={
+            f"{decoder}.weight": Spare("encoder/embed/token", "mlm", tied, True),
+            f"{decoder}.bias": Spare("mlm/bias", "mlm", "a copy of the bias", True),
+            **spare,
+        },
+        buffers={
+            rf"{kind}\.embeddings\.(position_ids|token_type_ids)": "a buffer of ids",
+            r"cls\.seq_relationship\.(weight|bias)": "next-sentence head dropped",
+        },
+    )
+
+
+BERT = _names("bert", "cls.predictions.bias", BERT_HEADS, {})
+ROBERTA = _names("roberta", "lm_head.bias", ROBERTA_HEADS, {})
+ROBERTA_CLASSIFIER = _names(
+    "roberta", "lm_head.bias", CLASSIFIER_HEADS, CLASSIFIER_SPARE
+)
+
+
+def names(kind: str, task: str) -> Names:
+    """Returns the table of "bert" or "roberta" for a task."""
+    if kind == "bert":
+        return BERT
+    return ROBERTA_CLASSIFIER if task == "classify" else ROBERTA

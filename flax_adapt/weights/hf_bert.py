@@ -1,0 +1,108 @@
+"""config.json of Hugging Face's BERT and RoBERTa, in both directions."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from flax_adapt.errors import UserError
+from flax_adapt.weights import bert_names, fields
+
+# What BertForSequenceClassification does; another `pooling` in config.json is ours.
+POOLING = "pooler"
+
+# Defaults of transformers' BertConfig and RobertaConfig: old files leave some out.
+DEFAULTS: dict[str, Any] = dict(
+    hidden_size=768,
+    num_hidden_layers=12,
+    num_attention_heads=12,
+    intermediate_size=3072,
+    hidden_act="gelu",
+    layer_norm_eps=1e-12,
+    max_position_embeddings=512,
+    type_vocab_size=2,
+)
+KIND_DEFAULTS: dict[str, dict[str, Any]] = {
+    "bert": dict(vocab_size=30_522, pad_token_id=0),
+    "roberta": dict(vocab_size=50_265, pad_token_id=1),
+}
+FIELDS = dict(
+    vocab_size="vocab_size",
+    max_positions="max_position_embeddings",
+    token_types="type_vocab_size",
+    width="hidden_size",
+    depth="num_hidden_layers",
+    heads="num_attention_heads",
+    mlp_dim="intermediate_size",
+    layer_norm_eps="layer_norm_eps",
+)
+# The only values that our model can build.
+SUPPORTED = dict(
+    position_embedding_type="absolute",
+    is_decoder=False,
+    add_cross_attention=False,
+    pruned_heads={},
+)
+CLASSES = {"bert": "Bert", "roberta": "Roberta"}
+ARCHITECTURES = {
+    "mlm": "ForMaskedLM",
+    "encoder": "Model",
+    "classify": "ForSequenceClassification",
+}
+
+names = bert_names.names
+
+
+def ignored(task: str, pooling: str) -> tuple[str, ...]:
+    """Returns the parts of the parameters that a task has no place for."""
+    if task == "classify":
+        return ("mlm",) if pooling == "pooler" else ("mlm", "pooler")
+    return ("head", "pooler") if task == "mlm" else ("head", "mlm")
+
+
+def model_config(
+    where: str, kind: str, theirs: Mapping[str, Any], found: Iterable[str]
+) -> dict[str, Any]:
+    """Returns our model config; `pooler` is read off the names of the tensors."""
+    defaults = {**DEFAULTS, **KIND_DEFAULTS[kind]}
+    theirs = {**defaults, **theirs}
+    fields.check_numbers(where, theirs, defaults, FIELDS.values())
+    width = theirs["hidden_size"]
+    fields.check_supported(where, theirs, {**SUPPORTED, "embedding_size": width})
+    padding = theirs["pad_token_id"]
+    if type(padding) is not int or not 0 <= padding < theirs["vocab_size"]:
+        raise UserError(f"{where}: pad_token_id={padding!r} must be one of the ids")
+    table = names(kind, "encoder")
+    return {
+        "kind": kind,
+        **{ours: theirs[name] for ours, name in FIELDS.items()},
+        "gelu": fields.gelu(where, theirs["hidden_act"]),
+        "pad_token_id": padding,
+        "pooler": "pooler/kernel" in map(table.leaf_of, found),
+    }
+
+
+def architecture(config: Mapping[str, Any], task: str) -> str:
+    """Returns the transformers class that a model is written as."""
+    return CLASSES[config["kind"]] + ARCHITECTURES[task]
+
+
+def config_json(
+    config: Mapping[str, Any], task: str, num_classes: int
+) -> dict[str, Any]:
+    """Returns the config.json of a model, but for what all families share.
+
+    The rates of dropout are those that BERT and RoBERTa were trained with.
+    """
+    theirs = {
+        "model_type": config["kind"],
+        **{name: config[ours] for ours, name in FIELDS.items()},
+        "hidden_act": fields.HIDDEN_ACT[config["gelu"]],
+        "hidden_dropout_prob": 0.1,
+        "attention_probs_dropout_prob": 0.1,
+        "initializer_range": 0.02,
+        "pad_token_id": config["pad_token_id"],
+        "position_embedding_type": "absolute",
+        "tie_word_embeddings": True,
+    }
+    if task == "classify" and num_classes == 1:
+        theirs["problem_type"] = "regression"
+    return theirs

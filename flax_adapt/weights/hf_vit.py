@@ -1,0 +1,154 @@
+"""config.json of Hugging Face's ViT and ViTMAE, in both directions."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from flax_adapt.errors import UserError
+from flax_adapt.weights import fields, vit_names
+from flax_adapt.weights.names import Names
+
+# transformers knows no other; `pooling` in config.json is ours.
+POOLING = "cls"
+
+# Leaves of the source that a task has no place for.
+IGNORED = {
+    "mae": ("head", "pooler"),
+    "encoder": ("decoder", "head"),
+    "classify": ("decoder", "pooler"),
+}
+
+# Defaults of transformers' ViTConfig and ViTMAEConfig: old files leave some fields out.
+DEFAULTS: dict[str, Any] = dict(
+    hidden_size=768,
+    num_hidden_layers=12,
+    num_attention_heads=12,
+    intermediate_size=3072,
+    hidden_act="gelu",
+    layer_norm_eps=1e-12,
+    image_size=224,
+    patch_size=16,
+    num_channels=3,
+    qkv_bias=True,
+    decoder_num_attention_heads=16,
+    decoder_hidden_size=512,
+    decoder_num_hidden_layers=8,
+    decoder_intermediate_size=2048,
+    pooler_act="tanh",
+    pooler_output_size=None,
+)
+FIELDS = dict(
+    image_size="image_size",
+    patch_size="patch_size",
+    channels="num_channels",
+    width="hidden_size",
+    depth="num_hidden_layers",
+    heads="num_attention_heads",
+    mlp_dim="intermediate_size",
+    layer_norm_eps="layer_norm_eps",
+    qkv_bias="qkv_bias",
+)
+DECODER_FIELDS = dict(
+    width="decoder_hidden_size",
+    depth="decoder_num_hidden_layers",
+    heads="decoder_num_attention_heads",
+    mlp_dim="decoder_intermediate_size",
+)
+
+
+def names(kind: str, task: str) -> Names:
+    """Returns the table of names; the same for all."""
+    del kind, task
+    return vit_names.VIT
+
+
+def ignored(task: str, pooling: str) -> tuple[str, ...]:
+    """Returns the parts of the parameters that a task has no place for."""
+    del pooling
+    return IGNORED[task]
+
+
+def model_config(
+    where: str, kind: str, theirs: Mapping[str, Any], found: Iterable[str]
+) -> dict[str, Any]:
+    """Returns our model config; `pooler` is read off the names of the tensors."""
+    theirs = {**DEFAULTS, **theirs}
+    for size in ("image_size", "patch_size"):
+        theirs[size] = _square(f"{where}: {size}", theirs[size])
+    numbers = (*FIELDS.values(), *DECODER_FIELDS.values())
+    fields.check_numbers(where, theirs, DEFAULTS, numbers)
+    config = {"kind": kind} | {ours: theirs[name] for ours, name in FIELDS.items()}
+    config["gelu"] = fields.gelu(where, theirs["hidden_act"])
+    config["pooler"] = "pooler/kernel" in map(vit_names.VIT.leaf_of, found)
+    if config["pooler"]:
+        _check_pooler(where, theirs)
+    decoder = {ours: theirs[name] for ours, name in DECODER_FIELDS.items()}
+    is_mae = theirs["model_type"] == "vit_mae"
+    return {**config, "decoder": decoder if is_mae else None}
+
+
+def _square(what: str, value: Any) -> int:
+    sides = value if isinstance(value, list) else [value]
+    if (
+        not sides
+        or any(side != sides[0] for side in sides)
+        or type(sides[0]) is not int
+    ):
+        raise UserError(f"{what}={value!r}: only squares are supported")
+    return sides[0]
+
+
+def _check_pooler(where: str, theirs: Mapping[str, Any]) -> None:
+    act = theirs["pooler_act"]
+    size = theirs["pooler_output_size"] or theirs["hidden_size"]
+    if act != "tanh" or size != theirs["hidden_size"]:
+        raise UserError(
+            f"{where}: pooler_act={act!r}, pooler_output_size={size}: only tanh of "
+            "hidden_size is supported"
+        )
+
+
+def architecture(config: Mapping[str, Any], task: str) -> str:
+    """Returns the transformers class that a model is written as."""
+    encoder = "ViTModel" if config["decoder"] is None else "ViTMAEModel"
+    return {
+        "mae": "ViTMAEForPreTraining",
+        "encoder": encoder,
+        "classify": "ViTForImageClassification",
+    }[task]
+
+
+def config_json(
+    config: Mapping[str, Any], task: str, num_classes: int
+) -> dict[str, Any]:
+    """Returns the config.json of a model, but for what all families share."""
+    del num_classes
+    is_mae = "MAE" in architecture(config, task)
+    theirs = {
+        "model_type": "vit_mae" if is_mae else "vit",
+        **{name: config[ours] for ours, name in FIELDS.items()},
+        "hidden_act": fields.HIDDEN_ACT[config["gelu"]],
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "initializer_range": 0.02,
+    }
+    if is_mae:
+        decoder = config["decoder"]
+        return theirs | {name: decoder[ours] for ours, name in DECODER_FIELDS.items()}
+    return {**theirs, "encoder_stride": config["patch_size"]}
+
+
+def preprocessor_json(
+    image_size: int, mean: tuple[float, ...], std: tuple[float, ...]
+) -> dict[str, Any]:
+    """Returns preprocessor_config.json: bilinear resize to a square, mean and std."""
+    return {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": image_size, "width": image_size},
+        "resample": 2,  # PIL's BILINEAR
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(mean),
+        "image_std": list(std),
+    }

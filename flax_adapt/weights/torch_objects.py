@@ -1,0 +1,172 @@
+"""What a pickle of torch may hold: storages, tensors that view them, plain containers."""
+
+import dataclasses
+import io
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from flax_adapt.errors import UserError
+from flax_adapt.weights import pickle_data
+from flax_adapt.weights.pickle_data import Global, Opaque
+
+DTYPES: dict[str, np.dtype] = {
+    name: np.dtype(dtype)
+    for name, dtype in {
+        "torch.FloatStorage": "<f4",
+        "torch.DoubleStorage": "<f8",
+        "torch.HalfStorage": "<f2",
+        "torch.BFloat16Storage": jnp.bfloat16,
+        "torch.LongStorage": "<i8",
+        "torch.IntStorage": "<i4",
+        "torch.ShortStorage": "<i2",
+        "torch.CharStorage": "i1",
+        "torch.ByteStorage": "u1",
+        "torch.BoolStorage": "?",
+        "torch.UntypedStorage": "u1",
+        "torch.storage.UntypedStorage": "u1",
+    }.items()
+}
+MAX_DIMENSIONS = 32
+# Where training scripts keep the parameters beside other things.
+NESTED = ("model", "state_dict")
+
+
+@dataclasses.dataclass(frozen=True)
+class Storage:
+    """A run of `size` elements somewhere in the file."""
+
+    key: str
+    dtype: np.dtype
+    size: int
+
+    @property
+    def num_bytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tensor:
+    """A view of a storage, all in elements; it stays inside."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    def __post_init__(self):
+        if len(self.shape) > MAX_DIMENSIONS or len(self.strides) != len(self.shape):
+            raise ValueError(f"a tensor of {len(self.shape)} dimensions")
+        numbers = (self.offset, *self.shape, *self.strides)
+        if any(type(number) is not int or number < 0 for number in numbers):
+            raise ValueError("a tensor of negative or of no size")
+        sizes = zip(self.shape, self.strides, strict=True)
+        last = self.offset + sum((size - 1) * stride for size, stride in sizes)
+        # More elements than the storage has: a stride of 0 makes one of them millions.
+        if self.size and (last >= self.storage.size or self.size > self.storage.size):
+            raise ValueError("a tensor reaches outside of its storage")
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.size * self.storage.dtype.itemsize
+
+    def array(self, buffer: bytearray) -> np.ndarray:
+        """Returns a copy of the tensor out of the bytes of its storage."""
+        dtype = self.storage.dtype
+        if not self.size:
+            return np.empty(self.shape, dtype)
+        values = np.frombuffer(buffer, dtype, self.storage.size)[self.offset :]
+        strides = [stride * dtype.itemsize for stride in self.strides]
+        return np.lib.stride_tricks.as_strided(values, self.shape, strides).copy()
+
+
+def _tensor(
+    storage: Any, offset: Any, shape: Any, strides: Any, *others: Any
+) -> Tensor:
+    """torch._utils._rebuild_tensor and _v2; others: gradients and hooks, dropped."""
+    if type(storage) is not Storage or type(shape) is not tuple or len(others) > 3:
+        raise ValueError("a tensor without a storage or a shape")
+    if type(strides) is not tuple:
+        raise ValueError("a tensor without strides")
+    return Tensor(storage, offset, shape, strides)
+
+
+def _parameter(tensor: Any, requires_grad: Any, hooks: Any) -> Tensor:
+    del requires_grad, hooks
+    if type(tensor) is not Tensor:
+        raise ValueError("a parameter without a tensor")
+    return tensor
+
+
+def _size(sizes: Any) -> tuple:
+    if type(sizes) is not tuple:
+        raise ValueError("a torch.Size of no numbers")
+    return sizes
+
+
+def _ordered_dict(rows: Any = ()) -> dict:
+    """Python 2 wrote the items as a list of lists."""
+    if type(rows) not in (tuple, list):
+        raise ValueError("an OrderedDict of no list")
+    if any(type(row) not in (tuple, list) or len(row) != 2 for row in rows):
+        raise ValueError("an OrderedDict of no pairs")
+    return pickle_data.pairs([item for row in rows for item in row])
+
+
+# All that a file may name; what is called is ours.
+KNOWN: dict[str, Callable[..., Any] | None] = {
+    **dict.fromkeys(DTYPES),
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch.Size": _size,
+    "collections.OrderedDict": _ordered_dict,
+    "argparse.Namespace": lambda *fields: Opaque(),
+}
+
+
+def load(stream: io.BytesIO, storages: dict[str, Storage]) -> Any:
+    """Returns the object of a pickle; adds the storages that it names."""
+
+    def persistent(found: Any) -> Storage:
+        storage = _storage(found)
+        if storages.setdefault(storage.key, storage) != storage:
+            raise ValueError("a storage has two types or sizes")
+        return storage
+
+    return pickle_data.load(stream, KNOWN, persistent)
+
+
+def _storage(found: Any) -> Storage:
+    """("storage", type, key, device, number of elements[, view: always None])."""
+    if type(found) is not tuple or len(found) not in (5, 6) or found[0] != "storage":
+        raise ValueError("a persistent id that is no storage")
+    _, kind, key, _, size, *view = found
+    if type(kind) is not Global or kind.name not in DTYPES:
+        raise ValueError("a storage without a type")
+    if (
+        type(key) is not str
+        or type(size) is not int
+        or size < 0
+        or view not in ([], [None])
+    ):
+        raise ValueError("a storage without key and size, or a view of one")
+    return Storage(key, DTYPES[kind.name], size)
+
+
+def state_dict(value: Any) -> dict[str, Tensor]:
+    """Returns the tensors by name, of the object or of a usual place in it."""
+    nested = [value.get(name) for name in NESTED] if isinstance(value, dict) else []
+    for found in (value, *nested):
+        if isinstance(found, dict):
+            tensors = {k: v for k, v in found.items() if type(v) is Tensor}
+            if tensors and all(type(name) is str for name in tensors):
+                return tensors
+    raise UserError("holds no tensors with names")

@@ -1,0 +1,66 @@
+"""One tiny experiment of each modality: pre-train, self-distil, fine-tune."""
+
+import tiny
+import tiny_text
+
+from flax_adapt import defaults
+
+VOCABULARY = tiny_text.VOCABULARY
+TEXT_MODEL = {**tiny.TEXT_MODEL, "vocab_size": len(VOCABULARY)}
+SEQ_LEN = 16
+
+
+def experiment(modality, root, **changes):
+    """The experiment; `root` holds what it reads (the same for all its workdirs)."""
+    return EXPERIMENTS[modality](root, **changes)
+
+
+def images(root, **changes):
+    del root
+    stages = (tiny.pretrain(), tiny.distill(), tiny.finetune())
+    return tiny.experiment(*stages, **changes)
+
+
+def text_data(root, split, **changes):
+    fields = dict(seq_len=SEQ_LEN, buckets=(8, 12), **changes)
+    source, tokenizer = f"jsonl:{root / 'texts'}", str(root / "tokenizer")
+    return defaults.text_data(source, split, tokenizer, **fields)
+
+
+def texts(root, **changes):
+    tiny_text.corpus_folder(root / "texts")
+    tiny_text.bert_folder(root / "tokenizer")
+    mask_token_id = VOCABULARY.index("[MASK]")
+    masked = {**defaults.mlm(mask_token_id), "max_masked_fraction": 0.5}
+    packed = text_data(root, "train", layout="packed", label_field="")
+    fields = dict(num_steps=6, batch_size=16, optim=defaults.text_optim(6, lr=1e-3))
+    pretrain = defaults.text_pretrain_stage(
+        "pretrain",
+        packed,
+        mask_token_id,
+        **fields,
+        objective=masked,
+        init_from="scratch",
+    )
+    distill = {
+        **pretrain,
+        "name": "distill",
+        "objective": defaults.distill(masked),
+        "teacher": "stage:pretrain",
+    }
+    train, test = text_data(root, "train"), text_data(root, "test")
+    finetune = defaults.text_finetune_stage(
+        "finetune",
+        train,
+        test,
+        "pooler",
+        num_steps=4,
+        optim=defaults.text_finetune_optim(4, lr=1e-3),
+        seeds=(0,),
+        init_from="stage:pretrain",
+    )
+    fields = dict(model=TEXT_MODEL, evaluate=defaults.evaluate(train, test))
+    return tiny.experiment(pretrain, distill, finetune, **{**fields, **changes})
+
+
+EXPERIMENTS = {"image": images, "text": texts}
