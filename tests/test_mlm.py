@@ -159,8 +159,9 @@ def test_a_batch_without_hidden_tokens_has_loss_zero_and_no_nan():
 
 def test_token_errors_by_hand(strict_dtypes):
     logits = jnp.log(jnp.array([[[0.5, 0.5], [0.9, 0.1]]]))
-    errors = mlm.token_errors(logits, jnp.array([[0, 1]]))
+    errors, correct = mlm.token_errors(logits, jnp.array([[0, 1]]))
     np.testing.assert_allclose(errors, [[np.log(2), -np.log(0.1)]], rtol=1e-6)
+    np.testing.assert_array_equal(correct, [[True, False]])
 
 
 @pytest.mark.parametrize(

@@ -242,6 +242,9 @@ class TextData:
         return shared.experiment(
             init=self.init,
             model=self.model,
-            evaluate=shared.evaluate(self.labelled, self.test),
+            evaluate={
+                **shared.evaluate(self.labelled, self.test),
+                "pooling": choose("pooling", self.args.pooling, STATES),
+            },
             stages=tuple(stages),
         )

@@ -11,25 +11,16 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
+from flax_adapt.data import tokenizer
 from flax_adapt.errors import UserError
 from flax_adapt.weights.reading import CONFIG, FILE, PREPROCESSOR
-
-TOKENIZER = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
-)
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
     """The files of a model folder that make its tokenizer; none is a UserError."""
-    files = [folder / name for name in TOKENIZER if (folder / name).is_file()]
+    files = [folder / name for name in tokenizer.FILES if (folder / name).is_file()]
     if not files:
-        raise UserError(f"{folder}: holds no tokenizer ({', '.join(TOKENIZER)})")
+        raise UserError(f"{folder}: holds no tokenizer ({', '.join(tokenizer.FILES)})")
     return files
 
 
@@ -64,7 +55,7 @@ def write(
 
 
 def _check_replaceable(folder: Path) -> None:
-    ours = {FILE, CONFIG, PREPROCESSOR, *TOKENIZER}
+    ours = {FILE, CONFIG, PREPROCESSOR, *tokenizer.FILES}
     others = [] if folder.is_dir() else [folder.name]
     if folder.is_dir():
         others = sorted(p.name for p in folder.iterdir() if p.name not in ours)
