@@ -18,6 +18,7 @@ Run     flax-adapt run --workdir=runs/x \
         finetune_steps, finetune_lr, seeds  of fine-tuning (batch 16)
         per_class labels of every class to fine-tune on (0: all)
         test_split  what to test on; "rest": all that per_class left over
+        heldout_split  texts to measure the perplexity of masked pre-training on ("": none)
         data_dir  where TFDS finds its data sets
 Expect  a table of macro-F1 over the seeds, and what each step brought (accuracy and
         more are in results). benchmarks/results/text_first_light.md shows ours.

@@ -1,4 +1,4 @@
-"""Adapt a pretrained ViT to a domain with few labels or none, in JAX and Flax.
+"""Adapt a pretrained ViT or BERT to a domain with few labels or none, in JAX and Flax.
 
     model, params, report = fa.from_pretrained("path/to/hf_folder", "mae")
     loss_fn = fa.objectives.build(config.objective, model)
@@ -18,10 +18,12 @@ from flax_adapt.sharding import make_mesh, put_batch
 from flax_adapt.state import TrainState
 from flax_adapt.state import create as create_state
 from flax_adapt.step import make_eval_step, make_train_step
+from flax_adapt.types import Text
 from flax_adapt.weights import from_pretrained, save_pretrained
 
 __all__ = [
     "Mean",
+    "Text",
     "TrainState",
     "UserError",
     "create_state",

@@ -12,6 +12,8 @@ import jax
 import numpy as np
 import pytest
 import tiny
+import tiny_runs
+from ml_collections import ConfigDict
 from safetensors.numpy import load_file
 
 from flax_adapt import __main__, checkpoint, preemption, recipe, sharding
@@ -54,8 +56,15 @@ sys.exit(__main__.main(["run", "--config=tiny", *flags]))
 ALL_DATA = dict(data=-1, fsdp=1, tensor=1)
 
 
-def experiment(mesh=ALL_DATA, num_stages=2):
-    """Process 1 finds nothing in the compile cache, so there is little to compile."""
+def experiment(mesh=ALL_DATA, num_stages=2, texts=""):
+    """Process 1 finds nothing in the compile cache, so there is little to compile.
+
+    texts: a folder for the files of the experiment on text, which then is the one.
+    """
+    if texts:
+        whole = tiny_runs.texts(Path(texts), mesh=mesh)
+        pretrain, _, finetune = whole.stages
+        return ConfigDict({**whole, "stages": (pretrain, finetune)}).lock()
     stages = tiny.pretrain(num_steps=8), tiny.finetune()
     model = {**tiny.MODEL, "depth": 1}
     return tiny.experiment(*stages[:num_stages], mesh=mesh, model=model)
@@ -157,6 +166,14 @@ def test_two_processes_give_the_numbers_of_one(together, alone):
     assert_same_run(together[0], alone)
     assert "accuracy" in together[1][0]  # the table
     assert "accuracy" not in together[1][1]
+
+
+def test_two_processes_give_the_numbers_of_one_on_text(tmp_path):
+    """Buckets, packed rows, and F1, which needs the decisions of both."""
+    texts = str(tmp_path / "files")
+    recipe.run(experiment(texts=texts), tmp_path / "alone", force=False)
+    run_two(tmp_path / "run", texts=texts)
+    assert_same_run(tmp_path / "run", tmp_path / "alone")
 
 
 def test_what_two_processes_saved_one_continues(stopped, alone, tmp_path):

@@ -3,7 +3,6 @@
 import json
 
 import jax
-import ml_dtypes
 import numpy as np
 import pytest
 from hf_folders import (
@@ -13,7 +12,6 @@ from hf_folders import (
     build,
     change_config,
     random_params,
-    rewrite,
     tensors_of,
 )
 
@@ -123,28 +121,6 @@ def test_every_leaf_has_a_name_and_the_name_leads_back():
     assert len({VIT.name_of(leaf) for leaf in leaves}) == len(leaves)
 
 
-def test_all_problems_are_named_at_once_with_shapes(folder, model):
-    tensors = tensors_of(folder)
-    del tensors["vit.layernorm.bias"]
-    tensors["vit.extra.weight"] = np.zeros(3, np.float32)
-    tensors[QUERY] = np.zeros((8, 7), np.float32)
-    rewrite(folder, tensors)
-    with pytest.raises(UserError) as error:
-        weights.from_pretrained(folder, "mae")
-    text = str(error.value)
-    assert "missing in the source: encoder/norm/bias;" in text
-    assert "unexpected in the source: vit.extra.weight;" in text
-    assert "encoder/block_00/attention/query/kernel (7, 8) -> (8, 8)" in text
-    assert "\n" not in text
-
-
-@pytest.mark.parametrize("shape", [(8,), (8, 8, 1), (8, 8, 1, 1)])
-def test_a_tensor_of_another_rank_is_named(folder, shape):
-    rewrite(folder, tensors_of(folder) | {QUERY: np.zeros(shape, np.float32)})
-    with pytest.raises(UserError, match="block_00/attention/query/kernel"):
-        weights.from_pretrained(folder, "mae")
-
-
 def test_what_a_task_has_no_place_for_is_ignored_by_a_named_rule(folder):
     _, loaded, report = weights.load(folder, "classify", pooling=None)
     assert set(loaded) == {"encoder"}
@@ -168,44 +144,6 @@ def test_a_head_is_fresh_only_if_named(folder):
     assert params["head"]["kernel"].shape == (8, 5)
     assert np.any(params["head"]["kernel"])
     assert "2 fresh" in report.summary()
-
-
-def test_what_is_named_fresh_is_replaced_and_the_report_says_so(params):
-    other = jax.tree.map(lambda leaf: leaf + 1, params)
-    adopted, report = weights.adopt(other, params, ("decoder/norm",))
-    np.testing.assert_array_equal(
-        adopted["decoder"]["norm"]["bias"], other["decoder"]["norm"]["bias"]
-    )
-    np.testing.assert_array_equal(
-        adopted["encoder"]["norm"]["bias"], params["encoder"]["norm"]["bias"]
-    )
-    assert report.fresh == ("decoder/norm/bias", "decoder/norm/scale")
-    assert dict(report.ignored) == dict.fromkeys(report.fresh, "named fresh")
-
-
-@pytest.mark.parametrize(
-    ("fresh", "text"),
-    [
-        (("head",), "named fresh but not in the model: head"),
-        (("encoder/nor",), "named fresh but not in the model: encoder/nor"),
-    ],
-)
-def test_a_wrong_fresh_name_is_an_error(params, fresh, text):
-    with pytest.raises(UserError, match=text):
-        weights.adopt(params, params, fresh)
-
-
-def test_half_precision_is_converted_and_reported(folder, params):
-    tensors = tensors_of(folder)
-    tensors[QUERY] = tensors[QUERY].astype(ml_dtypes.bfloat16)
-    rewrite(folder, tensors)
-    _, loaded, report = weights.from_pretrained(folder, "mae")
-    assert dict(report.converted) == {QUERY: "bfloat16"}
-    assert "1 converted from bfloat16 to float32" in report.summary()
-    query = loaded["encoder"]["block_00"]["attention"]["query"]["kernel"]
-    assert query.dtype == np.float32
-    expected = tensors[QUERY].astype(np.float32).T
-    np.testing.assert_array_equal(query, expected)
 
 
 @pytest.mark.parametrize(

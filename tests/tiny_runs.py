@@ -32,7 +32,10 @@ def texts(root, **changes):
     tiny_text.bert_folder(root / "tokenizer")
     mask_token_id = VOCABULARY.index("[MASK]")
     masked = {**defaults.mlm(mask_token_id), "max_masked_fraction": 0.5}
-    packed = text_data(root, "train", layout="packed", label_field="")
+    packed, heldout = (
+        text_data(root, split, layout="packed", label_field="")
+        for split in ("train", "test")
+    )
     fields = dict(num_steps=6, batch_size=16, optim=defaults.text_optim(6, lr=1e-3))
     pretrain = defaults.text_pretrain_stage(
         "pretrain",
@@ -41,6 +44,9 @@ def texts(root, **changes):
         **fields,
         objective=masked,
         init_from="scratch",
+        eval=dict(
+            every_steps=3, batch_size=8, data=heldout, metric="perplexity", mode="min"
+        ),
     )
     distill = {
         **pretrain,

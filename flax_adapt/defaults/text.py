@@ -129,6 +129,7 @@ TEXT_ARGUMENTS = dict(
     pair_field="",
     label_field="label",
     test_split="test",
+    heldout_split="",
     per_class=0,
     seeds=5,
     steps=12_500,
@@ -158,7 +159,7 @@ class TextData:
         self.model = weights.model_config(args.init)
         self.mask_token_id = data.open_tokenizer(args.init).mask_id
         few = {**ALL, "per_class": args.per_class}
-        self.texts = self._section("train", label_field="", layout="packed")
+        self.texts = self._unlabelled("train")
         self.labelled = self._section("train", subset=few)
         rest = args.test_split == "rest"
         self.test = (
@@ -167,17 +168,20 @@ class TextData:
             else self._section(args.test_split)
         )
 
+    def _unlabelled(self, split: str) -> dict[str, Any]:
+        """Rows for masked pre-training: packed, but a pair keeps a row to itself."""
+        layout = "padded" if self.args.pair_field else "packed"
+        return self._section(split, label_field="", layout=layout)
+
     def _section(self, split: str, **changes: Any) -> dict[str, Any]:
         args = self.args
-        fields = (args.text_field, args.pair_field) if args.pair_field else None
-        pairs = fields is not None and changes.get("layout") != "packed"
         section = text_data(
             args.dataset,
             split,
             args.init,
             data_dir=args.data_dir,
             seq_len=args.seq_len,
-            text_fields=fields if pairs else (args.text_field,),
+            text_fields=tuple(filter(None, (args.text_field, args.pair_field))),
             label_field=args.label_field,
         )
         return shared.change(section, changes)
@@ -208,17 +212,23 @@ class TextData:
     def _pretrain(self, name: str, **changes: Any) -> dict[str, Any]:
         args = self.args
         sizes = dict(num_steps=args.steps, batch_size=args.batch_size)
-        optim = text_optim(args.steps, lr=args.lr)
-        fields = {**sizes, "optim": optim, **changes}
+        optim, heldout = text_optim(args.steps, lr=args.lr), None
+        if args.heldout_split:
+            heldout = dict(
+                every_steps=0,
+                batch_size=args.batch_size,
+                data=self._unlabelled(args.heldout_split),
+                metric="perplexity",
+                mode="min",
+            )
+        fields = {**sizes, "optim": optim, "eval": heldout, **changes}
         return text_pretrain_stage(name, self.texts, self.mask_token_id, **fields)
 
     def distill_stages(self, first_teacher: str, rounds: int) -> list[dict[str, Any]]:
         """S1's rounds on text: the masked part is `mlm`."""
-        like = self.pretrain_stage("like")
-        fields = {
-            field: like[field]
-            for field in ("num_steps", "batch_size", "optim", "model", "init_from")
-        }
+        fields = self.pretrain_stage("like")
+        for field in ("name", "data", "objective", "teacher", "seeds"):
+            del fields[field]
         state = choose("pooling", self.args.pooling, STATES)
         objective = {**shared.distill(mlm(self.mask_token_id)), "state": state}
         return shared.distill_stages(
