@@ -1,6 +1,6 @@
 """Tokens a second of one step of masked language modelling: ours beside transformers.
 
-Run     pip install '.[parity]' && python benchmarks/mlm_step.py [--size=small] [--threads=2]
+Run     pip install '.[parity]' && python benchmarks/mlm_step.py [--size=small]
 Prints  one JSON line: the tokens a second (median step: forward, backward, AdamW; float32)
         of each, same CPU, in turns, and their ratio. 8 rows of 128 tokens, 15 % of them
         masked, no dropout. Sizes: base (BERT-base), small (4/256 of the same vocabulary).
@@ -10,6 +10,7 @@ transformers gets a mask that is drawn once, and projects every token.
 """
 
 import json
+import os
 import statistics
 import time
 
@@ -24,7 +25,9 @@ import flax_adapt as fa
 from flax_adapt.types import Text
 
 _SIZE = flags.DEFINE_enum("size", "base", ["small", "base"], "size of the model")
-_THREADS = flags.DEFINE_integer("threads", 2, "threads of torch; ours takes all cores")
+_THREADS = flags.DEFINE_integer(
+    "threads", os.cpu_count(), "threads of torch; ours takes all cores"
+)
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "timed steps of each")
 
 BASE = fa.models.bert_config("bert", "B")

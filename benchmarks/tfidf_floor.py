@@ -23,8 +23,8 @@ _LABEL = flags.DEFINE_string("label", "label", "field of the label")
 
 def read(split):
     """Returns (texts, labels)."""
-    lines = Path(_DATA.value, f"{split}.jsonl").read_text("utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
+    with open(Path(_DATA.value, f"{split}.jsonl"), encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
     return [row[_TEXT.value] for row in rows], [row[_LABEL.value] for row in rows]
 
 

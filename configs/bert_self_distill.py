@@ -16,8 +16,10 @@ Run     flax-adapt run --workdir=runs/x \
                   (CLS through a new tanh layer), cls or mean (of all tokens)
         steps, batch_size, lr  of further pre-training and of every round
         finetune_steps, finetune_lr, seeds  of fine-tuning (batch 16)
+        regress   labels are numbers: squared error and Spearman's correlation
         per_class labels of every class to fine-tune on (0: all)
-        test_split  what to test on; "rest": all that per_class left over
+        test_split  what to test on; "rest": all that per_class left over,
+                  whose texts masked pre-training then sees too
         heldout_split  texts to measure the perplexity of masked pre-training on ("": none)
         data_dir  where TFDS finds its data sets
 Expect  a table of macro-F1 over the seeds, and what each step brought (accuracy and

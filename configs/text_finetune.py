@@ -3,7 +3,6 @@
 Run     flax-adapt run --workdir=runs/x \
             --config=text_finetune:dataset=jsonl:PATH,init=PATH
         dataset, init, seq_len, finetune_steps, seeds ...: as in bert_self_distill
-        regress   labels are numbers: squared error and Spearman's correlation
 Expect  macro-F1 (accuracy, micro-F1, Matthews correlation beside it), mean and spread
         over the seeds.
 Source  Gururangan et al. 2020: AdamW 2e-5 to 0, batch 16, dropout 0.1, about 10 epochs
@@ -15,12 +14,7 @@ from flax_adapt import defaults
 
 
 def get_config(arguments: str = ""):
-    args = configs.parse_arguments(arguments, **defaults.TEXT_ARGUMENTS, regress=False)
+    args = configs.parse_arguments(arguments, **defaults.TEXT_ARGUMENTS)
     texts = defaults.TextData(args)
-    stage = texts.finetune_stage("finetune", "pretrained")
-    if args.regress:
-        stage["objective"] = defaults.regress()
-        stage["data"] = {**stage["data"], "label_kind": "number"}
-        test = {**stage["eval"]["data"], "label_kind": "number"}
-        stage["eval"] = {**stage["eval"], "data": test, "metric": "spearman"}
-    return configs.build(texts.experiment([stage]))
+    stages = [texts.finetune_stage("finetune", "pretrained")]
+    return configs.build(texts.experiment(stages))

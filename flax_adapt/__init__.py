@@ -13,7 +13,7 @@
 
 from flax_adapt import data, defaults, models, objectives, optim, sharding, weights
 from flax_adapt.errors import UserError
-from flax_adapt.metrics import Mean
+from flax_adapt.metrics import Loss, Mean
 from flax_adapt.sharding import make_mesh, put_batch
 from flax_adapt.state import TrainState
 from flax_adapt.state import create as create_state
@@ -22,6 +22,7 @@ from flax_adapt.types import Text
 from flax_adapt.weights import from_pretrained, save_pretrained
 
 __all__ = [
+    "Loss",
     "Mean",
     "Text",
     "TrainState",

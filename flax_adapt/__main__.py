@@ -55,6 +55,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], bool, dict]] = {
             "seq_len": (128, "text: tokens that a text is cut to"),
             "text_fields": ("text", "text: the column, or A,B for pairs"),
             "label_field": ("label", "text: the column of the labels; '' for none"),
+            "label_kind": ("class", "text: class or number"),
         },
     ),
     "fill": (

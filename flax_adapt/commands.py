@@ -14,6 +14,7 @@ from flax_adapt import errors, logs, models, recipe, sharding, weights
 from flax_adapt.errors import UserError
 from flax_adapt.evals import embed
 from flax_adapt.evals import fill as fill_mask
+from flax_adapt.evals.features import Features
 
 MATMUL_PRECISION = {"float32": "highest", "bfloat16": None}
 
@@ -97,6 +98,7 @@ def features(
     seq_len: int,
     text_fields: str,
     label_field: str,
+    label_kind: str,
 ) -> None:
     """Writes embeddings, labels and example names of a data set to an .npz file."""
     errors.choose("--pooling", pooling, models.POOLING)
@@ -105,19 +107,16 @@ def features(
     if target.suffix != ".npz" or not target.parent.is_dir():
         raise UserError(f"--out={out} must be a new .npz file in a folder that exists")
     common = dict(data_dir=data_dir, max_bad_fraction=max_bad_fraction)
-    kind = weights.model_config(init)["kind"]
-    if models.TASKS[kind]["encoder"].modality == "image":
+    of_text = dict(
+        seq_len=seq_len,
+        text_fields=tuple(text_fields.split(",")),
+        label_field=label_field,
+        label_kind=label_kind,
+    )
+    if models.TASKS[weights.model_config(init)["kind"]]["encoder"].modality == "image":
         section = embed.image_section(Path(init), data, split, **common)
     else:
-        section = embed.text_section(
-            Path(init),
-            data,
-            split,
-            seq_len=seq_len,
-            text_fields=tuple(text_fields.split(",")),
-            label_field=label_field,
-            **common,
-        )
+        section = embed.text_section(Path(init), data, split, **common, **of_text)
     examples = sources.open_examples(section, "")
     rows = embed.extract(
         Path(init),
@@ -127,6 +126,16 @@ def features(
         precision=precision,
         mesh=sharding.one_device(),
     )
+    _write_features(target, rows, examples)
+    count, width = rows.embeddings.shape
+    print(f"{out}: {count} embeddings of width {width}")
+    if examples.bad_files:
+        bad = ", ".join(examples.bad_files.names)
+        print(f"left out, since they cannot be decoded: {bad}")
+
+
+def _write_features(target: Path, rows: Features, examples: sources.Examples) -> None:
+    """All of the file or nothing."""
     partial = target.with_suffix(".partial.npz")
     np.savez(
         partial,
@@ -136,11 +145,6 @@ def features(
         class_names=np.array(examples.class_names),
     )
     partial.replace(target)
-    count, width = rows.embeddings.shape
-    print(f"{out}: {count} embeddings of width {width}")
-    if examples.bad_files:
-        bad = ", ".join(examples.bad_files.names)
-        print(f"left out, since they cannot be decoded: {bad}")
 
 
 def fill(init: str, text: str, top: int) -> None:

@@ -93,6 +93,7 @@ class Run:
         if config.eval is not None:
             self._prepare_eval()
         self.bar: Any = None
+        self.warned = False
         self._open_folder()
 
     def _loss(self, config_data: Any, *, train: bool) -> LossFn:
@@ -119,7 +120,8 @@ class Run:
         if config.eval is not None:
             metric, mode = config.eval.metric, config.eval.mode
             self.eval_data = f"{config.eval.data.source} {config.eval.data.split}"
-        self.metric = metric
+        self.metric, self.mode = metric, mode
+        stages.check_same_data(stage, self.examples)
         self.checkpoints = checkpoint.Checkpoints(
             stage.folder / "checkpoints", stage.experiment.checkpoint, metric, mode
         )
@@ -219,6 +221,7 @@ class Run:
         (last, then), self.reported = self.reported, (step, time.perf_counter())
         speed = (step - last) * self.config.batch_size / (self.reported[1] - then)
         self.progress["train"] = values
+        self.warned = self.warned or stages.warn_of_overflow(self.stage, values)
         rates = {"lr": float(self.schedule(step - 1)), "examples_per_second": speed}
         counts = {"bad_files": len(self.examples.bad_files)}
         self.writer.write(step, {**values, **rates, **counts})
@@ -270,6 +273,7 @@ class Run:
             "seed": self.stage.run_seed,
             "metric": self.metric,
             "value": measured[self.metric],
+            "mode": self.mode,
             "num_steps": self.config.num_steps,
             "seconds": self.progress["seconds"] + time.perf_counter() - self.clock,
             "train": self.progress["train"],

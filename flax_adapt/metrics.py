@@ -164,13 +164,16 @@ _KINDS: dict[str, Any] = {
 
 
 class Meter:
-    """Sums of metrics on the host, since the last report."""
+    """Sums of metrics on the host, since the last report; in float64, so that counts
+    stay exact beyond 2^24.
+    """
 
     def __init__(self) -> None:
         self._sums: dict[str, Any] = {}
 
     def add(self, metrics: Mapping[str, Metric]) -> None:
         for name, metric in metrics.items():
+            metric = jax.tree.map(lambda x: np.asarray(x, np.float64), metric)
             known = self._sums.get(name)
             self._sums[name] = metric if known is None else known.merge(metric)
 
@@ -188,5 +191,5 @@ class Meter:
     def from_plain(cls, sums: Mapping[str, list]) -> "Meter":
         meter = cls()
         for name, (kind, numbers) in sums.items():
-            meter.add({name: _KINDS[kind](np.asarray(numbers, np.float32))})
+            meter.add({name: _KINDS[kind](np.asarray(numbers, np.float64))})
         return meter

@@ -23,6 +23,7 @@ def run(config: Any, workdir: Path, *, force: bool) -> list[dict[str, Any]]:
     that holds another config is refused with the difference, unless `force`.
     """
     check.experiment(config)
+    _check_sources(config, workdir)
     _claim(config, workdir, force)
     results = []
     with Preemption() as preemption:
@@ -45,6 +46,20 @@ def is_done(config: Any, workdir: Path) -> bool:
     """True if there is nothing left to run."""
     runs = stage_runs(config, workdir)
     return all((stage.folder / loop.RESULT).exists() for stage in runs)
+
+
+def _check_sources(config: Any, workdir: Path) -> None:
+    """Opens what is left to be read: a missing split is told now, not hours later."""
+    opened: list[Any] = []
+    for stage in stage_runs(config, workdir):
+        sections = [stage.config.data]
+        if stage.config.eval is not None:
+            sections.append(stage.config.eval.data)
+        for section in sections:
+            where = {name: section[name] for name in ("source", "data_dir", "split")}
+            if where not in opened and not (stage.folder / loop.RESULT).exists():
+                data.source.open_source(section)
+                opened.append(where)
 
 
 def _claim(config: Any, workdir: Path, force: bool) -> None:
@@ -86,7 +101,8 @@ def _row(name: str, results: list[dict[str, Any]], workdir: Path) -> dict[str, A
 def summarize(results: list[dict[str, Any]], workdir: Path) -> list[dict[str, Any]]:
     """One row a stage.
 
-    `gain`: its mean minus that of the first stage with the same metric on the same data.
+    `gain`: how much better its mean is than that of the first stage with the same metric
+    on the same data (of a loss or a perplexity: how much lower).
     """
     names = list(dict.fromkeys(result["stage"] for result in results))
     rows: list[dict[str, Any]] = []
@@ -96,7 +112,8 @@ def summarize(results: list[dict[str, Any]], workdir: Path) -> list[dict[str, An
         row = _row(name, same, workdir)
         if same[0]["eval"]:
             alike = f"{row['metric']} on {same[0]['eval_data']}"
-            row["gain"] = row["mean"] - first.setdefault(alike, row["mean"])
+            gain = row["mean"] - first.setdefault(alike, row["mean"])
+            row["gain"] = gain if same[0]["mode"] == "max" else -gain
         rows.append(row)
     return rows
 
@@ -129,8 +146,7 @@ def evaluate(config: Any, workdir: Path) -> list[dict[str, Any]]:
         raise UserError(
             f"{workdir} holds no finished stage of this config; run it first"
         )
-    train = data.open_examples(section.train, "")
-    test = data.open_examples(section.test, "")
+    train, test = (_labelled(each) for each in (section.train, section.test))
     models = {"pretrained": Path(config.init)} if config.init else {}
     models |= {stage.label: stage.folder / "export" for stage in finished}
     rows = [
@@ -139,6 +155,21 @@ def evaluate(config: Any, workdir: Path) -> list[dict[str, Any]]:
     ]
     logs.write_json(workdir / "eval.json", rows)
     return rows
+
+
+def _labelled(config_data: Any) -> data.Examples:
+    try:
+        examples = data.open_examples(config_data, "")
+    except UserError as error:
+        raise UserError(
+            f"eval needs the labelled data of the config's `evaluate`: {error}"
+        ) from None
+    if not examples.class_names:
+        raise UserError(
+            f"eval measures kNN and a linear probe by class, but {config_data.source} "
+            "has no classes"
+        )
+    return examples
 
 
 def _measure(config: Any, folder: Path, *both: data.Examples) -> dict[str, float]:

@@ -96,7 +96,12 @@ def put(tree: Any, mesh: Mesh) -> Any:
     """Places a copy of host arrays (the same on every process) by the table."""
     shardings = tree_shardings(tree, mesh)
     if jax.process_count() == 1:
-        return jax.device_put(tree, shardings, may_alias=False)
+        # By way of a copy on the host: `may_alias=False` still aliases the source where
+        # there are several devices, and donation would then delete it.
+        return jax.tree.map(
+            lambda leaf, sharding: jax.device_put(np.array(leaf), sharding),
+            *(tree, shardings),
+        )
 
     def place(leaf, sharding):
         host = np.asarray(leaf)

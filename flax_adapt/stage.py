@@ -4,6 +4,7 @@ A stage that runs once lives in `stages/NAME`, one with several seeds in
 `stages/NAME/seed_S` each; `stage:NAME` and `stage:NAME/seed_S` refer to their exports.
 """
 
+import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,10 +13,12 @@ import numpy as np
 from flax import linen as nn
 from jax.experimental import multihost_utils
 
-from flax_adapt import check, data, models, objectives, weights
+from flax_adapt import check, data, logs, models, objectives, weights
 from flax_adapt import config as configs
 from flax_adapt.errors import UserError
 from flax_adapt.types import Params
+
+log = logging.getLogger(__name__)
 
 
 class Stage(NamedTuple):
@@ -103,25 +106,33 @@ def check_text(
     """Rows and vocabulary must fit the model, and a label needs a row of its own."""
     if not isinstance(examples, data.TextExamples):
         return
-    arch, tokenizer = model.config, examples.tokenizer
-    problems = {
-        f"data.seq_len={section.seq_len} is more than the {arch.max_length} positions of "
-        "the model": section.seq_len > arch.max_length,
-        f"the tokenizer {section.tokenizer} has {tokenizer.vocab_size} tokens, the model "
-        f"{arch.vocab_size}": tokenizer.vocab_size > arch.vocab_size,
-        f"data.layout={section.layout!r} puts several texts in a row; classification "
-        "needs 'padded'": stage.task == "classify" and section.layout != "padded",
-    }
-    masked = stage.config.objective.get("masked", stage.config.objective)
-    if "mask_token_id" in masked:
-        problems |= {
-            f"objective.mask_token_id={masked.mask_token_id} but the mask token of "
-            f"{section.tokenizer} is {tokenizer.mask_id}": masked.mask_token_id
-            != tokenizer.mask_id
-        }
-    for problem, holds in problems.items():
-        if holds:
-            raise UserError(f"stage {stage.label}: {problem}")
+    tokenizer, objective = examples.tokenizer, stage.config.objective
+    masked = objective.get("masked", objective)
+    rules = (
+        (
+            stage.task != "classify" or section.layout == "padded",
+            f"data.layout={section.layout!r} puts several texts in a row; classification "
+            "needs 'padded'",
+        ),
+        (
+            masked.get("mask_token_id", tokenizer.mask_id) == tokenizer.mask_id,
+            "objective.mask_token_id is not the mask token of the tokenizer, which is "
+            f"{tokenizer.mask_id}",
+        ),
+    )
+    try:
+        models.check_fits(
+            model.config,
+            length=section.seq_len,
+            vocab_size=tokenizer.vocab_size,
+            token_types=tokenizer.token_types(len(section.text_fields)),
+        )
+        for holds, problem in rules:
+            if not holds:
+                raise UserError(problem)
+    except UserError as error:
+        where = f"stage {stage.label}: {section.tokenizer}"
+        raise UserError(f"{where}: {error}") from None
 
 
 def check_same_classes(stage: Stage, train: data.Examples, test: data.Examples) -> None:
@@ -134,6 +145,34 @@ def check_same_classes(stage: Stage, train: data.Examples, test: data.Examples) 
         )
     if stage.config.objective.name == "classify" and np.min(test.labels) < 0:
         raise UserError(f"stage {stage.label}: eval.data has examples without a label")
+
+
+def check_same_data(stage: Stage, examples: data.Examples) -> None:
+    """A stage goes on with the data it began with: an epoch is an order of its rows."""
+    file = stage.folder / "data.json"
+    now = {"rows": len(examples), "class_names": list(examples.class_names)}
+    if file.exists() and any(stage.folder.glob("checkpoints/*")):
+        changes = configs.difference(logs.read_json(file), now)
+        if changes:
+            raise UserError(
+                f"stage {stage.label}: {stage.config.data.source} is not what the stage "
+                f"began with ({'; '.join(changes)}); put it back, or delete "
+                f"{stage.folder}"
+            )
+    if jax.process_index() == 0:
+        logs.write_json(file, now)
+
+
+def warn_of_overflow(stage: Stage, values: dict[str, float]) -> bool:
+    """Says that masked tokens were left out; returns true if there were any."""
+    lost = int(values.get("overflow", 0))
+    if lost:
+        log.warning(
+            "%s: %d masked tokens, beside %d, were more than "
+            "objective.max_masked_fraction of their row and not learnt from",
+            *(stage.label, lost, values["masked_tokens"]),
+        )
+    return lost > 0
 
 
 def check_architecture(

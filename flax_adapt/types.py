@@ -40,6 +40,19 @@ class Text(NamedTuple):
     words_BL: Array
 
 
+class Layout(NamedTuple):
+    """What the tokens of a state stand for; all [B, L].
+
+    segments  int32; 0: padding; 1, 2, ...: the documents of the row (an image is one)
+    first     bool; the first token of a document: CLS
+    pooled    bool; what pooling by "mean" averages: patches; all tokens of a text
+    """
+
+    segments_BL: Array
+    first_BL: Array
+    pooled_BL: Array
+
+
 # image [B, Y, X, C] or text (`Text`); label int32 [B] (-1: none) or float32 [B];
 # weight float32 [B] (0: does not count); position int32 [B] (row in the GLOBAL batch);
 # index int32 [B] (row in the source).

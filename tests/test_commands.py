@@ -70,12 +70,12 @@ def refused(found, told):
 
 
 MISTAKES = {
-    "nope": "'nope' is no command; there are: run, eval, features, configs",
+    "nope": "'nope' is no command; there are: run, eval, features, fill, configs",
     "run --config=quickstart": "run needs --workdir=...; flags: --workdir, --coord",
     "run --workdir= --config=quickstart": "run needs --workdir=...",
     "run --workdir={w}": "run needs one --config=FILE or --config=NAME",
     "run --workdir={w} --config=quickstart --config=quickstart": "run needs one",
-    "run --workdir={w} --config=nope": "choose one of ['quickstart', 'small_adapt'",
+    "run --workdir={w} --config=nope": "choose one of ['bert_further_pretrain', 'bert_",
     "run --workdir={w} --config=quickstart:stepz=1": "'stepz=1' is unknown; there are",
     "run --workdir={w} --config=quickstart:pretrain_steps=x": "must be of type int",
     "run --workdir={w} --config=quickstart more": "run does not know ['more']",

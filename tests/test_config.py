@@ -48,7 +48,9 @@ def test_arguments_reach_get_config(file):
 
 
 def test_an_unknown_name_lists_the_choices():
-    with pytest.raises(UserError, match=r"--config='nope'.*\['quickstart'.*'vit_fin"):
+    with pytest.raises(
+        UserError, match=r"--config='nope'.*\['bert_fu.*'quickstart'.*'vit_fin"
+    ):
         config.load("nope")
 
 

@@ -65,6 +65,7 @@ def files(tmp_path_factory):
         texts=f"jsonl:{texts}",
         init=tiny_files.mae_folder(root / "mae"),
         bert=tiny_files.bert_folder(root / "bert"),
+        encoder=tiny_files.bert_folder(root / "encoder", task="encoder"),
     )
 
 
@@ -276,3 +277,32 @@ def test_numbers_of_pairs_are_learnt_and_measured_by_rank(files, tmp_path):
     assert -1 <= row["mean"] <= 1
     head = load_file(f"{row['export']}/model.safetensors")["classifier.weight"]
     assert head.shape[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "told"),
+    [
+        (
+            "bert_self_distill",
+            "dataset={texts},init={init}",
+            "holds a vit; this config",
+        ),
+        ("vit_finetune", "dataset={images},init={bert}", "holds a bert; this config"),
+        (
+            "bert_further_pretrain",
+            "dataset={texts},init={encoder}",
+            "has no masked-language head; give mlm_warmup=STEPS",
+        ),
+    ],
+)
+def test_weights_of_another_kind_are_told_at_once(files, name, arguments, told):
+    with pytest.raises(UserError, match=told):
+        configs.load(f"{name}:{arguments.format(**files)}")
+
+
+def test_a_split_that_is_not_there_is_told_before_the_first_stage(files, tmp_path):
+    arguments = f"dataset={files['texts']},init={files['bert']},test_split=dev"
+    config = configs.load(f"bert_further_pretrain:{arguments},finetune=True")
+    with pytest.raises(UserError, match="split='dev'"):
+        recipe.run(tiny_files.shrink(config), tmp_path, force=False)
+    assert not list(tmp_path.iterdir())

@@ -20,7 +20,7 @@ def test_a_non_finite_loss_stops_with_step_leaf_and_good_checkpoint(
     tmp_path, nans_allowed
 ):
     # Warm-up from zero: step 1 changes nothing, step 2 makes weights that overflow.
-    rate = defaults.pretrain_optim(lr=1e6, warmup_steps=5)
+    rate = defaults.pretrain_optim(lr=1e12, warmup_steps=5)
     bad = tiny.pretrain(optim=rate, num_steps=10)
     with pytest.raises(loop.NonFiniteError) as caught:
         run(tmp_path, bad, checkpoint=dict(every_steps=1, keep_last=2, keep_best=0))

@@ -177,11 +177,12 @@ def test_embed_pools_the_last_state_and_layout_numbers_its_tokens():
             pooled = [models.pool(state_BLD, how) for how in models.POOLING]
             return embedded, pooled, apply(image, method="layout")
 
-        embedded, pooled, (segments_BL, positions_BL) = run(images(2))
+        embedded, pooled, layout = run(images(2))
         np.testing.assert_array_equal(embedded, pooled)
         assert embedded[0].dtype == jnp.float32
-        np.testing.assert_array_equal(segments_BL, np.ones((2, 17)))
-        np.testing.assert_array_equal(positions_BL, [np.arange(17)] * 2)
+        np.testing.assert_array_equal(layout.segments_BL, np.ones((2, 17)))
+        np.testing.assert_array_equal(layout.first_BL, [np.arange(17) == 0] * 2)
+        np.testing.assert_array_equal(layout.pooled_BL, ~layout.first_BL)
         assert model.modality == "image"
 
 

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from flax_adapt import defaults, keys, objectives
 from flax_adapt.errors import UserError
 from flax_adapt.objectives import classify, distill, reconstruct
+from flax_adapt.types import Layout
 
 RECONSTRUCT = defaults.reconstruct() | dict(hidden_ratio=0.5)
 # Half of the tokens: tiny rows shall never have none to guess.
@@ -141,9 +142,10 @@ def test_only_the_encoder_gets_the_distillation_gradient():
     assert np.any(grads["encoder"]["cls_token"])
 
 
-def test_a_student_that_is_the_teacher_has_distance_zero():
-    loss_fn, params, _ = make("distill", train=False)
-    batch = tiny.batch_of()
+@pytest.mark.parametrize("name", ["distill", "distill_tokens", "distill_mlm"])
+def test_a_student_that_is_the_teacher_has_distance_zero(name):
+    loss_fn, params, _ = make(name)  # dropout is for the masked pass alone
+    batch = batch_for(name)
     _, metrics = loss_fn(params, {"teacher": params}, batch, keys_of(batch))
     assert metrics["distill"].value() == 0
 
@@ -172,6 +174,26 @@ def test_patch_targets_use_the_unbiased_variance(strict_dtypes):
     np.testing.assert_allclose(target_BLP[0, 0], expected, rtol=1e-6)
 
 
+def image_layout(length):
+    """CLS and patches of one image."""
+    first_BL = jnp.arange(length)[None] == 0
+    return Layout(jnp.ones((1, length), jnp.int32), first_BL, ~first_BL)
+
+
+@pytest.mark.parametrize("name", ["distill", "distill_mlm"])
+def test_what_mean_compares_is_what_pooling_by_mean_gives(name):
+    if name in TEXTS:
+        model, inputs = tiny.build("mlm", tiny.TEXT_MODEL), tiny.text_of((12,), (7,))
+    else:
+        model, inputs = tiny.build("mae"), tiny.batch_of(2)["image"]
+    params = {"params": tiny.params_of(model)}
+    pooled = model.apply(params, inputs, "mean", method="embed")
+    states = model.apply(params, inputs, None, method="encode")[-1]
+    found, counts = distill.STATES["mean"](states, model.layout(inputs))
+    np.testing.assert_allclose(found[:, 0], pooled, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(counts.sum(axis=1), [1, 1])
+
+
 @pytest.mark.parametrize(
     ("state", "reduce", "expected"),
     [
@@ -184,14 +206,14 @@ def test_patch_targets_use_the_unbiased_variance(strict_dtypes):
 def test_state_distance_by_hand(state, reduce, expected, strict_dtypes):
     student = jnp.array([[[1.0, 2.0], [4.0, 4.0], [1.0, 1.0]]])
     teacher = jnp.array([[[3.0, 5.0], [4.0, 4.0], [0.0, 0.0]]])
-    one, layout = jnp.ones(1), (jnp.ones((1, 3), int), jnp.arange(3)[None])
+    one, layout = jnp.ones(1), image_layout(3)
     distance = distill.state_distance([student], [teacher], layout, one, state, reduce)
     np.testing.assert_allclose(distance.value(), expected, rtol=1e-6)
 
 
 def test_layers_are_averaged(strict_dtypes):
     one, two = jnp.ones((1, 1, 2)), 2 * jnp.ones((1, 1, 2))
-    zero, layout = jnp.zeros((1, 1, 2)), (jnp.ones((1, 1), int), jnp.zeros((1, 1), int))
+    zero, layout = jnp.zeros((1, 1, 2)), image_layout(1)
     distance = distill.state_distance(
         [one, two], [zero, zero], layout, jnp.ones(1), "cls", "sum"
     )

@@ -19,6 +19,7 @@ def result(stage, value, seed=0, metric="accuracy", data="digits", seconds=1.5):
         "stage": stage,
         "seed": seed,
         "metric": metric,
+        "mode": "max",
         "value": value,
         "seconds": seconds,
         "train": {} if is_eval else measured,
@@ -60,6 +61,14 @@ def test_gain_is_over_the_first_stage_with_the_same_measure(rows):
     assert gains["start"] == gains["other"] == 0
     assert gains["best"] == pytest.approx(0.82 - 0.6)
     assert gains["other_again"] == pytest.approx(-0.1)
+
+
+def test_gain_of_what_should_be_small_is_how_much_smaller_it_got(tmp_path):
+    results = [
+        {**result(name, value), "mode": "min", "metric": "perplexity"}
+        for name, value in (("before", 40.0), ("after", 25.0))
+    ]
+    assert [row["gain"] for row in recipe.summarize(results, tmp_path)] == [0, 15]
 
 
 def test_a_row_names_its_exported_model(rows, tmp_path):

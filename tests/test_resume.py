@@ -1,6 +1,7 @@
 """Exact resume of images and of texts: SIGKILL, SIGTERM, other devices, the same bits."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -188,3 +189,16 @@ def test_another_config_is_refused_with_the_difference(straight):
     assert "seed: 0 -> 1" in changed.stderr
     assert changed.stderr.strip().count("\n") == 0
     assert "Traceback" not in changed.stderr
+
+
+def test_a_stage_refuses_to_go_on_with_other_data(straight, tmp_path):
+    """More rows, or other classes: the order of the examples, or the head, would change."""
+    workdir = tmp_path / "run"
+    shutil.copytree(straight, workdir)
+    (workdir / "stages/finetune/result.json").unlink()
+    noted = workdir / "stages/finetune/data.json"
+    before = json.loads(noted.read_text())
+    noted.write_text(json.dumps({**before, "rows": before["rows"] + 1}))
+    again = launch(straight, workdir)
+    assert again.returncode == 2
+    assert f"rows: {before['rows'] + 1} -> {before['rows']}" in again.stderr

@@ -164,8 +164,9 @@ def test_the_teacher_is_never_donated_and_the_state_is(nans_allowed):
     assert before.is_deleted()
 
 
-def test_given_parameters_survive_a_step(nans_allowed):
-    mesh = mesh_of("one")
+@pytest.mark.parametrize("devices", ["one", "data"])
+def test_given_parameters_survive_a_step(nans_allowed, devices):
+    mesh = mesh_of(devices)
     model = tiny.build("classify")
     params = jax.tree.map(jnp.asarray, tiny.params_of(model))
     tx = optim.build(ConfigDict(OBJECTIVES["classify"][1]), 5, params)

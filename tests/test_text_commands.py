@@ -1,10 +1,13 @@
 """`fill` and `features` on text: what they print and write; a mistake is one line."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
 import tiny_files
 import tiny_text
+import tokenizers
 
 from flax_adapt import __main__, data, weights
 from flax_adapt.types import Text
@@ -23,6 +26,14 @@ def files(tmp_path_factory):
     tiny_files.bert_folder(root / "bert")
     tiny_files.mae_folder(root / "mae")
     tiny_text.corpus_folder(root / "texts")
+    shutil.copytree(root / "bert", root / "added")
+    tokenizer = tokenizers.Tokenizer.from_file(str(root / "added/tokenizer.json"))
+    tokenizer.add_tokens(["zzz"])
+    tokenizer.save(str(root / "added/tokenizer.json"))
+    model, params, _ = weights.from_pretrained(root / "bert", "encoder")
+    weights.save_pretrained(
+        root / "encoder", model, params, tokenizer=root / "bert_tokenizer"
+    )
     return root
 
 
@@ -69,10 +80,12 @@ def logits_alone(model, params, ids):
         (["--init={f}/bert", "--text=the cat"], "holds no mask token; write [MASK]"),
         (
             ["--init={f}/bert", "--text=" + "[MASK] " * 40],
-            "has 42 tokens but the model",
+            "rows of 42 tokens (data.seq_len) are longer than the 16 positions",
         ),
+        (["--init={f}/encoder", "--text=[MASK]"], "has no masked-language head"),
+        (["--init={f}/added", "--text=zzz [MASK]"], "the tokenizer has 89 tokens but"),
         (["--init={f}/bert", "--text=[MASK]", "--top=0"], "--top=0 must lie in 1 to"),
-        (["--init={f}/mae", "--text=[MASK]"], "{f}/mae"),
+        (["--init={f}/mae", "--text=[MASK]"], "{f}/mae has no masked-language head"),
         (["--init={f}/no", "--text=[MASK]"], "{f}/no"),
         (["--text=[MASK]"], "fill needs --init=..."),
     ],
@@ -107,3 +120,24 @@ def test_features_of_texts_are_pooled_states_with_labels_and_names(
         states = model.apply({"params": params}, alone, None, method="encode")[-1]
         expected = states[0, 0] if pooling == "cls" else states[0].mean(axis=0)
         np.testing.assert_allclose(row, expected, atol=1e-5)
+
+
+def test_features_of_a_tokenizer_that_is_not_the_models_are_refused(
+    main, files, tmp_path
+):
+    flags = [f"--data=jsonl:{files}/texts", f"--out={tmp_path / 'x.npz'}"]
+    code, _, error = main("features", f"--init={files}/added", *flags, "--seq_len=16")
+    assert code == 2
+    assert "the tokenizer has 89 tokens but the model 88" in error
+    code, _, error = main("features", f"--init={files}/bert", *flags, "--seq_len=17")
+    assert code == 2
+    assert "rows of 17 tokens (data.seq_len) are longer than the 16" in error
+
+
+def test_numbers_as_labels_stay_numbers(main, files, tmp_path):
+    rows = [dict(text="the cat", label=0.5), dict(text="a dog", label=-2.25)]
+    source, out = tiny_text.jsonl(tmp_path / "train.jsonl", rows), tmp_path / "x.npz"
+    flags = [f"--init={files}/bert", f"--data=jsonl:{source}", f"--out={out}"]
+    assert main("features", *flags, "--label_kind=number", "--seq_len=16")[0] == 0
+    with np.load(out) as stored:
+        assert stored["labels"].tolist() == [0.5, -2.25]

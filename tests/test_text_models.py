@@ -71,9 +71,12 @@ def test_embed_pools_the_last_state_over_real_tokens(task):
         [state_BLD[0, :7].mean(axis=0), state_BLD[1].mean(axis=0), np.zeros(16)],
         atol=1e-6,
     )
-    segments_BL, positions_BL = model.apply({}, text, method="layout")
-    np.testing.assert_array_equal(segments_BL, text.segments_BL)
-    np.testing.assert_array_equal(positions_BL, text.positions_BL)
+    layout = model.apply({}, text, method="layout")
+    np.testing.assert_array_equal(layout.segments_BL, text.segments_BL)
+    real_BL = text.segments_BL > 0
+    np.testing.assert_array_equal(layout.pooled_BL, real_BL)
+    first_BL = real_BL & (text.positions_BL == 0)
+    np.testing.assert_array_equal(layout.first_BL, first_BL)
     assert model.modality == "text"
     assert models.config_of(model) == TINY
     assert models.task_of(model) == task

@@ -32,9 +32,9 @@ def mae_folder(path):
     return path
 
 
-def bert_folder(path):
-    """A BertForMaskedLM folder with its tokenizer; returns `path`."""
-    model = tiny.build("mlm", {**tiny_runs.TEXT_MODEL, "depth": 1})
+def bert_folder(path, task="mlm"):
+    """A BertForMaskedLM (or other) folder with its tokenizer; returns `path`."""
+    model = tiny.build(task, {**tiny_runs.TEXT_MODEL, "depth": 1})
     tokenizer = tiny_text.bert_folder(path.parent / f"{path.name}_tokenizer")
     weights.save_pretrained(path, model, tiny.params_of(model), tokenizer=tokenizer)
     return path

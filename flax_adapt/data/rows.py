@@ -112,6 +112,10 @@ def _is_utf8(values: list[str]) -> bool:
 
 
 def _named(header: list[str] | None, values: list[str]) -> Fields:
+    if header is not None and len(set(header)) < len(header):
+        raise errors.UserError(
+            f"data.source: a column is named twice in the header {header}; rename one"
+        )
     if header is None or len(header) != len(values):
         return f"{len(values)} fields where the header has {len(header or ())}"
     return dict(zip(header, values, strict=True))

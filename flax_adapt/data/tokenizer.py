@@ -99,6 +99,10 @@ class Tokenizer:
         starts[offsets[:-1][np.diff(offsets) > 0]] = True
         return Pieces(tokens, starts, offsets)
 
+    def token_types(self, num_texts: int) -> int:
+        """How many token types a row of so many texts has."""
+        return 1 + self.template.second_type if num_texts == 2 else 1
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of these tokens, special ones left out."""
         return self.rust.decode([int(i) for i in ids])

@@ -84,9 +84,14 @@ def text_pretrain_stage(
         objective=mlm(mask_token_id),
         num_steps=num_steps,
         optim=text_optim(num_steps),
-        model=dict(dropout=0.1, drop_path=0.0, pooling="cls", num_classes=0, fresh=()),
+        model=text_model(),
     )
     return shared.change(section, changes)
+
+
+def text_model() -> dict[str, Any]:
+    """Dropout 0.1, as BERT and RoBERTa were pre-trained; nothing new."""
+    return dict(dropout=0.1, drop_path=0.0, pooling="cls", num_classes=0, fresh=())
 
 
 def text_finetune_stage(
@@ -137,6 +142,7 @@ TEXT_ARGUMENTS = dict(
     lr=1e-4,
     finetune_steps=1_000,
     finetune_lr=2e-5,
+    regress=False,
     mlm_warmup=0,
     pooling="pooler",
 )
@@ -157,6 +163,10 @@ class TextData:
             )
         self.args, self.init = args, args.init
         self.model = weights.model_config(args.init)
+        if self.model["kind"] == "vit":
+            raise UserError(
+                f"init={args.init} holds a vit; this config takes text models"
+            )
         self.mask_token_id = data.open_tokenizer(args.init).mask_id
         few = {**ALL, "per_class": args.per_class}
         self.texts = self._unlabelled("train")
@@ -183,6 +193,7 @@ class TextData:
             seq_len=args.seq_len,
             text_fields=tuple(filter(None, (args.text_field, args.pair_field))),
             label_field=args.label_field,
+            label_kind="number" if args.regress else "class",
         )
         return shared.change(section, changes)
 
@@ -194,6 +205,11 @@ class TextData:
     def warmup_stages(self) -> list[dict[str, Any]]:
         """A new MLM head trained with the encoder frozen, if `mlm_warmup` asks for it."""
         steps = self.args.mlm_warmup
+        if not steps and "mlm" not in weights.parts(self.init):
+            raise UserError(
+                f"init={self.init} has no masked-language head; give mlm_warmup=STEPS, "
+                "such as 500, to train a new one with the encoder frozen"
+            )
         if not steps:
             return []
         stage = self._pretrain(
@@ -205,14 +221,17 @@ class TextData:
         stage["model"] = {**stage["model"], "fresh": ("mlm",)}
         return [stage]
 
-    def pretrain_stage(self, name: str, **changes: Any) -> dict[str, Any]:
+    def pretrain_stage(self, name: str) -> dict[str, Any]:
         """Masked pre-training from `start`."""
-        return self._pretrain(name, **{"init_from": self.start, **changes})
+        return self._pretrain(name, init_from=self.start)
 
     def _pretrain(self, name: str, **changes: Any) -> dict[str, Any]:
-        args = self.args
-        sizes = dict(num_steps=args.steps, batch_size=args.batch_size)
-        optim, heldout = text_optim(args.steps, lr=args.lr), None
+        fields = {**self._sizes(), **changes}
+        return text_pretrain_stage(name, self.texts, self.mask_token_id, **fields)
+
+    def _sizes(self) -> dict[str, Any]:
+        """What all masked pre-training shares."""
+        args, heldout = self.args, None
         if args.heldout_split:
             heldout = dict(
                 every_steps=0,
@@ -221,23 +240,30 @@ class TextData:
                 metric="perplexity",
                 mode="min",
             )
-        fields = {**sizes, "optim": optim, "eval": heldout, **changes}
-        return text_pretrain_stage(name, self.texts, self.mask_token_id, **fields)
+        return dict(
+            num_steps=args.steps,
+            batch_size=args.batch_size,
+            optim=text_optim(args.steps, lr=args.lr),
+            eval=heldout,
+        )
 
     def distill_stages(self, first_teacher: str, rounds: int) -> list[dict[str, Any]]:
         """S1's rounds on text: the masked part is `mlm`."""
-        fields = self.pretrain_stage("like")
-        for field in ("name", "data", "objective", "teacher", "seeds"):
-            del fields[field]
         state = choose("pooling", self.args.pooling, STATES)
         objective = {**shared.distill(mlm(self.mask_token_id)), "state": state}
         return shared.distill_stages(
-            self.texts, first_teacher, rounds, objective=objective, **fields
+            self.texts,
+            first_teacher,
+            rounds,
+            objective=objective,
+            init_from=self.start,
+            model=text_model(),
+            **self._sizes(),
         )
 
     def finetune_stage(self, name: str, init_from: str) -> dict[str, Any]:
         args = self.args
-        return text_finetune_stage(
+        stage = text_finetune_stage(
             name,
             self.labelled,
             self.test,
@@ -247,6 +273,10 @@ class TextData:
             num_steps=args.finetune_steps,
             optim=text_finetune_optim(args.finetune_steps, lr=args.finetune_lr),
         )
+        if args.regress:
+            stage["objective"] = shared.regress()
+            stage["eval"] = {**stage["eval"], "metric": "spearman"}
+        return stage
 
     def experiment(self, stages: list[dict[str, Any]]) -> dict[str, Any]:
         return shared.experiment(

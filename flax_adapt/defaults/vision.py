@@ -42,6 +42,8 @@ def architecture(init: str, size: str) -> dict[str, Any]:
     if not init:
         return models.mae_config(size or "B", image_size=224, patch_size=16, channels=3)
     found = weights.model_config(init)
+    if found["kind"] != "vit":
+        raise UserError(f"init={init} holds a {found['kind']}; this config takes a ViT")
     if size:
         wanted = choose("model", size, models.SIZES)
         if any(found[field] != value for field, value in wanted.items()):

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from flax_adapt import data, defaults, sharding, weights
+from flax_adapt import data, defaults, models, sharding, weights
 from flax_adapt.data import image
 from flax_adapt.evals import features
 from flax_adapt.evals.features import Features
@@ -44,6 +44,14 @@ def extract(
 ) -> Features:
     """Returns the pooled states of the last layer, [n, D], of every example."""
     model, params, _ = weights.from_pretrained(path, "encoder", dtype=precision)
+    if isinstance(examples, data.TextExamples):
+        section, tokenizer = examples.config, examples.tokenizer
+        models.check_fits(
+            model.config,
+            length=section.seq_len,
+            vocab_size=tokenizer.vocab_size,
+            token_types=tokenizer.token_types(len(section.text_fields)),
+        )
     params = sharding.put(params, mesh)
 
     @jax.jit

@@ -14,7 +14,7 @@ class Features(NamedTuple):
     """Rows in the order of the source. `labels` are -1 where there are none."""
 
     embeddings: np.ndarray  # float32 [n, D]
-    labels: np.ndarray  # int32 [n]
+    labels: np.ndarray  # int32 [n], or float32 where labels are numbers
     indices: np.ndarray  # int32 [n], strictly increasing
 
 
@@ -43,7 +43,7 @@ def _fetch(embeddings: ArrayLike, batch: Batch) -> Features:
     counts = np.asarray(batch["weight"]) > 0
     return Features(
         np.asarray(embeddings, np.float32)[counts],
-        np.asarray(batch["label"], np.int32)[counts],
+        np.asarray(batch["label"])[counts],
         np.asarray(batch["index"], np.int32)[counts],
     )
 

@@ -6,19 +6,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flax_adapt import data, weights
+from flax_adapt import data, models, weights
 from flax_adapt.errors import UserError
 from flax_adapt.types import Text
 
 
 def fill(path: Path, text: str, top: int) -> list[list[tuple[str, float]]]:
     """Returns, for every mask token, the `top` likeliest tokens and their probabilities."""
+    if "mlm" not in weights.parts(path):
+        raise UserError(f"{path} has no masked-language head to fill with")
     tokenizer = data.open_tokenizer(path)
     model, params, _ = weights.from_pretrained(path, "mlm")
     row = _one_row(tokenizer, text)
     (places,) = np.nonzero(np.asarray(row.tokens_BL[0]) == tokenizer.mask_id)
     length = row.tokens_BL.shape[1]
-    _check(tokenizer, places, length, model.config.max_length, top)
+    models.check_fits(
+        model.config, length=length, vocab_size=tokenizer.vocab_size, token_types=1
+    )
+    _check(tokenizer, places, top)
     logits_BMV = model.apply({"params": params}, row, places[None], None)
     probabilities_MV = np.asarray(jax.nn.softmax(logits_BMV[0]))
     order_MV = np.argsort(-probabilities_MV, axis=-1)[:, :top]
@@ -31,26 +36,19 @@ def fill(path: Path, text: str, top: int) -> list[list[tuple[str, float]]]:
 def _one_row(tokenizer: data.Tokenizer, text: str) -> Text:
     """The text alone in a batch, [1, L]."""
     (found,) = tokenizer.encode([(text,)])
-    positions = np.arange(len(found.tokens), dtype=np.int32)
-    fields = (
-        found.tokens,
-        found.token_types,
-        np.ones_like(positions),
-        positions,
-        found.words,
+    tokens_BL = jnp.asarray(found.tokens)[None]
+    return Text(
+        tokens_BL=tokens_BL,
+        token_types_BL=jnp.asarray(found.token_types)[None],
+        segments_BL=jnp.ones_like(tokens_BL),
+        positions_BL=jnp.arange(tokens_BL.shape[1])[None],
+        words_BL=jnp.asarray(found.words)[None],
     )
-    return Text(*(jnp.asarray(field)[None] for field in fields))
 
 
-def _check(
-    tokenizer: data.Tokenizer, places: np.ndarray, length: int, longest: int, top: int
-) -> None:
+def _check(tokenizer: data.Tokenizer, places: np.ndarray, top: int) -> None:
     mask = tokenizer.token(tokenizer.mask_id)
     if not len(places):
         raise UserError(f"--text holds no mask token; write {mask} where one is to go")
-    if length > longest:
-        raise UserError(
-            f"--text has {length} tokens but the model takes {longest}; shorten it"
-        )
     if not 1 <= top <= tokenizer.vocab_size:
         raise UserError(f"--top={top} must lie in 1 to {tokenizer.vocab_size}")

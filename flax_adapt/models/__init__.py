@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from flax_adapt.errors import UserError, choose
 from flax_adapt.models import text, vit
-from flax_adapt.models.bert import BertConfig
+from flax_adapt.models.bert import BertConfig, check_fits
 from flax_adapt.models.layers import GELU, ViTConfig
 from flax_adapt.models.mae import MAE, DecoderConfig
 from flax_adapt.models.text import Bert, MaskedLM, TextClassifier
@@ -52,6 +52,7 @@ __all__ = [
     "ViTConfig",
     "bert_config",
     "build",
+    "check_fits",
     "config_of",
     "init_params",
     "mae_config",

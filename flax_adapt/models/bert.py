@@ -83,6 +83,32 @@ class BertConfig:
         return self.max_positions - self.position_offset
 
 
+def check_fits(
+    config: BertConfig, *, length: int, vocab_size: int, token_types: int
+) -> None:
+    """Rows of `length` tokens of a tokenizer must fit the model's tables."""
+    rules = (
+        (
+            length <= config.max_length,
+            f"rows of {length} tokens (data.seq_len) are longer than the "
+            f"{config.max_length} positions of the model",
+        ),
+        (
+            vocab_size <= config.vocab_size,
+            f"the tokenizer has {vocab_size} tokens but the model {config.vocab_size}: "
+            "it is not the model's own, or was added to",
+        ),
+        (
+            token_types <= config.token_types,
+            f"the tokenizer tells {token_types} texts of a row apart by type but the "
+            f"model has {config.token_types}",
+        ),
+    )
+    for holds, problem in rules:
+        if not holds:
+            raise UserError(problem)
+
+
 class Embeddings(nn.Module):
     """Sum of token, position and token type, in float32; then LayerNorm."""
 

@@ -10,10 +10,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from flax_adapt.errors import choose
 from flax_adapt.models import bert, layers
 from flax_adapt.models.bert import BertConfig
 from flax_adapt.models.layers import NORMAL, Dtype
-from flax_adapt.types import Array, Key, Text
+from flax_adapt.types import Array, Key, Layout, Text
 
 
 def mean_of_tokens(x_BLD: Array, segments_BL: Array) -> Array:
@@ -50,12 +51,14 @@ class TextModel(nn.Module):
 
     def embed(self, text: Text, pooling: str) -> Array:
         """Returns x_BD, float32: the last states, pooled; nothing is dropped."""
+        pool = choose("pooling", pooling, POOLING)
         x_BLD = self.encode(text, None)[-1].astype(jnp.float32)
-        return POOLING[pooling](x_BLD, text.segments_BL)
+        return pool(x_BLD, text.segments_BL)
 
-    def layout(self, text: Text) -> tuple[Array, Array]:
-        """Returns (segments_BL, positions_BL) of the states' tokens, int32."""
-        return text.segments_BL, text.positions_BL
+    def layout(self, text: Text) -> Layout:
+        """Returns what the states' tokens stand for."""
+        real_BL = text.segments_BL > 0
+        return Layout(text.segments_BL, real_BL & (text.positions_BL == 0), real_BL)
 
 
 def make_pooler(config: BertConfig) -> layers.Dense:

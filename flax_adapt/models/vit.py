@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flax_adapt.errors import UserError
+from flax_adapt.errors import UserError, choose
 from flax_adapt.models import layers
 from flax_adapt.models.layers import NORMAL, Dtype, Initialiser, ViTConfig
-from flax_adapt.types import Array, Key
+from flax_adapt.types import Array, Key, Layout
 
 # Ti, S: Touvron et al. 2021; B, L, H: Dosovitskiy et al. 2021.
 SIZES = {
@@ -195,13 +195,14 @@ class ImageModel(nn.Module):
 
     def embed(self, image_BYXC: Array, pooling: str) -> Array:
         """Returns x_BD, float32: the final states, pooled; nothing is dropped."""
+        choose("pooling", pooling, POOLING)
         return pool(self.encode(image_BYXC, None)[-1].astype(jnp.float32), pooling)
 
-    def layout(self, image_BYXC: Array) -> tuple[Array, Array]:
-        """Returns (segments_BL, positions_BL) of the states' tokens, int32; CLS is 0."""
+    def layout(self, image_BYXC: Array) -> Layout:
+        """Returns what the states' tokens stand for: CLS, then patches."""
         shape = (len(image_BYXC), 1 + self.config.num_patches)
-        position_BL = jax.lax.broadcasted_iota(jnp.int32, shape, 1)
-        return jnp.ones(shape, jnp.int32), position_BL
+        first_BL = jax.lax.broadcasted_iota(jnp.int32, shape, 1) == 0
+        return Layout(jnp.ones(shape, jnp.int32), first_BL, ~first_BL)
 
 
 class ViT(ImageModel):

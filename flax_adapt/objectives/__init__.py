@@ -1,11 +1,11 @@
 """Objectives: what is minimised. Each is a function with one signature.
 
-    loss_fn(params, frozen, batch, key_B) -> (scalar loss, {"name": Mean(total, count), ...})
+    loss_fn(params, frozen, batch, key_B) -> (scalar loss, {"name": metric, ...})
 
 `params` trains, `frozen` holds what must not (the teacher), `key_B` holds one key for
 every example. The batch has "image" (float32, normalised) or "text" (`types.Text`), as
-the model's `modality` says. The metric "loss" is always there, a `metrics.Loss`: its
-terms are what parts of a batch are added up by.
+the model's `modality` says. Metrics are sums (`metrics`), divided once. The metric "loss"
+is always there, a `metrics.Loss`: its terms are what parts of a batch are added up by.
 """
 
 from typing import Any

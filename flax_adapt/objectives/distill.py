@@ -10,33 +10,28 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from flax_adapt import keys
 from flax_adapt.errors import UserError, choose
 from flax_adapt.metrics import Loss, Mean
 from flax_adapt.objectives import mlm, reconstruct
-from flax_adapt.types import Array, LossFn
-
-Layout = tuple[Array, Array]  # segments_BL, positions_BL of the tokens of a state
+from flax_adapt.types import Array, Layout, LossFn
 
 
 def _cls(x_BLD: Array, layout: Layout) -> tuple[Array, Array]:
     """The first token of every document (packed rows hold several), or of the image."""
-    segments_BL, positions_BL = layout
-    return x_BLD, (positions_BL == 0) & (segments_BL > 0)
+    return x_BLD, layout.first_BL
 
 
 def _tokens(x_BLD: Array, layout: Layout) -> tuple[Array, Array]:
-    return x_BLD, layout[0] > 0
+    return x_BLD, layout.segments_BL > 0
 
 
 def _mean(x_BLD: Array, layout: Layout) -> tuple[Array, Array]:
-    """The mean over each document's other tokens, in the place of its first."""
-    segments_BL, positions_BL = layout
+    """What pooling by "mean" gives each document, in the place of its first token."""
+    segments_BL = layout.segments_BL
     same_BLM = segments_BL[:, :, None] == segments_BL[:, None]
-    counts_BLM = (same_BLM & (positions_BL[:, None] > 0)).astype(x_BLD.dtype)
+    counts_BLM = (same_BLM & layout.pooled_BL[:, None]).astype(x_BLD.dtype)
     count_BL1 = jnp.sum(counts_BLM, axis=-1, keepdims=True)
-    mean_BLD = counts_BLM @ x_BLD / jnp.maximum(count_BL1, 1)
-    return mean_BLD, (positions_BL == 0) & (segments_BL > 0)
+    return counts_BLM @ x_BLD / jnp.maximum(count_BL1, 1), layout.first_BL
 
 
 # What of the token states is compared: (states [B, L, D], true where they count [B, L]).
@@ -47,8 +42,6 @@ STATES: dict[str, Callable[[Array, Layout], tuple[Array, Array]]] = {
 }
 REDUCE = {"sum": jnp.sum, "mean": jnp.mean}
 MASKED = {"reconstruct": reconstruct.make_loss, "mlm": mlm.make_loss}
-
-_UNMASKED = 0xD15  # dropout of the unmasked pass is drawn apart from the masked one's
 
 
 def state_distance(
@@ -81,7 +74,7 @@ def _check(config: Any, num_states: int) -> None:
     if outside or not config.layers:
         raise UserError(
             f"objective.layers={tuple(config.layers)} must name states 0 to "
-            f"{num_states - 1} (or negative, -1 = after the final LayerNorm)"
+            f"{num_states - 1} (or negative, -1 = the last)"
         )
 
 
@@ -89,25 +82,25 @@ def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
     """`config`: masked (an objective), state, layers, reduce, weight.
 
     L = L_masked + weight * distance(student, stop_gradient(teacher)), both on the FULL
-    unmasked input; the teacher is `frozen["teacher"]` and has no dropout. The defaults
-    of the reference: cls, after the last layer (its final LayerNorm included), sum over
+    unmasked input, without dropout: a student that is its teacher is at distance 0 (ours;
+    the reference trains without any). The teacher is `frozen["teacher"]`. The defaults of
+    the reference: cls, after the last layer (its final LayerNorm included), sum over
     features, weight 1.
     """
     masked = choose("objective.masked.name", config.masked.name, MASKED)
     masked_loss = masked(config.masked, model, train)
     _check(config, model.config.depth + 1)
 
-    def states(params, inputs, key_B):
-        hidden = model.apply({"params": params}, inputs, key_B, method="encode")
+    def states(params, inputs):
+        hidden = model.apply({"params": params}, inputs, None, method="encode")
         return [hidden[layer].astype(jnp.float32) for layer in config.layers]
 
     def loss_fn(params, frozen, batch, key_B):
         inputs = batch[model.modality]
         metrics = masked_loss(params, frozen, batch, key_B)[1]
-        student_key_B = keys.fold(key_B, _UNMASKED) if train else None
         distance = state_distance(
-            states(params, inputs, student_key_B),
-            jax.lax.stop_gradient(states(frozen["teacher"], inputs, None)),
+            states(params, inputs),
+            jax.lax.stop_gradient(states(frozen["teacher"], inputs)),
             model.layout(inputs),
             batch["weight"],
             config.state,

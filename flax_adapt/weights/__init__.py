@@ -27,6 +27,7 @@ __all__ = [
     "from_pretrained",
     "load",
     "model_config",
+    "parts",
     "pixel_statistics",
     "save",
     "save_pretrained",
@@ -43,6 +44,11 @@ def model_config(path: PathLike) -> dict[str, Any]:
 def class_names(path: PathLike) -> tuple[str, ...] | None:
     """Returns the names of a folder's classes; None where they are only LABEL_i."""
     return huggingface.class_names(Path(path))
+
+
+def parts(path: PathLike) -> set[str]:
+    """What a folder holds of encoder, decoder, mlm, pooler, head; no tensor is read."""
+    return huggingface.parts(Path(path))
 
 
 def load(

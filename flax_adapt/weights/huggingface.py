@@ -78,6 +78,14 @@ def class_names(folder: Path) -> tuple[str, ...] | None:
     return fields.class_names(where, reading.read_json(folder / reading.CONFIG))
 
 
+def parts(folder: Path) -> set[str]:
+    """What a folder holds of encoder, decoder, mlm, pooler, head; no tensor is read."""
+    kind = model_config(folder)["kind"]
+    table = FAMILIES[kind].names(kind, next(iter(models.TASKS[kind])))
+    leaves = map(table.leaf_of, reading.tensor_names(folder))
+    return {leaf.split("/")[0] for leaf in leaves if leaf}
+
+
 def read(
     folder: Path, task: str, pooling: str
 ) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, Any]]:
