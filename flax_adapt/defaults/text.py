@@ -84,7 +84,14 @@ def text_pretrain_stage(
         objective=mlm(mask_token_id),
         num_steps=num_steps,
         optim=text_optim(num_steps),
-        model=dict(dropout=0.1, drop_path=0.0, pooling="cls", num_classes=0, fresh=()),
+        model=dict(
+            dropout=0.1,
+            drop_path=0.0,
+            pooling="cls",
+            num_classes=0,
+            fresh=(),
+            reshape=(),
+        ),
     )
     return shared.change(section, changes)
 
@@ -111,6 +118,7 @@ def text_finetune_stage(
             pooling=pooling,
             num_classes=0,
             fresh=("pooler", "head") if pooling == "pooler" else ("head",),
+            reshape=(),
         ),
         eval=dict(
             every_steps=0, batch_size=64, data=test, metric="macro_f1", mode="max"
