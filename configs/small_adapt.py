@@ -2,7 +2,8 @@
 
 Run     flax-adapt run --workdir=runs/steel \
             --config=small_adapt:init=runs/small/stages/pretrain/export,dataset=folder:PATH
-        dataset, data_dir, init, per_class, test_split: as in vit_self_distill
+        dataset, data_dir, init, image_size, patch_size, channels, channels_by,
+            decoder_warmup, per_class, test_split: as in vit_self_distill
         rounds    of self-distillation
         steps     of further pre-training and of every round (batch 64)
         finetune_steps  of fine-tuning (batch 32), 3 seeds
@@ -19,15 +20,15 @@ from flax_adapt.errors import UserError
 
 def get_config(arguments: str = ""):
     sizes = dict(rounds=1, steps=300, finetune_steps=100)
-    shared = {**defaults.S1_ARGUMENTS, "per_class": 10}
+    shared = {**defaults.S1_PRETRAIN_ARGUMENTS, "per_class": 10}
     args = configs.parse_arguments(arguments, **shared, **sizes)
     if not args.init:
         raise UserError("small_adapt needs init=PATH, a ViTMAEForPreTraining folder")
-    data, start = defaults.S1Data(args), "pretrained"
+    data = defaults.S1Data(args)
 
     def pretrain(**changes):
         optim = defaults.pretrain_optim(lr=1.5e-3)
-        return dict(num_steps=args.steps, optim=optim, init_from=start, **changes)
+        return dict(num_steps=args.steps, optim=optim, **changes)
 
     def finetune(name, init_from):
         optim = defaults.finetune_optim(lr=1e-3, warmup_steps=5)
@@ -36,10 +37,11 @@ def get_config(arguments: str = ""):
 
     last = f"stage:distill_{args.rounds}"
     stages = [
-        finetune("finetune_start", start),
-        defaults.pretrain_stage("further", data.images, **pretrain()),
+        finetune("finetune_start", data.original),
+        *data.warmup_stages(),
+        data.pretrain_stage("further", **pretrain()),
         finetune("finetune_further", "stage:further"),
-        *defaults.distill_stages(data.images, "further", args.rounds, **pretrain()),
+        *data.distill_stages("further", args.rounds, **pretrain()),
         finetune("finetune_distilled", last),
     ]
     return configs.build(data.experiment(stages))

@@ -2,7 +2,8 @@
 
 Run     flax-adapt run --workdir=runs/x \
             --config=vit_finetune:dataset=folder:PATH,init=PATH,per_class=10
-        dataset, data_dir, init, model, per_class, test_split: as in vit_self_distill
+        dataset, data_dir, init, model, image_size, patch_size, channels, channels_by,
+            per_class, test_split: as in vit_self_distill
         linear_probe  train the head alone, the encoder frozen
 Expect  test accuracy, mean and spread over 5 seeds. Not run at full size yet: 5 x 10 000
         steps of ViT-B/16 at batch 32 want an accelerator.
@@ -22,6 +23,5 @@ def get_config(arguments: str = ""):
     changes = {}
     if args.linear_probe:
         changes["optim"] = defaults.finetune_optim(freeze=("encoder/.*",))
-    start = "pretrained" if args.init else "scratch"
-    stages = [data.finetune_stage("finetune", start, **changes)]
+    stages = [data.finetune_stage("finetune", data.original, **changes)]
     return configs.build(data.experiment(stages))

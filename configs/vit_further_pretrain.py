@@ -2,7 +2,8 @@
 
 Run     flax-adapt run --workdir=runs/x \
             --config=vit_further_pretrain:dataset=folder:PATH,init=PATH
-        dataset, data_dir, init, model, per_class, test_split: as in vit_self_distill
+        dataset, data_dir, init, model, image_size, patch_size, channels, channels_by,
+            decoder_warmup, per_class, test_split: as in vit_self_distill
         finetune  also fine-tune the result on the labels of the dataset
 Expect  stages/further/export, a ViTMAEForPreTraining folder. Not run at full size yet:
         20 000 steps of ViT-B/16 at batch 64 want an accelerator.
@@ -15,10 +16,11 @@ from flax_adapt import defaults
 
 
 def get_config(arguments: str = ""):
-    args = configs.parse_arguments(arguments, **defaults.S1_ARGUMENTS, finetune=False)
+    args = configs.parse_arguments(
+        arguments, **defaults.S1_PRETRAIN_ARGUMENTS, finetune=False
+    )
     data = defaults.S1Data(args)
-    start = "pretrained" if args.init else "scratch"
-    stages = [defaults.pretrain_stage("further", data.images, init_from=start)]
+    stages = [*data.warmup_stages(), data.pretrain_stage("further")]
     if args.finetune:
         stages += [data.finetune_stage("finetune", "stage:further")]
     return configs.build(data.experiment(stages))

@@ -4,9 +4,16 @@ Run     flax-adapt run --workdir=runs/dtd \
             --config=vit_self_distill:dataset=dtd,data_dir=DIR,init=PATH,rounds=1
         dataset   cub, dtd, dogs, flowers (TFDS), or any source: folder:PATH, tfds:NAME
         data_dir  where TFDS finds its data sets
-        init      a Hugging Face folder of a ViTMAEForPreTraining with its decoder
+        init      a Hugging Face folder of a ViTMAEForPreTraining with its decoder; of
+                  an encoder alone: see decoder_warmup
         model     Ti, S, B, L or H: refuse another size; without `init`, train it from
                   scratch (16 x 16 patches, 224 x 224 images)
+        image_size, patch_size, channels  other than those of `init` (0: the same): its
+                  positions and patch embedding are resized, and the report says so
+        channels_by  sum or average: what other channels are made of
+        decoder_warmup  steps that train a NEW decoder, the encoder frozen, for an `init`
+                  without one or with patches of other pixels (0: it has one); all rounds
+                  start from that. --config.model.decoder.width=... sizes it
         rounds    of self-distillation, each from the original weights (released code: 1)
         compare   also fine-tune the start and the further pre-trained model
         per_class labels of every class to fine-tune on (0: all)
@@ -24,18 +31,15 @@ from flax_adapt import defaults
 
 def get_config(arguments: str = ""):
     args = configs.parse_arguments(
-        arguments, **defaults.S1_ARGUMENTS, rounds=1, compare=True
+        arguments, **defaults.S1_PRETRAIN_ARGUMENTS, rounds=1, compare=True
     )
-    data, start = defaults.S1Data(args), "pretrained" if args.init else "scratch"
-    stages = []
+    data, stages = defaults.S1Data(args), []
     if args.compare and args.init:
-        stages += [data.finetune_stage("finetune_start", "pretrained")]
-    stages += [defaults.pretrain_stage("further", data.images, init_from=start)]
+        stages += [data.finetune_stage("finetune_start", data.original)]
+    stages += [*data.warmup_stages(), data.pretrain_stage("further")]
     if args.compare:
         stages += [data.finetune_stage("finetune_further", "stage:further")]
-    stages += defaults.distill_stages(
-        data.images, "further", args.rounds, init_from=start
-    )
+    stages += data.distill_stages("further", args.rounds)
     last = f"stage:distill_{args.rounds}"
     stages += [data.finetune_stage("finetune_distilled", last)]
     return configs.build(data.experiment(stages))

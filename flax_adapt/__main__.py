@@ -4,6 +4,7 @@ Flags only, no logic. Exit code 0, or one line on stderr: 2 for a user's mistake
 run that broke down. SIGTERM: a checkpoint, one line, exit code 0.
 """
 
+import keyword
 import logging
 import os
 import signal
@@ -56,6 +57,19 @@ COMMANDS: dict[str, tuple[Callable[..., None], bool, dict]] = {
             "text_fields": ("text", "text: the column, or A,B for pairs"),
             "label_field": ("label", "text: the column of the labels; '' for none"),
             "label_kind": ("class", "text: class or number"),
+        },
+    ),
+    "convert": (
+        commands.convert,
+        False,
+        {
+            "from": (REQUIRED, "folder or file of weights"),
+            "to": (REQUIRED, "folder or file to write; must not be there yet"),
+            "from_format": ("", "huggingface, timm, facebook_mae, big_vision, orbax"),
+            "format": ("huggingface", "huggingface, timm, facebook_mae, big_vision"),
+            "task": ("", "mae, mlm, classify or encoder; '': all that there is"),
+            "known": ("", "what a file does not tell: heads=6,decoder_heads=16"),
+            "change": ("", "what shall be written otherwise: layer_norm_eps=1e-6"),
         },
     ),
     "fill": (
@@ -130,7 +144,11 @@ def parse(command: str, arguments: Sequence[str]) -> dict:
     if missing or left:
         what = f"needs {' '.join(missing)}" if missing else f"does not know {left}"
         raise UserError(f"{command} {what}; flags: {known}")
-    given = {name: values[name].value for name in table}
+    # --from is no name of an argument in Python: there it is from_.
+    given = {
+        f"{name}_" if keyword.iskeyword(name) else name: values[name].value
+        for name in table
+    }
     return {**given, "config": values["config"].value} if takes_config else given
 
 

@@ -4,7 +4,7 @@ later. What only the data or the weights can tell is checked when a stage starts
 
 from typing import Any
 
-from flax_adapt import models, objectives, optim
+from flax_adapt import models, objectives, optim, weights
 from flax_adapt.errors import UserError, choose
 
 _MAX_SEED = 2**31 - 1
@@ -64,6 +64,7 @@ def _names(section: Any) -> None:
     objective = section.objective.name
     choose("objective.name", objective, objectives.OBJECTIVES)
     objectives.task_of(section.objective)
+    weights.reshape.check(section.model.reshape)
     choose("optim.decay", section.optim.decay, optim.DECAY)
     if section.eval is not None:
         measured = dict.fromkeys(objectives.metrics_of(section.objective))

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from flax_adapt import config as configs
+from flax_adapt import convert as converting
 from flax_adapt import data as sources
 from flax_adapt import errors, logs, models, recipe, sharding, weights
 from flax_adapt.errors import UserError
@@ -121,6 +122,7 @@ def features(
     rows = embed.extract(
         Path(init),
         examples,
+        fit={},
         pooling=pooling,
         batch_size=batch_size,
         precision=precision,
@@ -145,6 +147,45 @@ def _write_features(target: Path, rows: Features, examples: sources.Examples) ->
         class_names=np.array(examples.class_names),
     )
     partial.replace(target)
+
+
+def convert(
+    from_: str,
+    to: str,
+    from_format: str,
+    format: str,
+    task: str,
+    known: str,
+    change: str,
+) -> None:
+    """Writes weights in another format, tensor by tensor; prints what became of each."""
+    done = converting.convert(
+        Path(from_),
+        Path(to),
+        source_format=from_format or None,
+        target_format=format,
+        task=task or None,
+        known=_values("--known", known),
+        changes=_values("--change", change),
+    )
+    print(done.report.overview())
+    print(f"{to}: {format}, task {done.task}: {done.report.summary()}")
+    if done.left_out:
+        print(f"left out, since {format} has no place for it: {done.left_out}")
+
+
+VALUES: dict[str, type] = dict(
+    heads=int, decoder_heads=int, layer_norm_eps=float, gelu=str
+)
+
+
+def _values(flag: str, text: str) -> dict[str, Any]:
+    """`heads=6,gelu=tanh` as a dict, every value of its type."""
+    pairs = [item.partition("=")[::2] for item in filter(None, text.split(","))]
+    try:
+        return {name: errors.choose(flag, name, VALUES)(value) for name, value in pairs}
+    except ValueError:
+        raise UserError(f"{flag}={text} must be NAME=NUMBER,...") from None
 
 
 def fill(init: str, text: str, top: int) -> None:

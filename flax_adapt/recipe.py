@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from flax_adapt import check, data, logs, loop, sharding
+from flax_adapt import check, data, logs, loop, sharding, weights
 from flax_adapt import config as configs
 from flax_adapt.errors import UserError
 from flax_adapt.evals import embed, knn, probe
@@ -174,10 +174,14 @@ def _labelled(config_data: Any) -> data.Examples:
 
 def _measure(config: Any, folder: Path, *both: data.Examples) -> dict[str, float]:
     section = config.evaluate
+    sizes = {n: config.model[n] for n in weights.reshape.FIELDS if n in config.model}
+    # The original weights are made to fit the images as the stages make them fit.
+    rules = dict.fromkeys(rule for s in config.stages for rule in s.model.reshape)
     features = [
         embed.extract(
             folder,
             examples,
+            fit=dict(reshape=tuple(rules), **sizes),
             pooling=section.pooling,
             batch_size=section.batch_size,
             precision=config.precision,

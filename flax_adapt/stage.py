@@ -49,16 +49,17 @@ class Stage(NamedTuple):
 
 
 def resolve(stage: Stage, field: str) -> Path:
-    """The Hugging Face folder that `init_from` or `teacher` refers to (see `check`)."""
+    """The folder or file that `init_from` or `teacher` refers to (see `check`)."""
     text = stage.config[field]
     if text.startswith("stage:"):
         folder = stage.workdir / "stages" / text.removeprefix("stage:") / "export"
     else:
         folder = Path(stage.experiment.init if text == "pretrained" else text)
-    if not folder.is_dir():
+    if not folder.exists():
         raise UserError(
-            f"stage {stage.label}: {field}={text!r}: there is no folder {folder}; give "
-            "'pretrained' (the config's `init`), 'stage:NAME' or a Hugging Face folder"
+            f"stage {stage.label}: {field}={text!r}: there is no {folder}; give "
+            "'pretrained' (the config's `init`), 'stage:NAME' or a folder or file of "
+            "weights"
         )
     return folder
 
@@ -178,8 +179,15 @@ def warn_of_overflow(stage: Stage, values: dict[str, float]) -> bool:
 def check_architecture(
     stage: Stage, found: dict[str, Any], path: Path, task: str
 ) -> None:
-    """Weights only mean something in the model they were made for."""
-    skipped = {"pooler"} if task in ("mae", "mlm") else {"pooler", "decoder"}
+    """Weights only mean something in the model they were made for.
+
+    `model.reshape` names what may differ. A file without a decoder, or a decoder that
+    shall be new, is left to `weights.adopt`.
+    """
+    options = stage.config.model
+    skipped = {"pooler", *weights.reshape.may_differ(options.reshape)}
+    if task != "mae" or found["decoder"] is None or "decoder" in options.fresh:
+        skipped.add("decoder")
     both = (found, configs.plain(stage.experiment.model))
     changes = configs.difference(
         *({name: a[name] for name in a if name not in skipped} for a in both)
@@ -187,7 +195,16 @@ def check_architecture(
     if changes:
         raise UserError(
             f"stage {stage.label}: `model` is not what {path} holds: {'; '.join(changes)}"
+            f"{_how_to_reshape(changes)}"
         )
+
+
+def _how_to_reshape(changes: list[str]) -> str:
+    fields = {change.partition(":")[0] for change in changes}
+    if not fields <= set(weights.reshape.FIELDS):
+        return ""
+    rules = [rule for rule, may in weights.reshape.RULES.items() if fields & {*may}]
+    return f"; to resize the weights, name in the stage's model.reshape one of {rules}"
 
 
 def build_model(stage: Stage, classes: int, task: str) -> nn.Module:
@@ -209,23 +226,26 @@ def warm_start(stage: Stage, model: nn.Module) -> tuple[Params, weights.Report |
     if stage.config.init_from == "scratch":
         return params, None
     path = resolve(stage, "init_from")
+    options, wanted = stage.config.model, stage.experiment.model
     try:
-        pooling = stage.config.model.pooling
-        found, loaded, report = weights.load(path, stage.task, pooling=pooling)
+        found, loaded, report = weights.load(path, stage.task, pooling=options.pooling)
         check_architecture(stage, found, path, stage.task)
-        params, adopted = weights.adopt(params, loaded, stage.config.model.fresh)
+        loaded, reshaped = weights.fit(found, loaded, wanted, options.reshape)
+        params, adopted = weights.adopt(params, loaded, options.fresh)
     except UserError as error:
         raise UserError(f"stage {stage.label}: {path}: {error}") from None
-    return params, report.merge(adopted)
+    return params, report.merge(reshaped).merge(adopted)
 
 
 def frozen(stage: Stage) -> dict[str, Params]:
     """{"teacher": params} of the encoder that `teacher` refers to, or nothing."""
     if stage.config.teacher == "none":
         return {}
-    path = resolve(stage, "teacher")
-    _, params, _ = weights.from_pretrained(path, "encoder")
+    path, wanted = resolve(stage, "teacher"), stage.experiment.model
     check_architecture(stage, weights.model_config(path), path, "encoder")
+    sizes = {name: wanted[name] for name in weights.reshape.FIELDS if name in wanted}
+    rules = stage.config.model.reshape
+    _, params, _ = weights.from_pretrained(path, "encoder", reshape=rules, **sizes)
     return {"teacher": params}
 
 

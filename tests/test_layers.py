@@ -39,6 +39,7 @@ ORDER = (
     "recipe",
     "plan",
     "report",
+    "convert",
     "commands",
     "__main__",
 )

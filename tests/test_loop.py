@@ -65,7 +65,7 @@ def test_the_best_checkpoint_is_kept_beside_the_last(tmp_path):
             "'stage:nowhere' is no earlier stage",
         ),
         (dict(init_from="pretrained"), "the config's `init` is empty"),
-        (dict(init_from="/nowhere"), "there is no folder /nowhere"),
+        (dict(init_from="/nowhere"), "there is no /nowhere"),
         (dict(objective=defaults.distill()), "'distill' needs a teacher"),
         (dict(batch_size=0), "batch_size=0 must be at least 1"),
         (dict(seeds=(0, 0)), "must be one or more different numbers"),

@@ -1,6 +1,7 @@
 """Files of torch.save: read without torch, exactly."""
 
 import json
+import struct
 import zipfile
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from torch_files import (
 
 from flax_adapt import weights
 from flax_adapt.errors import UserError
+from flax_adapt.weights import reading
 
 FOLDER = Path(__file__).parent / "goldens_torch"
 
@@ -111,6 +113,82 @@ def test_a_storage_is_as_long_as_it_says(tmp_path, form, size):
     path = write_code(tmp_path / "a.bin", code, form)
     with pytest.raises(UserError, match=r"a\.bin"):
         read(path)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("other", [("IntStorage", 6), ("FloatStorage", 3)])
+def test_a_storage_has_one_type_and_one_size(tmp_path, form, other):
+    kind, size = other
+    second = tensor(storage("0", size, kind), 0, (3,), (1,))
+    code = {"a": tensor(PLACE, 0, (6,), (1,)), "b": second}
+    path = write_code(tmp_path / "a.bin", dictionary(code), form)
+    with pytest.raises(UserError, match="a storage has two types or sizes"):
+        read(path)
+
+
+def test_a_part_cannot_be_longer_than_its_file(tmp_path):
+    """Nor is memory taken for it: the directory says 2 GB, of which one float is read."""
+    size = 1 << 31
+    code = dictionary({"a": tensor(storage("0", size // 4), 0, (1,), (1,))})
+    path = write_code(tmp_path / "a.bin", code, "zip", **{"0": bytes(24)})
+    content = bytearray(path.read_bytes())
+    at = content.rindex(b"archive/data/0") - 46  # its row in the directory
+    content[at + 20 : at + 28] = struct.pack("<LL", size, size)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"its part 'data/0' has {size} bytes"):
+        read(path)
+
+
+def test_a_pickle_longer_than_any_model_needs_is_refused(tmp_path):
+    path = write_code(tmp_path / "a.bin", b"N0" * (9 << 20), "zip")
+    with pytest.raises(UserError, match=r"data\.pkl is too long"):
+        read(path)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_two_parts_of_one_name_are_an_error(tmp_path):
+    path = tmp_path / "a.bin"
+    torch_files.write(path, {"a": FLOATS}, "zip")
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("archive/data/0", bytes(24))
+    with pytest.raises(UserError, match="two parts of one name"):
+        read(path)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("key", ["a\nb", "\x1b[2J", "a" * 1000])
+def test_a_name_that_cannot_be_printed_is_refused(tmp_path, form, key):
+    torch_files.write(tmp_path / "a.bin", {key: FLOATS}, form)
+    with pytest.raises(UserError, match="is no name of a tensor") as error:
+        reading.tensor_names(tmp_path / "a.bin")
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_tensor_is_read_when_it_is_asked_for(tmp_path, form):
+    path, large = tmp_path / "a.bin", np.arange(1 << 16, dtype=np.float32)
+    torch_files.write(path, {"a": large}, form)
+    with reading.open_tensors(path) as tensors:
+        assert tensors["a"].shape == (1 << 16,)
+        assert tensors["a"].dtype == "float32"
+        np.testing.assert_array_equal(tensors["a"].get(), large)
+        path.write_bytes(path.read_bytes()[:1000])
+        with pytest.raises(UserError, match=r"a\.bin: "):
+            tensors["a"].get()
+
+
+def test_views_of_several_storages_are_told_apart_and_are_copies(tmp_path):
+    views = {
+        f"{key}{offset}": tensor(storage(key, 6), offset, (4,), (1,))
+        for key in "01"
+        for offset in (0, 2)
+    }
+    contents = {"0": FLOATS.tobytes(), "1": (FLOATS + 10).tobytes()}
+    path = write_code(tmp_path / "a.bin", dictionary(views), "zip", **contents)
+    found = read(path)
+    found["00"][:] = found["10"][:] = -1
+    np.testing.assert_array_equal(found["02"], [2, 3, 4, 5])
+    np.testing.assert_array_equal(found["12"], [12, 13, 14, 15])
 
 
 def test_a_big_endian_file_is_refused(tmp_path):

@@ -129,7 +129,7 @@ def test_a_failed_write_leaves_the_previous_export_whole(
     def fail(*args, **kwargs):
         raise OSError("disk full")
 
-    monkeypatch.setattr(writing.safetensors.numpy, "save_file", fail)
+    monkeypatch.setattr(writing, "save_safetensors", fail)
     with pytest.raises(OSError, match="disk full"):
         weights.save_pretrained(folder, model, jax.tree.map(np.zeros_like, params))
     assert (folder / "model.safetensors").read_bytes() == before

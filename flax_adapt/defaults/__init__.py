@@ -31,6 +31,7 @@ from flax_adapt.defaults.text import (
 from flax_adapt.defaults.vision import (
     DATASETS,
     S1_ARGUMENTS,
+    S1_PRETRAIN_ARGUMENTS,
     S1Data,
     dataset,
     image_data,
@@ -41,6 +42,7 @@ __all__ = [
     "ALL",
     "DATASETS",
     "S1_ARGUMENTS",
+    "S1_PRETRAIN_ARGUMENTS",
     "TEXT_ARGUMENTS",
     "S1Data",
     "TextData",

@@ -91,7 +91,9 @@ def text_pretrain_stage(
 
 def text_model() -> dict[str, Any]:
     """Dropout 0.1, as BERT and RoBERTa were pre-trained; nothing new."""
-    return dict(dropout=0.1, drop_path=0.0, pooling="cls", num_classes=0, fresh=())
+    return dict(
+        dropout=0.1, drop_path=0.0, pooling="cls", num_classes=0, fresh=(), reshape=()
+    )
 
 
 def text_finetune_stage(
@@ -116,6 +118,7 @@ def text_finetune_stage(
             pooling=pooling,
             num_classes=0,
             fresh=("pooler", "head") if pooling == "pooler" else ("head",),
+            reshape=(),
         ),
         eval=dict(
             every_steps=0, batch_size=64, data=test, metric="macro_f1", mode="max"
@@ -205,7 +208,7 @@ class TextData:
     def warmup_stages(self) -> list[dict[str, Any]]:
         """A new MLM head trained with the encoder frozen, if `mlm_warmup` asks for it."""
         steps = self.args.mlm_warmup
-        if not steps and "mlm" not in weights.parts(self.init):
+        if not steps and "mlm" not in weights.parts(self.init, "mlm"):
             raise UserError(
                 f"init={self.init} has no masked-language head; give mlm_warmup=STEPS, "
                 "such as 500, to train a new one with the encoder frozen"

@@ -1,5 +1,6 @@
 """Sections of configs for images: data, the model of a folder, what S1 makes of both."""
 
+import statistics
 from typing import Any
 
 from flax_adapt import models, weights
@@ -53,10 +54,16 @@ def architecture(init: str, size: str) -> dict[str, Any]:
 
 
 def pixel_statistics(init: str, channels: int) -> tuple[tuple, tuple]:
-    """(mean, std) that a model was trained with: its folder's, or ImageNet's."""
+    """(mean, std) that a model was trained with: its folder's, or ImageNet's.
+
+    One channel for weights of several: the average of theirs.
+    """
     known = weights.pixel_statistics(init) if init else None
-    if known is not None:
+    if known is not None and len(known[0]) == channels:
         return tuple(known[0]), tuple(known[1])
+    if known is not None and channels == 1:
+        mean, std = map(statistics.fmean, known)
+        return (mean,), (std,)
     if channels == 3:
         return IMAGENET_MEAN, IMAGENET_STD
     return (0.5,) * channels, (0.5,) * channels
@@ -84,8 +91,20 @@ def image_data(source: str, split: str, **changes: Any) -> dict[str, Any]:
 
 # The arguments that all configs of S1 take; vit_self_distill explains them.
 S1_ARGUMENTS = dict(
-    dataset="dtd", data_dir="", model="", init="", per_class=0, test_split="test"
+    dataset="dtd",
+    data_dir="",
+    model="",
+    init="",
+    image_size=0,
+    patch_size=0,
+    channels=0,
+    channels_by="sum",
+    per_class=0,
+    test_split="test",
 )
+# Those of them that pre-train, too.
+S1_PRETRAIN_ARGUMENTS = dict(**S1_ARGUMENTS, decoder_warmup=0)
+WARMUP = "decoder_warmup"
 
 
 class S1Data:
@@ -93,7 +112,11 @@ class S1Data:
 
     def __init__(self, args: Any):
         source, train = dataset(args.dataset), "train"
-        self.init, self.model = args.init, architecture(args.init, args.model)
+        self.args, self.init = args, args.init
+        self.found = architecture(args.init, args.model)
+        sizes = {name: args[name] or None for name in weights.reshape.FIELDS}
+        task = "mae" if WARMUP in args else "classify"
+        self.model = weights.reshape.wanted_config(self.found, sizes, task, None)
         channels = self.model["channels"]
         mean, std = pixel_statistics(args.init, channels)
         fits = dict(
@@ -113,9 +136,87 @@ class S1Data:
         else:
             self.test_images = image_data(source, args.test_split, **fits)
 
+    def _changed(self, *names: str) -> bool:
+        return any(self.found[name] != self.model[name] for name in names)
+
+    def _reshaping(self, stage: dict[str, Any], **changes: Any) -> dict[str, Any]:
+        """The stage, allowed to make the weights fit the sizes that were asked for."""
+        rules = {
+            "position": self._changed("image_size", "patch_size"),
+            "patch": self._changed("patch_size"),
+            f"channels:{self.args.channels_by}": self._changed("channels"),
+        }
+        named = tuple(rule for rule, holds in rules.items() if holds and self.init)
+        return {**stage, "model": {**stage["model"], "reshape": named, **changes}}
+
+    @property
+    def original(self) -> str:
+        """What fine-tuning compares with: the weights as they are."""
+        return "pretrained" if self.init else "scratch"
+
+    @property
+    def start(self) -> str:
+        """Where all masked pre-training starts: the weights with a decoder that fits."""
+        if self.args.decoder_warmup:
+            return f"stage:{WARMUP}"
+        missing = {
+            f"{self.init} is an encoder without a decoder": self.found["decoder"]
+            is None,
+            "the decoder predicts pixels: patch_size and channels other than those of "
+            f"{self.init} need a new last layer": self._changed(
+                "patch_size", "channels"
+            ),
+        }
+        for problem, holds in missing.items():
+            if holds and self.init:
+                raise UserError(
+                    f"{problem}: to train it first, with the encoder frozen, give "
+                    f"{WARMUP}=STEPS, or give an init with its decoder"
+                )
+        return self.original
+
+    def warmup_stages(self) -> list[dict[str, Any]]:
+        """A new decoder trained with the encoder frozen, if `decoder_warmup` asks for it.
+
+        Its rate is ours, not searched: higher, since all that learns is new. Where the
+        weights bring a decoder for other pixels only its last layer is new.
+        """
+        steps = self.args.decoder_warmup
+        if not steps:
+            return []
+        if not self.init:
+            raise UserError(
+                f"{WARMUP}={steps} needs init=PATH, whose encoder is frozen"
+            )
+        keeps = self.found["decoder"] and self._changed("patch_size", "channels")
+        optim = shared.pretrain_optim(
+            lr=5e-4, warmup_steps=steps // 20, freeze=(r".*/position", r"encoder/.*")
+        )
+        fields = dict(num_steps=steps, optim=optim, init_from="pretrained")
+        stage = shared.pretrain_stage(WARMUP, self.images, **fields)
+        return [
+            self._reshaping(
+                stage, fresh=(weights.reshape.PREDICT if keeps else "decoder",)
+            )
+        ]
+
+    def pretrain_stage(self, name: str, **changes: Any) -> dict[str, Any]:
+        """S1's further pre-training, from `start`."""
+        fields = {"init_from": self.start, **changes}
+        return self._reshaping(shared.pretrain_stage(name, self.images, **fields))
+
+    def distill_stages(
+        self, first_teacher: str, rounds: int, **changes: Any
+    ) -> list[dict[str, Any]]:
+        """S1's rounds, each from `start`."""
+        fields = {"init_from": self.start, **changes}
+        stages = shared.distill_stages(self.images, first_teacher, rounds, **fields)
+        return [self._reshaping(stage) for stage in stages]
+
     def finetune_stage(self, name: str, init_from: str, **changes: Any) -> dict:
         images = (self.labelled, self.test_images)
-        return shared.finetune_stage(name, *images, init_from=init_from, **changes)
+        fields = {"init_from": init_from, **changes}
+        return self._reshaping(shared.finetune_stage(name, *images, **fields))
 
     def experiment(self, stages: list[dict[str, Any]]) -> dict[str, Any]:
         return shared.experiment(

@@ -1,6 +1,7 @@
 """Embeddings of images or texts by a model on disk (a Hugging Face folder)."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +38,17 @@ def extract(
     path: Path,
     examples: data.Examples,
     *,
+    fit: Mapping[str, Any],
     pooling: str,
     batch_size: int,
     precision: str,
     mesh: Any,
 ) -> Features:
-    """Returns the pooled states of the last layer, [n, D], of every example."""
-    model, params, _ = weights.from_pretrained(path, "encoder", dtype=precision)
+    """Returns the pooled states of the last layer, [n, D], of every example.
+
+    fit: what of `from_pretrained` makes the weights fit other images, or {}.
+    """
+    model, params, _ = weights.from_pretrained(path, "encoder", dtype=precision, **fit)
     if isinstance(examples, data.TextExamples):
         section, tokenizer = examples.config, examples.tokenizer
         models.check_fits(

@@ -13,7 +13,8 @@ from flax_adapt.types import Text
 
 def fill(path: Path, text: str, top: int) -> list[list[tuple[str, float]]]:
     """Returns, for every mask token, the `top` likeliest tokens and their probabilities."""
-    if "mlm" not in weights.parts(path):
+    tasks = models.TASKS[weights.model_config(path)["kind"]]
+    if "mlm" not in tasks or "mlm" not in weights.parts(path, "mlm"):
         raise UserError(f"{path} has no masked-language head to fill with")
     tokenizer = data.open_tokenizer(path)
     model, params, _ = weights.from_pretrained(path, "mlm")

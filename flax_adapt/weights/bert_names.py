@@ -7,6 +7,7 @@ written, and a part of the head to every other task.
 
 from collections.abc import Mapping
 
+from flax_adapt.weights import layouts
 from flax_adapt.weights.names import Names, Spare, Spellings
 
 LAYERS = {
@@ -56,6 +57,7 @@ def _names(
     tied = "tied to the token embedding"
     return Names(
         source=f"Hugging Face's {kind}",
+        style=layouts.TORCH,
         prefix=f"{kind}.",
         tensors={
             "encoder/embed/token": (f"{kind}.embeddings.word_embeddings.weight",),
@@ -70,6 +72,7 @@ def _names(
         modules={"encoder/embed/norm": (f"{kind}.embeddings.LayerNorm",), **heads},
         stacks={"encoder/block_{n}": (f"{kind}.encoder.layer.{{n}}",)},
         layers=LAYERS,
+        fused={},
         spare={
             f"{decoder}.weight": Spare("encoder/embed/token", "mlm", tied, True),
             f"{decoder}.bias": Spare("mlm/bias", "mlm", "a copy of the bias", True),
@@ -79,6 +82,7 @@ def _names(
             rf"{kind}\.embeddings\.(position_ids|token_type_ids)": "a buffer of ids",
             r"cls\.seq_relationship\.(weight|bias)": "next-sentence head dropped",
         },
+        refused={},
     )
 
 

@@ -1,13 +1,38 @@
 """Checked fields of a config.json; a mistake names the field."""
 
+import math
+import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from flax_adapt import models
 from flax_adapt.errors import UserError, choose
 
 NUMBERS = {bool: "bool", int: "positive whole number", float: "positive float"}
 GELU = {"gelu": "erf", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
+# Fields of a model config that weights alone do not tell.
+KNOWN = dict(heads=int, decoder_heads=int, gelu=str, layer_norm_eps=float)
 HIDDEN_ACT = {"erf": "gelu", "tanh": "gelu_pytorch_tanh"}
+# The largest values of our model config that are built; larger ones would take minutes
+# and all memory before the tensors could show that they are wrong.
+LARGEST: dict[str, float] = dict(
+    image_size=8192,
+    patch_size=1024,
+    channels=1024,
+    width=1 << 14,
+    depth=256,
+    heads=1024,
+    mlp_dim=1 << 17,
+    vocab_size=1 << 22,
+    max_positions=1 << 20,
+    token_types=1 << 16,
+    layer_norm_eps=1.0,
+)
+MAX_POSITION_SIZE = 1 << 24  # patches times width: 1024 pixels, patch 8 and width 1024
+# An encoder cannot be larger than the file that it is in; a decoder may be fresh.
+MAX_DECODER_SIZE = 1 << 28
+_repr = reprlib.Repr()
+_repr.maxstring = _repr.maxother = _repr.maxlong = 100
 
 
 def check_numbers(
@@ -19,8 +44,59 @@ def check_numbers(
     """Every named field must be of the type of its default, and positive."""
     for name in names:
         kind, value = type(defaults[name]), theirs[name]
-        if type(value) is not kind or (kind is not bool and value <= 0):
-            raise UserError(f"{where}: {name}={value!r} must be a {NUMBERS[kind]}")
+        wrong = type(value) is not kind
+        if wrong or (kind is not bool and not 0 < value < math.inf):
+            raise UserError(f"{where}: {name}={show(value)} must be a {NUMBERS[kind]}")
+
+
+def check_sizes(where: str, config: Mapping[str, Any]) -> None:
+    """No size of our model config may be beyond LARGEST; nor may those of a decoder."""
+    decoder = config.get("decoder") or {}
+    if not isinstance(decoder, dict):
+        raise UserError(f"{where}: decoder={show(decoder)} must be an object")
+    for prefix, part in {"": config, "decoder.": decoder}.items():
+        for name, largest in LARGEST.items():
+            if name in part and not _is_within(part[name], largest):
+                raise UserError(
+                    f"{where}: {prefix}{name}={show(part[name])} must be a number in "
+                    f"(0, {largest}]"
+                )
+        if "image_size" in config and "width" in part:
+            num_patches = (config["image_size"] / config["patch_size"]) ** 2
+            if num_patches * part["width"] > MAX_POSITION_SIZE:
+                raise UserError(
+                    f"{where}: {num_patches:.0f} patches of width {part['width']} are "
+                    "too many"
+                )
+    if decoder and _num_weights(decoder) > MAX_DECODER_SIZE:
+        raise UserError(f"{where}: a decoder of {show(decoder)} is too large")
+
+
+def check_model(where: str, config: Mapping[str, Any]) -> None:
+    """A model config that stands in a file must be one that can be built."""
+    for name in ("kind", "gelu"):
+        if not isinstance(config.get(name), str):
+            raise UserError(f"{where}: {name}={show(config.get(name))} must be a name")
+    choose(f"{where}: kind", config["kind"], models.TASKS)
+    missing = [name for name in ("image_size", "patch_size") if name not in config]
+    if config["kind"] == "vit" and missing:
+        raise UserError(f"{where}: has no {', '.join(missing)}")
+    check_sizes(where, config)
+
+
+def _is_within(value: Any, largest: float) -> bool:
+    return type(value) is type(largest) and 0 < value <= largest
+
+
+def _num_weights(part: Mapping[str, Any]) -> int:
+    """Of the kernels in the blocks."""
+    depth, width, mlp_dim = (part.get(k, 0) for k in ("depth", "width", "mlp_dim"))
+    return depth * width * (4 * width + 2 * mlp_dim)
+
+
+def show(value: Any) -> str:
+    """A stranger's value in an error: short, one line, whatever it is."""
+    return _repr.repr(value)
 
 
 def check_supported(
@@ -30,13 +106,18 @@ def check_supported(
     for name, value in supported.items():
         if name in theirs and theirs[name] != value:
             raise UserError(
-                f"{where}: {name}={theirs[name]!r} is not supported, only {value!r}"
+                f"{where}: {name}={show(theirs[name])} is not supported, only {value!r}"
             )
 
 
 def gelu(where: str, hidden_act: Any) -> str:
     """Returns which GELU of ours an activation is."""
-    return choose(f"{where}: hidden_act", str(hidden_act), GELU)
+    return choose(f"{where}: hidden_act", text(hidden_act), GELU)
+
+
+def text(value: Any) -> str:
+    """A field that should be a name; anything else becomes a short name of no meaning."""
+    return value if isinstance(value, str) and len(value) < 100 else show(value)
 
 
 def labels_json(num_classes: int, class_names: tuple[str, ...] | None) -> dict:
@@ -59,9 +140,86 @@ def class_names(where: str, theirs: Mapping[str, Any]) -> tuple[str, ...] | None
     labels = theirs.get("id2label")
     if not labels:
         return None
+    wrong = UserError(f"{where}: id2label must map 0, 1, ... to names")
+    if not isinstance(labels, dict):
+        raise wrong
     numbers = [str(number) for number in range(len(labels))]
-    if not isinstance(labels, dict) or set(labels) != set(numbers):
-        raise UserError(f"{where}: id2label must map 0, 1, ... to names")
-    found = tuple(str(labels[number]) for number in numbers)
+    if set(labels) != set(numbers) or {*map(type, labels.values())} != {str}:
+        raise wrong
+    found = tuple(labels[number] for number in numbers)
     default = tuple(f"LABEL_{number}" for number in numbers)
     return None if found == default else found
+
+
+def pixel_statistics(
+    where: str, theirs: Mapping[str, Any]
+) -> tuple[list[float], list[float]]:
+    """Returns image_mean and image_std, one number a channel each."""
+    mean, std = (
+        _pixels(f"{where}: {name}", theirs.get(name))
+        for name in ("image_mean", "image_std")
+    )
+    if len(mean) != len(std) or not all(std):
+        raise UserError(
+            f"{where}: image_mean={show(mean)}, image_std={show(std)} must be as many, "
+            "and image_std above 0"
+        )
+    return mean, std
+
+
+def _pixels(what: str, value: Any) -> list[float]:
+    if not isinstance(value, list) or not value or not all(map(_is_pixel, value)):
+        raise UserError(f"{what}={show(value)} must be a list of numbers in [0, 1]")
+    return value
+
+
+def _is_pixel(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 1
+
+
+def check_task(where: object, config: Mapping[str, Any], task: str) -> None:
+    """There must be such a task for the kind of model."""
+    kind = config["kind"]
+    choose(f"{where}: task of a {kind} model: task", task, models.TASKS[kind])
+
+
+def check_known(
+    where: object, known: Mapping[str, Any], allowed: Iterable[str]
+) -> None:
+    """What the user says of a file must be something that the file does not tell."""
+    allowed = tuple(allowed)
+    for name, value in known.items():
+        if name not in allowed:
+            raise UserError(
+                f"{where}: known={name!r} cannot be given here, only {allowed or 'nothing'}"
+            )
+        kind = KNOWN[name]
+        wrong = type(value) is not kind
+        if wrong or (type(value) is not str and not value > 0):
+            raise UserError(
+                f"{where}: known {name}={show(value)} must be a {kind.__name__}"
+            )
+    if "gelu" in known:
+        choose(f"{where}: known gelu", known["gelu"], models.GELU)
+
+
+def check_writable(
+    where: object, source: str, config: Mapping[str, Any], fixed: Mapping[str, Any]
+) -> None:
+    """What a format has no place for must be as all its readers assume."""
+    if config["kind"] != "vit":
+        raise UserError(f"{where}: {source} is for images, not for {config['kind']}")
+    wrong = {name: value for name, value in fixed.items() if config[name] != value}
+    if wrong:
+        texts = [f"{name}={config[name]!r} but {v!r}" for name, v in wrong.items()]
+        raise UserError(
+            f"{where}: {source} cannot hold {', '.join(texts)}: outputs would change; "
+            "save with that in the model config if it is meant"
+        )
+
+
+def check_nothing_beside(where: object, source: str, **beside: Any) -> None:
+    """A format of weights alone has no place for anything beside them."""
+    given = [name for name, value in beside.items() if value is not None]
+    if given:
+        raise UserError(f"{where}: {source} has no place for {', '.join(given)}")

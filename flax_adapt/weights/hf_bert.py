@@ -69,7 +69,9 @@ def model_config(
     fields.check_supported(where, theirs, {**SUPPORTED, "embedding_size": width})
     padding = theirs["pad_token_id"]
     if type(padding) is not int or not 0 <= padding < theirs["vocab_size"]:
-        raise UserError(f"{where}: pad_token_id={padding!r} must be one of the ids")
+        raise UserError(
+            f"{where}: pad_token_id={fields.show(padding)} must be one of the ids"
+        )
     table = names(kind, "encoder")
     return {
         "kind": kind,

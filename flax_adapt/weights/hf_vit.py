@@ -93,7 +93,7 @@ def _square(what: str, value: Any) -> int:
         or any(side != sides[0] for side in sides)
         or type(sides[0]) is not int
     ):
-        raise UserError(f"{what}={value!r}: only squares are supported")
+        raise UserError(f"{what}={fields.show(value)}: only squares are supported")
     return sides[0]
 
 
@@ -102,8 +102,8 @@ def _check_pooler(where: str, theirs: Mapping[str, Any]) -> None:
     size = theirs["pooler_output_size"] or theirs["hidden_size"]
     if act != "tanh" or size != theirs["hidden_size"]:
         raise UserError(
-            f"{where}: pooler_act={act!r}, pooler_output_size={size}: only tanh of "
-            "hidden_size is supported"
+            f"{where}: pooler_act={fields.show(act)}, pooler_output_size="
+            f"{fields.show(size)}: only tanh of hidden_size is supported"
         )
 
 

@@ -1,16 +1,22 @@
 """Folders of Hugging Face models: one way to read and write, a table of families."""
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 from flax_adapt import models
 from flax_adapt.errors import UserError, choose
-from flax_adapt.weights import fields, hf_bert, hf_vit, reading, strict, writing
-from flax_adapt.weights import names as naming
-from flax_adapt.weights.names import Names, Spare
+from flax_adapt.weights import (
+    fields,
+    files,
+    hf_bert,
+    hf_vit,
+    reading,
+    translate,
+    writing,
+)
+from flax_adapt.weights.names import Names
 
 
 class Family(Protocol):
@@ -50,24 +56,35 @@ def config_file(folder: Path) -> dict[str, Any]:
         found = next((kind for kind in ("bert", "roberta") if kind in prefixes), None)
     if found not in tuple(KINDS):
         where = f"{folder}/{reading.CONFIG}"
-        raise UserError(f"{where}: model_type={found!r} is not one of {tuple(KINDS)}")
+        raise UserError(
+            f"{where}: model_type={fields.show(found)} is not one of {tuple(KINDS)}"
+        )
     return {**theirs, "model_type": found}
 
 
-def model_config(folder: Path) -> dict[str, Any]:
-    """Returns our model config of a folder."""
+def detect(path: Path) -> bool:
+    """Whether it is a folder with a config.json, which is not timm's."""
+    file = path / reading.CONFIG
+    return files.is_file(file) and "architecture" not in reading.read_json(file)
+
+
+def model_config(folder: Path, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns our model config of a folder; it tells all, so nothing is `known`."""
+    fields.check_known(folder, known, ())
     theirs = config_file(folder)
     kind = KINDS[theirs["model_type"]]
     where = f"{folder}/{reading.CONFIG}"
     found = reading.tensor_names(folder)
-    return FAMILIES[kind].model_config(where, kind, theirs, found)
+    config = FAMILIES[kind].model_config(where, kind, theirs, found)
+    fields.check_sizes(where, config)
+    return config
 
 
 def pooling(folder: Path) -> str:
     """Returns the pooling of a folder's classifier: the family's, or what we wrote."""
     theirs = config_file(folder)
     kind = KINDS[theirs["model_type"]]
-    found = str(theirs.get("pooling", FAMILIES[kind].POOLING))
+    found = fields.text(theirs.get("pooling", FAMILIES[kind].POOLING))
     known = dict.fromkeys(models.CLASSIFIER_POOLING[kind], found)
     return choose(f"{folder}/{reading.CONFIG}: pooling", found, known)
 
@@ -78,69 +95,33 @@ def class_names(folder: Path) -> tuple[str, ...] | None:
     return fields.class_names(where, reading.read_json(folder / reading.CONFIG))
 
 
-def parts(folder: Path) -> set[str]:
-    """What a folder holds of encoder, decoder, mlm, pooler, head; no tensor is read."""
-    kind = model_config(folder)["kind"]
-    table = FAMILIES[kind].names(kind, next(iter(models.TASKS[kind])))
-    leaves = map(table.leaf_of, reading.tensor_names(folder))
-    return {leaf.split("/")[0] for leaf in leaves if leaf}
-
-
-def read(
-    folder: Path, task: str, pooling: str
-) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, Any]]:
-    """Returns (model config, {leaf: array}, fields of `strict.Report`).
-
-    A tensor of an unknown name is kept as such: `adopt` will say it is unexpected.
-    """
-    config = model_config(folder)
-    choose(
-        f"task of a {config['kind']} model: task", task, models.TASKS[config["kind"]]
+def pixel_statistics(folder: Path) -> tuple[list[float], list[float]] | None:
+    """Returns (mean, std) of pixels in [0, 1], if a folder tells."""
+    if not files.is_file(folder / reading.PREPROCESSOR):
+        return None
+    where = f"{folder}/{reading.PREPROCESSOR}"
+    return fields.pixel_statistics(
+        where, reading.read_json(folder / reading.PREPROCESSOR)
     )
+
+
+@contextlib.contextmanager
+def opened(
+    folder: Path, task: str, pooling: str, known: Mapping[str, Any]
+) -> Iterator[translate.Opened]:
+    """Gives (model config, {leaf: what reads it}, fields of `strict.Report`)."""
+    config = model_config(folder, known)
+    fields.check_task(folder, config, task)
     family = FAMILIES[config["kind"]]
     table, dropped = family.names(config["kind"], task), family.ignored(task, pooling)
-    tensors, converted = reading.read(folder)
-    leaves: dict[str, np.ndarray] = {}
-    renamed, ignored = {}, {}
-    # Spares last: the leaf that they stand in for has been seen by then, or is absent.
-    for name in sorted(tensors, key=lambda name: table.spare_of(name) is not None):
-        spare = table.spare_of(name)
-        leaf = spare.leaf if spare else table.leaf_of(name) or strict.unknown(name)
-        array, part = naming.to_ours(leaf, tensors[name]), leaf.split("/")[0]
-        if spare and leaf in leaves:
-            part = spare.part
-        if rule := table.why_ignored(name):
-            ignored[name] = rule
-        elif part in dropped:
-            ignored[name] = f"{part} dropped for task {task}"
-        elif leaf not in leaves:
-            renamed[name], leaves[leaf] = leaf, array
-        else:
-            ignored[name] = _second(
-                f"{folder}: {name}", spare, leaf, array, leaves[leaf]
-            )
-    converted = {name: kind for name, kind in converted.items() if name in renamed}
-    return config, leaves, dict(renamed=renamed, ignored=ignored, converted=converted)
-
-
-def _second(
-    what: str, spare: Spare | None, leaf: str, array: np.ndarray, first: np.ndarray
-) -> str:
-    """Returns the rule by which a leaf's second tensor is ignored, if that is right."""
-    if spare is None:
-        raise UserError(f"{what} is {leaf}, but so is another tensor")
-    if spare.equal and not np.array_equal(array, first):
-        raise UserError(
-            f"{what} is not {spare.rule} ({leaf}): it differs; only a tied decoder can "
-            "be built, so load another task or a tied checkpoint"
-        )
-    return spare.rule
+    with reading.open_tensors(folder) as tensors:
+        yield config, *translate.to_leaves(table, tensors, dropped, task)
 
 
 def write(
     folder: Path,
     config: Mapping[str, Any],
-    leaves: Mapping[str, np.ndarray],
+    leaves: Mapping[str, Any],
     task: str,
     *,
     pooling: str,
@@ -153,11 +134,7 @@ def write(
     table = family.names(config["kind"], task)
     # A base model is the encoder alone: its names go without the prefix.
     prefix = table.prefix if task == "encoder" else ""
-    tensors = {}
-    for leaf, array in leaves.items():
-        name = table.name_of(leaf).removeprefix(prefix)
-        array = np.asarray(array, np.float32)
-        tensors[name] = naming.to_theirs(leaf, array, config)
+    tensors = translate.to_tensors(table, leaves, config, prefix)
     bias = leaves.get("head/bias")
     num_classes = 0 if bias is None else len(bias)
     jsons = {reading.CONFIG: _config_json(config, task, num_classes)}

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,10 +11,6 @@ import numpy as np
 from flax_adapt.errors import UserError
 
 Spellings = tuple[str, ...]  # the first is written, all are read
-# Their "weight" is our "scale" in a norm, our "kernel" in a dense layer. TensorFlow's
-# names of a norm are in the oldest files.
-DENSE = {"kernel": ("weight",), "bias": ("bias",)}
-NORM = {"scale": ("weight", "gamma"), "bias": ("bias", "beta")}
 
 
 class Spare(NamedTuple):
@@ -30,27 +26,49 @@ class Spare(NamedTuple):
     equal: bool
 
 
+class Style(NamedTuple):
+    """How a library spells and lays out what is in a dense layer and in a norm.
+
+    join: between the name of a layer and that of a tensor in it. dense, norm: our leaf ->
+    their names. to_ours(leaf, tensor), to_theirs(leaf, array, config): the layout; a
+    tensor of another rank is left as it is, and the strict check will name it.
+    """
+
+    join: str
+    dense: Mapping[str, Spellings]
+    norm: Mapping[str, Spellings]
+    to_ours: Callable[[str, np.ndarray], np.ndarray]
+    to_theirs: Callable[[str, np.ndarray, Mapping[str, Any]], np.ndarray]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Names:
     """The table of one family; {n} is the number of a block.
 
     source: who writes such names. prefix: what base models leave out, such as "vit.".
     tensors: leaf -> names. modules: dense layers and norms without `.weight`. stacks:
-    blocks, each with the modules of `layers`. spare: name -> what it stands in for.
-    buffers: pattern -> why such a tensor is no weight of ours.
+    blocks, each with the modules of `layers`. fused: a layer that is several of ours
+    side by side, and those. spare: name -> what it stands in for. buffers: pattern ->
+    why such a tensor is no weight of ours. refused: pattern -> what our models lack.
     """
 
     source: str
+    style: Style
     prefix: str
     tensors: Mapping[str, Spellings]
     modules: Mapping[str, Spellings]
     stacks: Mapping[str, Spellings]
     layers: Mapping[str, Spellings]
+    fused: Mapping[str, tuple[str, ...]]
     spare: Mapping[str, Spare]
     buffers: Mapping[str, str]
+    refused: Mapping[str, str]
 
     def leaf_of(self, name: str) -> str | None:
-        """Returns our leaf of a tensor's name; None if the name is unknown."""
+        """Returns our leaf of a tensor's name; None if the name is unknown.
+
+        That of a fused layer is not one of ours: see `parts_of`.
+        """
         for candidate in (name, self.prefix + name):
             for pattern, leaf in self._to_leaf:
                 if found := pattern.fullmatch(candidate):
@@ -64,6 +82,24 @@ class Names:
                 return name.replace("{n}", str(int(found.groupdict().get("n", "0"))))
         raise UserError(f"{leaf}: {self.source} has no such tensor")
 
+    def parts_of(self, leaf: str) -> tuple[str, ...]:
+        """Returns the leaves that lie side by side in the tensor of `leaf`."""
+        layer, _, kind = leaf.rpartition("/")
+        for whole, parts in self.fused.items():
+            if layer.endswith(f"/{whole}"):
+                stem = layer.removesuffix(whole)
+                return tuple(f"{stem}{part}/{kind}" for part in parts)
+        return (leaf,)
+
+    def whole_of(self, leaf: str) -> str:
+        """Returns the leaf whose parts hold `leaf`; most are whole themselves."""
+        layer, _, kind = leaf.rpartition("/")
+        for whole, parts in self.fused.items():
+            for part in parts:
+                if layer.endswith(f"/{part}"):
+                    return f"{layer.removesuffix(part)}{whole}/{kind}"
+        return leaf
+
     def spare_of(self, name: str) -> Spare | None:
         """Returns what the tensor stands in for, if it does."""
         return self.spare.get(name, self.spare.get(self.prefix + name))
@@ -75,19 +111,27 @@ class Names:
                 return rule
         return None
 
+    def why_refused(self, name: str) -> str | None:
+        """Returns what a tensor needs that our models cannot do, if it does."""
+        found = (text for p, text in self.refused.items() if re.fullmatch(p, name))
+        return next(found, None)
+
     @functools.cached_property
     def _rows(self) -> list[tuple[str, str]]:
         """Rows (leaf, name), the name to write first."""
         modules = dict(self.modules)
         for ours, stacks in self.stacks.items():
             for layer, names in self.layers.items():
-                spellings = tuple(f"{s}.{n}" for s in stacks for n in names)
+                join = self.style.join
+                spellings = tuple(f"{s}{join}{n}" for s in stacks for n in names)
                 modules[f"{ours}/{layer}"] = spellings
         rows = [(leaf, name) for leaf, names in self.tensors.items() for name in names]
         for ours, names in modules.items():
-            suffixes = NORM if "norm" in ours.rsplit("/", 1)[-1] else DENSE
+            is_norm = "norm" in ours.rsplit("/", 1)[-1]
+            suffixes = self.style.norm if is_norm else self.style.dense
             for leaf, theirs in suffixes.items():
-                rows += [(f"{ours}/{leaf}", f"{n}.{t}") for t in theirs for n in names]
+                both = [f"{n}{self.style.join}{t}" for t in theirs for n in names]
+                rows += [(f"{ours}/{leaf}", name) for name in both]
         return rows
 
     @functools.cached_property
@@ -103,24 +147,3 @@ class Names:
 
 def _pattern(template: str) -> re.Pattern[str]:
     return re.compile(re.escape(template).replace(r"\{n\}", r"(?P<n>[0-9]+)"))
-
-
-def to_ours(leaf: str, tensor: np.ndarray) -> np.ndarray:
-    """Kernels become [in, out]; patches (row, column, channel).
-
-    A tensor of another rank is left as it is: the strict check will name it.
-    """
-    if leaf == "encoder/patch_embed/kernel" and tensor.ndim == 4:
-        return tensor.transpose(2, 3, 1, 0).reshape(-1, tensor.shape[0])
-    if leaf.endswith("/kernel") and tensor.ndim == 2:
-        return tensor.T
-    return tensor
-
-
-def to_theirs(leaf: str, array: np.ndarray, config: Mapping[str, Any]) -> np.ndarray:
-    """Undoes `to_ours`; `config` is the model's."""
-    if leaf == "encoder/patch_embed/kernel":
-        size = config["patch_size"]
-        image = array.reshape(size, size, -1, array.shape[-1])
-        return image.transpose(3, 2, 0, 1)
-    return array.T if leaf.endswith("/kernel") else array

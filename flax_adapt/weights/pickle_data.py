@@ -14,7 +14,7 @@ from typing import Any
 from flax_adapt.errors import UserError
 
 # A model of 10 000 tensors is a pickle of 2 MB and 400 000 steps.
-MAX_BYTES, MAX_STEPS = 32 << 20, 1_000_000
+MAX_STEPS = 1_000_000
 
 SCALARS = (str, int, float, bool, bytes, type(None))
 LARGEST_KEY = 1 << 60  # larger numbers can be made to share one hash

@@ -1,130 +1,151 @@
-"""Folders of a Hugging Face model, read: JSON, and tensors in one file or in shards."""
+"""Tensors of a model in one file or in shards, read one by one; its JSON files.
+
+with reading.open_tensors(folder) as tensors:
+    array = tensors["vit.layernorm.weight"].get()  # float32
+"""
 
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import safetensors
-
 from flax_adapt.errors import UserError
-from flax_adapt.weights import torch_file
+from flax_adapt.weights import files, safetensors_file, torch_file
+from flax_adapt.weights.files import LazyTensor
 
 FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 TORCH_FILE, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
-LONGEST_NAME = 300
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
+# All are open at once; the largest models of the hub have fewer. So it is with tensors:
+# a name costs the time to look for its leaf.
+MAX_SHARDS, MAX_TENSORS = 250, 50_000
+MAX_DEPTH = 50
+NUM_NAMED = 5
+
+# Suffix -> what opens such a file and gives its tensors by name.
+FORMATS: dict[str, Callable[[Path], AbstractContextManager[dict[str, LazyTensor]]]] = {
+    ".safetensors": safetensors_file.opened,
+    ".bin": torch_file.tensors,
+    ".pth": torch_file.tensors,
+    ".pt": torch_file.tensors,
+}
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Returns the object in a JSON file; anything else is a UserError."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not files.is_file(path):
         raise UserError(
             f"{path.parent}: there is no {path.name}; give a Hugging Face model folder"
-        ) from None
+        )
+    try:
+        with files.opened(path) as file:
+            if file.length > files.MAX_PART:
+                raise UserError(f"{path}: {file.length} bytes are too long")
+            value = json.loads(file.read().decode("utf-8"))
+    except UserError:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not readable as JSON ({error})") from None
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or _is_deep(value):
         raise UserError(f"{path}: must hold a JSON object")
     return value
 
 
-def tensor_names(folder: Path) -> list[str]:
-    """Names of all tensors, without reading them."""
-    names: list[str] = []
-    for file in _files(folder):
-        with _opened(file) as handle:
-            names += handle.keys()
-    return names
+def _is_deep(value: Any) -> bool:
+    """Whether printing a value, as errors do, could need more than Python's stack."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        children = [v.values() if isinstance(v, dict) else v for v in level]
+        level = [v for c in children for v in c if isinstance(v, dict | list)]
+    return bool(level)
 
 
-def read(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Returns {name: float32 array}, and {name: dtype} of those that had another."""
-    tensors: dict[str, np.ndarray] = {}
-    converted: dict[str, str] = {}
-    for file in _files(folder):
-        with _opened(file) as handle:
-            for name in handle.keys():  # noqa: SIM118 (the handle is no mapping)
+@contextmanager
+def open_tensors(path: Path) -> Iterator[Mapping[str, LazyTensor]]:
+    """Gives the tensors of a Hugging Face folder, or of one file, by name.
+
+    None is read before its `get()`; the files stay open until the end.
+    """
+    tensors: dict[str, LazyTensor] = {}
+    with contextlib.ExitStack() as stack:
+        paths, weight_map = _parts(path)
+        for file in paths:
+            found = stack.enter_context(_format(file)(file))
+            for name in found:
                 if name in tensors:
                     raise UserError(f"{file}: {name} is in another shard too")
-                if not name.isprintable() or len(name) > LONGEST_NAME:
-                    raise UserError(f"{file}: {name[:80]!a} is no name of a tensor")
-                tensor = handle.get_tensor(name)
-                if tensor.dtype != np.float32:
-                    converted[name] = tensor.dtype.name
-                tensors[name] = tensor.astype(np.float32, copy=False)
-    return tensors, converted
+            if weight_map is not None:
+                _check_index(file, found, weight_map)
+            tensors |= found
+            if len(tensors) > MAX_TENSORS:
+                raise UserError(f"{file}: more than {MAX_TENSORS} tensors are no model")
+        yield tensors
 
 
-def _files(folder: Path) -> list[Path]:
-    """The files of tensors of a model, by its index where it has one."""
+def tensor_names(path: Path) -> list[str]:
+    """Names of all tensors, without reading them."""
+    with open_tensors(path) as tensors:
+        return list(tensors)
+
+
+def _parts(path: Path) -> tuple[list[Path], dict[str, str] | None]:
+    """The files of tensors of a model, and its index where it has one."""
+    if files.is_file(path):
+        return [path], None
     for file, index in ((FILE, INDEX), (TORCH_FILE, TORCH_INDEX)):
-        if (folder / file).is_file():
-            return [folder / file]
-        if (folder / index).is_file():
-            return _shards(folder / index)
+        if files.is_file(path / file):
+            return [path / file], None
+        if files.is_file(path / index):
+            return _shards(path / index)
     raise UserError(
-        f"{folder}: there is neither {FILE} nor {INDEX} nor {TORCH_FILE}; give a "
+        f"{path}: there is neither {FILE} nor {INDEX} nor {TORCH_FILE}; give a "
         "Hugging Face model folder"
     )
 
 
-def _shards(index: Path) -> list[Path]:
+def _format(file: Path) -> Callable[[Path], AbstractContextManager[Any]]:
+    if file.suffix not in FORMATS:
+        raise UserError(f"{file}: is none of {', '.join(FORMATS)}")
+    return FORMATS[file.suffix]
+
+
+def _shards(index: Path) -> tuple[list[Path], dict[str, str]]:
     """The files that an index names, each of them in the folder of the index."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index}: has no weight_map; download it again")
     suffix = Path(index.name.removesuffix(".index.json")).suffix
     names = sorted({str(name) for name in weight_map.values()})
+    if len(names) > MAX_SHARDS:
+        raise UserError(f"{index}: names {len(names)} shards, more than {MAX_SHARDS}")
     for name in names:
-        # An index is data: it must not point out of its folder.
-        if name != Path(name).name or "\\" in name or not name.endswith(suffix):
-            raise UserError(f"{index}: {name!r} is not the name of a shard beside it")
-    missing = [name for name in names if not (index.parent / name).is_file()]
+        # An index is data: it must not point out of its folder. A link in the folder
+        # may: the cache of the hub is made of such links.
+        plain = name == Path(name).name and "\\" not in name
+        if not plain or not name.endswith(suffix):
+            shown = ascii(name[: files.LONGEST_TEXT])
+            raise UserError(f"{index}: {shown} is not the name of a shard beside it")
+    missing = [name for name in names if not files.is_file(index.parent / name)]
     if missing:
-        raise UserError(f"{index}: these shards are missing: {', '.join(missing)}")
-    files = [index.parent / name for name in names]
-    _check_index(index, weight_map, files)
-    return files
+        raise UserError(f"{index}: these shards are missing: {_few(missing)}")
+    return [index.parent / name for name in names], weight_map
 
 
-def _check_index(index: Path, weight_map: Mapping[str, str], files: list[Path]) -> None:
+def _check_index(
+    file: Path, found: Mapping[str, Any], weight_map: Mapping[str, str]
+) -> None:
     """Every tensor must be in the shard that the index names."""
-    found: dict[str, str] = {}
-    for file in files:
-        with _opened(file) as handle:
-            found |= dict.fromkeys(handle.keys(), file.name)
-    wrong = sorted(
-        name
-        for name in {*weight_map, *found}
-        if weight_map.get(name) != found.get(name)
-    )
+    wrong = [name for name in found if weight_map.get(name) != file.name]
+    here = [name for name, shard in weight_map.items() if shard == file.name]
+    wrong += [name for name in here if name not in found]
     if wrong:
-        raise UserError(f"{index}: disagrees with the shards on {', '.join(wrong)}")
+        raise UserError(f"{file}: its index disagrees with the shards on {_few(wrong)}")
 
 
-@contextlib.contextmanager
-def _safetensors(file: Path) -> Iterator[Any]:
-    try:
-        with safetensors.safe_open(file, framework="numpy") as handle:
-            yield handle
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(
-            f"{file}: not a readable safetensors file ({error}); get it again"
-        ) from None
-
-
-# Suffix -> what opens such a file: a handle with `keys()` and `get_tensor(name)`.
-FORMATS: dict[str, Callable[[Path], AbstractContextManager[Any]]] = {
-    ".safetensors": _safetensors,
-    ".bin": torch_file.opened,
-}
-
-
-def _opened(file: Path) -> AbstractContextManager[Any]:
-    return FORMATS[file.suffix](file)
+def _few(names: list[str]) -> str:
+    """The first names, in one line that can be read."""
+    shown = [name if name.isprintable() else ascii(name) for name in names[:NUM_NAMED]]
+    more = f" and {len(names) - NUM_NAMED} more" if len(names) > NUM_NAMED else ""
+    return ", ".join(name[: files.LONGEST_TEXT] for name in shown) + more

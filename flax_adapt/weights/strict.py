@@ -1,6 +1,8 @@
 """Strict loading: every tensor is accounted for, and the report says how."""
 
+import collections
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,17 +10,22 @@ import flax.traverse_util
 
 from flax_adapt.errors import UserError
 from flax_adapt.types import Params
+from flax_adapt.weights import reshape
 
 _UNKNOWN = "unknown/"
+# The number of a block, in our names and in theirs.
+_BLOCK = re.compile(r"(?<=[._])\d+(?=[./]|$)")
+DECODER = "decoder"
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
     """What became of every tensor of a source and of every leaf of a model.
 
-    renamed: source name -> leaf. used: leaves taken. ignored: source name -> the rule.
-    fresh: leaves that keep their initial value. converted: source name -> the dtype it
-    had before it became float32.
+    renamed: source name -> leaf, or leaves with ", " between. used: leaves taken.
+    ignored: source name -> the rule. fresh: leaves that keep their initial value.
+    converted: source name -> the dtype it had before it became float32. reshaped: leaf
+    -> the rule (see `reshape`).
     """
 
     renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -26,15 +33,19 @@ class Report:
     ignored: Mapping[str, str] = dataclasses.field(default_factory=dict)
     fresh: tuple[str, ...] = ()
     converted: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    reshaped: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def merge(self, other: "Report") -> "Report":
-        """Returns one report of two steps (load, adopt)."""
+        """Returns one report of two steps (load, reshape, adopt)."""
+        fresh = self.fresh + other.fresh
+        reshaped = {**self.reshaped, **other.reshaped}
         return Report(
             {**self.renamed, **other.renamed},
             self.used + other.used,
             {**self.ignored, **other.ignored},
-            self.fresh + other.fresh,
+            fresh,
             {**self.converted, **other.converted},
+            {leaf: rule for leaf, rule in reshaped.items() if leaf not in fresh},
         )
 
     def summary(self) -> str:
@@ -43,6 +54,9 @@ class Report:
         for rule in sorted(set(self.ignored.values())):
             count = sum(name == rule for name in self.ignored.values())
             parts.append(f"{count} ignored ({rule})")
+        if self.reshaped:
+            rules = ", ".join(f"{k} {rule}" for k, rule in self.reshaped.items())
+            parts.append(f"{len(self.reshaped)} reshaped ({rules})")
         if self.fresh:
             parts.append(f"{len(self.fresh)} fresh ({', '.join(self.fresh)})")
         if self.converted:
@@ -52,22 +66,32 @@ class Report:
 
     def table(self) -> str:
         """One row a tensor: source name, leaf, what happened."""
-        source_of = {leaf: source for source, leaf in self.renamed.items()}
-        rows = [("source", "leaf", "")]
+        return _columns(("source", "leaf", ""), self._rows())
+
+    def overview(self) -> str:
+        """As `table`, with one row for what happened alike to every block."""
+        counts = collections.Counter(
+            (_BLOCK.sub("*", source), _BLOCK.sub("*", leaf), note)
+            for source, leaf, note in self._rows()
+        )
+        rows = [(*row, str(count)) for row, count in counts.items()]
+        return _columns(("source", "leaf", "", "tensors"), rows)
+
+    def _rows(self) -> list[tuple[str, str, str]]:
+        source_of = {
+            leaf: source
+            for source, leaves in self.renamed.items()
+            for leaf in leaves.split(", ")
+        }
+        rows = []
         for leaf in self.used:
             source = source_of.get(leaf, leaf)
-            note = self.converted.get(source)
-            rows.append((source, leaf, f"from {note}" if note else "used"))
+            dtype = self.converted.get(source)
+            notes = [f"from {dtype}"] if dtype else []
+            notes += [self.reshaped[leaf]] if leaf in self.reshaped else []
+            rows.append((source, leaf, ", ".join(notes) or "used"))
         rows += [(source, "-", rule) for source, rule in self.ignored.items()]
-        rows += [("-", leaf, "fresh") for leaf in self.fresh]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            "  ".join(
-                cell.ljust(width) for cell, width in zip(row, widths, strict=True)
-            )
-            for row in rows
-        ]
-        return "\n".join(line.rstrip() for line in lines)
+        return rows + [("-", leaf, "fresh") for leaf in self.fresh]
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain dicts and lists."""
@@ -75,6 +99,15 @@ class Report:
             name: dict(value) if isinstance(value, Mapping) else list(value)
             for name, value in vars(self).items()
         }
+
+
+def _columns(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        for row in (head, *rows)
+    ]
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def flatten(params: Params) -> dict[str, Any]:
@@ -106,11 +139,13 @@ def adopt(
     replaced = [k for k in loaded if any(_is_under(k, name) for name in fresh)]
     loaded = {leaf: value for leaf, value in loaded.items() if leaf not in replaced}
     kept = [leaf for leaf in init if any(_is_under(leaf, name) for name in fresh)]
+    _check_decoder(init, loaded, kept)
     problems = _problems(init, loaded, kept, fresh)
     if problems:
         raise UserError(
             f"the weights do not fit the model: {'; '.join(problems)} -- fix the "
             "source or the model config, or name leaves that shall be new in `fresh`"
+            f"{reshape.hint(_wrong_shapes(init, loaded))}"
         )
     leaves = {leaf: init[leaf] if leaf in kept else loaded[leaf] for leaf in init}
     used = tuple(leaf for leaf in init if leaf not in kept)
@@ -118,8 +153,26 @@ def adopt(
     return unflatten(leaves), Report(used=used, fresh=tuple(kept), ignored=ignored)
 
 
+def _check_decoder(
+    init: Mapping[str, Any], loaded: Mapping[str, Any], kept: Sequence[str]
+) -> None:
+    """Most files of masked autoencoders hold the encoder alone; it is an old trap."""
+    needed = {leaf for leaf in init if _is_under(leaf, DECODER)}
+    if needed and not any(_is_under(k, DECODER) for k in (*loaded, *kept)):
+        raise UserError(
+            "the source is an encoder without the decoder that masked pre-training "
+            "needs: get the file with the decoder, or begin with a new one, "
+            f"fresh=({DECODER!r},), and train that with the encoder frozen first "
+            "(decoder_warmup=STEPS in the configs)"
+        )
+
+
 def _is_under(leaf: str, prefix: str) -> bool:
     return f"{leaf}/".startswith(f"{prefix}/")
+
+
+def _wrong_shapes(init: Mapping[str, Any], loaded: Mapping[str, Any]) -> list[str]:
+    return [k for k in init if k in loaded and loaded[k].shape != init[k].shape]
 
 
 def _problems(
@@ -131,16 +184,15 @@ def _problems(
     """Every way in which the two trees differ, a list of leaves for each kind."""
     missing = [leaf for leaf in init if leaf not in loaded and leaf not in kept]
     unexpected = [k.removeprefix(_UNKNOWN) for k in loaded if k not in init]
-    reshaped = [
+    shapes = [
         f"{leaf} {tuple(loaded[leaf].shape)} -> {tuple(init[leaf].shape)}"
-        for leaf in init
-        if leaf in loaded and loaded[leaf].shape != init[leaf].shape
+        for leaf in _wrong_shapes(init, loaded)
     ]
     nothing = [name for name in fresh if not any(_is_under(key, name) for key in init)]
     kinds = {
         "missing in the source": missing,
         "unexpected in the source": unexpected,
-        "wrong shape (source -> model)": reshaped,
+        "wrong shape (source -> model)": shapes,
         "named fresh but not in the model": nothing,
     }
     return [f"{kind}: {', '.join(found)}" for kind, found in kinds.items() if found]

@@ -10,21 +10,20 @@ storages; then those, each with the number of its elements in front.
 
 import contextlib
 import io
-import os
 import struct
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
 from flax_adapt.errors import UserError
-from flax_adapt.weights import pickle_data, torch_objects
+from flax_adapt.weights import files, torch_objects
+from flax_adapt.weights.files import LazyTensor, SmallReads
 from flax_adapt.weights.torch_objects import Storage, Tensor
 
 ZIP, MAGIC, VERSION = b"PK\x03\x04", 0x1950A86A20F9469CFC6C, 1001
-CHUNK = 8 << 20
+KIND = "torch"
 # Tied and shared weights are written once; a file cannot hold much more than its bytes.
 MAX_SHARING = 4
 BIG_ENDIAN = "was not written on a little-endian machine; save it again on one"
@@ -46,59 +45,54 @@ class TorchFile:
 
     def get_tensor(self, name: str) -> np.ndarray:
         """Returns a tensor in the type that it has in the file."""
-        with _one_line(self._path):
+        with files.one_line(self._path, KIND):
             tensor = self._tensors[name]
+            if tensor.is_whole:
+                return tensor.view(self._read(tensor.storage))
             # Neighbours in a file may be views of one storage.
             if self._last is None or self._last[0] != tensor.storage:
+                self._last = None  # before the next is read: both may be large
                 self._last = tensor.storage, self._read(tensor.storage)
-            return tensor.array(self._last[1])
+            return tensor.view(self._last[1]).copy()
+
+    def lazy(self, name: str) -> LazyTensor:
+        """Returns shape and dtype of a tensor, and how to read it."""
+        with files.one_line(self._path, KIND):
+            files.check_name(name)
+        tensor = self._tensors[name]
+        return LazyTensor(
+            f"{self._path}: {name}",
+            tensor.shape,
+            tensor.storage.dtype.name,
+            lambda: self.get_tensor(name),
+        )
 
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[TorchFile]:
     """Gives the tensors of a file; any fault of the file is a UserError."""
     with contextlib.ExitStack() as stack:
-        with _one_line(path):
-            file = stack.enter_context(_SmallReads(io.FileIO(path)))
+        with files.one_line(path, KIND):
+            file = stack.enter_context(files.opened(path))
             contents = _open_zip(file) if file.read(4) == ZIP else _open_legacy(file)
             size = sum(tensor.num_bytes for tensor in contents[0].values())
-            if size > MAX_SHARING * _length(file):
+            if size > MAX_SHARING * file.length:
                 raise UserError(f"has {size} bytes of tensors but is not that long")
         yield TorchFile(path, contents)
 
 
 @contextlib.contextmanager
-def _one_line(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    except Exception as error:  # a stranger's bytes can upset a parser in any way
-        text = ascii(str(error)[:200])
-        raise UserError(
-            f"{path}: not a readable torch file ({type(error).__name__}: {text}); get "
-            "it again"
-        ) from None
+def tensors(path: Path) -> Iterator[dict[str, LazyTensor]]:
+    """As `opened`, and gives the tensors by name."""
+    with opened(path) as file:
+        yield {name: file.lazy(name) for name in file.keys()}  # noqa: SIM118
 
 
-class _SmallReads(io.BufferedReader):
-    """Reads little at once: no length in a file can make us take all memory."""
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        if size is None or size < 0:
-            size = pickle_data.MAX_BYTES
-        if size > pickle_data.MAX_BYTES:
-            raise UserError(f"a part of {size} bytes cannot be right")
-        return super().read(size)
-
-
-def _length(file: io.BufferedReader) -> int:
-    return os.fstat(file.fileno()).st_size
-
-
-def _open_zip(file: io.BufferedReader) -> Contents:
+def _open_zip(file: SmallReads) -> Contents:
     archive = zipfile.ZipFile(file)
     entries = {entry.filename: entry for entry in archive.infolist()}
+    if len(entries) != len(archive.infolist()):
+        raise UserError("is a zip file with two parts of one name")
     roots = [name.split("/")[0] for name in entries if name.endswith("/data.pkl")]
     if len(roots) != 1:
         raise UserError(f"is a zip file with {len(roots)} data.pkl; torch writes one")
@@ -109,16 +103,16 @@ def _open_zip(file: io.BufferedReader) -> Contents:
             raise UserError(
                 f"its part {name!a} is compressed; torch compresses nothing"
             )
-        if entry.file_size > _length(file) or size not in (None, entry.file_size):
+        if entry.file_size > file.length or size not in (None, entry.file_size):
             raise UserError(
                 f"its part {name!a} has {entry.file_size} bytes, not {size}"
             )
         with archive.open(entry) as part:
-            return _read_bytes(part, entry.file_size)
+            return files.read_bytes(part, entry.file_size)
 
     if f"{roots[0]}/byteorder" in entries and read("byteorder", None) != b"little":
         raise UserError(BIG_ENDIAN)
-    if entries[f"{roots[0]}/data.pkl"].file_size > pickle_data.MAX_BYTES:
+    if entries[f"{roots[0]}/data.pkl"].file_size > files.MAX_PART:
         raise UserError("its data.pkl is too long for names and shapes")
     value = torch_objects.load(io.BytesIO(read("data.pkl", None)), {})
     return torch_objects.state_dict(value), lambda storage: read(
@@ -126,9 +120,9 @@ def _open_zip(file: io.BufferedReader) -> Contents:
     )
 
 
-def _open_legacy(file: io.BufferedReader) -> Contents:
+def _open_legacy(file: SmallReads) -> Contents:
     file.seek(0)
-    head = io.BytesIO(file.read(pickle_data.MAX_BYTES))
+    head = io.BytesIO(file.read(files.MAX_PART))
     storages: dict[str, Storage] = {}
     if (torch_objects.load(head, {}), torch_objects.load(head, {})) != (MAGIC, VERSION):
         raise UserError("is no file of torch.save")
@@ -137,22 +131,18 @@ def _open_legacy(file: io.BufferedReader) -> Contents:
         raise UserError(BIG_ENDIAN)
     value = torch_objects.load(head, storages)
     keys = torch_objects.load(head, {})
-    if type(keys) is not list or any(type(key) is not str for key in keys):
-        raise ValueError("the keys of its storages are no texts")
     places = _places(file, head.tell(), [storages[key] for key in keys])
     if places.keys() != storages.keys():
         raise ValueError("it lacks storages that its tensors need")
 
     def read(storage: Storage) -> bytearray:
         file.seek(places[storage.key])
-        return _read_bytes(file, storage.num_bytes)
+        return files.read_bytes(file, storage.num_bytes)
 
     return torch_objects.state_dict(value), read
 
 
-def _places(
-    file: io.BufferedReader, start: int, storages: list[Storage]
-) -> dict[str, int]:
+def _places(file: SmallReads, start: int, storages: list[Storage]) -> dict[str, int]:
     """Returns where the bytes of each storage begin; all are within the file."""
     places: dict[str, int] = {}
     for storage in storages:
@@ -161,17 +151,6 @@ def _places(
             raise ValueError("a storage is not as long as it should be")
         places[storage.key] = start + 8
         start += 8 + storage.num_bytes
-        if start > _length(file):
+        if start > file.length:
             raise EOFError("the file is cut short")
     return places
-
-
-def _read_bytes(part: IO[bytes], size: int) -> bytearray:
-    """Returns `size` bytes, which the file has been checked to have."""
-    buffer = bytearray()
-    while len(buffer) < size:
-        piece = part.read(min(CHUNK, size - len(buffer)))
-        if not piece:
-            raise EOFError("the file is cut short")
-        buffer += piece
-    return buffer

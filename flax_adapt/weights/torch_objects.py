@@ -77,14 +77,19 @@ class Tensor:
     def num_bytes(self) -> int:
         return self.size * self.storage.dtype.itemsize
 
-    def array(self, buffer: bytearray) -> np.ndarray:
-        """Returns a copy of the tensor out of the bytes of its storage."""
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is as large as its storage, so that a view of it wastes nothing."""
+        return self.size == self.storage.size
+
+    def view(self, buffer: bytearray) -> np.ndarray:
+        """Returns the tensor as a view of the bytes of its storage."""
         dtype = self.storage.dtype
         if not self.size:
             return np.empty(self.shape, dtype)
         values = np.frombuffer(buffer, dtype, self.storage.size)[self.offset :]
         strides = [stride * dtype.itemsize for stride in self.strides]
-        return np.lib.stride_tricks.as_strided(values, self.shape, strides).copy()
+        return np.lib.stride_tricks.as_strided(values, self.shape, strides)
 
 
 def _tensor(

@@ -6,10 +6,12 @@ own: `vit.layers.0.attention.q_proj.weight` in a state dict, and for the decoder
 `decoder.decoder_encoder.layer.0...`, which 5.23 writes to files.
 """
 
+from flax_adapt.weights import layouts
 from flax_adapt.weights.names import Names
 
 VIT = Names(
     source="Hugging Face's ViT and ViTMAE",
+    style=layouts.TORCH,
     prefix="vit.",
     tensors={
         "encoder/cls_token": ("vit.embeddings.cls_token",),
@@ -43,6 +45,8 @@ VIT = Names(
         "mlp/up": ("intermediate.dense", "mlp.fc1"),
         "mlp/down": ("output.dense", "mlp.fc2"),
     },
+    fused={},
     spare={},
     buffers={},
+    refused={},
 )

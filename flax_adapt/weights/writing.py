@@ -1,19 +1,27 @@
-"""Folders of a Hugging Face model, written whole or not at all."""
+"""Folders and files of a model, written whole or not at all, tensor by tensor."""
 
 import json
 import os
 import shutil
+import struct
 import tempfile
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 
 from flax_adapt.data import tokenizer
 from flax_adapt.errors import UserError
 from flax_adapt.weights.reading import CONFIG, FILE, PREPROCESSOR
+from flax_adapt.weights.translate import Tensors
+
+Save = Callable[[Path, Tensors], None]
+# The header's length is a multiple of it, so that the numbers are aligned.
+ALIGNMENT = 8
+# A time for every member: the same weights give the same file.
+NO_TIME = (1980, 1, 1, 0, 0, 0)
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
@@ -26,7 +34,7 @@ def tokenizer_files(folder: Path) -> list[Path]:
 
 def write(
     folder: Path,
-    tensors: Mapping[str, np.ndarray],
+    tensors: Tensors,
     jsons: Mapping[str, Any],
     copied: list[Path],
 ) -> None:
@@ -45,9 +53,7 @@ def write(
             shutil.copyfile(file, fresh / file.name)
         for name, value in jsons.items():
             (fresh / name).write_text(json.dumps(value, indent=2) + "\n")
-        contiguous = {k: np.ascontiguousarray(v) for k, v in tensors.items()}
-        # transformers reads the key "format" to know who wrote the tensors.
-        safetensors.numpy.save_file(contiguous, fresh / FILE, metadata={"format": "pt"})
+        save_safetensors(fresh / FILE, tensors)
         _share(fresh)
         _swap(fresh, folder)
     finally:
@@ -78,9 +84,51 @@ def _swap(fresh: Path, folder: Path) -> None:
 
 
 def _share(folder: Path) -> None:
-    """Gives the usual rights: mkdtemp and safetensors make private files."""
+    """Gives the usual rights: mkdtemp makes private folders."""
     mask = os.umask(0)
     os.umask(mask)
     folder.chmod(0o777 & ~mask)
     for file in folder.iterdir():
         file.chmod(0o666 & ~mask)
+
+
+def write_file(path: Path, tensors: Tensors, save: Save) -> None:
+    """Writes a single file whole or not at all; replaces one written before."""
+    path = Path(path).absolute()
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; give the name of a file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        save(fresh / path.name, tensors)
+        _share(fresh)
+        os.replace(fresh / path.name, path)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def save_safetensors(file: Path, tensors: Tensors) -> None:
+    """Writes float32 tensors (format: see `safetensors_file`), one at a time."""
+    # transformers reads the key "format" to know who wrote the tensors.
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, array in tensors():
+        begin, end = end, end + array.nbytes
+        shape, span = list(array.shape), [begin, end]
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": span}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % ALIGNMENT)
+    with file.open("wb") as stream:
+        stream.write(struct.pack("<Q", len(text)) + text)
+        for _, array in tensors():
+            stream.write(np.ascontiguousarray(array, "<f4").data)
+
+
+def save_npz(file: Path, tensors: Tensors) -> None:
+    """Writes float32 tensors as `numpy.savez` does, one at a time."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in tensors():
+            member = zipfile.ZipInfo(f"{name}.npy", NO_TIME)
+            with archive.open(member, "w", force_zip64=True) as stream:
+                contiguous = np.ascontiguousarray(array, "<f4")
+                np.lib.format.write_array(stream, contiguous, allow_pickle=False)

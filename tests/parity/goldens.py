@@ -10,7 +10,7 @@ import text_inputs
 
 from flax_adapt import models
 from flax_adapt.types import Text
-from flax_adapt.weights import hf_bert, hf_vit, names, strict
+from flax_adapt.weights import hf_bert, hf_vit, strict
 
 FOLDER = Path(__file__).parent / "goldens"
 VIT = hf_vit.names("vit", "encoder")
@@ -56,7 +56,7 @@ def ours(tensors, table):
     for name, tensor in tensors.items():
         leaf = table.leaf_of(name)
         assert leaf is not None, name
-        leaves[leaf] = names.to_ours(leaf, tensor)
+        leaves[leaf] = table.style.to_ours(leaf, tensor)
     return leaves
 
 

@@ -1,0 +1,192 @@
+"""ViTs of big_vision and vision_transformer (AugReg): .npz, in both directions.
+
+Their GELU is flax's default, the tanh form, and their LayerNorm's eps 1e-6.
+"""
+
+import contextlib
+import functools
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flax_adapt.errors import UserError
+from flax_adapt.weights import (
+    big_vision_names,
+    fields,
+    npz_file,
+    translate,
+    writing,
+)
+from flax_adapt.weights.files import LazyTensor
+
+TABLE = big_vision_names.BIG_VISION
+SUFFIX, SOURCE = ".npz", "big_vision"
+FIXED = dict(layer_norm_eps=1e-6, gelu="tanh", qkv_bias=True)
+KNOWN = ("gelu", "layer_norm_eps")
+DROPPED = {"mae": ("head", "pooler"), "encoder": ("head",), "classify": ()}
+# Where training scripts keep the parameters beside other things.
+PREFIXES = ("params/", "opt/target/", "optimizer/target/")
+STACK = "Transformer/encoderblock/"
+Tensors = Mapping[str, LazyTensor]
+
+
+def detect(path: Path) -> bool:
+    """Whether it is a .npz file."""
+    return path.suffix == SUFFIX and path.is_file()
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[dict[str, LazyTensor]]:
+    """Gives the tensors of a file as the published files name and shape them."""
+    with npz_file.opened(path) as found:
+        tensors: dict[str, LazyTensor] = {}
+        whole = functools.lru_cache(maxsize=1)(lambda name: tensors_of[name].read())
+        tensors_of = {_without_prefix(name): tensor for name, tensor in found.items()}
+        if len(tensors_of) != len(found):
+            raise UserError(f"{path}: holds two sets of parameters")
+        for name, tensor in tensors_of.items():
+            if name.startswith(STACK) and tensor.shape:
+                tensors |= _unstacked(name, tensor, whole)
+            elif name == "pos_embedding" and len(tensor.shape) == 3:
+                tensors[big_vision_names.POSITION] = _with_cls(tensor)
+            else:
+                tensors[name] = tensor
+        yield tensors
+
+
+def _without_prefix(name: str) -> str:
+    prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix)), "")
+    return name.removeprefix(prefix)
+
+
+def _unstacked(name: str, tensor: LazyTensor, whole: Any) -> dict[str, LazyTensor]:
+    """big_vision's scan keeps all blocks in one tensor, along the first axis."""
+    depth, *shape = tensor.shape
+    layer = name.removeprefix(STACK)
+
+    def block(number: int) -> LazyTensor:
+        what = f"{tensor.what}[{number}]"
+        return LazyTensor(what, tuple(shape), tensor.dtype, lambda: whole(name)[number])
+
+    return {f"{STACK[:-1]}_{n}/{layer}": block(n) for n in range(depth)}
+
+
+def _with_cls(tensor: LazyTensor) -> LazyTensor:
+    """big_vision puts CLS in after the positions: its own is then zero."""
+    _, rows, width = tensor.shape
+
+    def read() -> np.ndarray:
+        return np.pad(tensor.read(), ((0, 0), (1, 0), (0, 0)))
+
+    return LazyTensor(tensor.what, (1, rows + 1, width), tensor.dtype, read)
+
+
+def model_config(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns our model config of a file."""
+    with _opened(path) as tensors:
+        return _config(path, tensors, known)
+
+
+def _config(where: Path, tensors: Tensors, known: Mapping[str, Any]) -> dict[str, Any]:
+    fields.check_known(where, known, KNOWN)
+    translate.check_names(where, TABLE, tensors)
+    patch_size, columns, channels, width = _shape(where, tensors, "embedding/kernel", 4)
+    if patch_size != columns:
+        raise UserError(f"{where}: patches of {patch_size} x {columns}: only squares")
+    if "cls" not in tensors:
+        raise UserError(
+            f"{where}: has no cls token (pool_type='gap'); our models need one"
+        )
+    rows = _shape(where, tensors, big_vision_names.POSITION, 3)[1]
+    grid = math.isqrt(rows - 1)
+    if grid**2 != rows - 1:
+        raise UserError(f"{where}: {rows} positions, which is not 1 + a square")
+    leaf_of = {TABLE.leaf_of(name): name for name in tensors}
+    query = leaf_of.get("encoder/block_00/attention/query/kernel", "the first block")
+    up = leaf_of.get("encoder/block_00/mlp/up/kernel", "the first MLP")
+    blocks = [leaf for leaf in leaf_of if leaf and leaf.endswith("/mlp/up/kernel")]
+    config = {
+        "kind": "vit",
+        "image_size": grid * patch_size,
+        "patch_size": patch_size,
+        "channels": channels,
+        "width": width,
+        "depth": len(blocks),
+        "heads": _shape(where, tensors, query, 3)[1],
+        "mlp_dim": _shape(where, tensors, up, 2)[1],
+        "pooler": "pooler/kernel" in leaf_of,
+        "decoder": None,
+        **FIXED,
+        **known,
+    }
+    fields.check_sizes(str(where), config)
+    return config
+
+
+def _shape(where: Path, tensors: Tensors, name: str, rank: int) -> tuple[int, ...]:
+    if name not in tensors:
+        raise UserError(f"{where}: has no {name}, so it is no plain ViT of big_vision")
+    shape = tensors[name].shape
+    if len(shape) != rank or 0 in shape:
+        raise UserError(f"{where}: {name} {shape} must have {rank} axes, none empty")
+    return shape
+
+
+def pooling(path: Path) -> str:
+    """Returns the pooling of its classifiers, the others' being refused."""
+    del path
+    return "cls"
+
+
+def class_names(path: Path) -> None:
+    """A file has no names of classes."""
+    del path
+
+
+def pixel_statistics(path: Path) -> tuple[list[float], list[float]]:
+    """Their images are in [-1, 1]."""
+    with _opened(path) as tensors:
+        channels = _config(path, tensors, {})["channels"]
+    return [0.5] * channels, [0.5] * channels
+
+
+@contextlib.contextmanager
+def opened(
+    path: Path, task: str, pooling: str, known: Mapping[str, Any]
+) -> Iterator[translate.Opened]:
+    """Gives (model config, {leaf: what reads it}, fields of `strict.Report`)."""
+    del pooling  # the leaves are the same
+    with _opened(path) as tensors:
+        config = _config(path, tensors, known)
+        fields.check_task(path, config, task)
+        if task == "classify" and config["pooler"]:
+            raise UserError(
+                f"{path}: its head stands on a tanh layer (pre_logits), ours on the "
+                "states; load another task"
+            )
+        yield config, *translate.to_leaves(TABLE, tensors, DROPPED[task], task)
+
+
+def write(
+    path: Path,
+    config: Mapping[str, Any],
+    leaves: Mapping[str, Any],
+    task: str,
+    *,
+    pooling: str,
+    **beside: Any,
+) -> None:
+    """Writes a .npz file as those of AugReg."""
+    fields.check_writable(path, SOURCE, config, FIXED)
+    fields.check_nothing_beside(path, SOURCE, **beside)
+    if path.suffix != SUFFIX:
+        raise UserError(f"{path}: {SOURCE} is written as a file; end it in {SUFFIX}")
+    if task == "mae":
+        raise UserError(f"{path}: {SOURCE} has no decoder; save the task 'encoder'")
+    if task == "classify" and pooling != "cls":
+        raise UserError(f"{path}: {SOURCE} has no classifier on the mean of patches")
+    tensors = translate.to_tensors(TABLE, leaves, config, "")
+    writing.write_file(path, tensors, writing.save_npz)

@@ -1,0 +1,46 @@
+"""Names of big_vision's and vision_transformer's ViT.
+
+Written are those of the published AugReg files (`vision_transformer`); read are also
+those of big_vision's `models/vit.py`, whose modules flax numbers by kind. The tanh layer
+`pre_logits` before the head of models for ImageNet-21k is our pooler.
+"""
+
+from flax_adapt.weights import layouts
+from flax_adapt.weights.names import Names
+
+POSITION = "Transformer/posembed_input/pos_embedding"
+ATTENTION = ("MultiHeadDotProductAttention_1", "MultiHeadDotProductAttention_0")
+
+
+def _attention(layer: str) -> tuple[str, ...]:
+    return tuple(f"{module}/{layer}" for module in ATTENTION)
+
+
+BIG_VISION = Names(
+    source="big_vision",
+    style=layouts.FLAX,
+    prefix="",
+    tensors={"encoder/cls_token": ("cls",), "encoder/position": (POSITION,)},
+    modules={
+        "encoder/patch_embed": ("embedding",),
+        "encoder/norm": ("Transformer/encoder_norm",),
+        "pooler": ("pre_logits",),
+        "head": ("head",),
+    },
+    stacks={"encoder/block_{n}": ("Transformer/encoderblock_{n}",)},
+    layers={
+        "norm1": ("LayerNorm_0",),
+        "norm2": ("LayerNorm_2", "LayerNorm_1"),
+        **{f"attention/{layer}": _attention(layer) for layer in ("query", "key")},
+        **{f"attention/{layer}": _attention(layer) for layer in ("value", "out")},
+        "mlp/up": ("MlpBlock_3/Dense_0", "MlpBlock_0/Dense_0"),
+        "mlp/down": ("MlpBlock_3/Dense_1", "MlpBlock_0/Dense_1"),
+    },
+    fused={},
+    spare={},
+    buffers={r"(opt|optimizer|chrono)/.*": "the state of the optimizer"},
+    refused={
+        r"MAPHead_\d+/.*": "a head with attention pooling (pool_type='map')",
+        r"(conv_root|gn_root|block\d+)/.*": "a ResNet before the blocks (hybrid)",
+    },
+)

@@ -1,0 +1,86 @@
+"""Facebook's MAE: encoder alone, `*_full` with the decoder, or fine-tuned.
+
+A file of torch, the tensors in "model". Written is a file of safetensors with the same
+names, for `model.load_state_dict(safetensors.torch.load_file(path))`.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from flax_adapt.errors import UserError
+from flax_adapt.weights import (
+    fields,
+    reading,
+    timm_names,
+    torch_vit,
+    translate,
+    writing,
+)
+
+TABLE = timm_names.FACEBOOK
+SUFFIX = ".safetensors"
+FIXED = dict(
+    layer_norm_eps=torch_vit.LAYER_NORM_EPS, gelu=torch_vit.GELU, qkv_bias=True
+)
+SOURCE = "Facebook's MAE"
+
+
+def detect(path: Path) -> bool:
+    """Whether it is a file with the decoder; without, it is like one of timm's."""
+    return torch_vit.is_vit(path) and torch_vit.has_decoder(path)
+
+
+def model_config(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns our model config of a file."""
+    with reading.open_tensors(path) as tensors:
+        return torch_vit.model_config(path, TABLE, tensors, known)
+
+
+def pooling(path: Path) -> str:
+    """Returns the pooling of the fine-tuned models with `--cls_token`, the others'
+    being refused."""
+    del path
+    return "cls"
+
+
+def class_names(path: Path) -> None:
+    """A file has no names of classes."""
+    del path
+
+
+def pixel_statistics(path: Path) -> None:
+    """A file has no mean and std of pixels."""
+    del path
+
+
+@contextlib.contextmanager
+def opened(
+    path: Path, task: str, pooling: str, known: Mapping[str, Any]
+) -> Iterator[translate.Opened]:
+    """Gives (model config, {leaf: what reads it}, fields of `strict.Report`)."""
+    del pooling  # the leaves are the same
+    config = model_config(path, known)
+    with reading.open_tensors(path) as tensors:
+        yield torch_vit.read(path, TABLE, tensors, config, task)
+
+
+def write(
+    path: Path,
+    config: Mapping[str, Any],
+    leaves: Mapping[str, Any],
+    task: str,
+    *,
+    pooling: str,
+    **beside: Any,
+) -> None:
+    """Writes a file of safetensors; a classifier must stand on CLS."""
+    fields.check_writable(path, SOURCE, config, FIXED)
+    fields.check_nothing_beside(path, SOURCE, **beside)
+    if path.suffix != SUFFIX:
+        raise UserError(f"{path}: {SOURCE} is written as a file; end it in {SUFFIX}")
+    if task == "classify" and pooling != "cls":
+        raise UserError(f"{path}: {SOURCE} has no classifier on the mean of patches")
+    tensors = translate.to_tensors(TABLE, leaves, config, "")
+    writing.write_file(path, tensors, writing.save_safetensors)

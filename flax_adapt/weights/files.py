@@ -1,0 +1,116 @@
+"""Files of strangers: read in small parts; whatever is wrong with one is one line."""
+
+import contextlib
+import io
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import jax.numpy as jnp
+import numpy as np
+
+from flax_adapt.errors import UserError
+
+# No header, pickle or directory of a real model is as long; parsed, one takes up to 25
+# times its bytes.
+MAX_PART = 16 << 20
+CHUNK = 8 << 20
+LONGEST_NAME = 300
+# Types that weights have. Integers are ids and counters; 8-bit floats need scales.
+WEIGHTS = ("float16", "bfloat16", "float32", "float64")
+# A large name in an error would hide the rest of the line.
+LONGEST_TEXT = 200
+BFLOAT16 = np.dtype(jnp.bfloat16)
+
+
+@dataclass(frozen=True, eq=False)
+class LazyTensor:
+    """A tensor in a file that is open; `read` gives it in the file's own dtype.
+
+    what: "FILE: NAME", for errors. dtype: NumPy's name, such as "bfloat16".
+    """
+
+    what: str
+    shape: tuple[int, ...]
+    dtype: str
+    read: Callable[[], np.ndarray]
+
+    def get(self) -> np.ndarray:
+        """Returns a float32 array; a tensor that is no weight is a UserError."""
+        if self.dtype not in WEIGHTS:
+            raise UserError(
+                f"{self.what}: dtype {self.dtype} is no weight; only "
+                f"{', '.join(WEIGHTS)} are"
+            )
+        array = self.read()
+        try:
+            with np.errstate(over="raise", invalid="ignore"):
+                return array.astype(np.float32, copy=False)
+        except FloatingPointError:
+            raise UserError(
+                f"{self.what}: has numbers that are too large for float32"
+            ) from None
+
+
+class SmallReads(io.BufferedReader):
+    """Reads little at once: no length in a file can make us take all memory."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or size < 0:
+            size = MAX_PART
+        if size > MAX_PART:
+            raise UserError(f"a part of {size} bytes cannot be right")
+        return super().read(size)
+
+    @property
+    def length(self) -> int:
+        return os.fstat(self.fileno()).st_size
+
+
+def opened(path: Path) -> SmallReads:
+    """Opens a regular file; a pipe or a device, which may never end, is a UserError."""
+    if not is_file(path):
+        raise UserError("there is no such file")
+    return SmallReads(io.FileIO(path))
+
+
+def is_file(path: Path) -> bool:
+    """As `Path.is_file`, and False for a name that no file can have."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+@contextlib.contextmanager
+def one_line(path: Path, kind: str) -> Iterator[None]:
+    """Turns every error into a UserError of one line that begins with the path."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except Exception as error:  # a stranger's bytes can upset a parser in any way
+        text = f"{type(error).__name__}: {str(error)[:LONGEST_TEXT]!a}"
+        raise UserError(
+            f"{path}: not a readable {kind} file ({text}); get it again"
+        ) from None
+
+
+def check_name(name: str) -> None:
+    """Names of tensors are printed and become leaves: they must be short, plain text."""
+    if not name.isprintable() or len(name) > LONGEST_NAME:
+        raise UserError(f"{name[:80]!a} is no name of a tensor")
+
+
+def read_bytes(part: IO[bytes], size: int) -> bytearray:
+    """Returns `size` bytes, which the file has been checked to have."""
+    buffer = bytearray(size)
+    rest = memoryview(buffer)
+    while rest:
+        count = part.readinto(rest[:CHUNK])  # type: ignore[attr-defined]
+        if not count:
+            raise EOFError("the file is cut short")
+        rest = rest[count:]
+    return buffer

@@ -1,0 +1,73 @@
+"""Layouts of tensors: what torch and flax make of the layers that our leaves describe.
+
+Ours: kernels [in, out]; the patch embedding's [P, D], pixels in (row, column, channel)
+order; queries, keys and values with the heads side by side.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from flax_adapt.weights.names import Style
+
+PATCHES = "encoder/patch_embed/kernel"
+
+
+def _from_torch(leaf: str, tensor: np.ndarray) -> np.ndarray:
+    """From [out, in], and [D, channel, row, column] for patches."""
+    if leaf == PATCHES and tensor.ndim == 4:
+        return tensor.transpose(2, 3, 1, 0).reshape(-1, tensor.shape[0])
+    if leaf.endswith("/kernel") and tensor.ndim == 2:
+        return tensor.T
+    return tensor
+
+
+def _to_torch(leaf: str, array: np.ndarray, config: Mapping[str, Any]) -> np.ndarray:
+    if leaf == PATCHES:
+        size = config["patch_size"]
+        image = array.reshape(size, size, -1, array.shape[-1])
+        return image.transpose(3, 2, 0, 1)
+    return array.T if leaf.endswith("/kernel") else array
+
+
+def _from_flax(leaf: str, tensor: np.ndarray) -> np.ndarray:
+    """From [row, column, channel, D], and heads on axes of their own: [D, H, K]."""
+    layer, _, kind = leaf.rpartition("/")
+    if leaf == PATCHES and tensor.ndim == 4:
+        return tensor.reshape(-1, tensor.shape[-1])
+    if layer.endswith(("/query", "/key", "/value")):
+        if tensor.ndim == (3 if kind == "kernel" else 2):
+            return tensor.reshape(*tensor.shape[:-2], -1)
+    elif leaf.endswith("/attention/out/kernel") and tensor.ndim == 3:
+        return tensor.reshape(-1, tensor.shape[-1])
+    return tensor
+
+
+def _to_flax(leaf: str, array: np.ndarray, config: Mapping[str, Any]) -> np.ndarray:
+    layer, size, heads = leaf.rpartition("/")[0], config["patch_size"], config["heads"]
+    if leaf == PATCHES:
+        return array.reshape(size, size, -1, array.shape[-1])
+    if layer.endswith(("/query", "/key", "/value")):
+        return array.reshape(*array.shape[:-1], heads, -1)
+    if leaf.endswith("/attention/out/kernel"):
+        return array.reshape(heads, -1, array.shape[-1])
+    return array
+
+
+# "weight" is our "scale" in a norm, our "kernel" in a dense layer. TensorFlow's names of
+# a norm are in the oldest files.
+TORCH = Style(
+    join=".",
+    dense={"kernel": ("weight",), "bias": ("bias",)},
+    norm={"scale": ("weight", "gamma"), "bias": ("bias", "beta")},
+    to_ours=_from_torch,
+    to_theirs=_to_torch,
+)
+FLAX = Style(
+    join="/",
+    dense={"kernel": ("kernel",), "bias": ("bias",)},
+    norm={"scale": ("scale",), "bias": ("bias",)},
+    to_ours=_from_flax,
+    to_theirs=_to_flax,
+)

@@ -1,0 +1,99 @@
+"""Files of numpy.savez, read without trusting what they say of themselves.
+
+    with npz_file.opened(path) as tensors:
+        array = tensors["Transformer/encoder_norm/scale"].get()
+
+`numpy.load` makes an array as large as a header says and unpacks a part as far as it
+goes. Here every size is compared with the file before anything is made, and a part of
+Python objects is refused by name.
+"""
+
+import contextlib
+import math
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from flax_adapt.errors import UserError
+from flax_adapt.weights import files
+from flax_adapt.weights.files import LazyTensor, SmallReads
+
+KIND = ".npz"
+SUFFIX = ".npy"
+MAX_HEADER, MAX_DIMENSIONS = 1000, 32
+# Zeros pack well, trained weights hardly: what all parts may have once unpacked.
+MAX_RATIO, FREE_BYTES, MAX_ARRAYS = 16, 64 << 20, 10_000
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+# How numpy.save writes bfloat16, which it does not know (big_vision reads it back so).
+BFLOAT16 = np.dtype("V2")
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[dict[str, LazyTensor]]:
+    """Gives the arrays of a file by name; any fault of the file is a UserError."""
+    with contextlib.ExitStack() as stack:
+        with files.one_line(path, KIND):
+            file = stack.enter_context(files.opened(path))
+            archive = stack.enter_context(zipfile.ZipFile(file))
+            tensors: dict[str, LazyTensor] = {}
+            for entry in _entries(file, archive):
+                name = entry.filename.removesuffix(SUFFIX)
+                files.check_name(name)
+                if name in tensors:
+                    raise UserError(f"has two arrays {name}")
+                tensors[name] = _lazy(path, archive, entry, name)
+        yield tensors
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """Returns {name: array in the dtype of the file}."""
+    with opened(path) as tensors:
+        return {name: tensor.read() for name, tensor in tensors.items()}
+
+
+def _entries(file: SmallReads, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+    entries = archive.infolist()
+    if len(entries) > MAX_ARRAYS:
+        raise UserError(f"has {len(entries)} arrays, more than {MAX_ARRAYS}")
+    if any(entry.compress_type not in METHODS for entry in entries):
+        raise UserError("is packed in a way that numpy.savez never does")
+    size = sum(entry.file_size for entry in entries)
+    if size > MAX_RATIO * file.length + FREE_BYTES:
+        raise UserError(f"has {file.length} bytes and would unpack to {size}")
+    return entries
+
+
+def _lazy(
+    path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str
+) -> LazyTensor:
+    with archive.open(entry) as part:
+        shape, fortran, dtype = _header(part, name)
+        size = math.prod(shape) * dtype.itemsize
+        if part.tell() + size != entry.file_size:
+            raise ValueError(f"{name} is not as long as its shape")
+    final = files.BFLOAT16 if dtype == BFLOAT16 else dtype
+
+    def read() -> np.ndarray:
+        with files.one_line(path, KIND), archive.open(entry) as part:
+            _header(part, name)
+            values = np.frombuffer(files.read_bytes(part, size), final)
+            return values.reshape(shape[::-1]).T if fortran else values.reshape(shape)
+
+    return LazyTensor(f"{path}: {name}", shape, final.name, read)
+
+
+def _header(part: IO[bytes], name: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Returns shape, whether it is in Fortran order, and dtype."""
+    if np.lib.format.read_magic(part) != (1, 0):
+        raise UserError(f"{name}: is no plain array of numpy.save")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(part, MAX_HEADER)
+    if dtype.hasobject or dtype.fields or dtype.subdtype:
+        raise UserError(
+            f"{name}: dtype {dtype.name} is no weight; nothing of it was run"
+        )
+    if len(shape) > MAX_DIMENSIONS or any(type(n) is not int or n < 0 for n in shape):
+        raise ValueError(f"{name} has no shape")
+    return shape, fortran, dtype

@@ -1,0 +1,224 @@
+"""Weights for another image size, patch size or number of channels.
+
+    loaded, reshaped = reshape.fit(loaded, found, wanted, ("position", "channels:sum"))
+
+Only what is named in the rules is reshaped, and `reshaped` says how. RULES:
+
+position  the tables of positions of encoder and decoder, bicubically, CLS as it is.
+    MAE's fixed sin-cos tables too, as its official fine-tuning code does: computed anew
+    for a larger grid they would hold places that the encoder has never seen. Who wants
+    that names them fresh.
+patch  the patch embedding, by FlexiViT's pseudo-inverse.
+channels:sum, channels:average  the patch embedding. To one channel: the sum of the old
+    ones, so that a grey image gives the tokens that it gave in all channels; or their
+    average. From three to more: the old ones stay, each further one is their sum or
+    average, and an image that is 0 there (its mean) gives the tokens it gave before.
+
+The decoder's last layer has a number for every pixel of a patch. It cannot be reshaped:
+with another patch size or number of channels it must be fresh.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from flax_adapt import models
+from flax_adapt.errors import UserError, choose
+
+POSITIONS, KERNEL = (
+    ("encoder/position", "decoder/position"),
+    "encoder/patch_embed/kernel",
+)
+PREDICT = "decoder/predict"
+# Rule -> the fields of the model config that may then differ from the source's. Half
+# the patch size for half the image size is the same grid.
+RULES: dict[str, tuple[str, ...]] = {
+    "position": ("image_size",),
+    "patch": ("image_size", "patch_size"),
+    "channels:sum": ("channels",),
+    "channels:average": ("channels",),
+}
+FIELDS = ("image_size", "patch_size", "channels")
+CHANNELS: dict[str, Callable[..., np.ndarray]] = {"sum": np.sum, "average": np.mean}
+
+
+def check(rules: Sequence[str]) -> None:
+    """Raises UserError for a rule that there is not, or two rules for one thing."""
+    if isinstance(rules, str):
+        raise UserError(
+            f"reshape={rules!r} must be several names: reshape=({rules!r},)"
+        )
+    for rule in rules:
+        choose("reshape", rule, RULES)
+    if len(rules) > len({rule.partition(":")[0] for rule in rules}):
+        raise UserError(f"reshape={tuple(rules)} has two rules for the same")
+
+
+def may_differ(rules: Sequence[str]) -> set[str]:
+    """Returns the fields of the model config that may differ from the source's."""
+    check(rules)
+    return {field for rule in rules for field in RULES[rule]}
+
+
+def wanted_config(
+    found: Mapping[str, Any],
+    sizes: Mapping[str, int | None],
+    task: str,
+    decoder: Mapping[str, int] | None,
+) -> dict[str, Any]:
+    """Returns the model config `found` with other sizes, where they are not None.
+
+    A masked autoencoder also needs a decoder: `decoder`, or that of `found`, or the
+    paper's.
+    """
+    changes: dict[str, Any] = {k: size for k, size in sizes.items() if size is not None}
+    if unknown := sorted(set(changes) - set(found)):
+        raise UserError(f"{', '.join(unknown)}: a {found['kind']} model has none")
+    if task == "mae":
+        own = decoder or found["decoder"] or models.PAPER_DECODER
+        changes["decoder"] = dict(own)
+    return {**found, **changes}
+
+
+def fit(
+    leaves: Mapping[str, Any],
+    found: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    rules: Sequence[str],
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Returns leaves that fit `wanted`, and {leaf: what was done to it}.
+
+    leaves: {name: array} of the model config `found`. Where no rule is named, or a leaf
+    is not what `found` says, it stays as it is: `strict.adopt` will name it.
+    """
+    check(rules)
+    if not rules:
+        return dict(leaves), {}
+    if "image_size" not in found or "image_size" not in wanted:
+        raise UserError(f"reshape={tuple(rules)} is for models of images only")
+    fitted, reshaped = dict(leaves), {}
+    grids = [config["image_size"] // config["patch_size"] for config in (found, wanted)]
+    if "position" in rules and grids[0] != grids[1]:
+        for name in POSITIONS:
+            if _is_grid(leaves.get(name), grids[0]):
+                fitted[name] = resize_positions(leaves[name], grids[1])
+                reshaped[name] = f"position {_change(*grids)}, bicubic"
+    kernel = leaves.get(KERNEL)
+    if (
+        kernel is not None
+        and len(kernel) == found["patch_size"] ** 2 * found["channels"]
+    ):
+        fitted[KERNEL], texts = _fit_kernel(kernel, found, wanted, rules)
+        reshaped |= {KERNEL: ", ".join(texts)} if texts else {}
+    return fitted, reshaped
+
+
+def _is_grid(table: Any, side: int) -> bool:
+    return table is not None and table.ndim == 3 and table.shape[1] == 1 + side**2
+
+
+def _fit_kernel(
+    kernel_PD: np.ndarray,
+    found: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    rules: Sequence[str],
+) -> tuple[np.ndarray, list[str]]:
+    texts = []
+    old, new = found["patch_size"], wanted["patch_size"]
+    if "patch" in rules and old != new:
+        kernel_PD = resize_patches(kernel_PD, old, new, found["channels"])
+        texts.append(f"patch {_change(old, new)}, pseudo-inverse of bilinear")
+    sizes = found["channels"], wanted["channels"]
+    for how in (rule.partition(":")[2] for rule in rules if "channels:" in rule):
+        if sizes[0] != sizes[1]:
+            kernel_PD = change_channels(kernel_PD, *sizes, how)
+            texts.append(f"channels {sizes[0]} -> {sizes[1]}, {how}")
+    return kernel_PD, texts
+
+
+def _change(old: int, new: int) -> str:
+    return f"{old}x{old} -> {new}x{new}"
+
+
+def hint(wrong: Iterable[str]) -> str:
+    """Says how to ask for leaves of a wrong shape; "" where there is no way."""
+    leaves = set(wrong)
+    rules = ["'position'"] if leaves & set(POSITIONS) else []
+    rules += ["'patch'", "'channels:sum'"] if KERNEL in leaves else []
+    told = f"; {' and '.join(rules)} in `reshape` resize the weights" if rules else ""
+    if any(leaf.startswith(PREDICT) for leaf in leaves):
+        told += f"; {PREDICT} cannot be resized, only be fresh"
+    return told
+
+
+def resize_positions(position_1LD: np.ndarray, grid: int) -> np.ndarray:
+    """Returns the table for `grid` x `grid` patches; float32, the row of CLS as it is.
+
+    What torch.nn.functional.interpolate does with mode="bicubic", align_corners=False.
+    """
+    _, length, width = position_1LD.shape
+    side = math.isqrt(length - 1)
+    if side**2 != length - 1:
+        raise UserError(f"{length - 1} positions are no square grid")
+    table = np.asarray(position_1LD[0, 1:], np.float64).reshape(side, side, width)
+    weight = _resize_matrix(_cubic, 2, side, grid)
+    table = np.einsum("yi,xj,ijd->yxd", weight, weight, table, optimize=True)
+    patches = table.reshape(1, grid**2, width).astype(np.float32)
+    return np.concatenate([position_1LD[:, :1], patches], axis=1)
+
+
+def resize_patches(
+    kernel_PD: np.ndarray, old: int, new: int, channels: int
+) -> np.ndarray:
+    """Returns the kernel [new * new * channels, D] for patches of another size; float32.
+
+    FlexiViT (Beyer et al. 2023, section 3.4): with B the bilinear resize of a patch, the
+    kernel (B^T)^+ w. A larger patch B x gives the very token of x; a smaller one the
+    nearest on average over white noise.
+    """
+    # The pseudo-inverse of a Kronecker product is that of its factors: rows, columns.
+    factor = np.linalg.pinv(_resize_matrix(_linear, 1, old, new).T)
+    pixels = np.asarray(kernel_PD, np.float64).reshape(old, old, channels, -1)
+    pixels = np.einsum("yi,xj,ijcd->yxcd", factor, factor, pixels, optimize=True)
+    return pixels.reshape(new * new * channels, -1).astype(np.float32)
+
+
+def change_channels(kernel_PD: np.ndarray, old: int, new: int, how: str) -> np.ndarray:
+    """Returns the kernel for `new` channels; `how` ("sum", "average"): see above."""
+    reduce = choose("how", how, CHANNELS)
+    if new != 1 and not (old == 3 and new > 3):
+        raise UserError(
+            f"channels {old} -> {new}: only to 1, and from 3 to more, can a patch "
+            "embedding be changed; else name 'encoder/patch_embed' in `fresh`"
+        )
+    pixels = kernel_PD.reshape(-1, old, kernel_PD.shape[-1])
+    one = reduce(pixels.astype(np.float64), axis=1, keepdims=True).astype(np.float32)
+    parts = [one] if new == 1 else [pixels, *[one] * (new - old)]
+    return np.concatenate(parts, axis=1).reshape(-1, kernel_PD.shape[-1])
+
+
+def _resize_matrix(
+    kernel: Callable[[np.ndarray], np.ndarray], reach: int, old: int, new: int
+) -> np.ndarray:
+    """Returns [new, old], float64: pixels weighted by their distance, edges repeated."""
+    centre = (np.arange(new) + 0.5) * (old / new) - 0.5
+    first = np.floor(centre).astype(int)
+    matrix = np.zeros((new, old))
+    for offset in range(1 - reach, reach + 1):
+        weight = kernel(np.abs(centre - (first + offset)))
+        matrix[np.arange(new), np.clip(first + offset, 0, old - 1)] += weight
+    return matrix
+
+
+def _linear(distance: np.ndarray) -> np.ndarray:
+    return 1 - distance
+
+
+def _cubic(distance: np.ndarray) -> np.ndarray:
+    """Keys 1981 with a = -0.75, as PyTorch and OpenCV have it; 0 beyond 2."""
+    a, x = -0.75, distance
+    near = ((a + 2) * x - (a + 3)) * x**2 + 1
+    far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+    return np.where(x <= 1, near, far)

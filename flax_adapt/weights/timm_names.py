@@ -1,0 +1,79 @@
+"""Names of timm's ViT, and of Facebook's MAE, whose encoder is timm's.
+
+timm 1.0 `vit_*`, `deit*` and `*.mae` (`models/vision_transformer.py`); Facebook's
+`models_mae.py` (encoder and decoder) and `models_vit.py` (fine-tuned).
+"""
+
+from flax_adapt.weights import layouts
+from flax_adapt.weights.names import Names, Spellings
+
+FUSED = {"attention/qkv": ("attention/query", "attention/key", "attention/value")}
+LAYERS = {
+    "norm1": ("norm1",),
+    "norm2": ("norm2",),
+    "attention/qkv": ("attn.qkv",),
+    "attention/out": ("attn.proj",),
+    "mlp/up": ("mlp.fc1",),
+    "mlp/down": ("mlp.fc2",),
+}
+# A classifier that has it is refused, see `torch_vit`.
+FC_NORM = r"fc_norm\.(weight|bias)"
+BLOCK = r"blocks\.\d+\."
+REFUSED = {
+    BLOCK + r"(ls[12]\.gamma|gamma_[12])": "LayerScale",
+    BLOCK + r"attn\.(q_norm|k_norm)\..*": "qk-norm",
+    BLOCK + r"(attn\.norm|mlp\.norm)\..*": "a norm inside of attention or MLP",
+    BLOCK + r"mlp\.(fc1_g|fc1_x|w12|w1|w2|w3)\..*": "SwiGLU",
+    BLOCK + r"attn\..*(rel_pos|relative_position).*": "relative positions",
+    r"(dist_token|head_dist\..*)": "a distillation token (deit*_distilled_*)",
+    r"reg_token": "register tokens",
+    r"norm_pre\..*": "a norm before the blocks (pre_norm)",
+    r"attn_pool\..*": "a head with attention pooling (global_pool='map')",
+    r"patch_embed\.(backbone|norm)\..*": "a stem that is more than one convolution",
+}
+TENSORS: dict[str, Spellings] = {
+    "encoder/cls_token": ("cls_token",),
+    "encoder/position": ("pos_embed",),
+}
+MODULES = {
+    "encoder/patch_embed": ("patch_embed.proj",),
+    "encoder/norm": ("norm",),
+    "head": ("head",),
+}
+STACKS = {"encoder/block_{n}": ("blocks.{n}",)}
+
+TIMM = Names(
+    source="timm's ViT",
+    style=layouts.TORCH,
+    prefix="",
+    tensors=TENSORS,
+    modules=MODULES,
+    stacks=STACKS,
+    layers=LAYERS,
+    fused=FUSED,
+    spare={},
+    buffers={FC_NORM: "a norm of pooled states, part of the head"},
+    refused=REFUSED,
+)
+FACEBOOK = Names(
+    source="Facebook's MAE",
+    style=layouts.TORCH,
+    prefix="",
+    tensors={
+        **TENSORS,
+        "decoder/mask_token": ("mask_token",),
+        "decoder/position": ("decoder_pos_embed",),
+    },
+    modules={
+        **MODULES,
+        "decoder/embed": ("decoder_embed",),
+        "decoder/norm": ("decoder_norm",),
+        "decoder/predict": ("decoder_pred",),
+    },
+    stacks={**STACKS, "decoder/block_{n}": ("decoder_blocks.{n}",)},
+    layers=LAYERS,
+    fused=FUSED,
+    spare={},
+    buffers=TIMM.buffers,
+    refused=REFUSED,
+)

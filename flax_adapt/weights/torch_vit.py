@@ -1,0 +1,150 @@
+"""What timm's ViT and Facebook's MAE share: the architecture, read off the tensors.
+
+Number of heads, GELU and LayerNorm's eps cannot be seen in weights. Heads: those of the
+published model of the same width, depth and mlp_dim; all may be given in `known`.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flax_adapt import models
+from flax_adapt.errors import UserError
+from flax_adapt.weights import fields, reading, timm_names, translate
+from flax_adapt.weights.files import LazyTensor
+from flax_adapt.weights.names import Names
+
+LAYER_NORM_EPS, GELU = 1e-6, "erf"
+# What `known` may tell.
+KNOWN = ("heads", "decoder_heads", "gelu", "layer_norm_eps")
+PARTS = ("decoder", "head")
+KEPT: dict[str, tuple[str, ...]] = {
+    "mae": ("decoder",),
+    "encoder": (),
+    "classify": ("head",),
+}
+# (width, depth, mlp_dim) -> heads. The last two: Zhai et al. 2022, g/14 and G/14; the
+# decoder is that of all of Facebook's models.
+HEADS = {
+    (size["width"], size["depth"], size["mlp_dim"]): size["heads"]
+    for size in (*models.SIZES.values(), models.PAPER_DECODER)
+} | {(1408, 40, 6144): 16, (1664, 48, 8192): 16}
+Tensors = Mapping[str, LazyTensor]
+SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
+
+
+def model_config(
+    where: Path, table: Names, tensors: Tensors, known: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns our model config of the tensors in a file or folder."""
+    fields.check_known(where, known, KNOWN)
+    translate.check_names(where, table, tensors)
+    width, channels, patch_size, columns = _shape(
+        where, tensors, "patch_embed.proj.weight", 4
+    )
+    if patch_size != columns:
+        raise UserError(f"{where}: patches of {patch_size} x {columns}: only squares")
+    grid = _grid(where, tensors)
+    sizes = dict(width=width, **_block_sizes(where, tensors, "blocks"))
+    config = {
+        "kind": "vit",
+        "image_size": grid * patch_size,
+        "patch_size": patch_size,
+        "channels": channels,
+        **sizes,
+        "heads": _heads(where, sizes, known, "heads"),
+        "layer_norm_eps": known.get("layer_norm_eps", LAYER_NORM_EPS),
+        "qkv_bias": "blocks.0.attn.qkv.bias" in tensors,
+        "gelu": known.get("gelu", GELU),
+        "pooler": False,
+        "decoder": _decoder(where, tensors, known),
+    }
+    fields.check_sizes(str(where), config)
+    return config
+
+
+def read(
+    where: Path,
+    table: Names,
+    tensors: Tensors,
+    config: Mapping[str, Any],
+    task: str,
+) -> translate.Opened:
+    """Returns (model config, {leaf: what reads it}, fields of `strict.Report`)."""
+    fields.check_task(where, config, task)
+    if task == "classify" and any(re.match(timm_names.FC_NORM, n) for n in tensors):
+        raise UserError(
+            f"{where}: its classifier normalises after pooling (fc_norm), ours before: "
+            "load task 'encoder' with fresh=('encoder/norm',) instead"
+        )
+    dropped = [part for part in PARTS if part not in KEPT[task]]
+    return dict(config), *translate.to_leaves(table, tensors, dropped, task)
+
+
+def _decoder(
+    where: Path, tensors: Tensors, known: Mapping[str, Any]
+) -> dict[str, int] | None:
+    if "decoder_embed.weight" not in tensors:
+        return None
+    width = _shape(where, tensors, "decoder_embed.weight", 2)[0]
+    sizes = dict(width=width, **_block_sizes(where, tensors, "decoder_blocks"))
+    return {**sizes, "heads": _heads(where, sizes, known, "decoder_heads")}
+
+
+def _shape(where: Path, tensors: Tensors, name: str, rank: int) -> tuple[int, ...]:
+    if name not in tensors:
+        raise UserError(f"{where}: has no {name}, so it is no plain ViT")
+    shape = tensors[name].shape
+    if len(shape) != rank or 0 in shape:
+        raise UserError(f"{where}: {name} {shape} must have {rank} axes, none empty")
+    return shape
+
+
+def _block_sizes(where: Path, tensors: Tensors, stack: str) -> dict[str, int]:
+    mlp_dim, _ = _shape(where, tensors, f"{stack}.0.mlp.fc1.weight", 2)
+    pattern = re.compile(rf"{stack}\.(\d{{1,4}})\.")
+    numbers = {int(found[1]) for name in tensors if (found := pattern.match(name))}
+    return dict(depth=len(numbers), mlp_dim=mlp_dim)
+
+
+def _grid(where: Path, tensors: Tensors) -> int:
+    """The patches along one side of the image; pos_embed has a row for CLS too."""
+    if "cls_token" not in tensors:
+        raise UserError(f"{where}: has no cls_token; our models need one")
+    rows = _shape(where, tensors, "pos_embed", 3)[1]
+    grid = math.isqrt(rows - 1)
+    if math.isqrt(rows) ** 2 == rows > 1:
+        raise UserError(
+            f"{where}: pos_embed has {rows} rows, none for cls_token (no_embed_class): "
+            "our models cannot do this"
+        )
+    if grid**2 != rows - 1:
+        raise UserError(f"{where}: pos_embed has {rows} rows, not 1 + a square")
+    return grid
+
+
+def _heads(
+    where: Path, sizes: Mapping[str, int], known: Mapping[str, Any], field: str
+) -> int:
+    key = sizes["width"], sizes["depth"], sizes["mlp_dim"]
+    if field not in known and key not in HEADS:
+        raise UserError(
+            f"{where}: weights do not tell the number of heads, and a model of {sizes} is "
+            f"none of the published; give known={{{field!r}: NUMBER}}"
+        )
+    return known[field] if field in known else HEADS[key]
+
+
+def is_vit(path: Path) -> bool:
+    """Whether it is a file of tensors with timm's names."""
+    if path.suffix not in SUFFIXES or path.is_dir():
+        return False
+    return "blocks.0.attn.qkv.weight" in reading.tensor_names(path)
+
+
+def has_decoder(path: Path) -> bool:
+    """Whether a file of tensors has Facebook's decoder, or parts of one."""
+    names = reading.tensor_names(path)
+    return any(name == "mask_token" or name.startswith("decoder_") for name in names)

@@ -1,0 +1,138 @@
+"""Tensors to leaves and back, by a table of names; every format goes through here."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from flax_adapt.errors import UserError
+from flax_adapt.weights import strict
+from flax_adapt.weights.files import LazyTensor
+from flax_adapt.weights.names import Names, Spare
+
+Leaves = dict[str, np.ndarray]
+# Model config, leaves and the fields of `strict.Report`; of a file while it is open.
+Opened = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
+# What a writer is given: the same pairs of name and tensor each time it is called.
+Tensors = Callable[[], Iterator[tuple[str, np.ndarray]]]
+MAX_NAMED = 3
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LazyLeaf:
+    """A leaf of a file that is open; `numpy.asarray` reads it, as float32."""
+
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        del copy  # it is a new array always
+        return np.asarray(self.read(), dtype)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+
+def check_names(where: object, table: Names, names: Collection[str]) -> None:
+    """What our models cannot do is refused; the line says it for each kind once."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        if text := table.why_refused(name):
+            found.setdefault(text, []).append(name)
+    if found:
+        kinds = [f"{text} ({named[0]})" for text, named in sorted(found.items())]
+        shown = "; ".join(kinds[:MAX_NAMED])
+        raise UserError(f"{where}: {shown}: our models cannot do this")
+
+
+def to_leaves(
+    table: Names, tensors: Mapping[str, LazyTensor], dropped: Collection[str], task: str
+) -> tuple[dict[str, LazyLeaf], dict[str, Any]]:
+    """Returns {leaf: what reads it} and the fields of `strict.Report`.
+
+    dropped: the parts of the parameters that `task` has no place for. A tensor of an
+    unknown name is kept as such: `adopt` will say that it is unexpected.
+    """
+    leaves: dict[str, LazyLeaf] = {}
+    renamed, ignored = {}, {}
+    # The leaves of a tensor are asked for one after the other.
+    get = functools.lru_cache(maxsize=1)(lambda name: tensors[name].get())
+    # Spares last: the leaf that they stand in for has been seen by then, or is absent.
+    for name in sorted(tensors, key=lambda name: table.spare_of(name) is not None):
+        spare = table.spare_of(name)
+        leaf = spare.leaf if spare else table.leaf_of(name) or strict.unknown(name)
+        part = spare.part if spare and leaf in leaves else leaf.split("/")[0]
+        if rule := table.why_ignored(name):
+            ignored[name] = rule
+        elif part in dropped:
+            ignored[name] = f"{part} dropped for task {task}"
+        else:
+            shape = tensors[name].shape
+            found = _lazy(table, leaf, shape, functools.partial(get, name))
+            if first := next((part for part in found if part in leaves), None):
+                both = found[first], leaves[first]
+                ignored[name] = _second(tensors[name].what, spare, first, *both)
+            else:
+                renamed[name] = ", ".join(found)
+                leaves |= found
+    dtypes = {name: tensors[name].dtype for name in renamed}
+    converted = {name: dtype for name, dtype in dtypes.items() if dtype != "float32"}
+    return leaves, dict(renamed=renamed, ignored=ignored, converted=converted)
+
+
+def _lazy(
+    table: Names, leaf: str, shape: tuple[int, ...], get: Callable[[], np.ndarray]
+) -> dict[str, LazyLeaf]:
+    """Returns the leaves that lie in a tensor of that shape; nothing is read."""
+    nothing = np.broadcast_to(np.float32(0), shape)
+
+    def reader(part: str) -> Callable[[], np.ndarray]:
+        return lambda: split(table, leaf, get())[part]
+
+    return {
+        part: LazyLeaf(array.shape, reader(part))
+        for part, array in split(table, leaf, nothing).items()
+    }
+
+
+def split(table: Names, leaf: str, tensor: np.ndarray) -> Leaves:
+    """Returns the leaves that lie in one tensor; one that does not divide stays whole."""
+    array, parts = table.style.to_ours(leaf, tensor), table.parts_of(leaf)
+    if not array.ndim or array.shape[-1] % len(parts):
+        return {leaf: array}
+    return dict(zip(parts, np.split(array, len(parts), axis=-1), strict=True))
+
+
+def _second(
+    what: str, spare: Spare | None, leaf: str, array: LazyLeaf, first: LazyLeaf
+) -> str:
+    """Returns the rule by which a leaf's second tensor is ignored, if that is right."""
+    if spare is None:
+        raise UserError(f"{what} is {leaf}, but so is another tensor")
+    if spare.equal and not np.array_equal(np.asarray(array), np.asarray(first)):
+        raise UserError(
+            f"{what} is not {spare.rule} ({leaf}): it differs; only a tied decoder can "
+            "be built, so load another task or a tied checkpoint"
+        )
+    return spare.rule
+
+
+def to_tensors(
+    table: Names, leaves: Mapping[str, Any], config: Mapping[str, Any], prefix: str
+) -> Tensors:
+    """Returns what gives every (name, tensor), float32, one at a time, by name.
+
+    prefix: left out of the names, as base models do. config: the model's.
+    """
+    wholes = dict.fromkeys(table.whole_of(leaf) for leaf in leaves)
+    names = {table.name_of(whole).removeprefix(prefix): whole for whole in wholes}
+
+    def tensors() -> Iterator[tuple[str, np.ndarray]]:
+        for name, whole in sorted(names.items()):
+            parts = [np.asarray(leaves[p], np.float32) for p in table.parts_of(whole)]
+            array = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+            yield name, table.style.to_theirs(whole, array, config)
+
+    return tensors

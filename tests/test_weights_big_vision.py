@@ -1,0 +1,80 @@
+"""The layouts of big_vision, and what of them is refused."""
+
+import numpy as np
+import pytest
+from format_files import (
+    GOLDENS,
+    ONE,
+    apply,
+    assert_close,
+    inputs,
+    outputs,
+    tensors_of,
+)
+
+from flax_adapt import weights
+from flax_adapt.errors import UserError
+
+
+def npz(path, **tensors):
+    """The stored file with other arrays; None takes one away."""
+    found = tensors_of(GOLDENS / "big_vision.npz")
+    found |= {name.replace("__", "/"): value for name, value in tensors.items()}
+    np.savez(path, **{name: v for name, v in found.items() if v is not None})
+    return path
+
+
+NUMBERED_BY_KIND = {
+    "LayerNorm_2": "LayerNorm_1",
+    "MultiHeadDotProductAttention_1": "MultiHeadDotProductAttention_0",
+    "MlpBlock_3": "MlpBlock_0",
+}
+
+
+def test_big_vision_s_own_layout_is_the_same_model(tmp_path):
+    """Scanned blocks, numbered by kind, positions without CLS, under params/."""
+    old = tensors_of(GOLDENS / "big_vision.npz")
+    position = old.pop("Transformer/posembed_input/pos_embedding")
+    cls = old.pop("cls") + position[:, :1]
+    new = {"pos_embedding": position[:, 1:], "cls": cls}
+    for name, tensor in old.items():
+        if "encoderblock_0" in name:
+            both = tensor, old[name.replace("block_0", "block_1")]
+            _, _, module, rest = name.split("/", 3)
+            module = NUMBERED_BY_KIND.get(module, module)
+            new[f"Transformer/encoderblock/{module}/{rest}"] = np.stack(both)
+        elif "encoderblock_1" not in name:
+            new[name] = tensor
+    path = tmp_path / "a.npz"
+    np.savez(path, **{f"params/{k}": v for k, v in new.items()}, **{"opt/0/mu": ONE})
+    model, params, report = weights.from_pretrained(path, "classify")
+    assert_close(
+        apply(model, params, inputs.images(), None), outputs("big_vision")["logits"]
+    )
+    assert dict(report.ignored) == {"opt/0/mu": "the state of the optimizer"}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "text"),
+    [
+        (dict(MAPHead_0__probe=ONE), "attention pooling"),
+        (dict(cls=None), r"no cls token \(pool_type='gap'\)"),
+        (dict(conv_root__kernel=ONE), "hybrid"),
+        ({"embedding/kernel": None}, "embedding/kernel"),
+    ],
+)
+def test_heads_and_stems_of_big_vision_are_refused_by_name(tmp_path, tensors, text):
+    with pytest.raises(UserError, match=text):
+        weights.load(npz(tmp_path / "a.npz", **tensors), "encoder", pooling=None)
+
+
+def test_pre_logits_is_the_pooler_of_an_encoder_and_refused_of_a_classifier(tmp_path):
+    square = np.eye(16, dtype=np.float32)
+    layer = {"pre_logits/kernel": square, "pre_logits/bias": square[0]}
+    path = npz(tmp_path / "a.npz", **layer)
+    with pytest.raises(UserError, match="pre_logits"):
+        weights.load(path, "classify", pooling=None)
+    model, params, _ = weights.from_pretrained(path, "encoder")
+    _, pooled = apply(model, params, inputs.images(), None)
+    states = outputs("big_vision")["states"]
+    assert_close(pooled, np.tanh(states[:, 0] @ square + square[0]))
