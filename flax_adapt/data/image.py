@@ -15,7 +15,7 @@ from flax_adapt.types import Array, Key
 
 # Only formats that hold pixels: Pillow would start other programs for some of the rest.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-MODES = {1: "L", 3: "RGB"}
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 # Numbers of the purposes folded into an example's key; no other purpose may use them.
 FLIP, CROP = 7001, 7002
 # Of a random resized crop (Szegedy et al. 2015, as in torchvision.RandomResizedCrop).
@@ -30,7 +30,7 @@ class UndecodableImage(Exception):
 def decode(item: base.Image, image_size: int, channels: int) -> np.ndarray:
     """Returns uint8 [S, S, C] of an image file's bytes or path, or of uint8 pixels.
 
-    Turned as EXIF says, made grey or RGB (transparency is dropped, 16 bits become 8),
+    Turned as EXIF says, made grey, RGB (transparency is dropped) or RGBA, 16 bits become 8,
     then resized to the square without keeping the aspect ratio, bilinear with
     antialiasing, as torchvision's Resize((S, S)) does to a Pillow image.
     """

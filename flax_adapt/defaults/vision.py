@@ -64,6 +64,11 @@ def pixel_statistics(init: str, channels: int) -> tuple[tuple, tuple]:
     if known is not None and channels == 1:
         mean, std = map(statistics.fmean, known)
         return (mean,), (std,)
+    if known is not None and len(known[0]) < channels:
+        # The known channels as the weights saw them; the new ones like their mean.
+        new = channels - len(known[0])
+        means, stds = ((*values, *[statistics.fmean(values)] * new) for values in known)
+        return means, stds
     if channels == 3:
         return IMAGENET_MEAN, IMAGENET_STD
     return (0.5,) * channels, (0.5,) * channels
@@ -113,7 +118,11 @@ class S1Data:
     def __init__(self, args: Any):
         source, train = dataset(args.dataset), "train"
         self.args, self.init = args, args.init
+        choose("channels_by", args.channels_by, weights.reshape.CHANNELS)
         self.found = architecture(args.init, args.model)
+        # A config.json may size a decoder that the file does not hold.
+        held = args.init and weights.parts(args.init, "mae")
+        self.has_decoder = bool(held and "decoder" in held)
         sizes = {name: args[name] or None for name in weights.reshape.FIELDS}
         task = "mae" if WARMUP in args else "classify"
         self.model = weights.reshape.wanted_config(self.found, sizes, task, None)
@@ -160,8 +169,7 @@ class S1Data:
         if self.args.decoder_warmup:
             return f"stage:{WARMUP}"
         missing = {
-            f"{self.init} is an encoder without a decoder": self.found["decoder"]
-            is None,
+            f"{self.init} is an encoder without a decoder": not self.has_decoder,
             "the decoder predicts pixels: patch_size and channels other than those of "
             f"{self.init} need a new last layer": self._changed(
                 "patch_size", "channels"
@@ -188,7 +196,7 @@ class S1Data:
             raise UserError(
                 f"{WARMUP}={steps} needs init=PATH, whose encoder is frozen"
             )
-        keeps = self.found["decoder"] and self._changed("patch_size", "channels")
+        keeps = self.has_decoder and self._changed("patch_size", "channels")
         optim = shared.pretrain_optim(
             lr=5e-4, warmup_steps=steps // 20, freeze=(r".*/position", r"encoder/.*")
         )

@@ -67,6 +67,8 @@ def detect(path: Path) -> str:
     found = [name for name, one in FORMATS.items() if one.detect(path)]
     if len(found) > 1:
         raise UserError(f"{path}: could be any of {found}; give the format")
+    if not found and path.is_file() and (path.parent / "config.json").is_file():
+        raise UserError(f"{path}: is part of a model folder; give {path.parent}")
     if not found:
         raise UserError(
             f"{path}: is none of {tuple(FORMATS)}: give a folder with config.json, a file "

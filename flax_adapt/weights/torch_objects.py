@@ -169,7 +169,8 @@ def _storage(found: Any) -> Storage:
 def state_dict(value: Any) -> dict[str, Tensor]:
     """Returns the tensors by name, of the object or of a usual place in it."""
     nested = [value.get(name) for name in NESTED] if isinstance(value, dict) else []
-    for found in (value, *nested):
+    # The usual places first: beside them a checkpoint may keep a tensor, as best_acc1.
+    for found in (*nested, value):
         if isinstance(found, dict):
             tensors = {k: v for k, v in found.items() if type(v) is Tensor}
             if tensors and all(type(name) is str for name in tensors):

@@ -132,7 +132,8 @@ def _heads(
     if field not in known and key not in HEADS:
         raise UserError(
             f"{where}: weights do not tell the number of heads, and a model of {sizes} is "
-            f"none of the published; give known={{{field!r}: NUMBER}}"
+            f"none of the published; give known={{{field!r}: NUMBER}} "
+            f"(flax-adapt convert --known={field}=NUMBER writes a folder that tells it)"
         )
     return known[field] if field in known else HEADS[key]
 
