@@ -15,6 +15,7 @@ from flax_adapt import config as configs
 from flax_adapt import defaults
 
 MODEL = dict(
+    kind="vit",
     image_size=32,
     patch_size=4,
     channels=3,

@@ -70,7 +70,7 @@ def refused(found, told):
 
 
 MISTAKES = {
-    "nope": "'nope' is no command; there are: run, eval, features, fill, configs",
+    "nope": "'nope' is no command; there are: run, eval, features, convert, fill, ",
     "run --config=quickstart": "run needs --workdir=...; flags: --workdir, --coord",
     "run --workdir= --config=quickstart": "run needs --workdir=...",
     "run --workdir={w}": "run needs one --config=FILE or --config=NAME",

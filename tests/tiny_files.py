@@ -40,6 +40,17 @@ def bert_folder(path, task="mlm"):
     return path
 
 
+def everything(root):
+    """Sources and weights of all kinds, by the names that arguments are filled with."""
+    return dict(
+        images=f"folder:{image_folder(root / 'images')}",
+        texts=f"jsonl:{tiny_text.corpus_folder(root / 'texts')}",
+        init=mae_folder(root / "mae"),
+        bert=bert_folder(root / "bert"),
+        encoder=bert_folder(root / "encoder", task="encoder"),
+    )
+
+
 def shrink(config):
     """Two steps a stage, one seed, a tiny model: `config` is changed in place.
 
