@@ -7,14 +7,11 @@ Prints  one JSON line: the median seconds of a step (forward, backward, AdamW; f
 """
 
 import json
-import statistics
-import time
 
-import jax
+import in_turns
 import numpy as np
 import torch
 from absl import app, flags
-from ml_collections import ConfigDict
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 import flax_adapt as fa
@@ -35,36 +32,15 @@ SIZES = {
 
 
 def ours(arch, images):
-    """Returns a function that runs one step and waits for it."""
-    model = fa.models.build(
-        arch,
-        "mae",
-        dtype="float32",
-        dropout=0.0,
-        drop_path=0.0,
-        pooling="cls",
-        num_classes=0,
-    )
-    params = fa.models.init_params(model, jax.random.key(0))
-    mesh = fa.make_mesh(dict(data=-1, fsdp=1, tensor=1))
-    tx = fa.optim.build(ConfigDict(fa.defaults.pretrain_optim()), 1_000, params)
-    loss_fn = fa.objectives.build(ConfigDict(fa.defaults.reconstruct()), model)
-    train_step = fa.make_train_step(loss_fn, tx, mesh)
+    """Our step on these images."""
     rows = np.arange(len(images), dtype=np.int32)
     batch = {
         "image": images,
         "position": rows,
         "weight": np.ones(len(rows), np.float32),
     }
-    placed = fa.put_batch(batch, mesh)
-    state = fa.create_state(params, tx, mesh, seed=0)
-
-    def step():
-        nonlocal state
-        state, metrics = train_step(state, placed)
-        jax.block_until_ready((state, metrics))
-
-    return step
+    sections = (fa.defaults.reconstruct(), fa.defaults.pretrain_optim())
+    return in_turns.our_step(arch, "mae", *sections, batch)
 
 
 def theirs(arch, images):
@@ -102,16 +78,7 @@ def main(_):
     shape = (batch_size, arch["image_size"], arch["image_size"], arch["channels"])
     images = np.random.default_rng(0).standard_normal(shape, np.float32)
     steps = {"ours": ours(arch, images), "transformers": theirs(arch, images)}
-    seconds = {name: [] for name in steps}
-    for step in steps.values():  # compile, warm up
-        step()
-        step()
-    for _round in range(_ROUNDS.value):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            seconds[name].append(time.perf_counter() - start)
-    median = {name: statistics.median(times) for name, times in seconds.items()}
+    median = in_turns.median_seconds(steps, _ROUNDS.value)
     ratio = median["transformers"] / median["ours"]
     print(json.dumps(dict(size=_SIZE.value, batch=batch_size, **median, ratio=ratio)))
 

@@ -11,14 +11,11 @@ transformers gets a mask that is drawn once, and projects every token.
 
 import json
 import os
-import statistics
-import time
 
-import jax
+import in_turns
 import numpy as np
 import torch
 from absl import app, flags
-from ml_collections import ConfigDict
 from transformers import BertConfig, BertForMaskedLM
 
 import flax_adapt as fa
@@ -46,22 +43,7 @@ def tokens():
 
 
 def ours(arch, tokens_BL):
-    """Returns a function that runs one step and waits for it."""
-    model = fa.models.build(
-        arch,
-        "mlm",
-        dtype="float32",
-        dropout=0.0,
-        drop_path=0.0,
-        pooling="cls",
-        num_classes=0,
-    )
-    params = fa.models.init_params(model, jax.random.key(0))
-    mesh = fa.make_mesh(dict(data=-1, fsdp=1, tensor=1))
-    tx = fa.optim.build(ConfigDict(fa.defaults.text_optim(1_000)), 1_000, params)
-    objective = ConfigDict(fa.defaults.mlm(mask_token_id=MASK))
-    loss_fn = fa.objectives.build(objective, model)
-    train_step = fa.make_train_step(loss_fn, tx, mesh)
+    """Our step on these tokens."""
     place_BL = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), tokens_BL.shape)
     special_BL = (place_BL == 0) | (place_BL == LENGTH - 1)
     text = Text(
@@ -76,15 +58,8 @@ def ours(arch, tokens_BL):
         "position": np.arange(BATCH, dtype=np.int32),
         "weight": np.ones(BATCH, np.float32),
     }
-    placed = fa.put_batch(batch, mesh)
-    state = fa.create_state(params, tx, mesh, seed=0)
-
-    def step():
-        nonlocal state
-        state, metrics = train_step(state, placed)
-        jax.block_until_ready((state, metrics))
-
-    return step
+    sections = (fa.defaults.mlm(mask_token_id=MASK), fa.defaults.text_optim(1_000))
+    return in_turns.our_step(arch, "mlm", *sections, batch)
 
 
 def theirs(arch, tokens_BL):
@@ -119,19 +94,8 @@ def main(_):
     torch.set_num_threads(_THREADS.value)
     arch, tokens_BL = SIZES[_SIZE.value], tokens()
     steps = {"ours": ours(arch, tokens_BL), "transformers": theirs(arch, tokens_BL)}
-    seconds = {name: [] for name in steps}
-    for step in steps.values():  # compile, warm up
-        step()
-        step()
-    for _round in range(_ROUNDS.value):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            seconds[name].append(time.perf_counter() - start)
-    rate = {
-        name: BATCH * LENGTH / statistics.median(times)
-        for name, times in seconds.items()
-    }
+    median = in_turns.median_seconds(steps, _ROUNDS.value)
+    rate = {name: BATCH * LENGTH / seconds for name, seconds in median.items()}
     ratio = rate["ours"] / rate["transformers"]
     shape = dict(size=_SIZE.value, batch=BATCH, length=LENGTH, unit="tokens/s")
     print(json.dumps(dict(shape, **rate, ratio=ratio)))

@@ -16,6 +16,7 @@ from flax_adapt.errors import UserError
 from flax_adapt.evals import embed
 from flax_adapt.evals import fill as fill_mask
 from flax_adapt.evals.features import Features
+from flax_adapt.weights import fields
 
 MATMUL_PRECISION = {"float32": "highest", "bfloat16": None}
 
@@ -174,16 +175,14 @@ def convert(
         print(f"left out, since {format} has no place for it: {done.left_out}")
 
 
-VALUES: dict[str, type] = dict(
-    heads=int, decoder_heads=int, layer_norm_eps=float, gelu=str
-)
-
-
 def _values(flag: str, text: str) -> dict[str, Any]:
     """`heads=6,gelu=tanh` as a dict, every value of its type."""
     pairs = [item.partition("=")[::2] for item in filter(None, text.split(","))]
     try:
-        return {name: errors.choose(flag, name, VALUES)(value) for name, value in pairs}
+        return {
+            name: errors.choose(flag, name, fields.KNOWN)(value)
+            for name, value in pairs
+        }
     except ValueError:
         raise UserError(f"{flag}={text} must be NAME=NUMBER,...") from None
 

@@ -122,12 +122,7 @@ def check_text(
         ),
     )
     try:
-        models.check_fits(
-            model.config,
-            length=section.seq_len,
-            vocab_size=tokenizer.vocab_size,
-            token_types=tokenizer.token_types(len(section.text_fields)),
-        )
+        models.check_fits(model.config, **examples.row_sizes)
         for holds, problem in rules:
             if not holds:
                 raise UserError(problem)

@@ -59,3 +59,11 @@ def nans_allowed():
     """For a test that makes a NaN on purpose."""
     with jax.debug_nans(False):
         yield
+
+
+@pytest.fixture(scope="module")
+def compile_fast():
+    """For tests in which numbers do not matter: compiling takes most of the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -63,12 +63,7 @@ def load(name, files, more=""):
     return configs.load(f"{name}:{arguments}" if arguments else name)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compile_fast():
-    """Numbers do not matter here, and compiling takes most of the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import json
 import statistics
 
-import jax
 import pytest
 import tiny
 from safetensors.numpy import load_file
@@ -185,13 +184,6 @@ def test_a_mistake_in_the_stages_is_found_before_anything_runs(trained, tmp_path
     assert told in str(caught.value)
     assert not trained
     assert not list(tmp_path.iterdir())
-
-
-@pytest.fixture
-def compile_fast():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.mark.usefixtures("compile_fast")

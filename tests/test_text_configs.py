@@ -1,6 +1,5 @@
 """What the configs of text promise beyond their tables."""
 
-import jax
 import numpy as np
 import pytest
 import tiny_files
@@ -12,12 +11,7 @@ from flax_adapt import config as configs
 from flax_adapt import recipe
 from flax_adapt.errors import UserError
 
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_fast():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
 @pytest.fixture(scope="session")

@@ -73,16 +73,17 @@ def test_flipped_bits_end_in_one_line_or_in_float32(copy_of, data, form):
     for at, bit in data.draw(st.lists(bits, min_size=1, max_size=4)):
         content[at] ^= 1 << bit
     file.write_bytes(content)
-    check(folder, form)
+    assert is_one_line_or_float32(folder, form)
 
 
-def check(folder, form):
+def is_one_line_or_float32(folder, form):
+    """`outcome` asserts that an error is a UserError of one line."""
     path = folder / FORMS[form].path
     outcome(weights.pixel_statistics, path)
     outcome(weights.class_names, path)
-    if found := FORMS[form].load(folder):
-        arrays = weights.strict.flatten(found[1]).values()
-        assert all(array.dtype == np.float32 for array in arrays)
+    found = FORMS[form].load(folder)
+    arrays = () if found is None else weights.strict.flatten(found[1]).values()
+    return all(array.dtype == np.float32 for array in arrays)
 
 
 PIECES = st.sampled_from([b"{", b"[", b'"', b"\\", b"\0", b"\n", b"9", b"-", b"\xff"])
@@ -102,7 +103,7 @@ def test_bytes_put_into_any_file_end_in_one_line_or_in_float32(
     content = file.read_bytes()
     at, end = (data.draw(st.integers(0, min(len(content), 3000))) for _ in range(2))
     file.write_bytes(content[:at] + pieces + content[max(at, end) :])
-    check(folder, form)
+    assert is_one_line_or_float32(folder, form)
 
 
 DTYPES = [

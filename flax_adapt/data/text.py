@@ -86,6 +86,16 @@ class TextExamples:
             f" {done} seq_len={self.config.seq_len}"
         )
 
+    @property
+    def row_sizes(self) -> dict[str, int]:
+        """What a model must have room for (see `models.check_fits`)."""
+        used, num_texts = self.tokenizer, len(self.config.text_fields)
+        return dict(
+            length=self.config.seq_len,
+            vocab_size=used.vocab_size,
+            token_types=used.token_types(num_texts),
+        )
+
     def batch(self, index_B: np.ndarray, position_b: np.ndarray) -> dict:
         """The host batch of rows index_B[position_b] (-1: padding) of the global batch.
 

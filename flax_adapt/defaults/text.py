@@ -38,8 +38,8 @@ def text_data(source: str, split: str, tokenizer: str, **changes: Any) -> dict:
 def mlm(mask_token_id: int) -> dict[str, Any]:
     """Devlin et al. 2019: 15 % of the tokens; 80 % masked, 10 % random, 10 % kept.
 
-    A quarter of a row is projected at most (ours): in a row of 128 tokens a 26th hidden
-    token and more is one in 15, a 33rd one in 1 000.
+    A quarter of a row is projected at most (ours): of the rows of 128 tokens one in 1 000
+    has more hidden.
     """
     return dict(
         name="mlm",
@@ -89,11 +89,12 @@ def text_pretrain_stage(
     return shared.change(section, changes)
 
 
-def text_model() -> dict[str, Any]:
+def text_model(**changes: Any) -> dict[str, Any]:
     """Dropout 0.1, as BERT and RoBERTa were pre-trained; nothing new."""
-    return dict(
+    section = dict(
         dropout=0.1, drop_path=0.0, pooling="cls", num_classes=0, fresh=(), reshape=()
     )
+    return shared.change(section, changes)
 
 
 def text_finetune_stage(
@@ -112,13 +113,9 @@ def text_finetune_stage(
         num_steps=num_steps,
         batch_size=16,
         optim=text_finetune_optim(num_steps),
-        model=dict(
-            dropout=0.1,
-            drop_path=0.0,
+        model=text_model(
             pooling=pooling,
-            num_classes=0,
             fresh=("pooler", "head") if pooling == "pooler" else ("head",),
-            reshape=(),
         ),
         eval=dict(
             every_steps=0, batch_size=64, data=test, metric="macro_f1", mode="max"
@@ -221,7 +218,7 @@ class TextData:
             num_steps=steps,
             optim=text_optim(steps, lr=1e-3, freeze=("encoder/.*",)),
         )
-        stage["model"] = {**stage["model"], "fresh": ("mlm",)}
+        stage["model"] = text_model(fresh=("mlm",))
         return [stage]
 
     def pretrain_stage(self, name: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Sections of configs for images: data, the model of a folder, what S1 makes of both."""
 
+import functools
 import statistics
 from typing import Any
 
@@ -120,9 +121,6 @@ class S1Data:
         self.args, self.init = args, args.init
         choose("channels_by", args.channels_by, weights.reshape.CHANNELS)
         self.found = architecture(args.init, args.model)
-        # A config.json may size a decoder that the file does not hold.
-        held = args.init and weights.parts(args.init, "mae")
-        self.has_decoder = bool(held and "decoder" in held)
         sizes = {name: args[name] or None for name in weights.reshape.FIELDS}
         task = "mae" if WARMUP in args else "classify"
         self.model = weights.reshape.wanted_config(self.found, sizes, task, None)
@@ -144,6 +142,11 @@ class S1Data:
             self.test_images = image_data(source, train, subset=rest, **fits)
         else:
             self.test_images = image_data(source, args.test_split, **fits)
+
+    @functools.cached_property
+    def has_decoder(self) -> bool:
+        """Whether `init` holds one: its config.json may size one that is not there."""
+        return bool(self.init) and "decoder" in weights.parts(self.init, "mae")
 
     def _changed(self, *names: str) -> bool:
         return any(self.found[name] != self.model[name] for name in names)

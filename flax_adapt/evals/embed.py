@@ -50,13 +50,7 @@ def extract(
     """
     model, params, _ = weights.from_pretrained(path, "encoder", dtype=precision, **fit)
     if isinstance(examples, data.TextExamples):
-        section, tokenizer = examples.config, examples.tokenizer
-        models.check_fits(
-            model.config,
-            length=section.seq_len,
-            vocab_size=tokenizer.vocab_size,
-            token_types=tokenizer.token_types(len(section.text_fields)),
-        )
+        models.check_fits(model.config, **examples.row_sizes)
     params = sharding.put(params, mesh)
 
     @jax.jit

@@ -31,6 +31,7 @@ DROPPED = {"mae": ("head", "pooler"), "encoder": ("head",), "classify": ()}
 PREFIXES = ("params/", "opt/target/", "optimizer/target/")
 STACK = "Transformer/encoderblock/"
 Tensors = Mapping[str, LazyTensor]
+_shape = functools.partial(translate.shape_of, "plain ViT of big_vision")
 
 
 def detect(path: Path) -> bool:
@@ -126,15 +127,6 @@ def _config(where: Path, tensors: Tensors, known: Mapping[str, Any]) -> dict[str
     return config
 
 
-def _shape(where: Path, tensors: Tensors, name: str, rank: int) -> tuple[int, ...]:
-    if name not in tensors:
-        raise UserError(f"{where}: has no {name}, so it is no plain ViT of big_vision")
-    shape = tensors[name].shape
-    if len(shape) != rank or 0 in shape:
-        raise UserError(f"{where}: {name} {shape} must have {rank} axes, none empty")
-    return shape
-
-
 def pooling(path: Path) -> str:
     """Returns the pooling of its classifiers, the others' being refused."""
     del path
@@ -182,11 +174,8 @@ def write(
     """Writes a .npz file as those of AugReg."""
     fields.check_writable(path, SOURCE, config, FIXED)
     fields.check_nothing_beside(path, SOURCE, **beside)
-    if path.suffix != SUFFIX:
-        raise UserError(f"{path}: {SOURCE} is written as a file; end it in {SUFFIX}")
+    fields.check_file(path, SOURCE, SUFFIX, task, pooling)
     if task == "mae":
         raise UserError(f"{path}: {SOURCE} has no decoder; save the task 'encoder'")
-    if task == "classify" and pooling != "cls":
-        raise UserError(f"{path}: {SOURCE} has no classifier on the mean of patches")
     tensors = translate.to_tensors(TABLE, leaves, config, "")
     writing.write_file(path, tensors, writing.save_npz)

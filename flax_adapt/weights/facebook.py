@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from flax_adapt.errors import UserError
 from flax_adapt.weights import (
     fields,
     reading,
@@ -78,9 +77,6 @@ def write(
     """Writes a file of safetensors; a classifier must stand on CLS."""
     fields.check_writable(path, SOURCE, config, FIXED)
     fields.check_nothing_beside(path, SOURCE, **beside)
-    if path.suffix != SUFFIX:
-        raise UserError(f"{path}: {SOURCE} is written as a file; end it in {SUFFIX}")
-    if task == "classify" and pooling != "cls":
-        raise UserError(f"{path}: {SOURCE} has no classifier on the mean of patches")
+    fields.check_file(path, SOURCE, SUFFIX, task, pooling)
     tensors = translate.to_tensors(TABLE, leaves, config, "")
     writing.write_file(path, tensors, writing.save_safetensors)

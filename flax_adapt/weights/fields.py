@@ -3,6 +3,7 @@
 import math
 import reprlib
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from flax_adapt import models
@@ -10,6 +11,22 @@ from flax_adapt.errors import UserError, choose
 
 NUMBERS = {bool: "bool", int: "positive whole number", float: "positive float"}
 GELU = {"gelu": "erf", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
+# What the config.json of all families of transformers have: defaults, and our names.
+DEFAULTS: dict[str, Any] = dict(
+    hidden_size=768,
+    num_hidden_layers=12,
+    num_attention_heads=12,
+    intermediate_size=3072,
+    hidden_act="gelu",
+    layer_norm_eps=1e-12,
+)
+NAMES = dict(
+    width="hidden_size",
+    depth="num_hidden_layers",
+    heads="num_attention_heads",
+    mlp_dim="intermediate_size",
+    layer_norm_eps="layer_norm_eps",
+)
 # Fields of a model config that weights alone do not tell.
 KNOWN = dict(heads=int, decoder_heads=int, gelu=str, layer_norm_eps=float)
 HIDDEN_ACT = {"erf": "gelu", "tanh": "gelu_pytorch_tanh"}
@@ -223,3 +240,11 @@ def check_nothing_beside(where: object, source: str, **beside: Any) -> None:
     given = [name for name, value in beside.items() if value is not None]
     if given:
         raise UserError(f"{where}: {source} has no place for {', '.join(given)}")
+
+
+def check_file(path: Path, source: str, suffix: str, task: str, pooling: str) -> None:
+    """A format of one file has its ending, and a classifier that stands on CLS."""
+    if path.suffix != suffix:
+        raise UserError(f"{path}: {source} is written as a file; end it in {suffix}")
+    if task == "classify" and pooling != "cls":
+        raise UserError(f"{path}: {source} has no classifier on the mean of patches")

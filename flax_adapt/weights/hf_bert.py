@@ -11,12 +11,7 @@ POOLING = "pooler"
 
 # Defaults of transformers' BertConfig and RobertaConfig: old files leave some out.
 DEFAULTS: dict[str, Any] = dict(
-    hidden_size=768,
-    num_hidden_layers=12,
-    num_attention_heads=12,
-    intermediate_size=3072,
-    hidden_act="gelu",
-    layer_norm_eps=1e-12,
+    **fields.DEFAULTS,
     max_position_embeddings=512,
     type_vocab_size=2,
 )
@@ -28,11 +23,7 @@ FIELDS = dict(
     vocab_size="vocab_size",
     max_positions="max_position_embeddings",
     token_types="type_vocab_size",
-    width="hidden_size",
-    depth="num_hidden_layers",
-    heads="num_attention_heads",
-    mlp_dim="intermediate_size",
-    layer_norm_eps="layer_norm_eps",
+    **fields.NAMES,
 )
 # The only values that our model can build.
 SUPPORTED = dict(

@@ -19,12 +19,7 @@ IGNORED = {
 
 # Defaults of transformers' ViTConfig and ViTMAEConfig: old files leave some fields out.
 DEFAULTS: dict[str, Any] = dict(
-    hidden_size=768,
-    num_hidden_layers=12,
-    num_attention_heads=12,
-    intermediate_size=3072,
-    hidden_act="gelu",
-    layer_norm_eps=1e-12,
+    **fields.DEFAULTS,
     image_size=224,
     patch_size=16,
     num_channels=3,
@@ -40,11 +35,7 @@ FIELDS = dict(
     image_size="image_size",
     patch_size="patch_size",
     channels="num_channels",
-    width="hidden_size",
-    depth="num_hidden_layers",
-    heads="num_attention_heads",
-    mlp_dim="intermediate_size",
-    layer_norm_eps="layer_norm_eps",
+    **fields.NAMES,
     qkv_bias="qkv_bias",
 )
 DECODER_FIELDS = dict(

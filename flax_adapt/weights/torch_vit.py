@@ -4,6 +4,7 @@ Number of heads, GELU and LayerNorm's eps cannot be seen in weights. Heads: thos
 published model of the same width, depth and mlp_dim; all may be given in `known`.
 """
 
+import functools
 import math
 import re
 from collections.abc import Mapping
@@ -32,6 +33,7 @@ HEADS = {
     for size in (*models.SIZES.values(), models.PAPER_DECODER)
 } | {(1408, 40, 6144): 16, (1664, 48, 8192): 16}
 Tensors = Mapping[str, LazyTensor]
+_shape = functools.partial(translate.shape_of, "plain ViT")
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 
 
@@ -91,15 +93,6 @@ def _decoder(
     width = _shape(where, tensors, "decoder_embed.weight", 2)[0]
     sizes = dict(width=width, **_block_sizes(where, tensors, "decoder_blocks"))
     return {**sizes, "heads": _heads(where, sizes, known, "decoder_heads")}
-
-
-def _shape(where: Path, tensors: Tensors, name: str, rank: int) -> tuple[int, ...]:
-    if name not in tensors:
-        raise UserError(f"{where}: has no {name}, so it is no plain ViT")
-    shape = tensors[name].shape
-    if len(shape) != rank or 0 in shape:
-        raise UserError(f"{where}: {name} {shape} must have {rank} axes, none empty")
-    return shape
 
 
 def _block_sizes(where: Path, tensors: Tensors, stack: str) -> dict[str, int]:

@@ -136,3 +136,15 @@ def to_tensors(
             yield name, table.style.to_theirs(whole, array, config)
 
     return tensors
+
+
+def shape_of(
+    kind: str, where: object, tensors: Mapping[str, LazyTensor], name: str, rank: int
+) -> tuple[int, ...]:
+    """Returns the shape of a tensor that every file of such a kind of model has."""
+    if name not in tensors:
+        raise UserError(f"{where}: has no {name}, so it is no {kind}")
+    shape = tensors[name].shape
+    if len(shape) != rank or 0 in shape:
+        raise UserError(f"{where}: {name} {shape} must have {rank} axes, none empty")
+    return shape
