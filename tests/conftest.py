@@ -1,6 +1,7 @@
 """How every test runs: eight fake devices, strict shapes, a compile cache."""
 
 import os
+import signal
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -67,3 +68,20 @@ def compile_fast():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def main(capsys):
+    """Runs a command in this process; returns (exit code, stdout, stderr).
+
+    `main` expects a process of its own: its signal handler is put back.
+    """
+    from flax_adapt import __main__
+
+    def main(*arguments):
+        code = __main__.main(arguments)
+        return code, *capsys.readouterr()
+
+    handler = signal.getsignal(signal.SIGTERM)
+    yield main
+    signal.signal(signal.SIGTERM, handler)

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import signal
 import subprocess
 import sys
 
@@ -28,12 +27,10 @@ def get_config():
 def settings_of_this_process():
     """Compiles fast. `main` expects a process of its own: what it sets is put back."""
     precision = jax.config.jax_default_matmul_precision
-    handler = signal.getsignal(signal.SIGTERM)
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
     jax.config.update("jax_default_matmul_precision", precision)
-    signal.signal(signal.SIGTERM, handler)
 
 
 @pytest.fixture(scope="module")
@@ -47,17 +44,6 @@ def files(tmp_path_factory):
     (root / "tiny.py").write_text(CONFIG)
     (root / "file").write_text("in the way")
     return root
-
-
-@pytest.fixture
-def main(capsys):
-    """Runs a command in this process; returns (exit code, stdout, stderr)."""
-
-    def main(*arguments):
-        code = __main__.main(arguments)
-        return code, *capsys.readouterr()
-
-    return main
 
 
 def refused(found, told):

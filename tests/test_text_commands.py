@@ -9,7 +9,7 @@ import tiny_files
 import tiny_text
 import tokenizers
 
-from flax_adapt import __main__, data, weights
+from flax_adapt import data, weights
 from flax_adapt.types import Text
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
@@ -30,17 +30,6 @@ def files(tmp_path_factory):
         root / "encoder", model, params, tokenizer=root / "bert_tokenizer"
     )
     return root
-
-
-@pytest.fixture
-def main(capsys):
-    """Runs a command in this process; returns (exit code, stdout, stderr)."""
-
-    def main(*arguments):
-        code = __main__.main(arguments)
-        return code, *capsys.readouterr()
-
-    return main
 
 
 def test_fill_prints_the_likeliest_tokens_of_every_mask(main, files):
