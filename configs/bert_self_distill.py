@@ -5,6 +5,7 @@ Run     flax-adapt run --workdir=runs/x \
         dataset   jsonl:PATH, csv:PATH, tsv:PATH (a folder of train.*, test.*, or one
                   file), text:PATH, tfds:NAME
         init      a Hugging Face folder of BERT or RoBERTa with its tokenizer
+        init_format  of `init` ("": what it looks like)
         rounds    of self-distillation, each from the original weights
         seq_len   tokens of a row: texts are cut to it for fine-tuning, and packed into
                   it for masked pre-training

@@ -2,7 +2,8 @@
 
 Run     flax-adapt run --workdir=runs/steel \
             --config=small_adapt:init=runs/small/stages/pretrain/export,dataset=folder:PATH
-        dataset, data_dir, init, image_size, patch_size, channels, channels_by,
+        dataset, data_dir, init, init_format, heads, decoder_heads, gelu,
+            layer_norm_eps, image_size, patch_size, channels, channels_by,
             decoder_warmup, per_class, test_split: as in vit_self_distill
         rounds    of self-distillation
         steps     of further pre-training and of every round (batch 64)
@@ -23,7 +24,9 @@ def get_config(arguments: str = ""):
     shared = {**defaults.S1_PRETRAIN_ARGUMENTS, "per_class": 10}
     args = configs.parse_arguments(arguments, **shared, **sizes)
     if not args.init:
-        raise UserError("small_adapt needs init=PATH, a ViTMAEForPreTraining folder")
+        raise UserError(
+            "small_adapt needs init=PATH, weights of a ViTMAEForPreTraining"
+        )
     data = defaults.S1Data(args)
 
     def pretrain(**changes):

@@ -38,7 +38,7 @@ def get_config(arguments: str = ""):
     source = defaults.dataset(args.dataset)
     pixels = dict(image_size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     pixels |= dict(data_dir=args.data_dir, num_threads=2)
-    augment = dict(flip=True, min_crop_area=0.2)
+    augment = {**defaults.NO_AUGMENT, "flip": True, "min_crop_area": 0.2}
     optim = defaults.pretrain_optim(
         lr=1e-3, schedule="cosine", warmup_steps=args.steps // 15, weight_decay=0.05
     )

@@ -2,7 +2,8 @@
 
 Run     flax-adapt run --workdir=runs/x \
             --config=vit_further_pretrain:dataset=folder:PATH,init=PATH
-        dataset, data_dir, init, model, image_size, patch_size, channels, channels_by,
+        dataset, data_dir, init, init_format, heads, decoder_heads, gelu,
+            layer_norm_eps, model, image_size, patch_size, channels, channels_by,
             decoder_warmup, per_class, test_split: as in vit_self_distill
         finetune  also fine-tune the result on the labels of the dataset
 Expect  stages/further/export, a ViTMAEForPreTraining folder. Not run at full size yet:

@@ -4,8 +4,11 @@ Run     flax-adapt run --workdir=runs/dtd \
             --config=vit_self_distill:dataset=dtd,data_dir=DIR,init=PATH,rounds=1
         dataset   cub, dtd, dogs, flowers (TFDS), or any source: folder:PATH, tfds:NAME
         data_dir  where TFDS finds its data sets
-        init      a Hugging Face folder of a ViTMAEForPreTraining with its decoder; of
-                  an encoder alone: see decoder_warmup
+        init      weights of a masked autoencoder with its decoder, a Hugging Face
+                  folder or another format; of an encoder alone: see decoder_warmup
+        init_format  of `init` ("": what it looks like)
+        heads, decoder_heads, gelu, layer_norm_eps  of `init`, where a file of tensors
+                  alone does not tell them (0, "": it does)
         model     Ti, S, B, L or H: refuse another size; without `init`, train it from
                   scratch (16 x 16 patches, 224 x 224 images)
         image_size, patch_size, channels  other than those of `init` (0: the same): its

@@ -32,6 +32,8 @@ _RUN = {
     "num_processes": (1, "number of processes, with --coordinator=host:port"),
     "process_id": (0, "this process, 0 to num_processes - 1"),
 }
+_FORMATS = "huggingface, timm, facebook_mae, big_vision, orbax"
+_INIT_FORMAT = {"init_format": ("", f"{_FORMATS}; '': what it looks like")}
 COMMANDS: dict[str, tuple[Callable[..., None], bool, dict]] = {
     # name: (function, takes --config, flags)
     "run": (
@@ -44,12 +46,12 @@ COMMANDS: dict[str, tuple[Callable[..., None], bool, dict]] = {
         commands.features,
         False,
         {
-            "init": (REQUIRED, "Hugging Face folder of the model"),
+            "init": (REQUIRED, "folder or file of weights"),
             "data": (REQUIRED, "tfds:NAME, folder:PATH, builtin:NAME; jsonl:PATH ..."),
             "out": (REQUIRED, "the .npz to write: embeddings, labels, names"),
             "split": ("train", "split of the data"),
             "data_dir": ("", "where tfds: finds its data sets"),
-            "pooling": ("cls", "cls or mean"),
+            "pooling": ("cls", "cls, mean or mean_norm"),
             "batch_size": (64, "images or texts at once"),
             "precision": ("float32", "float32 or bfloat16"),
             "max_bad_fraction": (0.01, "undecodable examples beyond it are an error"),
@@ -57,6 +59,10 @@ COMMANDS: dict[str, tuple[Callable[..., None], bool, dict]] = {
             "text_fields": ("text", "text: the column, or A,B for pairs"),
             "label_field": ("label", "text: the column of the labels; '' for none"),
             "label_kind": ("class", "text: class or number"),
+            **_INIT_FORMAT,
+            "init_known": ("", "what init does not tell: heads=6,gelu=tanh"),
+            "mean": ("", "images: of the pixels, 0.5,0.5,0.5; '': what init tells"),
+            "std": ("", "images: of the pixels, 0.5,0.5,0.5; '': what init tells"),
         },
     ),
     "convert": (
@@ -65,11 +71,14 @@ COMMANDS: dict[str, tuple[Callable[..., None], bool, dict]] = {
         {
             "from": (REQUIRED, "folder or file of weights"),
             "to": (REQUIRED, "folder or file to write; must not be there yet"),
-            "from_format": ("", "huggingface, timm, facebook_mae, big_vision, orbax"),
-            "format": ("huggingface", "huggingface, timm, facebook_mae, big_vision"),
+            "from_format": ("", f"{_FORMATS}; '': what it looks like"),
+            "format": ("huggingface", _FORMATS),
             "task": ("", "mae, mlm, classify or encoder; '': all that there is"),
             "known": ("", "what a file does not tell: heads=6,decoder_heads=16"),
             "change": ("", "what shall be written otherwise: layer_norm_eps=1e-6"),
+            "fresh": ([], "what shall be new: head (may be repeated)"),
+            "num_classes": (0, "of a fresh head; 0: those of the one there is"),
+            "seed": (0, "of what is fresh"),
         },
     ),
     "fill": (
@@ -79,6 +88,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], bool, dict]] = {
             "init": (REQUIRED, "Hugging Face folder of a masked language model"),
             "text": (REQUIRED, "a text with one mask token or more, such as [MASK]"),
             "top": (5, "how many tokens to print for each"),
+            **_INIT_FORMAT,
         },
     ),
     "configs": (commands.list_configs, False, {}),
@@ -158,6 +168,7 @@ _DEFINE: dict[type, Callable[..., Any]] = {
     int: flags.DEFINE_integer,
     float: flags.DEFINE_float,
     bool: flags.DEFINE_bool,
+    list: flags.DEFINE_multi_string,
 }
 
 

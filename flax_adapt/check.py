@@ -5,6 +5,7 @@ later. What only the data or the weights can tell is checked when a stage starts
 from typing import Any
 
 from flax_adapt import models, objectives, optim, weights
+from flax_adapt.data import replay
 from flax_adapt.errors import UserError, choose
 
 _MAX_SEED = 2**31 - 1
@@ -23,6 +24,11 @@ def experiment(config: Any) -> None:
             _numbers(section)
             _names(section)
             _modality(config, section)
+            _contrast(section)
+            objectives.check_mixing(section.objective)
+            _pairs(section)
+            if section.replay is not None:
+                replay.check(section.data, section.replay)
             _references(config, section, earlier)
         except UserError as error:
             raise UserError(f"stage {section.name}: {error}") from None
@@ -78,13 +84,64 @@ def _modality(config: Any, section: Any) -> None:
     tasks = choose("model.kind", kind, models.TASKS)
     task = objectives.task_of(section.objective)
     modality = choose(f"the task of model.kind={kind!r}", task, tasks).modality
-    evaluation = [] if section.eval is None else [section.eval.data]
-    for data in (section.data, *evaluation):
+    for data in _measured_sections(section):
         if data.modality != modality:
             raise UserError(
                 f"data.source={data.source!r} gives {data.modality}, but the model is a "
                 f"{kind}, which takes {modality}"
             )
+
+
+def _measured_sections(section: Any) -> list[Any]:
+    """What the stage trains on, and what it is evaluated on."""
+    return [section.data, *([] if section.eval is None else [section.eval.data])]
+
+
+def _contrast(section: Any) -> None:
+    """Contrast needs two views of an image, heads and whole batches; others none."""
+    contrast = section.objective.name == "contrast"
+    if contrast != (section.model.projector is not None):
+        raise UserError(
+            "model.projector must be given for objective 'contrast', and None for others"
+        )
+    if contrast and section.optim.accum_steps > 1:
+        raise UserError(
+            f"optim.accum_steps={section.optim.accum_steps} must be 1: 'contrast' "
+            "compares all examples of a batch with each other"
+        )
+    objectives.build_carry(section.objective, section.num_steps)
+    if contrast and section.data.modality == "text":
+        _dropout(section.model)
+    for data in _measured_sections(section):
+        if data.modality == "image" and len(data.views) != (2 if contrast else 0):
+            raise UserError(
+                f"data.views of {data.source} has {len(data.views)} augmentations; "
+                f"objective {section.objective.name!r} needs {2 if contrast else 0}"
+            )
+
+
+def _dropout(model: Any) -> None:
+    """The two views of a text differ by nothing else."""
+    if model.dropout == 0 and model.drop_path == 0:
+        raise UserError(
+            "model.dropout=0 and drop_path=0 make the two views of a text the same; "
+            "set one of them above 0, such as dropout=0.1"
+        )
+
+
+def _pairs(section: Any) -> None:
+    """A partner from the source needs a source."""
+    mixing = objectives.mixing_of(section.objective)
+    if (
+        mixing is None
+        or mixing.pairing != "target_source"
+        or section.replay is not None
+    ):
+        return
+    raise UserError(
+        "objective.mixing.pairing='target_source' needs source examples in the batch: "
+        "give the stage a `replay`, or pair 'target_target' or 'any'"
+    )
 
 
 def _references(config: Any, section: Any, earlier: list[str]) -> None:

@@ -11,20 +11,20 @@ import numpy as np
 from flax_adapt import config as configs
 from flax_adapt import convert as converting
 from flax_adapt import data as sources
-from flax_adapt import errors, logs, models, recipe, sharding, weights
+from flax_adapt import errors, logs, measure, models, recipe, sharding, weights
 from flax_adapt.errors import UserError
 from flax_adapt.evals import embed
 from flax_adapt.evals import fill as fill_mask
 from flax_adapt.evals.features import Features
 from flax_adapt.weights import fields
 
+# What errors of `weights` name -> the flags of the commands that take --init.
+INIT_FLAGS = weights.formats.words("--init_known=", "--init_format")
 MATMUL_PRECISION = {"float32": "highest", "bfloat16": None}
 
 
-def _start_jax(
-    workdir: Path, coordinator: str, num_processes: int, process_id: int
-) -> None:
-    """Joins the other processes; keeps compiled programs in the workdir for re-use."""
+def _join(coordinator: str, num_processes: int, process_id: int) -> None:
+    """Joins the other processes."""
     _check_processes(coordinator, num_processes, process_id)
     try:
         if coordinator == "auto":
@@ -33,9 +33,16 @@ def _start_jax(
             jax.distributed.initialize(coordinator, num_processes, process_id)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"--coordinator={coordinator}: {error}") from None
+
+
+def _set_jax_up(workdir: Path, precision: str) -> None:
+    """Keeps compiled programs in the workdir for re-use; float32 is float32."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(workdir / "xla_cache"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    # Accelerators multiply float32 in fewer bits unless told not to.
+    precise = errors.choose("precision", precision, MATMUL_PRECISION)
+    jax.config.update("jax_default_matmul_precision", precise)
 
 
 def _check_processes(coordinator: str, num_processes: int, process_id: int) -> None:
@@ -64,10 +71,8 @@ def run(
 ) -> None:
     """Runs every stage of a config in a workdir, or continues it; prints the results."""
     folder = Path(workdir)
-    _start_jax(folder, coordinator, num_processes, process_id)
-    # Accelerators multiply float32 in fewer bits unless told not to.
-    precise = errors.choose("precision", config.precision, MATMUL_PRECISION)
-    jax.config.update("jax_default_matmul_precision", precise)
+    _join(coordinator, num_processes, process_id)
+    _set_jax_up(folder, config.precision)
     done = recipe.is_done(config, folder)
     rows = recipe.run(config, folder, force=force)
     if jax.process_index() == 0:
@@ -101,6 +106,10 @@ def features(
     text_fields: str,
     label_field: str,
     label_kind: str,
+    init_format: str,
+    init_known: str,
+    mean: str,
+    std: str,
 ) -> None:
     """Writes embeddings, labels and example names of a data set to an .npz file."""
     errors.choose("--pooling", pooling, models.POOLING)
@@ -115,20 +124,28 @@ def features(
         label_field=label_field,
         label_kind=label_kind,
     )
-    if models.TASKS[weights.model_config(init)["kind"]]["encoder"].modality == "image":
-        section = embed.image_section(Path(init), data, split, **common)
-    else:
-        section = embed.text_section(Path(init), data, split, **common, **of_text)
-    examples = sources.open_examples(section, "")
-    rows = embed.extract(
-        Path(init),
-        examples,
-        fit={},
-        pooling=pooling,
-        batch_size=batch_size,
-        precision=precision,
-        mesh=sharding.one_device(),
-    )
+    pixels = (_numbers("--mean", mean), _numbers("--std", std)) if mean or std else None
+    told = weights.told(init_format, _values("--init_known", init_known))
+    with errors.reworded(INIT_FLAGS):
+        kind = weights.model_config(init, **told)["kind"]
+        if models.TASKS[kind]["encoder"].modality == "image":
+            section = embed.image_section(
+                Path(init), data, split, told=told, pixels=pixels, **common
+            )
+        elif pixels:
+            raise UserError(f"--mean and --std are of images; {init} takes text")
+        else:
+            section = embed.text_section(Path(init), data, split, **common, **of_text)
+        examples = sources.open_examples(section, "")
+        embedder = embed.Embedder(
+            Path(init),
+            fit=told,
+            pooling=pooling,
+            batch_size=batch_size,
+            precision=precision,
+            mesh=sharding.one_device(),
+        )
+    rows = embedder.features(examples)
     _write_features(target, rows, examples)
     count, width = rows.embeddings.shape
     print(f"{out}: {count} embeddings of width {width}")
@@ -158,6 +175,9 @@ def convert(
     task: str,
     known: str,
     change: str,
+    fresh: list[str],
+    num_classes: int,
+    seed: int,
 ) -> None:
     """Writes weights in another format, tensor by tensor; prints what became of each."""
     done = converting.convert(
@@ -168,6 +188,9 @@ def convert(
         task=task or None,
         known=_values("--known", known),
         changes=_values("--change", change),
+        fresh=tuple(name for given in fresh for name in given.split(",") if name),
+        num_classes=num_classes,
+        seed=seed,
     )
     print(done.report.overview())
     print(f"{to}: {format}, task {done.task}: {done.report.summary()}")
@@ -178,25 +201,39 @@ def convert(
 def _values(flag: str, text: str) -> dict[str, Any]:
     """`heads=6,gelu=tanh` as a dict, every value of its type."""
     pairs = [item.partition("=")[::2] for item in filter(None, text.split(","))]
+    kinds = {name: errors.choose(flag, name, fields.KNOWN) for name, _ in pairs}
     try:
-        return {
-            name: errors.choose(flag, name, fields.KNOWN)(value)
-            for name, value in pairs
-        }
+        return {name: kinds[name](value) for name, value in pairs}
     except ValueError:
-        raise UserError(f"{flag}={text} must be NAME=NUMBER,...") from None
+        raise UserError(f"{flag}={text} must be NAME=VALUE,...") from None
 
 
-def fill(init: str, text: str, top: int) -> None:
+def _numbers(flag: str, text: str) -> tuple[float, ...]:
+    """`0.5,0.4,0.3` as numbers."""
+    try:
+        values = tuple(map(float, text.split(",")))
+    except ValueError:
+        values = ()
+    if not values or not all(0 <= value <= 1 for value in values):
+        raise UserError(
+            f"{flag}={text} must be NUMBER,..., one a channel, of pixels in [0, 1]"
+        )
+    return values
+
+
+def fill(init: str, text: str, top: int, init_format: str) -> None:
     """Prints the likeliest tokens for every mask token of a text."""
-    for number, guesses in enumerate(fill_mask.fill(Path(init), text, top), start=1):
+    with errors.reworded(INIT_FLAGS):
+        masks = fill_mask.fill(Path(init), text, top, init_format or None)
+    for number, guesses in enumerate(masks, start=1):
         rows = [{"token": token, "probability": p} for token, p in guesses]
         print(f"mask {number}")
         print(logs.format_table(rows, ("token", "probability")))
 
 
 def evaluate(config: Any, workdir: str) -> None:
-    """kNN and linear probe of every finished stage of a workdir."""
-    rows = recipe.evaluate(config, Path(workdir))
-    print(logs.format_table(rows, ("stage", "knn", "probe")))
+    """kNN, linear probe and drift of every finished stage of a workdir."""
+    _set_jax_up(Path(workdir), config.precision)
+    rows = measure.evaluate(config, Path(workdir))
+    print(logs.format_table(rows, tuple(rows[0])))
     print(f"results: {Path(workdir) / 'eval.json'}")

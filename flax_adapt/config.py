@@ -84,9 +84,16 @@ def _convert(name: str, value: str, kind: type) -> Any:
 
 
 def build(fields: dict[str, Any]) -> ConfigDict:
-    """Returns a locked config; stages (a tuple of dicts) become locked configs too."""
-    stages = tuple(ConfigDict(stage).lock() for stage in fields["stages"])
-    return ConfigDict({**fields, "stages": stages}).lock()
+    """Returns a locked config; dicts in tuples (stages, views) are locked configs too."""
+    return ConfigDict({name: _section(value) for name, value in fields.items()}).lock()
+
+
+def _section(value: Any) -> Any:
+    if isinstance(value, dict):
+        return build(value)
+    if isinstance(value, list | tuple):
+        return tuple(_section(item) for item in value)
+    return value
 
 
 def plain(config: Any) -> Any:

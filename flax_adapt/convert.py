@@ -1,18 +1,31 @@
 """Weights from any format to any other, tensor by tensor: memory does not limit them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import flax.linen as nn
+import jax
+
 from flax_adapt import models, weights
 from flax_adapt.data import tokenizer
-from flax_adapt.errors import UserError, choose
+from flax_adapt.errors import UserError, choose, reworded
+from flax_adapt.types import Key
+from flax_adapt.weights import fields, strict
 
 # Which part of the parameters a task is for; the first that a file has is taken.
 PARTS = {"mae": "decoder", "mlm": "mlm", "classify": "head"}
 # Formats of weights alone; what else a source knows stays behind, and is named.
 BARE = ("facebook_mae", "big_vision")
 NO_TOKENIZER = (*BARE, "timm")
+# What errors of `weights` name -> the flags of the command.
+FLAGS = {
+    **weights.formats.words("--known=", "--from_format"),
+    r"save with that in the model config": "give --change=NAME=VALUE",
+    r"(?:load|save) (?:the )?task '(\w+)'": r"give --task=\1",
+    r"fresh=\('([\w/]+)',\)": r"--fresh=\1",
+    r"`fresh`": "--fresh",
+}
 
 
 class Converted(NamedTuple):
@@ -32,69 +45,138 @@ def convert(
     task: str | None,
     known: Mapping[str, Any],
     changes: Mapping[str, Any],
+    fresh: Sequence[str],
+    num_classes: int,
+    seed: int,
 ) -> Converted:
     """Writes the weights of `source` to `target`, a folder or file that is not there yet.
 
     source_format None: what it looks like. task None: the one that needs all that the
     source has. known: see `weights`. changes: fields of the model config that are written
     with another value, where the target's readers know one value only; no tensor changes.
+    fresh: leaves or prefixes that `seed` draws, such as "head" of `num_classes` (0: the
+    source's). Errors are in the words of the command.
     """
     if target.exists() or target.is_symlink():
-        raise UserError(f"{target}: is there already; delete it or choose another")
+        raise UserError(f"--to={target}: is there already; delete it or choose another")
     choose("--format", target_format, weights.WRITERS)
-    one = weights.formats.find(source, source_format)
-    task = task or _task(source, source_format, known)
-    beside = _beside(source, one, source_format, known, task)
-    pooling = one.pooling(source)
-    fields: dict[str, Any] = dict(format=source_format, known=known, pooling=pooling)
-    with weights.opened(source, task, **fields) as (config, params, report):
-        bad = sorted(set(changes) - set(config))
-        if bad:
-            raise UserError(f"{source}: its model config has no {', '.join(bad)}")
+    with reworded(FLAGS):
+        told: dict[str, Any] = dict(format=source_format, known=known)
+        task = _task(source, told, task, fresh)
+        one = weights.formats.find(source, source_format)
+        own = one.pooling(source)
+        pooling = weights.formats.pooling_of(own, task, own)
+        beside = _beside(source, one, told, task, fresh)
         left_out = _left_out(target_format, beside)
-        weights.save(
-            target,
-            {**config, **changes},
-            params,
-            task,
-            pooling=pooling,
-            format=target_format,
-            **{k: None if k in left_out else value for k, value in beside.items()},
-        )
-    used = tuple(
-        leaf for leaves in report.renamed.values() for leaf in leaves.split(", ")
-    )
-    return Converted(task, report.merge(weights.Report(used=used)), left_out)
+        with weights.opened(source, task, pooling=pooling, **told) as found:
+            config = _changed(source, found[0], changes, task)
+            model = _model(source, config, found[1], task, pooling, num_classes)
+            params, adopted = _adopt(source, model, found[1], fresh, seed)
+            weights.save(
+                target,
+                config,
+                params,
+                task,
+                pooling=pooling,
+                format=target_format,
+                **{k: None if k in left_out else value for k, value in beside.items()},
+            )
+    return Converted(task, found[2].merge(adopted), left_out)
 
 
-def _task(source: Path, source_format: str | None, known: Mapping[str, Any]) -> str:
-    """The task that has a place for all that the source has."""
-    kind = weights.model_config(source, format=source_format, known=known)["kind"]
-    for task in (task for task in PARTS if task in models.TASKS[kind]):
-        fields: dict[str, Any] = dict(format=source_format, known=known, pooling=None)
-        with weights.opened(source, task, **fields) as (_, params, _):
-            if PARTS[task] in params:
-                return task
+def _task(
+    source: Path, told: Mapping[str, Any], task: str | None, fresh: Sequence[str]
+) -> str:
+    """The task that has a place for all that the source has, or shall have."""
+    kind = weights.model_config(source, **told)["kind"]
+    if task is not None:
+        kept = [one for one in models.KEPT_TASKS if one in models.TASKS[kind]]
+        choose(f"{source}: holds a {kind}: --task", task, dict.fromkeys(kept))
+        return task
+    for one in (one for one in PARTS if one in models.TASKS[kind]):
+        if PARTS[one] in fresh or PARTS[one] in weights.parts(source, one, **told):
+            return one
     return "encoder"
+
+
+def _changed(
+    source: Path, found: Mapping[str, Any], changes: Mapping[str, Any], task: str
+) -> dict[str, Any]:
+    """The model config to write; of a new decoder the sizes are the paper's."""
+    if bad := sorted(set(changes) - set(found)):
+        raise UserError(
+            f"{source}: --change: its model config has no {', '.join(bad)}; it has "
+            f"{', '.join(found)}"
+        )
+    config = {**found, **changes}
+    fields.check_model(f"{source}: --change", config)
+    return weights.reshape.wanted_config(config, {}, task, None)
+
+
+def _model(
+    source: Path,
+    config: Mapping[str, Any],
+    params: Mapping[str, Any],
+    task: str,
+    pooling: str,
+    num_classes: int,
+) -> nn.Module:
+    bias = strict.flatten(params).get("head/bias")
+    if task == "classify" and bias is None and not num_classes:
+        raise UserError(
+            f"{source}: has no classifier; --task=classify needs --fresh=head and "
+            "--num_classes=NUMBER"
+        )
+    return models.build(
+        config,
+        task,
+        dtype="float32",
+        dropout=0.0,
+        drop_path=0.0,
+        pooling=pooling,
+        num_classes=num_classes or (0 if bias is None else len(bias)),
+    )
+
+
+def _adopt(
+    source: Path,
+    model: nn.Module,
+    params: Mapping[str, Any],
+    fresh: Sequence[str],
+    seed: int,
+) -> tuple[dict[str, Any], weights.Report]:
+    """Returns the parameters, not read yet, with those that are fresh; the report."""
+    try:
+        adopted, report = weights.adopt(weights.shapes(model), params, fresh)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
+
+    def draw(key: Key) -> dict[str, Any]:
+        drawn = strict.flatten(models.init_params(model, key))
+        return {leaf: drawn[leaf] for leaf in report.fresh}
+
+    # Compiled as a whole: what is not returned is not made.
+    new = jax.jit(draw)(jax.random.key(seed)) if fresh else {}
+    return strict.unflatten({**strict.flatten(adopted), **new}), report
 
 
 def _beside(
     source: Path,
     one: weights.formats.Format,
-    source_format: str | None,
-    known: Mapping[str, Any],
+    told: Mapping[str, Any],
     task: str,
+    fresh: Sequence[str],
 ) -> dict[str, Any]:
     """What a source holds beside its tensors, as `weights.save` takes it."""
-    config = weights.model_config(source, format=source_format, known=known)
+    config = weights.model_config(source, **told)
     statistics = one.pixel_statistics(source) if config["kind"] == "vit" else None
+    images = weights.preprocessor(config, *statistics) if statistics else None
+    named = task == "classify" and "head" not in fresh
     own = any((source / name).is_file() for name in tokenizer.FILES)
     return {
-        "class_names": one.class_names(source) if task == "classify" else None,
+        "class_names": one.class_names(source) if named else None,
         "tokenizer": source if own else None,
-        "preprocessor": weights.preprocessor(config, *statistics)
-        if statistics
-        else None,
+        "preprocessor": images,
     }
 
 

@@ -1,6 +1,8 @@
 """The one exception for a user's mistake."""
 
-from collections.abc import Mapping
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -11,6 +13,18 @@ class UserError(ValueError):
 
     Commands print it and end with exit code 2.
     """
+
+
+@contextlib.contextmanager
+def reworded(words: Mapping[str, str]) -> Iterator[None]:
+    """Puts a UserError into the words of a caller: {regular expression: replacement}."""
+    try:
+        yield
+    except UserError as error:
+        text = str(error)
+        for pattern, replacement in words.items():
+            text = re.sub(pattern, replacement, text)
+        raise UserError(text) from None
 
 
 def choose(what: str, name: str, table: Mapping[str, T]) -> T:

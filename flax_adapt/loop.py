@@ -10,6 +10,7 @@ import jax
 from flax_adapt import checkpoint, data, logs, objectives, optim, rules, sharding
 from flax_adapt import config as configs
 from flax_adapt import stage as stages
+from flax_adapt import stage_data as inputs
 from flax_adapt import state as states
 from flax_adapt import step as steps
 from flax_adapt.errors import UserError
@@ -68,28 +69,29 @@ class Run:
         self.mesh = sharding.make_mesh(stage.experiment.mesh)
         parts = config.optim.accum_steps
         sharding.check_batch_size(config.batch_size, parts, self.mesh)
-        self.examples = stages.open_examples(stage, config.data)
+        self.examples = inputs.open_training(stage)
         self.batches = data.make_batches(
             self.examples,
             config.batch_size,
             stage.seed,
             *sharding.share_of_process(self.mesh),
         )
-        classes = stages.num_classes(stage, self.examples)
+        classes = inputs.num_classes(stage, self.examples)
         self.model = stages.build_model(stage, classes, stage.task)
-        stages.check_text(stage, self.model, config.data, self.examples)
+        inputs.check_text(stage, self.model, config.data, self.examples)
         params, self.report = stages.warm_start(stage, self.model)
         self.names = rules.names(params)
         self.schedule = optim.schedule(config.optim, config.num_steps)
         tx = optim.build(config.optim, config.num_steps, params)
         frozen = stages.frozen(stage)
+        carry = objectives.build_carry(config.objective, config.num_steps)
         self.state = states.create(
-            params, tx, self.mesh, seed=stage.seed, frozen=frozen
+            params, tx, self.mesh, seed=stage.seed, frozen=frozen, carry=carry
         )
         loss_fn = optim.stop_frozen(
             self._loss(config.data, train=True), config.optim.freeze
         )
-        self.train_step = steps.make_train_step(loss_fn, tx, self.mesh, parts)
+        self.train_step = steps.make_train_step(loss_fn, tx, self.mesh, parts, carry)
         if config.eval is not None:
             self._prepare_eval()
         self.bar: Any = None
@@ -98,14 +100,16 @@ class Run:
 
     def _loss(self, config_data: Any, *, train: bool) -> LossFn:
         loss_fn = objectives.build(self.config.objective, self.model, train=train)
-        return objectives.on_pixels(loss_fn, config_data, train=train)
+        return objectives.on_pixels(
+            loss_fn, self.config.objective, config_data, train=train
+        )
 
     def _prepare_eval(self) -> None:
         config = self.config.eval
         sharding.check_batch_size(config.batch_size, 1, self.mesh)
-        examples = stages.open_examples(self.stage, config.data)
-        stages.check_text(self.stage, self.model, config.data, examples)
-        stages.check_same_classes(self.stage, self.examples, examples)
+        examples = inputs.open_examples(self.stage, config.data)
+        inputs.check_text(self.stage, self.model, config.data, examples)
+        inputs.check_same_classes(self.stage, self.examples, examples)
         self.eval_batches = lambda: data.eval_batches(
             examples, config.batch_size, *sharding.share_of_process(self.mesh)
         )
@@ -121,7 +125,7 @@ class Run:
             metric, mode = config.eval.metric, config.eval.mode
             self.eval_data = f"{config.eval.data.source} {config.eval.data.split}"
         self.metric, self.mode = metric, mode
-        stages.check_same_data(stage, self.examples)
+        inputs.check_same_data(stage, self.examples)
         self.checkpoints = checkpoint.Checkpoints(
             stage.folder / "checkpoints", stage.experiment.checkpoint, metric, mode
         )
@@ -142,7 +146,7 @@ class Run:
             self.batches.set_state(position)
             self.meter = Meter.from_plain(self.progress["meter"])
             log.info("%s: resuming from step %d", self.stage.label, self.state.step)
-        elif self.report is not None:
+        elif self.report is not None and self.stage.is_first:
             log.info("%s: %s", self.stage.label, self.report.summary())
             log.info("%s", self.report.overview())
         step = int(self.state.step)
@@ -222,7 +226,7 @@ class Run:
         (last, then), self.reported = self.reported, (step, time.perf_counter())
         speed = (step - last) * self.config.batch_size / (self.reported[1] - then)
         self.progress["train"] = values
-        self.warned = self.warned or stages.warn_of_overflow(self.stage, values)
+        self.warned = self.warned or inputs.warn_of_overflow(self.stage, values)
         rates = {"lr": float(self.schedule(step - 1)), "examples_per_second": speed}
         counts = {"bad_files": len(self.examples.bad_files)}
         self.writer.write(step, {**values, **rates, **counts})
@@ -235,7 +239,7 @@ class Run:
         for batch in self.eval_batches():
             metrics = self.eval_step(
                 self.state.params,
-                self.state.frozen,
+                self.state.given,
                 sharding.put_batch(batch, self.mesh),
                 self.stage.seed,
             )

@@ -1,12 +1,21 @@
-"""Mixup and cutmix of a batch with its partners; one lambda for every example."""
+"""Mixup and cutmix of images and of tokens, and whom each example is mixed with.
+
+Every example has a lambda of its own: the share of the mixture that is still its own.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from flax_adapt import keys
-from flax_adapt.types import Array, Key
+from flax_adapt.errors import UserError, choose
+from flax_adapt.types import Array, Batch, Key
 
-_LAMBDA, _CHOICE, _BOX = range(3)
+_LAMBDA, _CHOICE, _BOX, _PARTNER = range(4)
 
 
 def mixup(image_BYXC: Array, partner_BYXC: Array, lam_B: Array) -> tuple[Array, Array]:
@@ -15,25 +24,39 @@ def mixup(image_BYXC: Array, partner_BYXC: Array, lam_B: Array) -> tuple[Array, 
     return lam_B111 * image_BYXC + (1 - lam_B111) * partner_BYXC, lam_B
 
 
-def _box(key: Key, lam: Array, height: int, width: int) -> Array:
-    """Returns inside_YX: a box of area (1 - lam), centred anywhere, cut at the border."""
+def _box(
+    key: Key, lam: Array, height: int, width: int, *, whole: bool = False
+) -> Array:
+    """Returns inside_YX: a box of area (1 - lam), centred anywhere, cut at the border.
+
+    whole: its sides are rounded down to whole pixels; else to the pixels whose centre
+    lies in the box, which may be half a pixel more.
+    """
     center_y, center_x = jax.random.uniform(key, (2,)) * jnp.float32([height, width])
-    half = jnp.sqrt(1 - lam) / 2
+    sides = jnp.sqrt(1 - lam) * jnp.float32([height, width])
+    half_y, half_x = (jnp.floor(sides) if whole else sides) / 2
     row_Y, column_X = (jnp.arange(n, dtype=jnp.float32) + 0.5 for n in (height, width))
-    inside_Y = jnp.abs(row_Y - center_y) < half * height
-    inside_X = jnp.abs(column_X - center_x) < half * width
+    inside_Y = jnp.abs(row_Y - center_y) < half_y
+    inside_X = jnp.abs(column_X - center_x) < half_x
     return inside_Y[:, None] & inside_X[None, :]
 
 
 def cutmix(
-    image_BYXC: Array, partner_BYXC: Array, lam_B: Array, key_B: Key
+    image_BYXC: Array,
+    partner_BYXC: Array,
+    lam_B: Array,
+    key_B: Key,
+    *,
+    whole: bool = False,
 ) -> tuple[Array, Array]:
     """Pastes a box of the partner; lam_B is the share of pixels really kept.
 
-    Yun et al. 2019, algorithm 1, with lambda re-computed from the clipped box.
+    Yun et al. 2019, algorithm 1, with lambda re-computed from the clipped box. `whole`:
+    the box is never larger than lam_B asks, as their code rounds it.
     """
     _, height, width, _ = image_BYXC.shape
-    inside_BYX = jax.vmap(lambda key, lam: _box(key, lam, height, width))(key_B, lam_B)
+    box = functools.partial(_box, height=height, width=width, whole=whole)
+    inside_BYX = jax.vmap(box)(key_B, lam_B)
     mixed_BYXC = jnp.where(inside_BYX[..., None], partner_BYXC, image_BYXC)
     return mixed_BYXC, 1 - jnp.mean(inside_BYX.astype(jnp.float32), axis=(1, 2))
 
@@ -71,3 +94,193 @@ def mix(
         mixed_BYXC = jnp.where(coin_B[:, None, None, None], up_BYXC, cut_BYXC)
         return mixed_BYXC, jnp.where(coin_B, up_B, cut_B)
     return list(results.values())[-1]
+
+
+def _span(key: Key, lam: Array, count: Array, length: int) -> Array:
+    """Returns inside_L: (1 - lam) of the first `count` places in one piece, rounded down,
+    centred anywhere and cut at the ends; never the first place.
+    """
+    center = jax.random.uniform(key) * count
+    half = jnp.floor((1 - lam) * count) / 2
+    place_L = jnp.arange(length, dtype=jnp.float32) + 0.5
+    return (jnp.abs(place_L - center) < half) & (place_L > 1)
+
+
+def _cut_tokens(either_BL: Array, lam_B: Array, key_B: Key) -> Array:
+    """Returns 0 in a span of the mixture, 1 beside it; float32 [B, L]."""
+    count_B = jnp.sum(either_BL, axis=1, dtype=jnp.float32)
+    span = functools.partial(_span, length=either_BL.shape[1])
+    inside_BL = jax.vmap(span)(key_B, lam_B, count_B)
+    return 1 - inside_BL.astype(jnp.float32)
+
+
+class Operator(NamedTuple):
+    """How an example and its partner become one.
+
+    images(image_BYXC, partner_BYXC, lam_B, key_B) -> (mixed_BYXC, lam_B)
+    tokens(either_BL, lam_B, key_B) -> share_BL: the own share, float32 [B, L], of a place
+        where both have a token; either_BL is true where one of the two has
+    """
+
+    images: Callable[[Array, Array, Array, Key], tuple[Array, Array]]
+    tokens: Callable[[Array, Array, Key], Array]
+
+
+def _blend_images(image_BYXC, partner_BYXC, lam_B, key_B):
+    del key_B
+    return mixup(image_BYXC, partner_BYXC, lam_B)
+
+
+def _blend_tokens(either_BL, lam_B, key_B):
+    del key_B
+    return jnp.broadcast_to(lam_B[:, None], either_BL.shape)
+
+
+def _cut_images(image_BYXC, partner_BYXC, lam_B, key_B):
+    return cutmix(image_BYXC, partner_BYXC, lam_B, key_B, whole=True)
+
+
+# None: nothing is mixed.
+OPERATORS: dict[str, Operator | None] = {
+    "none": None,
+    "mixup": Operator(_blend_images, _blend_tokens),
+    "cutmix": Operator(_cut_images, _cut_tokens),
+}
+
+# Whom a row may draw: (domain of the row, of the other) -> bool; 0: target, 1: source.
+PAIRINGS: dict[str, Callable[[Array, Array], Array | bool]] = {
+    # Ours: a source row draws a target, too.
+    "target_source": lambda own, other: own != other,
+    # Ours: a source row stays itself.
+    "target_target": lambda own, other: (own == 0) & (other == 0),
+    "any": lambda own, other: True,
+}
+
+
+def _larger_share(lam_B: Array) -> Array:
+    return jnp.maximum(lam_B, 1 - lam_B)
+
+
+# The lambda to mix with, of the one that was drawn.
+READINGS: dict[str, Callable[[Array], Array]] = {
+    # Lee et al. 2021 (i-Mix), official code: a mixture is mostly the row's own.
+    "imix": _larger_share,
+    "unmix": lambda lam_B: lam_B,
+    "instance": lambda lam_B: lam_B,
+}
+
+
+def check(config_mixing: Any) -> None:
+    """`config_mixing`: operator, alpha, pairing, reading. Raises UserError."""
+    choose("objective.mixing.operator", config_mixing.operator, OPERATORS)
+    choose("objective.mixing.pairing", config_mixing.pairing, PAIRINGS)
+    choose("objective.mixing.reading", config_mixing.reading, READINGS)
+    if not 0 < config_mixing.alpha < math.inf:
+        raise UserError(
+            f"objective.mixing.alpha={config_mixing.alpha} must be larger than 0; "
+            "operator='none' turns mixing off"
+        )
+
+
+def partner_rows(domain_B: Array, weight_B: Array, key_B: Key, pairing: str) -> Array:
+    """Returns partner_B, int32: the row of the batch that each row is mixed with.
+
+    Each draws uniformly among the rows that `pairing` allows, that count (weight > 0)
+    and are not itself; where there are none, or it does not count, it gets itself. It
+    draws from its own key, in the whole batch: on any number of devices the same.
+
+    domain_B int32 (0: target, 1: source), weight_B float32.
+    """
+    row_B, counts_B = jnp.arange(len(domain_B), dtype=jnp.int32), weight_B > 0
+    others_BB = counts_B[:, None] & counts_B[None] & (row_B[:, None] != row_B[None])
+    allowed_BB = others_BB & PAIRINGS[pairing](domain_B[:, None], domain_B[None])
+    noise_BB = keys.draw(jax.random.uniform, keys.fold(key_B, _PARTNER), row_B.shape)
+    drawn_B = jnp.argmax(jnp.where(allowed_BB, noise_BB, -1), axis=1)
+    return jnp.where(jnp.any(allowed_BB, axis=1), drawn_B.astype(jnp.int32), row_B)
+
+
+def partners(batch: Batch, key_B: Key, config_mixing: Any) -> Array:
+    """Returns `partner_rows` of a batch; without a "domain" all of it is the target."""
+    weight_B = batch["weight"]
+    domain_B = batch.get("domain", jnp.zeros(len(weight_B), jnp.int32))
+    return partner_rows(domain_B, weight_B, key_B, config_mixing.pairing)
+
+
+def _is_alone(partner_B: Array) -> Array:
+    return partner_B == jnp.arange(len(partner_B), dtype=jnp.int32)
+
+
+def _draw_lambda(partner_B: Array, key_B: Key, config_mixing: Any) -> Array:
+    """Returns lam_B ~ Beta(alpha, alpha) as the reading wants it; 1 for the alone."""
+    lam_B = _sample_lambda(keys.fold(key_B, _LAMBDA), config_mixing.alpha)
+    return jnp.where(_is_alone(partner_B), 1, READINGS[config_mixing.reading](lam_B))
+
+
+def mix_images(
+    image_BYXC: Array, partner_B: Array, key_B: Key, config_mixing: Any
+) -> tuple[Array, Array]:
+    """Mixes float32 images of any range with the rows `partner_B` of the same batch.
+
+    Returns (mixed_BYXC, lam_B): lam_B, float32, is the row's own share, of cutmix after
+    its box was cut at the border. A row that is its own partner stays as it is, with a
+    lambda of 1. With the reading "imix" lambda is at least one half.
+
+    `config_mixing`: operator, alpha, reading; see `check`.
+    """
+    operator = OPERATORS[config_mixing.operator]
+    if operator is None:
+        return image_BYXC, jnp.ones(len(image_BYXC), jnp.float32)
+    lam_B = _draw_lambda(partner_B, key_B, config_mixing)
+    # 1 * image + 0 * the same image is the image, to the bit.
+    partner_BYXC, box_key_B = image_BYXC[partner_B], keys.fold(key_B, _BOX)
+    return operator.images(image_BYXC, partner_BYXC, lam_B, box_key_B)
+
+
+class TokenMix(NamedTuple):
+    """How to mix embeddings: own * embedding of the row + (1 - own) * of its partner.
+
+    own       float32 [B, L] in [0, 1]
+    segments  int32 [B, L] of the mixture; 1: a token of the one or the other, 0: padding
+    lam       float32 [B]; the mean of own over the tokens of the mixture
+    """
+
+    own_BL: Array
+    segments_BL: Array
+    lam_B: Array
+
+
+def mix_tokens(
+    segments_BL: Array, partner_B: Array, key_B: Key, config_mixing: Any
+) -> TokenMix:
+    """Mixes padded rows of one document each with the rows `partner_B` of the batch.
+
+    Where only one of the two has a token the mixture has that one. Where both have,
+    mixup takes lambda of the own; cutmix takes (1 - lambda) of the mixture's length from
+    the partner, in one piece that is rounded down to whole tokens and cut at the ends.
+    A row that is its own partner keeps all.
+
+    Ours: the first token, CLS, stays the row's own with cutmix (the partner has the
+    same one); lambda is measured on the mixture with both operators, so that a longer
+    partner counts for more and even with the reading "imix" it may be below one half.
+
+    segments_BL int32, 0: padding. `config_mixing`: operator, alpha, reading.
+    """
+    operator = OPERATORS[config_mixing.operator]
+    own_has_BL = segments_BL > 0
+    if operator is None:
+        return _token_mix(jnp.ones(segments_BL.shape, jnp.float32), own_has_BL)
+    partner_has_BL = own_has_BL[partner_B]
+    either_BL = own_has_BL | partner_has_BL
+    lam_B = _draw_lambda(partner_B, key_B, config_mixing)
+    share_BL = operator.tokens(either_BL, lam_B, keys.fold(key_B, _BOX))
+    single_BL = jnp.where(partner_has_BL & ~own_has_BL, 0.0, 1.0)
+    own_BL = jnp.where(own_has_BL & partner_has_BL, share_BL, single_BL)
+    return _token_mix(own_BL, either_BL)
+
+
+def _token_mix(own_BL: Array, real_BL: Array) -> TokenMix:
+    """`real_BL`: true where the mixture has a token. Lambda is 1 where it has none."""
+    count_B = jnp.sum(real_BL, axis=1, dtype=jnp.float32)
+    others_B = jnp.sum(jnp.where(real_BL, 1 - own_BL, 0), axis=1)
+    lam_B = 1 - others_B / jnp.maximum(count_B, 1)
+    return TokenMix(own_BL, real_BL.astype(jnp.int32), lam_B)

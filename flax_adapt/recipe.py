@@ -6,10 +6,9 @@ from typing import Any
 
 import jax
 
-from flax_adapt import check, data, logs, loop, sharding, weights
+from flax_adapt import check, data, logs, loop
 from flax_adapt import config as configs
 from flax_adapt.errors import UserError
-from flax_adapt.evals import embed, knn, probe
 from flax_adapt.preemption import Preemption
 from flax_adapt.stage import Stage
 
@@ -44,8 +43,13 @@ def stage_runs(config: Any, workdir: Path) -> list[Stage]:
 
 def is_done(config: Any, workdir: Path) -> bool:
     """True if there is nothing left to run."""
+    return len(finished(config, workdir)) == len(stage_runs(config, workdir))
+
+
+def finished(config: Any, workdir: Path) -> list[Stage]:
+    """What of `stage_runs` is done."""
     runs = stage_runs(config, workdir)
-    return all((stage.folder / loop.RESULT).exists() for stage in runs)
+    return [stage for stage in runs if (stage.folder / loop.RESULT).exists()]
 
 
 def _check_sources(config: Any, workdir: Path) -> None:
@@ -53,8 +57,8 @@ def _check_sources(config: Any, workdir: Path) -> None:
     opened: list[Any] = []
     for stage in stage_runs(config, workdir):
         sections = [stage.config.data]
-        if stage.config.eval is not None:
-            sections.append(stage.config.eval.data)
+        beside = (stage.config.eval, stage.config.replay)
+        sections += [part.data for part in beside if part is not None]
         for section in sections:
             where = {name: section[name] for name in ("source", "data_dir", "split")}
             if where not in opened and not (stage.folder / loop.RESULT).exists():
@@ -130,70 +134,3 @@ def table(rows: list[dict[str, Any]]) -> str:
         for row in rows
     ]
     return logs.format_table(shown, COLUMNS)
-
-
-def evaluate(config: Any, workdir: Path) -> list[dict[str, Any]]:
-    """kNN and linear-probe accuracy of `init` and of every finished stage.
-
-    Written to `eval.json`. Features are the states after the final LayerNorm, pooled as
-    `config.evaluate` says.
-    """
-    section = config.evaluate
-    finished = [
-        s for s in stage_runs(config, workdir) if (s.folder / loop.RESULT).exists()
-    ]
-    if not finished:
-        raise UserError(
-            f"{workdir} holds no finished stage of this config; run it first"
-        )
-    train, test = (_labelled(each) for each in (section.train, section.test))
-    models = {"pretrained": Path(config.init)} if config.init else {}
-    models |= {stage.label: stage.folder / "export" for stage in finished}
-    rows = [
-        {"stage": label, **_measure(config, folder, train, test)}
-        for label, folder in models.items()
-    ]
-    logs.write_json(workdir / "eval.json", rows)
-    return rows
-
-
-def _labelled(config_data: Any) -> data.Examples:
-    try:
-        examples = data.open_examples(config_data, "")
-    except UserError as error:
-        raise UserError(
-            f"eval needs the labelled data of the config's `evaluate`: {error}"
-        ) from None
-    if not examples.class_names:
-        raise UserError(
-            f"eval measures kNN and a linear probe by class, but {config_data.source} "
-            "has no classes"
-        )
-    return examples
-
-
-def _measure(config: Any, folder: Path, *both: data.Examples) -> dict[str, float]:
-    section = config.evaluate
-    sizes = {n: config.model[n] for n in weights.reshape.FIELDS if n in config.model}
-    # The original weights are made to fit the images as the stages make them fit.
-    rules = dict.fromkeys(rule for s in config.stages for rule in s.model.reshape)
-    features = [
-        embed.extract(
-            folder,
-            examples,
-            fit=dict(reshape=tuple(rules), **sizes),
-            pooling=section.pooling,
-            batch_size=section.batch_size,
-            precision=config.precision,
-            mesh=sharding.one_device(),
-        )
-        for examples in both
-    ]
-    arrays = [array for rows in features for array in (rows.embeddings, rows.labels)]
-    nearest = knn.accuracy(
-        *arrays, k=section.knn_k, temperature=section.knn_temperature
-    )
-    linear = probe.accuracy(
-        *arrays, l2=section.probe_l2, max_iterations=section.probe_max_iterations
-    )
-    return {"knn": nearest, "probe": linear}

@@ -24,6 +24,9 @@ RULES = (
         r".*(decoder/embed|predict|pooler|head|transform)/kernel",
         PartitionSpec("fsdp", None),
     ),
+    (r"(.*/)?(projector|predictor)/layer_\d+/kernel", PartitionSpec("fsdp", None)),
+    # Keys of earlier steps (`objectives.contrast`): rows as a batch has them.
+    (r"(.*/)?queue", BATCH),
     (
         r".*/(bias|scale|cls_token|mask_token|position|token_type)",
         PartitionSpec(),
@@ -75,10 +78,16 @@ def one_device() -> Mesh:
 def _fit(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     """Drops an axis where its size does not divide the dimension (it is replicated)."""
     fits = [
-        axis if axis is not None and size % mesh.shape[axis] == 0 else None
-        for axis, size in zip(spec, shape, strict=False)
+        axes if size % _devices(axes, mesh) == 0 else None
+        for axes, size in zip(spec, shape, strict=False)
     ]
     return PartitionSpec(*fits)
+
+
+def _devices(axes: str | tuple[str, ...] | None, mesh: Mesh) -> int:
+    """Into how many parts one entry of a PartitionSpec divides a dimension."""
+    names = (axes,) if isinstance(axes, str) else axes or ()
+    return math.prod(mesh.shape[name] for name in names)
 
 
 def tree_shardings(tree: Any, mesh: Mesh) -> Any:

@@ -4,21 +4,20 @@ A stage that runs once lives in `stages/NAME`, one with several seeds in
 `stages/NAME/seed_S` each; `stage:NAME` and `stage:NAME/seed_S` refer to their exports.
 """
 
-import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from flax import linen as nn
 from jax.experimental import multihost_utils
 
-from flax_adapt import check, data, logs, models, objectives, weights
+from flax_adapt import check, data, models, objectives, weights
 from flax_adapt import config as configs
-from flax_adapt.errors import UserError
+from flax_adapt.errors import UserError, reworded
 from flax_adapt.types import Params
 
-log = logging.getLogger(__name__)
+# What errors of `weights` name -> the fields of the config.
+FIELDS = weights.formats.words("init=PATH and init_known.", "init=PATH and init_format")
 
 
 class Stage(NamedTuple):
@@ -35,6 +34,11 @@ class Stage(NamedTuple):
         return check.label(self.config, self.run_seed)
 
     @property
+    def is_first(self) -> bool:
+        """Whether it is the first of its seeds: what is alike for all is said by it."""
+        return self.run_seed == self.config.seeds[0]
+
+    @property
     def folder(self) -> Path:
         return self.workdir / "stages" / self.label
 
@@ -46,6 +50,13 @@ class Stage(NamedTuple):
     @property
     def task(self) -> str:
         return objectives.task_of(self.config.objective)
+
+    @property
+    def kept_task(self) -> str:
+        """The task whose weights the stage starts from and exports: of contrast only the
+        encoder, since its heads are dropped after training.
+        """
+        return "encoder" if self.task == "contrast" else self.task
 
 
 def resolve(stage: Stage, field: str) -> Path:
@@ -64,111 +75,15 @@ def resolve(stage: Stage, field: str) -> Path:
     return folder
 
 
-def open_examples(stage: Stage, config_data: Any) -> data.Examples:
-    """Opens a data section; undecodable files are named in the stage's log."""
-    stage.folder.mkdir(parents=True, exist_ok=True)
-    return data.open_examples(config_data, str(stage.folder / "bad_files.log"))
+def told(stage: Stage, field: str) -> dict[str, Any]:
+    """What the config says of the weights that a field refers to, see `weights.told`."""
+    pretrained = stage.config[field] == "pretrained"
+    return told_of_init(stage.experiment) if pretrained else {}
 
 
-def num_classes(stage: Stage, examples: data.Examples) -> int:
-    """`model.num_classes`, or where it is 0 the number of class names of the data."""
-    wanted, named = stage.config.model.num_classes, len(examples.class_names)
-    if stage.task != "classify":
-        return 0
-    _check_labels(stage, examples)
-    if stage.config.objective.name == "regress":
-        return 1
-    if np.min(examples.labels) < 0:
-        raise UserError(
-            f"stage {stage.label}: {stage.config.data.source} has examples without a "
-            "label; classification needs one for each"
-        )
-    if wanted and wanted < named:
-        raise UserError(
-            f"stage {stage.label}: model.num_classes={wanted} but the data has {named}"
-        )
-    return wanted or named
-
-
-def _check_labels(stage: Stage, examples: data.Examples) -> None:
-    """Numbers are for 'regress', class names for 'classify'."""
-    numbers = np.issubdtype(examples.labels.dtype, np.floating)
-    if numbers != (stage.config.objective.name == "regress"):
-        raise UserError(
-            f"stage {stage.label}: objective {stage.config.objective.name!r} and the "
-            f"labels of {stage.config.data.source} do not fit: 'regress' needs text data "
-            "with data.label_kind='number', 'classify' class names"
-        )
-
-
-def check_text(
-    stage: Stage, model: nn.Module, section: Any, examples: data.Examples
-) -> None:
-    """Rows and vocabulary must fit the model, and a label needs a row of its own."""
-    if not isinstance(examples, data.TextExamples):
-        return
-    tokenizer, objective = examples.tokenizer, stage.config.objective
-    masked = objective.get("masked", objective)
-    rules = (
-        (
-            stage.task != "classify" or section.layout == "padded",
-            f"data.layout={section.layout!r} puts several texts in a row; classification "
-            "needs 'padded'",
-        ),
-        (
-            masked.get("mask_token_id", tokenizer.mask_id) == tokenizer.mask_id,
-            "objective.mask_token_id is not the mask token of the tokenizer, which is "
-            f"{tokenizer.mask_id}",
-        ),
-    )
-    try:
-        models.check_fits(model.config, **examples.row_sizes)
-        for holds, problem in rules:
-            if not holds:
-                raise UserError(problem)
-    except UserError as error:
-        where = f"stage {stage.label}: {section.tokenizer}"
-        raise UserError(f"{where}: {error}") from None
-
-
-def check_same_classes(stage: Stage, train: data.Examples, test: data.Examples) -> None:
-    """Labels mean the same in both, or it is an error."""
-    if stage.task == "classify" and train.class_names != test.class_names:
-        where = stage.config.eval.data.source
-        raise UserError(
-            f"stage {stage.label}: the training data has the classes "
-            f"{train.class_names} but eval.data {where} has {test.class_names}"
-        )
-    if stage.config.objective.name == "classify" and np.min(test.labels) < 0:
-        raise UserError(f"stage {stage.label}: eval.data has examples without a label")
-
-
-def check_same_data(stage: Stage, examples: data.Examples) -> None:
-    """A stage goes on with the data it began with: an epoch is an order of its rows."""
-    file = stage.folder / "data.json"
-    now = {"rows": len(examples), "class_names": list(examples.class_names)}
-    if file.exists() and any(stage.folder.glob("checkpoints/*")):
-        changes = configs.difference(logs.read_json(file), now)
-        if changes:
-            raise UserError(
-                f"stage {stage.label}: {stage.config.data.source} is not what the stage "
-                f"began with ({'; '.join(changes)}); put it back, or delete "
-                f"{stage.folder}"
-            )
-    if jax.process_index() == 0:
-        logs.write_json(file, now)
-
-
-def warn_of_overflow(stage: Stage, values: dict[str, float]) -> bool:
-    """Says that masked tokens were left out; returns true if there were any."""
-    lost = int(values.get("overflow", 0))
-    if lost:
-        log.warning(
-            "%s: %d masked tokens, beside %d, were more than "
-            "objective.max_masked_fraction of their row and not learnt from",
-            *(stage.label, lost, values["masked_tokens"]),
-        )
-    return lost > 0
+def told_of_init(config: Any) -> dict[str, Any]:
+    """What a config says of its `init`."""
+    return weights.told(config.init_format, config.init_known)
 
 
 def check_architecture(
@@ -212,19 +127,26 @@ def build_model(stage: Stage, classes: int, task: str) -> nn.Module:
         drop_path=options.drop_path,
         pooling=options.pooling,
         num_classes=classes,
+        projector=options.projector,
     )
 
 
+@reworded(FIELDS)
 def warm_start(stage: Stage, model: nn.Module) -> tuple[Params, weights.Report | None]:
     """The parameters a stage begins with: of `init_from`, new leaves from the seed."""
     params = models.init_params(model, jax.random.key(stage.seed))
     if stage.config.init_from == "scratch":
         return params, None
-    path = resolve(stage, "init_from")
+    path, known = resolve(stage, "init_from"), told(stage, "init_from")
     options, wanted = stage.config.model, stage.experiment.model
     try:
-        found, loaded, report = weights.load(path, stage.task, pooling=options.pooling)
+        found, loaded, report = weights.load(
+            path, stage.kept_task, pooling=options.pooling, **known
+        )
         check_architecture(stage, found, path, stage.task)
+        if stage.task == "contrast":
+            loaded, without = _without_pooler(loaded)
+            report = report.merge(without)
         loaded, reshaped = weights.fit(found, loaded, wanted, options.reshape)
         params, adopted = weights.adopt(params, loaded, options.fresh)
     except UserError as error:
@@ -232,16 +154,42 @@ def warm_start(stage: Stage, model: nn.Module) -> tuple[Params, weights.Report |
     return params, report.merge(reshaped).merge(adopted)
 
 
+def _without_pooler(
+    loaded: dict[str, Any],
+) -> tuple[dict[str, Any], weights.Report]:
+    """Contrast has heads of its own; a pooler that the encoder brings is not used."""
+    kept = {name: leaves for name, leaves in loaded.items() if name != "pooler"}
+    unused = {*loaded} - {*kept}
+    rule = "pooler dropped for task contrast"
+    return kept, weights.Report(ignored=dict.fromkeys(unused, rule))
+
+
+@reworded(FIELDS)
 def frozen(stage: Stage) -> dict[str, Params]:
     """{"teacher": params} of the encoder that `teacher` refers to, or nothing."""
     if stage.config.teacher == "none":
         return {}
-    path, wanted = resolve(stage, "teacher"), stage.experiment.model
-    check_architecture(stage, weights.model_config(path), path, "encoder")
-    sizes = {name: wanted[name] for name in weights.reshape.FIELDS if name in wanted}
-    rules = stage.config.model.reshape
-    _, params, _ = weights.from_pretrained(path, "encoder", reshape=rules, **sizes)
+    path, known = resolve(stage, "teacher"), told(stage, "teacher")
+    check_architecture(stage, weights.model_config(path, **known), path, "encoder")
+    sizes = weights.reshape.sizes_of(stage.experiment.model)
+    fit = dict(reshape=stage.config.model.reshape, **sizes)
+    _, params, _ = weights.from_pretrained(path, "encoder", **fit, **known)
     return {"teacher": params}
+
+
+def _encoder_of(model: nn.Module, params: Params) -> tuple[nn.Module, Params]:
+    """The model without heads."""
+    config = {**models.config_of(model), "pooler": False}
+    encoder = models.build(
+        config,
+        "encoder",
+        dtype="float32",
+        dropout=0.0,
+        drop_path=0.0,
+        pooling="cls",
+        num_classes=0,
+    )
+    return encoder, {"encoder": params["encoder"]}
 
 
 def export(
@@ -250,6 +198,8 @@ def export(
     """Writes the Hugging Face folder of the stage (process 0 writes, all take part)."""
     if jax.process_count() > 1:
         params = multihost_utils.process_allgather(params, tiled=True)
+    if stage.task == "contrast":
+        model, params = _encoder_of(model, params)
     folder, section = stage.folder / "export", stage.config.data
     if jax.process_index() == 0:
         classes = stage.task == "classify" and examples.class_names

@@ -9,20 +9,29 @@ from flax import struct
 from jax.sharding import Mesh
 
 from flax_adapt import sharding
-from flax_adapt.types import Array, Params
+from flax_adapt.types import NOTHING_CARRIED, Array, Carry, Params
+
+_CARRY = 0x7FFFFFFE  # its key never meets those of steps and of evaluation
 
 
 class TrainState(struct.PyTreeNode):
     """`frozen` (teacher ...) is never donated, and stored by reference, not by value.
 
-    `extra` is what is carried but not trained: the seed of all randomness.
+    `extra` is what is carried but not trained: the seed of all randomness, and what the
+    objective takes along (`types.Carry`).
     """
 
     step: Array  # int32 []: optimizer steps done
     params: Params
     opt_state: Any
     frozen: Params
-    extra: dict[str, Array]
+    extra: dict[str, Any]
+
+    @property
+    def given(self) -> Params:
+        """What a loss gets beside the parameters: `frozen` and what is carried."""
+        carried = {name: leaf for name, leaf in self.extra.items() if name != "seed"}
+        return {**self.frozen, **carried}
 
 
 def create(
@@ -32,17 +41,18 @@ def create(
     *,
     seed: int,
     frozen: Params | None = None,
+    carry: Carry = NOTHING_CARRIED,
 ) -> TrainState:
     """Returns the state at step 0, every leaf placed on `mesh` by the sharding table."""
+    carried = carry.init(params, jax.random.fold_in(jax.random.key(seed), _CARRY))
     params = sharding.put(params, mesh)
     shapes = jax.eval_shape(tx.init, params)
     shardings = sharding.tree_shardings(shapes, mesh)
-    carried = {"step": jnp.int32(0), "seed": jnp.uint32(seed)}
-    carried = sharding.put(carried, mesh)
+    extra = sharding.put({"seed": jnp.uint32(seed), **carried}, mesh)
     return TrainState(
-        step=carried["step"],
+        step=sharding.put({"step": jnp.int32(0)}, mesh)["step"],
         params=params,
         opt_state=jax.jit(tx.init, out_shardings=shardings)(params),
         frozen=sharding.put(frozen or {}, mesh),
-        extra={"seed": carried["seed"]},
+        extra=extra,
     )

@@ -9,9 +9,19 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flax_adapt import keys, sharding
+from flax_adapt.errors import UserError
 from flax_adapt.metrics import Mean
 from flax_adapt.state import TrainState
-from flax_adapt.types import Array, Batch, LossFn, Metrics, Params
+from flax_adapt.types import (
+    HANDED,
+    NOTHING_CARRIED,
+    Array,
+    Batch,
+    Carry,
+    LossFn,
+    Metrics,
+    Params,
+)
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 EvalStep = Callable[[Params, Params, Batch, Array | int], Metrics]
@@ -79,19 +89,35 @@ def _health(grads: Params, params: Params) -> dict[str, Mean]:
     }
 
 
+def _check_carried(state: TrainState, carry: Carry) -> None:
+    if {*state.extra} != {"seed", *carry.names}:
+        raise UserError(
+            f"the state carries {sorted({*state.extra} - {'seed'})} but the step's carry "
+            f"is of {sorted(carry.names)}; give the same `carry` (objectives.build_carry) "
+            "to create_state and to make_train_step"
+        )
+
+
 def make_train_step(
     loss_fn: LossFn,
     tx: optax.GradientTransformation,
     mesh: Mesh,
     accum_steps: int = 1,
+    carry: Carry = NOTHING_CARRIED,
 ) -> TrainStep:
     """Returns `step(state, batch) -> (state, metrics)`; the given state is consumed.
 
     One jit; params, optimizer state and gradients are laid out by the sharding table,
     the batch over ("data", "fsdp"). `accum_steps` parts of the batch are run one after
     the other and give the gradient of the whole (mixup and cutmix pair examples of the
-    same part). `metrics` holds the loss's own, and grad_norm and bad_leaf.
+    same part). `metrics` holds the loss's own, and grad_norm and bad_leaf. `carry` is the
+    objective's own, as the state was created with; it needs whole batches.
     """
+    if accum_steps > 1 and carry is not NOTHING_CARRIED:
+        raise UserError(
+            f"optim.accum_steps={accum_steps} must be 1: the objective compares the "
+            "examples of a whole batch with each other"
+        )
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
 
     def gradients(params, frozen, batch, key_B):
@@ -101,14 +127,19 @@ def make_train_step(
         return grads, metrics
 
     def update(state: TrainState, frozen: Params, batch: Batch):
+        _check_carried(state, carry)
+        given = state.replace(frozen=frozen).given
         key = jax.random.fold_in(jax.random.key(state.extra["seed"]), state.step)
         key_B = keys.example_keys(key, batch["position"])
-        grads, metrics = gradients(state.params, frozen, batch, key_B)
+        grads, metrics = gradients(state.params, given, batch, key_B)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        step, params = state.step + 1, optax.apply_updates(state.params, updates)
+        carried = carry.update(state.extra, params, metrics.pop(HANDED, None), step)
         new = state.replace(
-            step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
+            step=step,
+            params=params,
             opt_state=opt_state,
+            extra={**state.extra, **carried},
         )
         new = jax.lax.with_sharding_constraint(new, sharding.tree_shardings(new, mesh))
         return new, {**metrics, **_health(grads, new.params)}
@@ -125,7 +156,10 @@ def make_train_step(
 def make_eval_step(loss_fn: LossFn, mesh: Mesh) -> EvalStep:
     """Returns `step(params, frozen, batch, seed) -> metrics`, the same on every process.
 
-    Keys come from the rows in the SOURCE, so a value depends on no batch size.
+    `frozen` is what the loss gets beside the parameters: `state.given`.
+
+    Keys come from the rows in the SOURCE, so a value depends on no batch size (that of
+    contrast does, which compares the rows of a batch).
     """
 
     def evaluate(params: Params, frozen: Params, batch: Batch, seed: Any) -> Metrics:

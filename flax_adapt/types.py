@@ -55,9 +55,33 @@ class Layout(NamedTuple):
 
 # image [B, Y, X, C] or text (`Text`); label int32 [B] (-1: none) or float32 [B];
 # weight float32 [B] (0: does not count); position int32 [B] (row in the GLOBAL batch);
-# index int32 [B] (row in the source).
+# index int32 [B] (row in the source); with replay domain int32 [B] (0: target, 1:
+# source); for contrast of images views, two images.
 Batch: TypeAlias = Mapping[str, Any]
 # What is measured; "loss" is always there, a metrics.Loss.
 Metrics: TypeAlias = dict[str, Any]
 # loss_fn(params, frozen, batch, key_B) -> (scalar loss, metrics)
 LossFn: TypeAlias = Callable[[Params, Params, Batch, Key], tuple[Array, Metrics]]
+# Beside its metrics a loss may put here what `Carry.update` is to be handed.
+HANDED = "handed"
+
+
+class Carry(NamedTuple):
+    """What an objective takes along from step to step, not trained: an EMA, a queue.
+
+    It lives in `TrainState.extra` under `names`; the loss sees it beside `frozen`. State
+    and step are made with the same one.
+
+    init(params, key) -> dict of arrays, at step 0
+    update(carried, new_params, handed, step) -> the dict after optimizer step `step`
+        (1, 2, ...); `handed` is what the loss put under HANDED, None if nothing. Jitted.
+    """
+
+    names: tuple[str, ...]
+    init: Callable[[Params, Key], dict[str, Any]]
+    update: Callable[[dict[str, Any], Params, Any, Array], dict[str, Any]]
+
+
+NOTHING_CARRIED = Carry(
+    (), lambda params, key: {}, lambda carried, params, handed, step: {}
+)

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, settings
 
 from flax_adapt import weights
 from flax_adapt.errors import UserError
+from flax_adapt.weights import npz_file
 
 INDEX, SHARD = "model.safetensors.index.json", "model-0000{n}-of-00002.safetensors"
 STATISTICS = dict(mean=(0.5,) * 3, std=(0.2,) * 3)
@@ -122,6 +123,12 @@ def files_of(folder):
 def largest(folder):
     """The file that holds the tensors, or the first of them."""
     return max(files_of(folder), key=lambda file: file.stat().st_size)
+
+
+def npz_arrays(path):
+    """All arrays of a .npz file, in the dtype of the file."""
+    with npz_file.opened(path) as tensors:
+        return {name: tensor.read() for name, tensor in tensors.items()}
 
 
 def outcome(function, *arguments, **options):

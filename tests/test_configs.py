@@ -34,6 +34,11 @@ RUNS = {
         "dataset={images},init={init},per_class=2",
         f"{START} distill_1 finetune_distilled",
     ),
+    "unsup_finetune": (
+        "dataset={images},source={images},init={init},per_class=3,"
+        "method=naive+replay+mixing+both+frozen",
+        "naive replay mixing both frozen",
+    ),
     "vit_finetune": ("dataset={images},init={init},per_class=3", "finetune"),
     "vit_further_pretrain": (
         "dataset={images},init={init},finetune=True",
@@ -46,6 +51,7 @@ RUNS = {
 }
 NEEDS_INIT = {
     "small_adapt": "small_adapt needs init=PATH",
+    "unsup_finetune": "the config needs dataset=TARGET, source=SOURCE .* and init=PATH",
     **dict.fromkeys(
         ("bert_further_pretrain", "bert_self_distill", "text_finetune"),
         "the config needs dataset=SOURCE .* and init=PATH",

@@ -1,16 +1,15 @@
 """Weights from any format to any other: exact, streamed, and nothing overwritten."""
 
-import subprocess
-import sys
-from pathlib import Path
+import re
 
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 import tiny_text
 from hf_folders import CONFIG, assert_same, build, build_text, random_params, tensors_of
 
-from flax_adapt import __main__, convert, weights
+from flax_adapt import __main__, convert, models, weights
 from flax_adapt.errors import UserError
 
 # What a file of a format must have; its width, depth and mlp_dim are of no published
@@ -22,7 +21,8 @@ PIXELS = dict(mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.3))
 
 def run(source, target, target_format="huggingface", **options):
     """`convert.convert` with nothing known but what is given."""
-    fields = dict(source_format=None, task=None, known={}, changes={}) | options
+    fields = dict(source_format=None, task=None, known={}, changes={})
+    fields |= dict(fresh=(), num_classes=0, seed=0) | options
     return convert.convert(source, target, target_format=target_format, **fields)
 
 
@@ -86,6 +86,7 @@ WAYS = {
     "timm": ("timm", {}, {}),
     "facebook_mae": ("fb.safetensors", {}, dict(heads=2)),
     "big_vision": ("bv.npz", dict(gelu="tanh"), {}),
+    "orbax": ("orbax", {}, {}),
 }
 
 
@@ -124,13 +125,22 @@ def test_what_the_task_does_not_need_is_reported(tmp_path):
     ("options", "told"),
     [
         (dict(target_format="onnx"), "--format='onnx' is unknown"),
-        (dict(target_format="timm"), "cannot hold layer_norm_eps=1e-12"),
-        (dict(target_format="timm", task="mae", changes=EPS), "timm has no decoder"),
-        (dict(task="mlm"), "task of a vit model: task='mlm' is unknown"),
-        (dict(changes=dict(size=3)), "has no size"),
+        (dict(source_format="onnx"), "--from_format='onnx' is unknown"),
+        (dict(task="mlm"), "holds a vit: --task='mlm' is unknown"),
+        (dict(changes=dict(size=3)), "--change: its model config has no size"),
         (dict(source_format="timm"), "has no patch_embed.proj.weight"),
-        (dict(known=dict(heads=2)), "known='heads' cannot be given"),
-        (dict(task="classify"), "missing in the source: head/bias, head/kernel"),
+        (dict(known=dict(heads=2)), "--known=heads cannot be given"),
+        (dict(task="classify"), "needs --fresh=head and --num_classes=NUMBER"),
+        (dict(task="classify", num_classes=2), "name leaves .* new in --fresh"),
+        (dict(task="encoder", fresh=("head",)), "fresh but not in the model: head"),
+        (
+            dict(target_format="timm", task="mae", changes=EPS),
+            "timm has no decoder; give --task=encoder",
+        ),
+        (
+            dict(target_format="timm", task="encoder"),
+            "cannot hold .*; give --change=NAME=VALUE if it is meant",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_writes_nothing(tmp_path, options, told):
@@ -138,7 +148,58 @@ def test_a_mistake_is_one_line_and_writes_nothing(tmp_path, options, told):
     with pytest.raises(UserError, match=told) as error:
         run(tmp_path / "a", tmp_path / "b", **options)
     assert "\n" not in str(error.value)
+    assert str(error.value).startswith((f"{tmp_path}/", "--"))
+    assert not re.search(r"`|(?<!-)known[={ ]", str(error.value))
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_source_that_needs_more_is_told_by_flags(tmp_path):
+    save(tmp_path / "a.safetensors", "mae", "facebook_mae", **EPS)
+    with pytest.raises(UserError, match="give --known=heads=NUMBER"):
+        run(tmp_path / "a.safetensors", tmp_path / "b")
+    save(tmp_path / "timm", "encoder", "timm", **SIZES)
+    (tmp_path / "timm/7/state").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"could be any of .* give --from_format"):
+        run(tmp_path / "timm", tmp_path / "b")
+    save(tmp_path / "c", "encoder", decoder=None)
+    with pytest.raises(UserError, match=r"without the decoder .* --fresh=decoder"):
+        run(tmp_path / "c", tmp_path / "b", task="mae")
+
+
+def test_what_is_fresh_is_drawn_and_the_rest_is_exact(tmp_path):
+    """As `from_pretrained` draws it from the same key."""
+    params = save(tmp_path / "a", "encoder", decoder=None)
+    options = dict(fresh=("head",), num_classes=3, seed=5)
+    done = run(tmp_path / "a", tmp_path / "b", **options)
+    assert (done.task, done.report.fresh) == ("classify", ("head/bias", "head/kernel"))
+    _, expected, _ = weights.from_pretrained(
+        tmp_path / "a",
+        "classify",
+        fresh=("head",),
+        key=jax.random.key(5),
+        num_classes=3,
+    )
+    _, loaded, _ = weights.load(tmp_path / "b", "classify", pooling=None)
+    assert_same(loaded, expected)
+    assert_same(loaded["encoder"], params["encoder"])
+    assert np.any(loaded["head"]["kernel"])
+    # The size of a head that there is.
+    again = run(tmp_path / "b", tmp_path / "c", fresh=("head/bias",), seed=1)
+    assert again.report.ignored == {"head/bias": "named fresh"}
+    done = run(tmp_path / "a", tmp_path / "d", fresh=("decoder",))
+    assert done.task == "mae"
+    decoder = weights.model_config(tmp_path / "d")["decoder"]
+    assert decoder == models.PAPER_DECODER
+
+
+def test_a_new_head_does_not_keep_the_names_of_the_old_one(tmp_path):
+    model, names = build("classify", decoder=None), ("ant", "bee")
+    weights.save_pretrained(
+        tmp_path / "a", model, random_params(model), class_names=names
+    )
+    assert weights.class_names(tmp_path / "a")[:2] == names
+    run(tmp_path / "a", tmp_path / "b", fresh=("head",))
+    assert weights.class_names(tmp_path / "b") is None
 
 
 def test_nothing_that_is_there_is_overwritten(tmp_path):
@@ -173,6 +234,13 @@ def test_the_command_prints_what_became_of_the_tensors(tmp_path, capsys):
     assert "decoder dropped for task encoder" in out
     assert "vit.encoder.layer.*.layernorm_before.bias" in out
     assert weights.model_config(tmp_path / "b")["layer_norm_eps"] == 1e-6
+    fresh = ["--fresh=head,encoder/norm", "--fresh=encoder/patch_embed"]
+    more = [f"--to={tmp_path / 'c'}", "--task=classify", "--num_classes=2"]
+    assert __main__.main(["convert", arguments[0], *more, *fresh]) == 0
+    drawn = weights.load(tmp_path / "c", "classify", pooling=None)[1]
+    assert drawn["head"]["bias"].shape == (2,)
+    np.testing.assert_array_equal(drawn["encoder"]["norm"]["scale"], 1)
+    capsys.readouterr()
     assert __main__.main(["convert", *arguments]) == 2
     assert __main__.main(["convert", *arguments, "--known=heads=x"]) == 2
     assert __main__.main(["convert", *arguments, "--known=eyes=2"]) == 2
@@ -182,58 +250,3 @@ def test_the_command_prints_what_became_of_the_tensors(tmp_path, capsys):
     assert "is there already" in err[0]
     assert "must be NAME=NUMBER" in err[1]
     assert "needs --to=..." in err[3]
-
-
-# The peak that `getrusage` tells is at least that of the process that started this one.
-MEASURE = """
-import sys
-from pathlib import Path
-from flax_adapt import __main__
-
-def status(name):
-    lines = Path("/proc/self/status").read_text().splitlines()
-    (found,) = [line.split()[1] for line in lines if line.startswith(name)]
-    return int(found) * 1024
-
-def run(source, to):
-    flags = [f"--from={source}", f"--to={to}", f"--format={form}"]
-    assert __main__.main(["convert", *flags, "--change=gelu=tanh"]) == 0
-
-small, large, to, form = sys.argv[1:]
-run(small, str(Path(to).with_stem("other")))
-before = status("VmRSS")
-run(large, to)
-print("PEAK", before, status("VmHWM"))
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
-@pytest.mark.parametrize(
-    ("source", "name", "target"),
-    [
-        ("huggingface", "a", "big_vision"),
-        ("timm", "b", "huggingface"),
-        ("big_vision", "c.npz", "timm"),
-    ],
-)
-def test_memory_does_not_grow_with_the_file(tmp_path, source, name, target):
-    """Of a file of 120 MB the process needs less than half beside its own memory.
-
-    What a process has at its start, with JAX, is that of the same command before.
-    """
-    for size, width in (("small", 8), ("large", 512)):
-        changes = dict(width=width, mlp_dim=2 * width, depth=14, heads=8)
-        changes |= dict(gelu="tanh" if source == "big_vision" else "erf")
-        (tmp_path / size).mkdir()
-        save(tmp_path / size / name, "encoder", source, **{**SIZES, **changes})
-    files = [path for path in (tmp_path / "large").rglob("*") if path.is_file()]
-    largest = max(file.stat().st_size for file in files)
-    assert largest > 100e6
-    paths = [str(tmp_path / size / name) for size in ("small", "large")]
-    to = str(tmp_path / "to") + ".npz" * (target == "big_vision")
-    command = [sys.executable, "-c", MEASURE, *paths, to, target]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    before, after = map(int, done.stdout.split("PEAK")[1].split())
-    print(f"{source} -> {target}: {largest} bytes, peak {before} + {after - before}")
-    assert after - before < largest / 2

@@ -11,7 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from flax_adapt import data, errors
+from flax_adapt import data, defaults, errors
 from flax_adapt.data import examples as examples_module
 
 COUNT, SIZE = 11, 6
@@ -28,7 +28,8 @@ def config(door: str, **changes) -> ConfigDict:
         "mean": (0.5, 0.5, 0.5),
         "std": (0.5, 0.5, 0.5),
         "subset": {"per_class": 0, "fraction": 1.0, "seed": 0, "part": "chosen"},
-        "augment": {"flip": False, "min_crop_area": 1.0},
+        "augment": defaults.NO_AUGMENT,
+        "views": (),
         "num_threads": 2,
         "prefetch_batches": 2,
         "max_bad_fraction": 0.0,
@@ -204,7 +205,8 @@ def test_the_batch_must_divide_over_the_processes(images, batch_size, processes)
         {"num_threads": 0},
         {"prefetch_batches": -1},
         {"max_bad_fraction": 2.0},
-        {"augment": {"flip": False, "min_crop_area": 0.0}},
+        {"augment": {**defaults.NO_AUGMENT, "min_crop_area": 0.0}},
+        {"views": ({**defaults.NO_AUGMENT, "hue": 0.6},)},
     ],
 )
 def test_wrong_settings_are_named(folder, wrong):

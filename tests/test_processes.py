@@ -16,7 +16,7 @@ import tiny_runs
 from ml_collections import ConfigDict
 from safetensors.numpy import load_file
 
-from flax_adapt import __main__, checkpoint, preemption, recipe, sharding
+from flax_adapt import __main__, checkpoint, defaults, preemption, recipe, sharding
 from flax_adapt.errors import UserError
 
 HERE = Path(__file__).parent
@@ -56,16 +56,18 @@ sys.exit(__main__.main(["run", "--config=tiny", *flags]))
 ALL_DATA = dict(data=-1, fsdp=1, tensor=1)
 
 
-def experiment(mesh=ALL_DATA, num_stages=2, texts=""):
+def experiment(mesh=ALL_DATA, num_stages=2, texts="", replays=False):
     """Process 1 finds nothing in the compile cache, so there is little to compile.
 
     texts: a folder for the files of the experiment on text, which then is the one.
+    replays: pre-training replays digits, half as many as it has.
     """
     if texts:
         whole = tiny_runs.texts(Path(texts), mesh=mesh)
         pretrain, _, finetune = whole.stages
         return ConfigDict({**whole, "stages": (pretrain, finetune)}).lock()
-    stages = tiny.pretrain(num_steps=8), tiny.finetune()
+    replay = defaults.replay(tiny.digits(), 0.5) if replays else None
+    stages = tiny.pretrain(num_steps=8, replay=replay), tiny.finetune()
     model = {**tiny.MODEL, "depth": 1}
     return tiny.experiment(*stages[:num_stages], mesh=mesh, model=model)
 
@@ -197,6 +199,21 @@ def test_processes_that_share_a_model_feed_the_same_rows(alone, tmp_path):
     workdir = tmp_path / "run"
     run_two(workdir, mesh=dict(data=1, fsdp=1, tensor=2), num_stages=1)
     assert_same_run(workdir, alone, ["pretrain"])
+
+
+def test_two_processes_replay_what_one_replays(tmp_path):
+    """Each draws the same examples of the source, and feeds its part of every batch."""
+    changes = dict(num_stages=1, replays=True)
+    workdirs = tmp_path / "alone", tmp_path / "run"
+    recipe.run(experiment(**changes), workdirs[0], force=False)
+    run_two(workdirs[1], **changes)
+    assert_same_run(workdirs[1], workdirs[0], ["pretrain"])
+    alone, together = (
+        json.loads((workdir / "stages/pretrain/replay.json").read_text())
+        for workdir in workdirs
+    )
+    assert alone == together
+    assert len(alone["names"]) == 898
 
 
 class Service:

@@ -3,101 +3,15 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
-import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 import tiny_runs
-from safetensors.numpy import load_file
-
-HERE = Path(__file__).parent
-# A run in a process of its own. It writes the examples of every batch that a step used,
-# and can stop itself with a signal just before a given step.
-RUNNER = """
-import json, os, signal, sys, time
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-import jax
-jax.config.update("jax_num_cpu_devices", int(sys.argv[3]))
-import tiny_runs
-from flax_adapt import __main__, config, loop
-
-workdir, stop = sys.argv[1], json.loads(sys.argv[2])
-seen = open(Path(workdir) / "seen.jsonl", "a")
-advance = loop.Run.advance
-
-def spying(run, step):
-    batches, stage = run.batches, run.stage.label
-    if stop and (stage, step) == (stop["stage"], stop["step"]):
-        run.checkpoints._manager.wait_until_finished()
-        os.kill(os.getpid(), stop["signal"])
-    class Spy:
-        def __next__(self):
-            batch = next(batches)
-            line = dict(stage=stage, step=step, index=batch["index"].tolist())
-            seen.write(json.dumps(line) + "\\n")
-            seen.flush()
-            return batch
-    run.batches = Spy()
-    advance(run, step)
-    run.batches = batches
-
-loop.Run.advance = spying
-experiment = tiny_runs.experiment(
-    sys.argv[5], Path(sys.argv[6]), **json.loads(sys.argv[4])
-)
-config.load = lambda name: experiment
-sys.exit(__main__.main(["run", "--config=tiny", f"--workdir={{workdir}}"]))
-"""
+from runner import assert_identical, last_seen, launch, tensors
 
 
-def launch(straight, workdir, stop=None, devices=1, **changes):
-    """Runs the experiment of `straight` in another workdir (or in its own)."""
-    workdir.mkdir(exist_ok=True)
-    arguments = [str(workdir), json.dumps(stop), str(devices), json.dumps(changes)]
-    arguments += [straight.parent.name, str(straight.parent)]
-    code = RUNNER.format(tests=str(HERE))
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
-def tensors(workdir, stage):
-    """Exported parameters and the whole last checkpoint of a stage, as arrays."""
-    folder = workdir / "stages" / stage
-    step = max(int(p.name) for p in (folder / "checkpoints").iterdir())
-    saved = folder / "checkpoints" / str(step) / "state"
-    with ocp.PyTreeCheckpointer() as reader:
-        names = reader.metadata(saved).item_metadata.tree
-        as_numpy = jax.tree.map(
-            lambda _: ocp.RestoreArgs(restore_type=np.ndarray), names
-        )
-        state = reader.restore(saved, restore_args=as_numpy)
-    return load_file(folder / "export" / "model.safetensors"), state
-
-
-def last_seen(workdir):
-    """(stage, step) -> indices; a step that ran again must have seen the same."""
-    seen = {}
-    for line in (workdir / "seen.jsonl").read_text().splitlines():
-        row = json.loads(line)
-        place = (row["stage"], row["step"])
-        assert seen.setdefault(place, row["index"]) == row["index"]
-    return seen
-
-
-def assert_identical(one, other):
-    jax.tree.map(np.testing.assert_array_equal, one, other)
-
-
-@pytest.fixture(scope="module", params=tiny_runs.EXPERIMENTS)
+@pytest.fixture(scope="module", params=tiny_runs.MODALITIES)
 def straight(request, tmp_path_factory):
     """A run that nothing disturbs, in a folder named as its modality."""
     root = tmp_path_factory.mktemp("straight") / request.param

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from safetensors.numpy import load_file
 
 from flax_adapt import config as configs
-from flax_adapt import recipe, stage, weights
+from flax_adapt import measure, recipe, stage, weights
 from flax_adapt.errors import UserError
 
 MODEL = tiny_files.MODEL
@@ -114,7 +114,7 @@ def test_a_config_for_larger_images_reshapes_the_weights_everywhere(files, tmp_p
     assert weights.model_config(export)["image_size"] == SIZE
     # The original weights are measured on the larger images, too.
     config.evaluate.knn_k = 5
-    labels = [row["stage"] for row in recipe.evaluate(config, tmp_path)]
+    labels = [row["stage"] for row in measure.evaluate(config, tmp_path)]
     assert labels[0] == "pretrained"
     assert len(labels) == 1 + len(rows)
 

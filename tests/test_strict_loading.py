@@ -105,6 +105,24 @@ def test_a_wrong_fresh_name_is_an_error(params, fresh, text):
         weights.adopt(params, params, fresh)
 
 
+def test_a_decoder_may_be_fresh_as_a_whole_or_in_part_of_one_that_there_is():
+    params = random_params(build("mae"))
+    alone = {"encoder": params["encoder"]}
+    for fresh in (
+        (),
+        ("decoder/predict",),
+        tuple(f"decoder/{k}" for k in params["decoder"]),
+    ):
+        with pytest.raises(
+            UserError, match=r"without the decoder .*fresh=\('decoder',\)"
+        ):
+            weights.adopt(params, alone, fresh)
+    _, report = weights.adopt(params, alone, ("decoder",))
+    assert all(leaf.startswith("decoder/") for leaf in report.fresh)
+    _, report = weights.adopt(params, params, ("decoder/predict",))
+    assert report.fresh == ("decoder/predict/bias", "decoder/predict/kernel")
+
+
 def test_half_precision_is_converted_and_reported(folder, task, query):
     tensors = tensors_of(folder)
     tensors[query] = tensors[query].astype(ml_dtypes.bfloat16)

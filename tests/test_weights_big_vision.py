@@ -1,5 +1,6 @@
 """The layouts of big_vision, and what of them is refused."""
 
+import jax
 import numpy as np
 import pytest
 from format_files import (
@@ -68,13 +69,39 @@ def test_heads_and_stems_of_big_vision_are_refused_by_name(tmp_path, tensors, te
         weights.load(npz(tmp_path / "a.npz", **tensors), "encoder", pooling=None)
 
 
-def test_pre_logits_is_the_pooler_of_an_encoder_and_refused_of_a_classifier(tmp_path):
+@pytest.fixture
+def with_tanh(tmp_path):
+    """A file of ImageNet-21k: a tanh layer before the head."""
     square = np.eye(16, dtype=np.float32)
     layer = {"pre_logits/kernel": square, "pre_logits/bias": square[0]}
-    path = npz(tmp_path / "a.npz", **layer)
-    with pytest.raises(UserError, match="pre_logits"):
-        weights.load(path, "classify", pooling=None)
-    model, params, _ = weights.from_pretrained(path, "encoder")
+    return npz(tmp_path / "a.npz", **layer)
+
+
+def test_pre_logits_is_the_pooler_of_an_encoder(with_tanh):
+    model, params, _ = weights.from_pretrained(with_tanh, "encoder")
     _, pooled = apply(model, params, inputs.images(), None)
     states = outputs("big_vision")["states"]
+    square = np.eye(16)
     assert_close(pooled, np.tanh(states[:, 0] @ square + square[0]))
+
+
+def test_pre_logits_goes_with_the_head_where_that_is_new(with_tanh):
+    fresh = dict(fresh=("head",), key=jax.random.key(0))
+    model, params, report = weights.from_pretrained(
+        with_tanh, "classify", num_classes=5, **fresh
+    )
+    assert report.ignored["head/pre_logits/kernel"] == "named fresh"
+    assert params["head"]["bias"].shape == (5,)
+    assert_close(
+        apply(model, params, inputs.images(), None, method="encode")[-1],
+        outputs("big_vision")["states"],
+    )
+    _, _, report = weights.load(with_tanh, "mae", pooling=None)
+    assert report.ignored["pre_logits/kernel"] == "pooler dropped for task mae"
+
+
+def test_a_head_on_pre_logits_is_refused(with_tanh):
+    with pytest.raises(UserError, match=r"tanh layer \(pre_logits\)") as error:
+        weights.from_pretrained(with_tanh, "classify")
+    assert "name 'head' in `fresh`" in str(error.value)
+    assert "\n" not in str(error.value)

@@ -78,21 +78,6 @@ def test_the_encoder_alone_is_no_start_for_further_pre_training():
     assert_same(loaded, same)
 
 
-def test_a_norm_after_pooling_is_refused_of_a_classifier_and_named_of_an_encoder():
-    path, known = GOLDENS / "facebook_pooled.pth", dict(heads=2)
-    with pytest.raises(UserError, match=r"normalises after pooling \(fc_norm\)"):
-        weights.from_pretrained(path, "classify", known=known)
-    with pytest.raises(UserError, match=r"missing in the source: encoder/norm/bias"):
-        weights.from_pretrained(path, "encoder", known=known)
-    fresh = dict(fresh=("encoder/norm",), key=jax.random.key(0))
-    model, params, report = weights.from_pretrained(
-        path, "encoder", known=known, **fresh
-    )
-    assert "a norm of pooled states, part of the head" in report.ignored.values()
-    before_norm = apply(model, params, inputs.images(), None, method="encode")[-2]
-    assert_close(before_norm, outputs("facebook_pooled")["states"])
-
-
 def test_heads_that_weights_do_not_tell_must_be_given():
     with pytest.raises(UserError, match=r"give known=\{'heads': NUMBER\}"):
         weights.model_config(GOLDENS / "deit.pth")
@@ -139,6 +124,7 @@ def timm_file(path, **tensors):
     [
         (dict(blocks__0__ls1__gamma=ONE), r"LayerScale \(blocks\.0\.ls1\.gamma\)"),
         (dict(blocks__1__attn__q_norm__weight=ONE), "qk-norm"),
+        (dict(blocks__1__attn__q_bias=ONE), r"query and value alone \(BEiT, EVA\)"),
         (dict(blocks__1__mlp__fc1_g__weight=ONE), "SwiGLU"),
         (dict(dist_token=ONE, head_dist__weight=ONE), r"deit\*_distilled_\*"),
         (dict(reg_token=ONE), "register tokens"),
@@ -156,6 +142,19 @@ def test_what_our_models_cannot_do_is_refused_by_name(tmp_path, task, tensors, t
     with pytest.raises(UserError, match=text) as error:
         weights.load(path, task, pooling=None, known=dict(heads=2))
     assert "\n" not in str(error.value)
+
+
+def test_a_tanh_layer_of_old_files_goes_with_the_head(tmp_path):
+    layer = dict(pre_logits__fc__weight=np.eye(16, dtype=np.float32))
+    layer |= dict(pre_logits__fc__bias=np.zeros(16, np.float32))
+    path, known = timm_file(tmp_path / "a.safetensors", **layer), dict(heads=2)
+    _, _, report = weights.load(path, "encoder", pooling=None, known=known)
+    assert report.ignored["pre_logits.fc.bias"] == "head dropped for task encoder"
+    with pytest.raises(UserError, match=r"tanh layer \(pre_logits\)"):
+        weights.from_pretrained(path, "classify", known=known)
+    fresh = dict(fresh=("head",), num_classes=5, key=jax.random.key(0))
+    _, _, report = weights.from_pretrained(path, "classify", known=known, **fresh)
+    assert report.ignored["head/pre_logits/bias"] == "named fresh"
 
 
 def test_an_unknown_tensor_and_a_wrong_qkv_are_named(tmp_path):

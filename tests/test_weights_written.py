@@ -161,7 +161,7 @@ def test_timm_makes_the_mlp_as_wide_as_ours(width):
         ("big_vision", "a.npz", "encoder", FIXED, "cannot hold gelu='erf' but 'tanh'"),
         ("big_vision", "a", "encoder", FIXED | dict(gelu="tanh"), r"end it in \.npz"),
         ("facebook_mae", "a.pth", "mae", FIXED, r"end it in \.safetensors"),
-        ("orbax", "a", "mae", FIXED, "format='orbax' is unknown"),
+        ("onnx", "a", "mae", FIXED, "format='onnx' is unknown"),
     ],
 )
 def test_what_a_format_cannot_hold_is_not_written(

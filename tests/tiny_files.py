@@ -69,6 +69,8 @@ def shrink(config):
     for stage in config.stages:
         stage.update(num_steps=2, batch_size=8, seeds=(0,))
         stage.optim.update(lr=1e-3, warmup_steps=0)
+        if stage.model.projector is not None:
+            stage.model.projector.update(hidden=8, width=8)
         if stage.eval is not None:
             stage.eval.batch_size = 256
     return config
@@ -76,7 +78,10 @@ def shrink(config):
 
 def data_sections(config):
     yield from (config.evaluate.train, config.evaluate.test)
+    if config.evaluate.source is not None:
+        yield config.evaluate.source
     for stage in config.stages:
         yield stage.data
-        if stage.eval is not None:
-            yield stage.eval.data
+        yield from (
+            part.data for part in (stage.eval, stage.replay) if part is not None
+        )

@@ -1,4 +1,4 @@
-"""One tiny experiment of each modality: pre-train, self-distil, fine-tune."""
+"""Tiny experiments: of each modality pre-train, self-distil, fine-tune; and contrast."""
 
 import tiny
 import tiny_text
@@ -10,9 +10,9 @@ TEXT_MODEL = {**tiny.TEXT_MODEL, "vocab_size": len(VOCABULARY)}
 SEQ_LEN = 16
 
 
-def experiment(modality, root, **changes):
+def experiment(name, root, **changes):
     """The experiment; `root` holds what it reads (the same for all its workdirs)."""
-    return EXPERIMENTS[modality](root, **changes)
+    return EXPERIMENTS[name](root, **changes)
 
 
 def images(root, **changes):
@@ -69,4 +69,47 @@ def texts(root, **changes):
     return tiny.experiment(pretrain, distill, finetune, **{**fields, **changes})
 
 
-EXPERIMENTS = {"image": images, "text": texts}
+# Small heads for tiny models.
+HEADS = dict(hidden=8, width=8)
+MOCO_V2 = dict(layers=2, predictor_layers=0, batch_norm=False)
+MIXING = dict(operator="cutmix", alpha=1.0, pairing="target_source", reading="imix")
+
+
+def contrast(name, views, **changes):
+    """A stage of contrast on digits 0 to 3, with digits of all classes replayed."""
+    few = {**defaults.ALL, "per_class": 8}
+    target = tiny.digits(subset={**few, "seed": 1}, views=views)
+    fields = dict(
+        num_steps=6,
+        batch_size=16,
+        init_from="scratch",
+        replay=defaults.replay(tiny.digits(), 0.5, sampling="stratified"),
+        optim=defaults.pretrain_optim(lr=1e-3, freeze=("encoder/patch_embed/.*",)),
+        eval=None,
+    )
+    return defaults.pretrain_stage(name, target, **{**fields, **changes})
+
+
+def contrasts(root, **changes):
+    """MoCo-v3 with mixing, and MoCo-v2 with a queue of three batches."""
+    del root
+    plain = {**defaults.NO_AUGMENT, "flip": True, "min_crop_area": 0.5}
+    views = (plain, {**plain, "solarize_probability": 0.5})
+    options = defaults.pretrain_stage("", {})["model"]
+    v3 = contrast(
+        "moco_v3",
+        views,
+        objective=defaults.contrast(mixing=MIXING),
+        model={**options, "projector": defaults.projector(**HEADS)},
+    )
+    v2 = contrast(
+        "moco_v2",
+        views,
+        objective=defaults.contrast(form="moco_v2", queue_size=48, momentum=0.9),
+        model={**options, "projector": defaults.projector(**HEADS, **MOCO_V2)},
+    )
+    return tiny.experiment(v3, v2, **changes)
+
+
+MODALITIES = {"image": images, "text": texts}
+EXPERIMENTS = {**MODALITIES, "contrast": contrasts}

@@ -1,6 +1,7 @@
 """Batches of images or texts through one door.
 
     examples = data.open_examples(config.data, bad_log)
+    examples = data.open_replay(config.data, config.replay, bad_log, num_steps)
     for batch in data.make_batches(examples, batch_size, seed, process_index, count):
     for batch in data.eval_batches(examples, batch_size, process_index, count):
 
@@ -9,7 +10,8 @@ image uint8 [b, S, S, C], or text, a `types.Text` of int32 [b, L] whose L may di
 batch to batch (`data.buckets`) but not between processes; label int32 [b], -1: none, or
 float32 [b] of `label_kind` "number"; index int32 [b], row in the examples, -1: padding;
 position int32 [b], row in the GLOBAL batch; weight float32 [b], 0: padding or
-undecodable. `data.image.preprocess` makes images float32 on the device.
+undecodable; of replay also domain int32 [b], 0: target, 1: source.
+`data.image.preprocess` makes images float32 on the device.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,7 +22,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from flax_adapt import errors
+from flax_adapt.data import replay
 from flax_adapt.data.examples import ImageExamples, open_images
+from flax_adapt.data.replay import OneDomain, ReplayExamples
 from flax_adapt.data.text import TextExamples, open_texts
 from flax_adapt.data.tokenizer import Tokenizer, open_tokenizer
 
@@ -28,28 +32,43 @@ __all__ = [
     "MODALITIES",
     "Examples",
     "ImageExamples",
+    "ReplayExamples",
     "TextExamples",
     "Tokenizer",
     "eval_batches",
     "make_batches",
     "open_examples",
+    "open_replay",
     "open_tokenizer",
 ]
 
-Examples: TypeAlias = ImageExamples | TextExamples
-MODALITIES: dict[str, Callable[[ConfigDict, str], Examples]] = {
+Examples: TypeAlias = OneDomain | ReplayExamples
+MODALITIES: dict[str, Callable[[ConfigDict, str], OneDomain]] = {
     "image": open_images,
     "text": open_texts,
 }
 
 
-def open_examples(config_data: ConfigDict, bad_log: str) -> Examples:
+def open_examples(config_data: ConfigDict, bad_log: str) -> OneDomain:
     """Opens the source and takes its subset; open once, use for many iterators.
 
     `bad_log`: a file that the names of undecodable examples are appended to; "": none.
     """
     opener = errors.choose("data.modality", config_data.modality, MODALITIES)
     return opener(config_data, bad_log)
+
+
+def open_replay(
+    config_data: ConfigDict, config_replay: ConfigDict, bad_log: str, num_steps: int
+) -> ReplayExamples:
+    """Opens the target `config_data`, and the source's examples that are replayed.
+
+    `config_replay`: `data` (a whole section), ratio, final_ratio, schedule, sampling,
+    seed. Over `num_steps` batches the ratio goes from ratio to final_ratio.
+    """
+    replay.check(config_data, config_replay)
+    target = open_examples(config_data, bad_log)
+    return replay.add_source(target, config_replay, bad_log, num_steps)
 
 
 def make_batches(
@@ -62,18 +81,25 @@ def make_batches(
     """An endless iterator of training batches: this process's rows of each.
 
     Every epoch has each example once, in an order of its own; a batch may straddle two
-    epochs. The order depends on `seed` and `batch_size` alone, so the position is one
-    number: `get_state()`, `set_state(state)`, or `grain.checkpoint.CheckpointSave`.
+    epochs. With replay each domain has such epochs, by `sampling` also both together.
+    The order depends on `seed` and `batch_size` alone, so the position is one number:
+    `get_state()`, `set_state(state)`, or `grain.checkpoint.CheckpointSave`.
     """
     position_b = _rows_of_process(batch_size, process_index, process_count)
+    if isinstance(examples, ReplayExamples):
+        order = examples.order(batch_size, seed)
+    else:
+        order = _shuffled(len(examples), seed).batch(batch_size)
+    batches = order.map(lambda index_B: examples.batch(index_B, position_b))
+    return _prefetch(batches, examples)
+
+
+def _shuffled(count: int, seed: int) -> grain.MapDataset:
+    """Rows, not batches: endless epochs, each with an order of its own."""
     # grain shuffles epoch e with seed + e: without this, seed 1 would be seed 0 one
     # epoch ahead.
     grain_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
-    order = grain.MapDataset.range(len(examples)).shuffle(seed=grain_seed).repeat()
-    batches = order.batch(batch_size).map(
-        lambda index_B: examples.batch(index_B, position_b)
-    )
-    return _prefetch(batches, examples)
+    return grain.MapDataset.range(count).shuffle(seed=grain_seed).repeat()
 
 
 def eval_batches(

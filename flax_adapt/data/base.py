@@ -69,6 +69,23 @@ class Picked(Sequence[str]):
         return self._names[int(rows)]
 
 
+class Chained(Sequence[str]):
+    """The names of two sets, one after the other."""
+
+    def __init__(self, first: Sequence[str], second: Sequence[str]):
+        self._first, self._second = first, second
+
+    def __len__(self) -> int:
+        return len(self._first) + len(self._second)
+
+    def __getitem__(self, i):
+        row = range(len(self))[i]
+        if isinstance(i, slice):
+            return [self[r] for r in row]
+        here = row - len(self._first)
+        return self._second[here] if here >= 0 else self._first[row]
+
+
 class Lines(Sequence[str]):
     """Names of the rows of a file: `train.jsonl:17`."""
 

@@ -15,11 +15,32 @@ from flax_adapt.data.base import UNLABELLED, Source
 RULES = (
     (lambda c: c.image_size >= 1, "image_size must be at least 1"),
     (lambda c: c.channels in image.MODES, f"channels must be in {sorted(image.MODES)}"),
-    (lambda c: 0 < c.augment.min_crop_area <= 1, "augment.min_crop_area: (0, 1]"),
     (lambda c: c.num_threads >= 1, "num_threads must be at least 1"),
     (lambda c: c.prefetch_batches >= 0, "prefetch_batches must be at least 0"),
     (lambda c: 0 <= c.max_bad_fraction <= 1, "max_bad_fraction must be in [0, 1]"),
 )
+
+_PROBABILITY = (lambda value: 0 <= value <= 1, "in [0, 1]")
+_STRENGTH = (lambda value: 0 <= value < float("inf"), "at least 0")
+# Of a section of `augment.augment`: (what must hold, how the user is told).
+AUGMENT_RULES = {
+    "flip": (lambda value: isinstance(value, bool), "True or False"),
+    "min_crop_area": (lambda value: 0 < value <= 1, "in (0, 1]"),
+    "jitter_probability": _PROBABILITY,
+    "brightness": _STRENGTH,
+    "contrast": _STRENGTH,
+    "saturation": _STRENGTH,
+    "hue": (lambda value: 0 <= value <= 0.5, "in [0, 0.5]"),
+    "grey_probability": _PROBABILITY,
+    "blur_probability": _PROBABILITY,
+    "blur_sigma": (
+        lambda value: len(value) == 2 and 0 < value[0] <= value[1] < float("inf"),
+        "(min, max) with 0 < min <= max",
+    ),
+    "solarize_probability": _PROBABILITY,
+}
+# Only red, green and blue together are a colour.
+COLOUR_FIELDS = ("saturation", "hue", "grey_probability")
 
 # A set that decodes to no more than this is decoded once and kept (5 000 images of
 # 96x96x3 are 138 MB): every later epoch and evaluation costs no decoding.
@@ -116,6 +137,27 @@ def open_images(config_data: ConfigDict, bad_log: str) -> ImageExamples:
     for holds, rule in RULES:
         if not holds(config_data):
             raise errors.UserError(f"data.{rule}")
+    check_augment("augment", config_data.augment, config_data.channels)
+    for number, view in enumerate(config_data.views):
+        check_augment(f"views.{number}", view, config_data.channels)
     image.channel_values(config_data)
     chosen = subset.select(source.open_source(config_data), config_data.subset)
     return ImageExamples(chosen, config_data, bad_log)
+
+
+def check_augment(name: str, section: ConfigDict, channels: int) -> None:
+    """Raises UserError for what `data.NAME`, an augment section, must not be."""
+    missing = [field for field in AUGMENT_RULES if field not in section]
+    if missing:
+        raise errors.UserError(f"data.{name} lacks {missing}: give every field a value")
+    for field, (holds, rule) in AUGMENT_RULES.items():
+        if not holds(section[field]):
+            raise errors.UserError(
+                f"data.{name}.{field}={section[field]}: must be {rule}"
+            )
+    for field in COLOUR_FIELDS:
+        if channels != 3 and section[field] != 0:
+            raise errors.UserError(
+                f"data.{name}.{field}={section[field]} needs images in colour: with "
+                f"data.channels={channels}, not 3, it must be 0"
+            )

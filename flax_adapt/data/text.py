@@ -96,11 +96,14 @@ class TextExamples:
             token_types=used.token_types(num_texts),
         )
 
-    def batch(self, index_B: np.ndarray, position_b: np.ndarray) -> dict:
+    def batch(
+        self, index_B: np.ndarray, position_b: np.ndarray, length: int | None = None
+    ) -> dict:
         """The host batch of rows index_B[position_b] (-1: padding) of the global batch.
 
         text `Text` of int32 [b, L], label int32 or float32, index, position int32 [b],
-        weight float32 [b]. L is the same for all parts of a global batch.
+        weight float32 [b]. L is `length`; None: `length(index_B)`, the same for all parts
+        of a global batch.
         """
         index_b = index_B[position_b]
         real_b = index_b >= 0
@@ -108,7 +111,7 @@ class TextExamples:
             "text": token_rows.to_text(
                 self._rows,
                 index_b,
-                self._length(index_B),
+                self.length(index_B) if length is None else length,
                 self.tokenizer.pad_id,
                 self.tokenizer.special,
             ),
@@ -122,7 +125,8 @@ class TextExamples:
     def _no_label(self) -> np.generic:
         return self.labels.dtype.type(UNLABELLED)
 
-    def _length(self, index_B: np.ndarray) -> int:
+    def length(self, index_B: np.ndarray) -> int:
+        """How long the rows of a batch of these are (-1: padding, of no length)."""
         if self.config.layout != "padded":
             return self.config.seq_len
         longest = self._lengths[index_B[index_B >= 0]].max(initial=0)
@@ -132,6 +136,12 @@ class TextExamples:
 
 def open_texts(config_data: ConfigDict, bad_log: str) -> TextExamples:
     """Opens the source, names its broken rows, takes its subset and tokenises it."""
+    chosen, bad_files = open_documents(config_data, bad_log)
+    return TextExamples(chosen, config_data, bad_files)
+
+
+def open_documents(config_data: ConfigDict, bad_log: str) -> tuple[Source, BadFiles]:
+    """What `open_texts` tokenises, and the rows that are broken."""
     for holds, rule in RULES:
         if not holds(config_data):
             raise errors.UserError(f"data.{rule}")
@@ -142,8 +152,7 @@ def open_texts(config_data: ConfigDict, bad_log: str) -> TextExamples:
     bad_files = BadFiles(whole.where, count, config_data.max_bad_fraction, bad_log)
     for name, reason in whole.broken.items():
         bad_files.add(name, reason)
-    chosen = subset.select(whole, config_data.subset)
-    return TextExamples(chosen, config_data, bad_files)
+    return subset.select(whole, config_data.subset), bad_files
 
 
 def _padded(

@@ -6,7 +6,9 @@ code leaves open, and all that concerns text, is said to be ours.
 
 from flax_adapt.defaults.shared import (
     ALL,
+    NO_MIXING,
     classify,
+    contrast,
     distill,
     distill_stages,
     evaluate,
@@ -15,8 +17,10 @@ from flax_adapt.defaults.shared import (
     finetune_stage,
     pretrain_optim,
     pretrain_stage,
+    projector,
     reconstruct,
     regress,
+    replay,
 )
 from flax_adapt.defaults.text import (
     TEXT_ARGUMENTS,
@@ -28,25 +32,35 @@ from flax_adapt.defaults.text import (
     text_optim,
     text_pretrain_stage,
 )
+from flax_adapt.defaults.unsupervised import UNSUPERVISED_ARGUMENTS, Unsupervised
 from flax_adapt.defaults.vision import (
     DATASETS,
+    MOCO_V3_VIEWS,
+    NO_AUGMENT,
     S1_ARGUMENTS,
     S1_PRETRAIN_ARGUMENTS,
     S1Data,
     dataset,
     image_data,
     pixel_statistics,
+    views,
 )
 
 __all__ = [
     "ALL",
     "DATASETS",
+    "MOCO_V3_VIEWS",
+    "NO_AUGMENT",
+    "NO_MIXING",
     "S1_ARGUMENTS",
     "S1_PRETRAIN_ARGUMENTS",
     "TEXT_ARGUMENTS",
+    "UNSUPERVISED_ARGUMENTS",
     "S1Data",
     "TextData",
+    "Unsupervised",
     "classify",
+    "contrast",
     "dataset",
     "distill",
     "distill_stages",
@@ -59,11 +73,14 @@ __all__ = [
     "pixel_statistics",
     "pretrain_optim",
     "pretrain_stage",
+    "projector",
     "reconstruct",
     "regress",
+    "replay",
     "text_data",
     "text_finetune_optim",
     "text_finetune_stage",
     "text_optim",
     "text_pretrain_stage",
+    "views",
 ]

@@ -1,10 +1,26 @@
 """What both modalities share: optimizers, stages, objectives, the top level."""
 
+from collections.abc import Mapping
 from typing import Any
 
+from flax_adapt import weights
 from flax_adapt.errors import UserError
 
+# What is known of `init` beyond what it tells itself: 0 or "" a field, nothing.
+UNKNOWN: dict[str, Any] = {name: kind() for name, kind in weights.KNOWN.items()}
+# What errors of `weights` name -> the arguments of the shipped configs.
+ARGUMENTS = weights.formats.words("", "init_format")
 ALL = dict(per_class=0, fraction=1.0, seed=0, part="chosen")
+
+
+def told(init: str, format: str, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns `weights.told` of what a config says of `init`; without one, nothing."""
+    found = weights.told(format, known)
+    if not init and (found["format"] or found["known"]):
+        raise UserError(
+            f"init_format={format!r}, {found['known']} are of init=PATH, which is missing"
+        )
+    return found
 
 
 def pretrain_optim(**changes: Any) -> dict[str, Any]:
@@ -45,8 +61,19 @@ def finetune_optim(**changes: Any) -> dict[str, Any]:
     return change(section, changes)
 
 
+# What METHODS S2 calls data mixing, turned off; a mixture for MAE is a new instance.
+NO_MIXING = dict(
+    operator="none", alpha=1.0, pairing="target_source", reading="instance"
+)
+
+
 def reconstruct() -> dict[str, Any]:
-    return dict(name="reconstruct", hidden_ratio=0.75, normalize_patches=True)
+    return dict(
+        name="reconstruct",
+        hidden_ratio=0.75,
+        normalize_patches=True,
+        mixing=NO_MIXING,
+    )
 
 
 def distill(masked: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -62,6 +89,41 @@ def distill(masked: dict[str, Any] | None = None) -> dict[str, Any]:
         reduce="sum",
         weight=1.0,
     )
+
+
+def contrast(**changes: Any) -> dict[str, Any]:
+    """MoCo-v3 as published."""
+    section = dict(
+        name="contrast",
+        form="moco_v3",
+        temperature=0.2,
+        momentum=0.99,
+        momentum_schedule="cosine",
+        queue_size=0,
+        mixing={**NO_MIXING, "reading": "imix"},
+    )
+    return change(section, changes)
+
+
+def projector(**changes: Any) -> dict[str, Any]:
+    """MoCo-v3's heads of a ViT: 3 layers 4096-4096-256 and a predictor of 2."""
+    section = dict(
+        layers=3, hidden=4096, width=256, predictor_layers=2, batch_norm=True
+    )
+    return change(section, changes)
+
+
+def replay(source: dict[str, Any], ratio: float, **changes: Any) -> dict[str, Any]:
+    """`ratio` source examples for one of the target, the same share in every batch."""
+    section = dict(
+        data=source,
+        ratio=ratio,
+        final_ratio=ratio,
+        schedule="constant",
+        sampling="stratified",
+        seed=0,
+    )
+    return change(section, changes)
 
 
 def classify() -> dict[str, Any]:
@@ -81,6 +143,7 @@ def pretrain_stage(name: str, data: dict[str, Any], **changes: Any) -> dict[str,
         num_steps=20_000,
         batch_size=64,
         data=data,
+        replay=None,
         optim=pretrain_optim(),
         model=dict(
             dropout=0.0,
@@ -89,6 +152,7 @@ def pretrain_stage(name: str, data: dict[str, Any], **changes: Any) -> dict[str,
             num_classes=0,
             fresh=(),
             reshape=(),
+            projector=None,
         ),
         eval=None,
         init_from="pretrained",
@@ -125,6 +189,7 @@ def finetune_stage(
         num_steps=10_000,
         batch_size=32,
         data=data,
+        replay=None,
         optim=finetune_optim(),
         model=dict(
             dropout=0.1,
@@ -133,6 +198,7 @@ def finetune_stage(
             num_classes=0,
             fresh=("head",),
             reshape=(),
+            projector=None,
         ),
         eval=dict(
             every_steps=1_000,
@@ -147,11 +213,20 @@ def finetune_stage(
     return change(section, changes)
 
 
-def evaluate(train: dict[str, Any], test: dict[str, Any]) -> dict[str, Any]:
-    """What `flax-adapt eval` measures; the kNN values are DINO's, the rest is ours."""
-    return dict(
+def evaluate(
+    train: dict[str, Any], test: dict[str, Any], **changes: Any
+) -> dict[str, Any]:
+    """What `flax-adapt eval` measures; the kNN values are DINO's, the rest is ours.
+
+    source: the data the model came from; given, the drift of the features of `test` and
+    of `source` is measured, too (alignment: if `test` has two views; of texts two
+    dropout masks at `view_dropout`).
+    """
+    section = dict(
         train=train,
         test=test,
+        source=None,
+        view_dropout=0.1,
         batch_size=64,
         pooling="cls",
         knn_k=20,
@@ -159,11 +234,17 @@ def evaluate(train: dict[str, Any], test: dict[str, Any]) -> dict[str, Any]:
         probe_l2=1e-3,
         probe_max_iterations=1_000,
     )
+    return change(section, changes)
 
 
 def experiment(**sections: Any) -> dict[str, Any]:
-    """The top level of a config; `init`, `model`, `evaluate` and `stages` must be given."""
+    """The top level of a config; `init`, `model`, `evaluate` and `stages` must be given.
+
+    init_format "": what `init` looks like. init_known: see `weights`.
+    """
     section = dict(
+        init_format="",
+        init_known=UNKNOWN,
         seed=0,
         precision="float32",
         mesh=dict(data=-1, fsdp=1, tensor=1),

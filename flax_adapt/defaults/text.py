@@ -8,7 +8,7 @@ from typing import Any
 from flax_adapt import data, weights
 from flax_adapt.defaults import shared
 from flax_adapt.defaults.shared import ALL
-from flax_adapt.errors import UserError, choose
+from flax_adapt.errors import UserError, choose, reworded
 
 
 def text_data(source: str, split: str, tokenizer: str, **changes: Any) -> dict:
@@ -92,7 +92,13 @@ def text_pretrain_stage(
 def text_model(**changes: Any) -> dict[str, Any]:
     """Dropout 0.1, as BERT and RoBERTa were pre-trained; nothing new."""
     section = dict(
-        dropout=0.1, drop_path=0.0, pooling="cls", num_classes=0, fresh=(), reshape=()
+        dropout=0.1,
+        drop_path=0.0,
+        pooling="cls",
+        num_classes=0,
+        fresh=(),
+        reshape=(),
+        projector=None,
     )
     return shared.change(section, changes)
 
@@ -128,6 +134,7 @@ def text_finetune_stage(
 TEXT_ARGUMENTS = dict(
     dataset="",
     init="",
+    init_format="",
     data_dir="",
     seq_len=128,
     text_field="text",
@@ -162,7 +169,9 @@ class TextData:
                 "folder with its tokenizer"
             )
         self.args, self.init = args, args.init
-        self.model = weights.model_config(args.init)
+        self.told = shared.told(args.init, args.init_format, {})
+        with reworded(shared.ARGUMENTS):
+            self.model = weights.model_config(args.init, **self.told)
         if self.model["kind"] == "vit":
             raise UserError(
                 f"init={args.init} holds a vit; this config takes text models"
@@ -205,7 +214,7 @@ class TextData:
     def warmup_stages(self) -> list[dict[str, Any]]:
         """A new MLM head trained with the encoder frozen, if `mlm_warmup` asks for it."""
         steps = self.args.mlm_warmup
-        if not steps and "mlm" not in weights.parts(self.init, "mlm"):
+        if not steps and "mlm" not in weights.parts(self.init, "mlm", **self.told):
             raise UserError(
                 f"init={self.init} has no masked-language head; give mlm_warmup=STEPS, "
                 "such as 500, to train a new one with the encoder frozen"
@@ -281,6 +290,7 @@ class TextData:
     def experiment(self, stages: list[dict[str, Any]]) -> dict[str, Any]:
         return shared.experiment(
             init=self.init,
+            init_format=self.args.init_format,
             model=self.model,
             evaluate={
                 **shared.evaluate(self.labelled, self.test),

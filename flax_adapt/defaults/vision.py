@@ -2,12 +2,14 @@
 
 import functools
 import statistics
+from collections.abc import Mapping
 from typing import Any
 
 from flax_adapt import models, weights
+from flax_adapt.data import image
 from flax_adapt.defaults import shared
-from flax_adapt.defaults.shared import ALL
-from flax_adapt.errors import UserError, choose
+from flax_adapt.defaults.shared import ALL, UNKNOWN
+from flax_adapt.errors import UserError, choose, reworded
 
 # Short names for `dataset=`: the paper's vision sets that TFDS carries.
 # All have the splits "train" and "test".
@@ -21,7 +23,46 @@ DATASETS = {
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-NO_AUGMENT = dict(flip=False, min_crop_area=1.0)
+# Every field of a section `augment` (data/augment.py explains them), all off.
+NO_AUGMENT = dict(
+    flip=False,
+    min_crop_area=1.0,
+    jitter_probability=0.0,
+    brightness=0.0,
+    contrast=0.0,
+    saturation=0.0,
+    hue=0.0,
+    grey_probability=0.0,
+    blur_probability=0.0,
+    blur_sigma=(0.1, 2.0),
+    solarize_probability=0.0,
+)
+
+# What only RGB images have, turned off.
+NO_COLOURS = dict(saturation=0.0, hue=0.0, grey_probability=0.0)
+# In pixels of a 224 x 224 image.
+MOCO_V3_SIGMA = (0.1, 2.0)
+# Chen et al. 2021 (MoCo-v3): BYOL's two, crops as its released code cuts them for ViTs.
+_MOCO_V3 = dict(
+    flip=True,
+    min_crop_area=0.08,
+    jitter_probability=0.8,
+    brightness=0.4,
+    contrast=0.4,
+    saturation=0.2,
+    hue=0.1,
+    grey_probability=0.2,
+    blur_sigma=MOCO_V3_SIGMA,
+)
+MOCO_V3_VIEWS: tuple[dict[str, Any], ...] = (
+    dict(**_MOCO_V3, blur_probability=1.0, solarize_probability=0.0),
+    dict(**_MOCO_V3, blur_probability=0.1, solarize_probability=0.2),
+)
+
+
+def views(**changes: Any) -> tuple[dict[str, Any], ...]:
+    """MOCO_V3_VIEWS with these fields changed in both, as small images need it."""
+    return tuple(shared.change(view, changes) for view in MOCO_V3_VIEWS)
 
 
 def dataset(name: str) -> str:
@@ -36,14 +77,16 @@ def dataset(name: str) -> str:
     return name
 
 
-def architecture(init: str, size: str) -> dict[str, Any]:
-    """The model section: of the folder `init`, or a MAE of `size` if there is none.
+def architecture(init: str, size: str, told: Mapping[str, Any]) -> dict[str, Any]:
+    """The model section: of the weights `init`, or a MAE of `size` if there are none.
 
-    `size` (Ti, S, B, L, H; "" for any) must be the folder's if both are given.
+    `size` (Ti, S, B, L, H; "" for any) must be that of the weights if both are given.
+    told: see `weights.told`.
     """
     if not init:
         return models.mae_config(size or "B", image_size=224, patch_size=16, channels=3)
-    found = weights.model_config(init)
+    with reworded(shared.ARGUMENTS):
+        found = weights.model_config(init, **told)
     if found["kind"] != "vit":
         raise UserError(f"init={init} holds a {found['kind']}; this config takes a ViT")
     if size:
@@ -54,12 +97,14 @@ def architecture(init: str, size: str) -> dict[str, Any]:
     return found
 
 
-def pixel_statistics(init: str, channels: int) -> tuple[tuple, tuple]:
+def pixel_statistics(
+    init: str, channels: int, format: str | None
+) -> tuple[tuple, tuple]:
     """(mean, std) that a model was trained with: its folder's, or ImageNet's.
 
-    One channel for weights of several: the average of theirs.
+    One channel for weights of several: the average of theirs. format: see `weights`.
     """
-    known = weights.pixel_statistics(init) if init else None
+    known = weights.pixel_statistics(init, format=format) if init else None
     if known is not None and len(known[0]) == channels:
         return tuple(known[0]), tuple(known[1])
     if known is not None and channels == 1:
@@ -76,7 +121,10 @@ def pixel_statistics(init: str, channels: int) -> tuple[tuple, tuple]:
 
 
 def image_data(source: str, split: str, **changes: Any) -> dict[str, Any]:
-    """A data section: 224 x 224, ImageNet mean and std, no augmentation, all examples."""
+    """A data section: 224 x 224, ImageNet mean and std, no augmentation, all examples.
+
+    views: none, or the two sections `augment` of a contrastive objective.
+    """
     section = dict(
         modality="image",
         source=source,
@@ -88,6 +136,7 @@ def image_data(source: str, split: str, **changes: Any) -> dict[str, Any]:
         std=IMAGENET_STD,
         subset=ALL,
         augment=NO_AUGMENT,
+        views=(),
         num_threads=16,
         prefetch_batches=4,
         max_bad_fraction=0.01,
@@ -101,6 +150,8 @@ S1_ARGUMENTS = dict(
     data_dir="",
     model="",
     init="",
+    init_format="",
+    **UNKNOWN,
     image_size=0,
     patch_size=0,
     channels=0,
@@ -119,13 +170,21 @@ class S1Data:
     def __init__(self, args: Any):
         source, train = dataset(args.dataset), "train"
         self.args, self.init = args, args.init
+        self.known = {name: args[name] for name in UNKNOWN}
+        self.told = shared.told(args.init, args.init_format, self.known)
         choose("channels_by", args.channels_by, weights.reshape.CHANNELS)
-        self.found = architecture(args.init, args.model)
+        self.found = architecture(args.init, args.model, self.told)
         sizes = {name: args[name] or None for name in weights.reshape.FIELDS}
         task = "mae" if WARMUP in args else "classify"
         self.model = weights.reshape.wanted_config(self.found, sizes, task, None)
         channels = self.model["channels"]
-        mean, std = pixel_statistics(args.init, channels)
+        if channels not in image.MODES:
+            raise UserError(
+                f"channels={channels}: images are read with {sorted(image.MODES)} channels"
+            )
+        if args.init:
+            weights.reshape.check_channels(self.found["channels"], channels)
+        mean, std = pixel_statistics(args.init, channels, self.told["format"])
         fits = dict(
             data_dir=args.data_dir,
             image_size=self.model["image_size"],
@@ -146,7 +205,8 @@ class S1Data:
     @functools.cached_property
     def has_decoder(self) -> bool:
         """Whether `init` holds one: its config.json may size one that is not there."""
-        return bool(self.init) and "decoder" in weights.parts(self.init, "mae")
+        parts = weights.parts(self.init, "mae", **self.told) if self.init else set()
+        return "decoder" in parts
 
     def _changed(self, *names: str) -> bool:
         return any(self.found[name] != self.model[name] for name in names)
@@ -232,6 +292,8 @@ class S1Data:
     def experiment(self, stages: list[dict[str, Any]]) -> dict[str, Any]:
         return shared.experiment(
             init=self.init,
+            init_format=self.args.init_format,
+            init_known=self.known,
             model=self.model,
             evaluate=shared.evaluate(self.labelled, self.test_images),
             stages=tuple(stages),

@@ -5,4 +5,5 @@ features  extract embeddings, every example exactly once
 embed     the same from a model on disk
 knn       weighted nearest neighbours
 probe     a linear classifier on standardised features
+drift     how adapting moved the features: compactness, rank, likeness to before
 """

@@ -11,13 +11,18 @@ from flax_adapt.errors import UserError
 from flax_adapt.types import Text
 
 
-def fill(path: Path, text: str, top: int) -> list[list[tuple[str, float]]]:
-    """Returns, for every mask token, the `top` likeliest tokens and their probabilities."""
-    tasks = models.TASKS[weights.model_config(path)["kind"]]
-    if "mlm" not in tasks or "mlm" not in weights.parts(path, "mlm"):
+def fill(
+    path: Path, text: str, top: int, format: str | None
+) -> list[list[tuple[str, float]]]:
+    """Returns, for every mask token, the `top` likeliest tokens and their probabilities.
+
+    format: of the weights, see `weights`.
+    """
+    tasks = models.TASKS[weights.model_config(path, format=format)["kind"]]
+    if "mlm" not in tasks or "mlm" not in weights.parts(path, "mlm", format=format):
         raise UserError(f"{path} has no masked-language head to fill with")
     tokenizer = data.open_tokenizer(path)
-    model, params, _ = weights.from_pretrained(path, "mlm")
+    model, params, _ = weights.from_pretrained(path, "mlm", format=format)
     row = _one_row(tokenizer, text)
     (places,) = np.nonzero(np.asarray(row.tokens_BL[0]) == tokenizer.mask_id)
     length = row.tokens_BL.shape[1]

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax_adapt.errors import UserError, choose
 from flax_adapt.models import text, vit
 from flax_adapt.models.bert import BertConfig, check_fits
+from flax_adapt.models.contrast import Contrast, ProjectorConfig, TextContrast
 from flax_adapt.models.layers import GELU, ViTConfig
 from flax_adapt.models.mae import MAE, DecoderConfig
 from flax_adapt.models.text import Bert, MaskedLM, TextClassifier
@@ -37,6 +38,7 @@ __all__ = [
     "CLASSIFIER_POOLING",
     "DTYPES",
     "GELU",
+    "KEPT_TASKS",
     "MAE",
     "POOLING",
     "SIZES",
@@ -44,10 +46,13 @@ __all__ = [
     "Bert",
     "BertConfig",
     "Classifier",
+    "Contrast",
     "DecoderConfig",
     "Encoder",
     "MaskedLM",
+    "ProjectorConfig",
     "TextClassifier",
+    "TextContrast",
     "ViT",
     "ViTConfig",
     "bert_config",
@@ -64,14 +69,27 @@ __all__ = [
     "vit_config",
 ]
 
-TEXT_TASKS = {"mlm": MaskedLM, "encoder": Bert, "classify": TextClassifier}
+TEXT_TASKS = {
+    "mlm": MaskedLM,
+    "encoder": Bert,
+    "classify": TextClassifier,
+    "contrast": TextContrast,
+}
 # kind -> task -> module.
 TASKS: dict[str, dict[str, type[nn.Module]]] = {
-    "vit": {"mae": MAE, "encoder": ViT, "classify": Classifier},
+    "vit": {
+        "mae": MAE,
+        "encoder": ViT,
+        "classify": Classifier,
+        "contrast": Contrast,
+    },
     "bert": TEXT_TASKS,
     "roberta": TEXT_TASKS,
 }
-# What a classifier can stand on; `embed` of every model knows the names in POOLING.
+# What weights are kept for: the heads of contrast are dropped after training.
+KEPT_TASKS = ("mae", "mlm", "encoder", "classify")
+# What a classifier can stand on; the names in POOLING are known to `embed` of every
+# model, and are what the heads of contrast can stand on.
 TEXT_POOLING = ("pooler", *text.POOLING)
 CLASSIFIER_POOLING = {
     "vit": tuple(vit.POOLING),
@@ -152,11 +170,13 @@ def build(
     drop_path: float,
     pooling: str,
     num_classes: int,
+    projector: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Returns the module of `task`.
 
     dtype: "float32" or "bfloat16", what is computed in; parameters are float32 always.
-    pooling, num_classes: matter to "classify" only; one class of text is regression.
+    pooling: matters to "classify" and "contrast". num_classes: to "classify"; one class
+    of text is regression. projector: to "contrast", the fields of `ProjectorConfig`.
     """
     if "kind" not in config_model:
         raise UserError(f"model.kind is missing; set it to one of {sorted(TASKS)}")
@@ -170,6 +190,9 @@ def build(
         if num_classes < 1:
             raise UserError(f"num_classes={num_classes} must be at least 1")
         return module(*common, pooling, num_classes)
+    if task == "contrast":
+        choose("pooling", pooling, POOLING)
+        return module(*common, pooling, _projector(projector))
     if task == "mae":
         return module(*common, _decoder(config_model))
     return module(*common)
@@ -188,6 +211,15 @@ def _decoder(config_model: Mapping[str, Any]) -> DecoderConfig:
             "heads and mlp_dim"
         )
     return make_config(DecoderConfig, config_model["decoder"], "model.decoder", ())
+
+
+def _projector(mapping: Mapping[str, Any] | None) -> ProjectorConfig:
+    if mapping is None:
+        raise UserError(
+            "model.projector is None but task 'contrast' needs one; set its layers, "
+            "hidden, width, predictor_layers and batch_norm"
+        )
+    return make_config(ProjectorConfig, mapping, "model.projector", ())
 
 
 def make_config(
@@ -229,12 +261,16 @@ def init_params(model: nn.Module, key: Key) -> Params:
 
 def _dummy_arguments(model: nn.Module) -> tuple[Any, ...]:
     """The smallest inputs that a model takes."""
-    config = model.config
+    config, weight_B = model.config, jnp.ones(1)
     if isinstance(model, text.TextModel):
         ids = jnp.zeros((1, 1), jnp.int32)
         row = Text(*[ids] * len(Text._fields))
+        if isinstance(model, TextContrast):
+            return row, None, weight_B
         return (row, ids, None) if isinstance(model, MaskedLM) else (row, None)
     image = jnp.zeros((1, config.image_size, config.image_size, config.channels))
+    if isinstance(model, Contrast):
+        return image, None, weight_B
     if isinstance(model, MAE):
         noise_BL = jnp.zeros((1, config.num_patches))
         return image, noise_BL, None, 0.0  # any hidden_ratio will do

@@ -7,6 +7,7 @@ stays within a document; padding is a document of its own: it influences no real
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -15,6 +16,9 @@ from flax_adapt.errors import UserError, choose
 from flax_adapt.models import layers
 from flax_adapt.models.layers import NORMAL, Dtype
 from flax_adapt.types import Array, Key, Text
+
+# What becomes of embeddings x_BLD before the first block.
+Mix = Callable[[Array], Array]
 
 # Row of the first token's position. RoBERTa's positions count on from the id of padding
 # (fairseq): rows 0 to pad_token_id are never a real token's.
@@ -182,12 +186,15 @@ class Encoder(nn.Module):
             for n, rate in enumerate(rates)
         ]
 
-    def __call__(self, text: Text, key_B: Key | None) -> tuple[Array, ...]:
-        """`key_B` None: nothing is dropped."""
+    def __call__(
+        self, text: Text, key_B: Key | None, mix: Mix | None = None
+    ) -> tuple[Array, ...]:
+        """`key_B` None: nothing is dropped. `mix` None: the embeddings stay as they are."""
         segments_BL = check_text(text, self.config).segments_BL
         sees_BLM = segments_BL[:, :, None] == segments_BL[:, None, :]
         key_0 = layers.fold_or_none(key_B, 0)
-        states = [layers.dropout(self.embed(text), self.dropout, key_0)]
+        x_BLD = self.embed(text) if mix is None else mix(self.embed(text))
+        states = [layers.dropout(x_BLD, self.dropout, key_0)]
         for number, block in enumerate(self.blocks, start=1):
             key = layers.fold_or_none(key_B, number)
             states.append(block(states[-1], sees_BLM, key))

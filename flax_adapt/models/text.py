@@ -49,10 +49,10 @@ class TextModel(nn.Module):
         """Returns the token states of `bert.Encoder`."""
         return self.encoder(text, key_B)
 
-    def embed(self, text: Text, pooling: str) -> Array:
-        """Returns x_BD, float32: the last states, pooled; nothing is dropped."""
+    def embed(self, text: Text, pooling: str, key_B: Key | None = None) -> Array:
+        """Returns x_BD, float32: the last states, pooled; `key_B` as for `encode`."""
         pool = choose("pooling", pooling, POOLING)
-        x_BLD = self.encode(text, None)[-1].astype(jnp.float32)
+        x_BLD = self.encode(text, key_B)[-1].astype(jnp.float32)
         return pool(x_BLD, text.segments_BL)
 
     def layout(self, text: Text) -> Layout:

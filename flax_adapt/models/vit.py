@@ -105,6 +105,9 @@ class Encoder(nn.Module):
     drop_path: float
     dtype: Dtype
 
+    def setup(self) -> None:
+        self.norm = layers.LayerNorm(self.config.layer_norm_eps, self.dtype)
+
     @nn.compact
     def __call__(
         self, image_BYXC: Array, key_B: Key | None, visible_BV: Array | None = None
@@ -122,8 +125,7 @@ class Encoder(nn.Module):
         for number, block in enumerate(blocks, start=1):
             x_BLD = block(x_BLD, layers.fold_or_none(key_B, number))
             states.append(x_BLD)
-        norm = layers.LayerNorm(config.layer_norm_eps, self.dtype, name="norm")
-        return (*states, norm(x_BLD))
+        return (*states, self.norm(x_BLD))
 
     def _embed(self, image_BYXC: Array, visible_BV: Array | None) -> Array:
         """Gathers visible pixels BEFORE the matmul: same maths, less work."""
@@ -170,9 +172,16 @@ def pool(x_BLD: Array, pooling: str) -> Array:
     return POOLING[pooling](x_BLD)
 
 
+def _mean_of_patches(x_BLD: Array) -> Array:
+    return jnp.mean(x_BLD[:, 1:], axis=1)
+
+
+# The states are those after the final LayerNorm, but for "mean_norm", where it follows
+# the mean: Facebook's fine-tuned MAE and timm's global_pool="avg" (both: fc_norm).
 POOLING = {
     "cls": lambda x_BLD: x_BLD[:, 0],
-    "mean": lambda x_BLD: jnp.mean(x_BLD[:, 1:], axis=1),
+    "mean": _mean_of_patches,
+    "mean_norm": _mean_of_patches,
 }
 
 
@@ -193,10 +202,17 @@ class ImageModel(nn.Module):
         """Returns the token states of `Encoder`, of the full image."""
         return self.encoder(image_BYXC, key_B)
 
-    def embed(self, image_BYXC: Array, pooling: str) -> Array:
-        """Returns x_BD, float32: the final states, pooled; nothing is dropped."""
+    def embed(self, image_BYXC: Array, pooling: str, key_B: Key | None = None) -> Array:
+        """Returns x_BD, float32: the final states, pooled; `key_B` as for `encode`."""
         choose("pooling", pooling, POOLING)
-        return pool(self.encode(image_BYXC, None)[-1].astype(jnp.float32), pooling)
+        return self.pool(self.encode(image_BYXC, key_B), pooling)
+
+    def pool(self, states: tuple[Array, ...], pooling: str) -> Array:
+        """Returns x_BD, float32, of all states of `encode`; see POOLING."""
+        if pooling != "mean_norm":
+            return pool(states[-1].astype(jnp.float32), pooling)
+        x_B1D = pool(states[-2].astype(jnp.float32), pooling)[:, None]
+        return self.encoder.norm(x_B1D)[:, 0].astype(jnp.float32)
 
     def layout(self, image_BYXC: Array) -> Layout:
         """Returns what the states' tokens stand for: CLS, then patches."""
@@ -225,7 +241,7 @@ class ViT(ImageModel):
 
 
 class Classifier(ImageModel):
-    """Encoder, pooling after the final LayerNorm, one linear head in float32."""
+    """Encoder, pooling (see POOLING), one linear head in float32."""
 
     pooling: str
     num_classes: int
@@ -236,5 +252,5 @@ class Classifier(ImageModel):
 
     def __call__(self, image_BYXC: Array, key_B: Key | None) -> Array:
         """Returns logits_BN, float32."""
-        x_BLD = self.encode(image_BYXC, key_B)[-1].astype(jnp.float32)
-        return self.head(pool(x_BLD, self.pooling))
+        states = self.encode(image_BYXC, key_B)
+        return self.head(self.pool(states, self.pooling))

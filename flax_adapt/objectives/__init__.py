@@ -4,19 +4,21 @@
 
 `params` trains, `frozen` holds what must not (the teacher), `key_B` holds one key for
 every example. The batch has "image" (float32, normalised) or "text" (`types.Text`), as
-the model's `modality` says. Metrics are sums (`metrics`), divided once. The metric "loss"
-is always there, a `metrics.Loss`: its terms are what parts of a batch are added up by.
+the model's `modality` says; of images for `contrast` also "views", two. Metrics are sums
+(`metrics`), divided once. The metric "loss" is always there, a `metrics.Loss`: its terms
+are what parts of a batch are added up by.
 """
 
 from typing import Any
 
+import jax.numpy as jnp
 from flax import linen as nn
 
-from flax_adapt import keys
+from flax_adapt import keys, mixing
 from flax_adapt.data import image
-from flax_adapt.errors import choose
-from flax_adapt.objectives import classify, distill, mlm, reconstruct
-from flax_adapt.types import LossFn
+from flax_adapt.errors import UserError, choose
+from flax_adapt.objectives import classify, contrast, distill, mlm, reconstruct
+from flax_adapt.types import NOTHING_CARRIED, Array, Batch, Carry, Key, LossFn
 
 OBJECTIVES = {
     "reconstruct": reconstruct.make_loss,
@@ -24,6 +26,7 @@ OBJECTIVES = {
     "distill": distill.make_loss,
     "classify": classify.make_loss,
     "regress": classify.make_regression,
+    "contrast": contrast.make_loss,
 }
 # The task (see `models.TASKS`) that an objective trains.
 TASKS = {
@@ -31,6 +34,7 @@ TASKS = {
     "mlm": "mlm",
     "classify": "classify",
     "regress": "classify",
+    "contrast": "contrast",
 }
 # What an objective measures: what `eval.metric` may name.
 METRICS = {
@@ -38,9 +42,17 @@ METRICS = {
     "mlm": ("loss", "mlm", "mlm_accuracy", "perplexity"),
     "classify": ("loss", "accuracy", "macro_f1", "micro_f1", "matthews"),
     "regress": ("loss", "spearman"),
+    "contrast": ("loss", "contrast", "contrast_accuracy"),
+}
+# What an objective takes along from step to step.
+CARRIES = {"contrast": contrast.make_carry}
+# How an objective can read a mixed example; the others cannot mix.
+MIXES = {
+    "reconstruct": ("instance",),
+    "contrast": tuple(mixing.READINGS),
 }
 
-_AUGMENT = 0x417
+_MIX, _AUGMENT = 0x416, 0x417  # the second view's is one more
 
 
 def task_of(config: Any) -> str:
@@ -62,18 +74,73 @@ def build(config: Any, model: nn.Module, *, train: bool = True) -> LossFn:
     return choose("objective.name", config.name, OBJECTIVES)(config, model, train)
 
 
-def on_pixels(loss_fn: LossFn, config_data: Any, *, train: bool = True) -> LossFn:
+def build_carry(config: Any, num_steps: int) -> Carry:
+    """Returns what `config.name` takes along through `num_steps` optimizer steps."""
+    if config.name not in CARRIES:
+        return NOTHING_CARRIED
+    return CARRIES[config.name](config, num_steps)
+
+
+def mixing_of(config: Any) -> Any | None:
+    """The mixing section of an objective, of "distill" that of its masked part.
+
+    None where nothing is mixed.
+    """
+    section = config.masked if config.name == "distill" else config
+    if section.name not in MIXES or section.mixing.operator == "none":
+        return None
+    return section.mixing
+
+
+def check_mixing(config: Any) -> None:
+    """Raises UserError for a mixing that is unknown or that the objective cannot read."""
+    section = mixing_of(config)
+    if section is None:
+        return
+    mixing.check(section)
+    name = config.masked.name if config.name == "distill" else config.name
+    if section.reading not in MIXES[name]:
+        raise UserError(
+            f"objective.mixing.reading={section.reading!r}: {name!r} reads a mixture as "
+            f"{' or '.join(MIXES[name])}"
+        )
+
+
+def on_pixels(
+    loss_fn: LossFn, config_objective: Any, config_data: Any, *, train: bool
+) -> LossFn:
     """The same loss for batches of uint8 images: augments and normalises on the device.
 
-    Text comes as the model takes it: its loss stays as it is.
+    With `data.views` the batch has all of them under "views", drawn in evaluation, too.
+    A mixture that is a new instance is made here, before it is augmented. Text comes as
+    the model takes it: its loss stays as it is.
     """
     if config_data.modality != "image":
         return loss_fn
+    mixed = mixing_of(config_objective) if train else None
+    plain = config_data.augment if train else None
+    augments = tuple(config_data.views) or (plain,)
 
     def loss_on_pixels(params, frozen, batch, key_B):
-        pixels_BYXC = image.preprocess(
-            batch["image"], keys.fold(key_B, _AUGMENT), config_data, train
+        pixels_BYXC = batch["image"]
+        if mixed is not None and mixed.reading == "instance":
+            pixels_BYXC = _mix_pixels(batch, key_B, mixed)
+        views = tuple(
+            image.preprocess(
+                pixels_BYXC, keys.fold(key_B, _AUGMENT + number), config_data, augment
+            )
+            for number, augment in enumerate(augments)
         )
-        return loss_fn(params, frozen, {**batch, "image": pixels_BYXC}, key_B)
+        return loss_fn(
+            params, frozen, {**batch, "image": views[0], "views": views}, key_B
+        )
 
     return loss_on_pixels
+
+
+def _mix_pixels(batch: Batch, key_B: Key, config_mixing: Any) -> Array:
+    """Returns float32 pixels 0..255, every image mixed with its partner."""
+    key_B = keys.fold(key_B, _MIX)
+    partner_B = mixing.partners(batch, key_B, config_mixing)
+    pixels_BYXC = batch["image"].astype(jnp.float32)
+    return mixing.mix_images(pixels_BYXC, partner_B, key_B, config_mixing)[0]

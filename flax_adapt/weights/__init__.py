@@ -26,11 +26,13 @@ from flax_adapt.errors import UserError, choose
 from flax_adapt.types import Key, Params
 from flax_adapt.weights import formats, hf_vit, strict
 from flax_adapt.weights import reshape as reshaping
-from flax_adapt.weights.formats import FORMATS, WRITERS
+from flax_adapt.weights.fields import KNOWN
+from flax_adapt.weights.formats import FORMATS, WRITERS, told
 from flax_adapt.weights.strict import Report, adopt
 
 __all__ = [
     "FORMATS",
+    "KNOWN",
     "WRITERS",
     "Report",
     "adopt",
@@ -45,6 +47,8 @@ __all__ = [
     "preprocessor",
     "save",
     "save_pretrained",
+    "shapes",
+    "told",
 ]
 
 PathLike = str | Path
@@ -64,10 +68,12 @@ def class_names(path: PathLike) -> tuple[str, ...] | None:
     return formats.find(Path(path), None).class_names(Path(path))
 
 
-def parts(path: PathLike, task: str) -> set[str]:
+def parts(
+    path: PathLike, task: str, *, format: str | None = None, known: Known = NOTHING
+) -> set[str]:
     """What a model holds of what `task` needs: encoder, mlm, ...; no tensor is read."""
-    with opened(path, task, pooling=None) as (_, leaves, _):
-        return set(leaves)
+    with opened(path, task, pooling=None, format=format, known=known) as found:
+        return set(found[1])
 
 
 def load(
@@ -105,8 +111,11 @@ def opened(
     """
     path = Path(path)
     source = formats.find(path, format)
-    pooling = pooling or source.pooling(path)
+    own = source.pooling(path)
+    pooling = formats.pooling_of(own, task, pooling)
     with source.opened(path, task, pooling, known) as (config, leaves, found):
+        if own == formats.AFTER != pooling:
+            leaves, found = formats.without_norm(leaves, found)
         yield config, strict.unflatten(leaves), Report(**found)
 
 
@@ -140,10 +149,10 @@ def save(
     """Writes a folder or file, one of WRITERS, whole or not at all.
 
     "timm" is a folder, "big_vision" a .npz file, "facebook_mae" one of safetensors; they
-    cannot hold every config, and the error says which field. Of "huggingface" the class
-    is that of `task` in transformers: ViTMAEForPreTraining, ViTForImageClassification,
-    BertForMaskedLM, ...; "encoder" is ViTModel, or ViTMAEModel where the config has a
-    decoder, BertModel or RobertaModel.
+    cannot hold every config, and the error says which field. "orbax" is a folder that
+    holds all. Of "huggingface" the class is that of `task` in transformers:
+    ViTMAEForPreTraining, BertForMaskedLM, ...; "encoder" is ViTModel, or ViTMAEModel
+    where the config has a decoder, BertModel or RobertaModel.
     pooling: matters to "classify" only; transformers ignores one that is not its own,
     `from_pretrained` does not. tokenizer: a folder whose tokenizer is copied.
     class_names: of the first classes; the others are LABEL_i.
@@ -159,7 +168,7 @@ def save(
         pooling=pooling,
         num_classes=1 if bias is None else len(bias),
     )
-    strict.adopt(_shapes(model), params)
+    strict.adopt(shapes(model), params)
     choose("format", format, WRITERS).write(
         Path(path),
         config,
@@ -199,7 +208,6 @@ def from_pretrained(
     `reshape` names what may be made to fit, such as ("position",), see `reshape`.
     Everything else that is None is the source's.
     """
-    pooling = pooling or formats.find(Path(path), format).pooling(Path(path))
     found, loaded, report = load(
         path, task, pooling=pooling, format=format, known=known
     )
@@ -212,23 +220,19 @@ def from_pretrained(
         dtype=dtype,
         dropout=dropout,
         drop_path=drop_path,
-        pooling=pooling,
+        pooling=pooling or formats.find(Path(path), format).pooling(Path(path)),
         num_classes=num_classes or _num_classes(path, task, loaded),
     )
     if fresh and key is None:
         raise UserError(f"fresh={tuple(fresh)} needs a key, such as jax.random.key(0)")
-    try:
-        # Shapes first: a wrong config could ask for parameters of any size.
-        params, adopted = adopt(_shapes(model), loaded, fresh)
+    try:  # Shapes first: a wrong config could ask for parameters of any size.
+        params, adopted = adopt(shapes(model), loaded, fresh)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     if fresh:
         params, _ = adopt(models.init_params(model, key), loaded, fresh)
-    return (
-        model,
-        jax.tree.map(jnp.asarray, params),
-        report.merge(reshaped).merge(adopted),
-    )
+    report = report.merge(reshaped).merge(adopted)
+    return model, jax.tree.map(jnp.asarray, params), report
 
 
 def save_pretrained(
@@ -270,7 +274,8 @@ def preprocessor(
     return hf_vit.preprocessor_json(config["image_size"], tuple(mean), tuple(std))
 
 
-def _shapes(model: nn.Module) -> Params:
+def shapes(model: nn.Module) -> Params:
+    """Returns the parameters of a model as shapes and dtypes alone."""
     return jax.eval_shape(lambda key: models.init_params(model, key), jax.random.key(0))
 
 
@@ -286,6 +291,8 @@ def _num_classes(path: PathLike, task: str, loaded: Mapping[str, Any]) -> int:
     return (1, *first.shape)[-1]
 
 
-def pixel_statistics(path: PathLike) -> tuple[list[float], list[float]] | None:
+def pixel_statistics(
+    path: PathLike, *, format: str | None = None
+) -> tuple[list[float], list[float]] | None:
     """Returns (mean, std) of pixels in [0, 1] that a model was trained with, if known."""
-    return formats.find(Path(path), None).pixel_statistics(Path(path))
+    return formats.find(Path(path), format).pixel_statistics(Path(path))

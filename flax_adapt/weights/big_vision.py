@@ -26,6 +26,7 @@ TABLE = big_vision_names.BIG_VISION
 SUFFIX, SOURCE = ".npz", "big_vision"
 FIXED = dict(layer_norm_eps=1e-6, gelu="tanh", qkv_bias=True)
 KNOWN = ("gelu", "layer_norm_eps")
+POOLING = "cls"
 DROPPED = {"mae": ("head", "pooler"), "encoder": ("head",), "classify": ()}
 # Where training scripts keep the parameters beside other things.
 PREFIXES = ("params/", "opt/target/", "optimizer/target/")
@@ -130,7 +131,7 @@ def _config(where: Path, tensors: Tensors, known: Mapping[str, Any]) -> dict[str
 def pooling(path: Path) -> str:
     """Returns the pooling of its classifiers, the others' being refused."""
     del path
-    return "cls"
+    return POOLING
 
 
 def class_names(path: Path) -> None:
@@ -150,16 +151,14 @@ def opened(
     path: Path, task: str, pooling: str, known: Mapping[str, Any]
 ) -> Iterator[translate.Opened]:
     """Gives (model config, {leaf: what reads it}, fields of `strict.Report`)."""
-    del pooling  # the leaves are the same
     with _opened(path) as tensors:
         config = _config(path, tensors, known)
         fields.check_task(path, config, task)
-        if task == "classify" and config["pooler"]:
-            raise UserError(
-                f"{path}: its head stands on a tanh layer (pre_logits), ours on the "
-                "states; load another task"
-            )
-        yield config, *translate.to_leaves(TABLE, tensors, DROPPED[task], task)
+        table = big_vision_names.names(task)
+        leaves, found = translate.to_leaves(table, tensors, DROPPED[task], task)
+        told = {"heads", *known} | ({"pooling"} if pooling != POOLING else set())
+        found["assumed"] = fields.assumed(config, POOLING, told, task)
+        yield config, leaves, found
 
 
 def write(
@@ -174,7 +173,8 @@ def write(
     """Writes a .npz file as those of AugReg."""
     fields.check_writable(path, SOURCE, config, FIXED)
     fields.check_nothing_beside(path, SOURCE, **beside)
-    fields.check_file(path, SOURCE, SUFFIX, task, pooling)
+    fields.check_file(path, SOURCE, SUFFIX)
+    fields.check_pooling(path, SOURCE, task, pooling, (POOLING,))
     if task == "mae":
         raise UserError(f"{path}: {SOURCE} has no decoder; save the task 'encoder'")
     tensors = translate.to_tensors(TABLE, leaves, config, "")

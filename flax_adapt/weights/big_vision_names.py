@@ -2,8 +2,11 @@
 
 Written are those of the published AugReg files (`vision_transformer`); read are also
 those of big_vision's `models/vit.py`, whose modules flax numbers by kind. The tanh layer
-`pre_logits` before the head of models for ImageNet-21k is our pooler.
+`pre_logits` before the head of models for ImageNet-21k is our pooler; to a classifier of
+ours, which has none, it is a part of the head that does not fit.
 """
+
+import dataclasses
 
 from flax_adapt.weights import layouts
 from flax_adapt.weights.names import Names
@@ -44,3 +47,15 @@ BIG_VISION = Names(
         r"(conv_root|gn_root|block\d+)/.*": "a ResNet before the blocks (hybrid)",
     },
 )
+CLASSIFIER = dataclasses.replace(
+    BIG_VISION,
+    modules={
+        "head/pre_logits" if leaf == "pooler" else leaf: names
+        for leaf, names in BIG_VISION.modules.items()
+    },
+)
+
+
+def names(task: str) -> Names:
+    """Returns the table for a task."""
+    return CLASSIFIER if task == "classify" else BIG_VISION

@@ -1,11 +1,11 @@
-"""Facebook's MAE: encoder alone, `*_full` with the decoder, or fine-tuned.
+"""Facebook's MAE: encoder alone, `mae_visualize_*` with the decoder, or fine-tuned.
 
 A file of torch, the tensors in "model". Written is a file of safetensors with the same
 names, for `model.load_state_dict(safetensors.torch.load_file(path))`.
 """
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ FIXED = dict(
     layer_norm_eps=torch_vit.LAYER_NORM_EPS, gelu=torch_vit.GELU, qkv_bias=True
 )
 SOURCE = "Facebook's MAE"
+# Whether the states are normalised after pooling -> how they are pooled.
+POOLING = {False: "cls", True: "mean_norm"}
 
 
 def detect(path: Path) -> bool:
@@ -38,10 +40,8 @@ def model_config(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def pooling(path: Path) -> str:
-    """Returns the pooling of the fine-tuned models with `--cls_token`, the others'
-    being refused."""
-    del path
-    return "cls"
+    """Returns the pooling of a fine-tuned model: `--global_pool`, or `--cls_token`."""
+    return POOLING[torch_vit.has_fc_norm(path)]
 
 
 def class_names(path: Path) -> None:
@@ -54,15 +54,12 @@ def pixel_statistics(path: Path) -> None:
     del path
 
 
-@contextlib.contextmanager
 def opened(
     path: Path, task: str, pooling: str, known: Mapping[str, Any]
-) -> Iterator[translate.Opened]:
+) -> AbstractContextManager[translate.Opened]:
     """Gives (model config, {leaf: what reads it}, fields of `strict.Report`)."""
-    del pooling  # the leaves are the same
-    config = model_config(path, known)
-    with reading.open_tensors(path) as tensors:
-        yield torch_vit.read(path, TABLE, tensors, config, task)
+    own = POOLING[torch_vit.has_fc_norm(path)]
+    return torch_vit.opened(path, TABLE, known, task, pooling, own, ())
 
 
 def write(
@@ -74,9 +71,11 @@ def write(
     pooling: str,
     **beside: Any,
 ) -> None:
-    """Writes a file of safetensors; a classifier must stand on CLS."""
+    """Writes a file of safetensors; a classifier is one of POOLING."""
     fields.check_writable(path, SOURCE, config, FIXED)
     fields.check_nothing_beside(path, SOURCE, **beside)
-    fields.check_file(path, SOURCE, SUFFIX, task, pooling)
-    tensors = translate.to_tensors(TABLE, leaves, config, "")
+    fields.check_file(path, SOURCE, SUFFIX)
+    fields.check_pooling(path, SOURCE, task, pooling, tuple(POOLING.values()))
+    table = timm_names.pooled(TABLE) if pooling == "mean_norm" else TABLE
+    tensors = translate.to_tensors(table, leaves, config, "")
     writing.write_file(path, tensors, writing.save_safetensors)

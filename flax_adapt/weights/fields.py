@@ -2,7 +2,7 @@
 
 import math
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -138,12 +138,16 @@ def text(value: Any) -> str:
 
 
 def labels_json(num_classes: int, class_names: tuple[str, ...] | None) -> dict:
-    """Returns id2label and label2id; classes without a name are LABEL_0, LABEL_1, ..."""
+    """Returns id2label and label2id; classes without a name are LABEL_0, LABEL_1, ...
+
+    Names may repeat, as "crane" does in ImageNet's; label2id then has the last, as that
+    of transformers.
+    """
     named = class_names or ()
-    if len(named) > num_classes or len(set(named)) != len(named):
+    if len(named) > num_classes:
         raise UserError(
-            f"class_names={named} must be different, and no more than the "
-            f"{num_classes} outputs of the head"
+            f"class_names={show(named)} are {len(named)}, more than the {num_classes} "
+            "outputs of the head"
         )
     labels = [*named, *(f"LABEL_{n}" for n in range(len(named), num_classes))]
     return {
@@ -197,7 +201,8 @@ def _is_pixel(value: Any) -> bool:
 def check_task(where: object, config: Mapping[str, Any], task: str) -> None:
     """There must be such a task for the kind of model."""
     kind = config["kind"]
-    choose(f"{where}: task of a {kind} model: task", task, models.TASKS[kind])
+    kept = [name for name in models.KEPT_TASKS if name in models.TASKS[kind]]
+    choose(f"{where}: task of a {kind} model: task", task, dict.fromkeys(kept))
 
 
 def check_known(
@@ -207,17 +212,31 @@ def check_known(
     allowed = tuple(allowed)
     for name, value in known.items():
         if name not in allowed:
-            raise UserError(
-                f"{where}: known={name!r} cannot be given here, only {allowed or 'nothing'}"
-            )
+            only = f", only {', '.join(allowed)}" if allowed else ""
+            raise UserError(f"{where}: known={name!r} cannot be given here{only}")
         kind = KNOWN[name]
         wrong = type(value) is not kind
         if wrong or (type(value) is not str and not value > 0):
             raise UserError(
-                f"{where}: known {name}={show(value)} must be a {kind.__name__}"
+                f"{where}: known {name}={show(value)} must be a {NUMBERS[kind]}"
             )
     if "gelu" in known:
         choose(f"{where}: known gelu", known["gelu"], models.GELU)
+
+
+def assumed(
+    config: Mapping[str, Any], pooling: str, told: Collection[str], task: str
+) -> dict[str, Any]:
+    """Returns {name: value} of what no tensor shows, less what a source has `told`.
+
+    The names of KNOWN, and for a classifier its `pooling`.
+    """
+    values = {name: config[name] for name in KNOWN if name in config}
+    if task == "mae" and config["decoder"] is not None:
+        values["decoder_heads"] = config["decoder"]["heads"]
+    if task == "classify":
+        values["pooling"] = pooling
+    return {name: value for name, value in values.items() if name not in told}
 
 
 def check_writable(
@@ -231,7 +250,11 @@ def check_writable(
         texts = [f"{name}={config[name]!r} but {v!r}" for name, v in wrong.items()]
         raise UserError(
             f"{where}: {source} cannot hold {', '.join(texts)}: outputs would change; "
-            "save with that in the model config if it is meant"
+            + (
+                "save with that in the model config if it is meant"
+                if set(wrong) <= set(KNOWN)
+                else "choose another format"
+            )
         )
 
 
@@ -242,9 +265,19 @@ def check_nothing_beside(where: object, source: str, **beside: Any) -> None:
         raise UserError(f"{where}: {source} has no place for {', '.join(given)}")
 
 
-def check_file(path: Path, source: str, suffix: str, task: str, pooling: str) -> None:
-    """A format of one file has its ending, and a classifier that stands on CLS."""
+def check_file(path: Path, source: str, suffix: str) -> None:
+    """A format of one file has its ending."""
     if path.suffix != suffix:
         raise UserError(f"{path}: {source} is written as a file; end it in {suffix}")
-    if task == "classify" and pooling != "cls":
-        raise UserError(f"{path}: {source} has no classifier on the mean of patches")
+
+
+def check_pooling(
+    path: Path, source: str, task: str, pooling: str, allowed: Collection[str]
+) -> None:
+    """The readers of a format know some classifiers only, and norms of those alone."""
+    matters = task == "classify" or pooling == "mean_norm"
+    if matters and pooling not in allowed:
+        raise UserError(
+            f"{path}: {source} has no model with pooling {pooling!r}, only with "
+            f"{', '.join(allowed)}"
+        )

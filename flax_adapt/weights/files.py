@@ -29,13 +29,15 @@ BFLOAT16 = np.dtype(jnp.bfloat16)
 class LazyTensor:
     """A tensor in a file that is open; `read` gives it in the file's own dtype.
 
-    what: "FILE: NAME", for errors. dtype: NumPy's name, such as "bfloat16".
+    what: "FILE: NAME", for errors. dtype: NumPy's name, such as "bfloat16". name: what
+    the file calls it, where its key is another; else "".
     """
 
     what: str
     shape: tuple[int, ...]
     dtype: str
     read: Callable[[], np.ndarray]
+    name: str = ""
 
     def get(self) -> np.ndarray:
         """Returns a float32 array; a tensor that is no weight is a UserError."""

@@ -36,6 +36,7 @@ class Format(Protocol):
     ) -> AbstractContextManager[translate.Opened]: ...
 
 
+AFTER = "mean_norm"
 FORMATS: dict[str, Format] = {
     "huggingface": huggingface,
     "timm": timm,
@@ -50,6 +51,7 @@ WRITERS = {
     "timm": timm,
     "facebook_mae": facebook,
     "big_vision": big_vision,
+    "orbax": orbax_folder,
 }
 
 
@@ -75,6 +77,53 @@ def detect(path: Path) -> str:
             "of a ViT (.safetensors, .pth, .bin, .npz) or a folder of our checkpoints"
         )
     return found[0]
+
+
+def pooling_of(own: str, task: str, asked: str | None) -> str:
+    """Returns the pooling that a source with pooling `own` is read with.
+
+    None asks for its own. A norm that follows the pooling ("mean_norm") is that of a
+    classifier: a decoder never saw it, and an encoder has it only if it is asked for.
+    """
+    if own == AFTER and (task == "mae" or (asked is None and task != "classify")):
+        return "cls"
+    return asked or own
+
+
+def without_norm(
+    leaves: dict[str, Any], found: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Takes a norm that follows the pooling out of what was read."""
+    rule = "follows the pooling (mean_norm), which was not asked for"
+    norm = {leaf for leaf in leaves if leaf.startswith("encoder/norm/")}
+    sources = {name for name, leaf in found["renamed"].items() if leaf in norm}
+    renamed = {k: v for k, v in found["renamed"].items() if k not in sources}
+    ignored = {**found["ignored"], **dict.fromkeys(sources, rule)}
+    kept = {leaf: value for leaf, value in leaves.items() if leaf not in norm}
+    return kept, {**found, "renamed": renamed, "ignored": ignored}
+
+
+def told(format: str, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a config or a flag says of a source, as `load` takes it.
+
+    "" and 0 say nothing.
+    """
+    given = {name: value for name, value in known.items() if value}
+    return {"format": format or None, "known": given}
+
+
+def words(known: str, format: str) -> dict[str, str]:
+    """What errors call what is told of a source -> how a caller is told, see `reworded`.
+
+    known: what stands before the name of a field, as in "--known=".
+    """
+    return {
+        r"known=\{'(\w+)': NUMBER\}": rf"{known}\1=NUMBER",
+        r"known='(\w+)'(?= cannot be given)": rf"{known}\1",
+        r"known (\w+)(?=[= ])": rf"{known}\1",
+        r"give the format": f"give {format}",
+        r"\bformat=(?=')": f"{format}=",
+    }
 
 
 def find(path: Path, name: str | None) -> Format:

@@ -40,6 +40,13 @@ class Family(Protocol):
 
 
 FAMILIES: dict[str, Family] = {"vit": hf_vit, "bert": hf_bert, "roberta": hf_bert}
+# Fields of a model config that no tensor shows -> theirs; old files leave some out.
+UNSEEN = dict(
+    heads="num_attention_heads",
+    decoder_heads="decoder_num_attention_heads",
+    gelu="hidden_act",
+    layer_norm_eps="layer_norm_eps",
+)
 # Their model_type -> our kind.
 KINDS = {"vit": "vit", "vit_mae": "vit", "bert": "bert", "roberta": "roberta"}
 
@@ -112,10 +119,13 @@ def opened(
     """Gives (model config, {leaf: what reads it}, fields of `strict.Report`)."""
     config = model_config(folder, known)
     fields.check_task(folder, config, task)
-    family = FAMILIES[config["kind"]]
+    family, theirs = FAMILIES[config["kind"]], config_file(folder)
     table, dropped = family.names(config["kind"], task), family.ignored(task, pooling)
+    told = {"pooling", *(ours for ours, name in UNSEEN.items() if name in theirs)}
     with reading.open_tensors(folder) as tensors:
-        yield config, *translate.to_leaves(table, tensors, dropped, task)
+        leaves, found = translate.to_leaves(table, tensors, dropped, task)
+        found["assumed"] = fields.assumed(config, pooling, told, task)
+        yield config, leaves, found
 
 
 def write(
@@ -142,8 +152,9 @@ def write(
         raise UserError(f"{folder}: class_names need a head, which task {task} has not")
     if num_classes:
         # transformers knows the family's pooling only; `from_pretrained` of ours reads this.
-        labels = fields.labels_json(num_classes, class_names)
-        jsons[reading.CONFIG] |= {**labels, "pooling": pooling}
+        jsons[reading.CONFIG] |= fields.labels_json(num_classes, class_names)
+    if num_classes or pooling == "mean_norm":
+        jsons[reading.CONFIG]["pooling"] = pooling
     if preprocessor is not None:
         jsons[reading.PREPROCESSOR] = dict(preprocessor)
     copied = writing.tokenizer_files(tokenizer) if tokenizer else []

@@ -48,12 +48,6 @@ def opened(path: Path) -> Iterator[dict[str, LazyTensor]]:
         yield tensors
 
 
-def read(path: Path) -> dict[str, np.ndarray]:
-    """Returns {name: array in the dtype of the file}."""
-    with opened(path) as tensors:
-        return {name: tensor.read() for name, tensor in tensors.items()}
-
-
 def _entries(file: SmallReads, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
     entries = archive.infolist()
     if len(entries) > MAX_ARRAYS:

@@ -1,23 +1,27 @@
-"""Checkpoints of our own runs: the parameters alone, without the optimizer's state.
+"""Checkpoints of our own runs, and folders of one that `save` writes.
 
 A path is WORKDIR/stages/NAME/checkpoints (its latest step) or .../checkpoints/STEP; the
-WORKDIR's config.json tells what model it is.
+WORKDIR's config.json tells what model it is, and the optimizer's state is not read. Or a
+folder that was written here: model.json beside the parameters.
 """
 
 import contextlib
-import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-import jax
-import numpy as np
-import orbax.checkpoint as ocp
+from typing import Any, NamedTuple
 
 from flax_adapt.errors import UserError
-from flax_adapt.weights import fields, reading, strict, translate
+from flax_adapt.weights import (
+    fields,
+    files,
+    orbax_arrays,
+    reading,
+    translate,
+    writing,
+)
+from flax_adapt.weights.files import LazyTensor
 
-STATE, PARAMS, STAGES = "state", "params", "stages"
+STAGES = "stages"
 # Leaves that a task has no place for; a pooler belongs to some classifiers of text.
 KEPT = {
     "mae": ("encoder", "decoder"),
@@ -27,21 +31,41 @@ KEPT = {
 }
 
 
+class _Found(NamedTuple):
+    """What stands beside the parameters. pixels: image_mean and image_std, if known."""
+
+    where: Path
+    state: Path
+    model: dict[str, Any]
+    pooling: Any
+    pixels: dict[str, Any] | None
+    labels: dict[str, Any]
+
+
 def detect(path: Path) -> bool:
     """Whether it is a folder of checkpoints, or one of them."""
-    return path.is_dir() and _step_folder(path) is not None
+    return path.is_dir() and (_is_written(path) or _step_folder(path) is not None)
+
+
+def _is_written(path: Path) -> bool:
+    return (path / writing.STATE).is_dir() and files.is_file(path / writing.MODEL)
 
 
 def _step_folder(path: Path) -> Path | None:
     """The folder of the step that a path means, if it means one."""
-    if (path / STATE).is_dir() and path.name.isdecimal():
+    if (path / writing.STATE).is_dir() and path.name.isdecimal():
         return path
-    steps = [p for p in path.iterdir() if p.name.isdecimal() and (p / STATE).is_dir()]
-    return max(steps, key=lambda p: int(p.name), default=None)
+    steps = [
+        step
+        for step in path.iterdir()
+        if step.name.isdecimal() and (step / writing.STATE).is_dir()
+    ]
+    return max(steps, key=lambda step: int(step.name), default=None)
 
 
-def _found(path: Path) -> tuple[Path, dict[str, Any], dict[str, Any]]:
-    """Returns the folder of the state, the experiment's config and the stage's."""
+def _found(path: Path) -> _Found:
+    if path.is_dir() and _is_written(path):
+        return _found_written(path)
     folder = _step_folder(path) if path.is_dir() else None
     if folder is None:
         raise UserError(f"{path}: holds no checkpoint; give .../checkpoints[/STEP]")
@@ -51,107 +75,128 @@ def _found(path: Path) -> tuple[Path, dict[str, Any], dict[str, Any]]:
         raise UserError(
             f"{path}: is not in WORKDIR/{STAGES}, whose config.json is needed"
         )
-    config = reading.read_json(workdir / reading.CONFIG)
+    where = workdir / reading.CONFIG
+    config = reading.read_json(where)
     name = folder.absolute().relative_to(workdir / STAGES).parts[0]
     stages = config.get(STAGES)
     sections = stages if isinstance(stages, list) else []
-    stage = next(
-        (s for s in sections if isinstance(s, dict) and s.get("name") == name), None
-    )
+    named = (s for s in sections if isinstance(s, dict) and s.get("name") == name)
+    stage = next(named, None)
     if stage is None or not isinstance(config.get("model"), dict):
-        raise UserError(
-            f"{workdir}/{reading.CONFIG}: knows no model and stage {name!r}"
-        )
-    return folder / STATE, config, stage
+        raise UserError(f"{where}: knows no model and stage {name!r}")
+    pooling, pixels = _section(stage, "model").get("pooling"), None
+    data = _section(stage, "data")
+    if data.get("modality") == "image":
+        pixels = {"image_mean": data.get("mean"), "image_std": data.get("std")}
+    state = folder / writing.STATE
+    return _Found(where, state, config["model"], pooling, pixels, {})
+
+
+def _section(stage: dict[str, Any], name: str) -> dict[str, Any]:
+    found = stage.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _found_written(path: Path) -> _Found:
+    where, pixels = path / writing.MODEL, None
+    told = reading.read_json(where)
+    if not isinstance(told.get("model"), dict):
+        raise UserError(f"{where}: has no model")
+    if files.is_file(path / reading.PREPROCESSOR):
+        pixels = reading.read_json(path / reading.PREPROCESSOR)
+    state = path / writing.STATE
+    return _Found(where, state, told["model"], told.get("pooling"), pixels, told)
 
 
 def model_config(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the model config of the run."""
     fields.check_known(path, known, ())
-    state, found, _ = _found(path)
-    config = _without_absent(found["model"], _shapes(state))
+    found = _found(path)
+    return _config(path, found, orbax_arrays.opened(found.state))
+
+
+def _config(
+    path: Path, found: _Found, tensors: Mapping[str, LazyTensor]
+) -> dict[str, Any]:
+    """The model of the run, less the parts that this checkpoint does not have."""
+    parts = {leaf.split("/")[0] for leaf in tensors}
+    absent = {"pooler": False, "decoder": None}
+    absent = {k: v for k, v in absent.items() if k in found.model and k not in parts}
+    config = found.model | absent
     fields.check_model(f"{path}: the model of its run", config)
     return config
 
 
-def _without_absent(model: dict[str, Any], shapes: Mapping[str, Any]) -> dict[str, Any]:
-    """The run's config, less the parts that this checkpoint does not have."""
-    found = {leaf.split("/")[0] for leaf in shapes}
-    absent = {"pooler": False, "decoder": None}
-    return model | {k: v for k, v in absent.items() if k in model and k not in found}
-
-
 def pooling(path: Path) -> str:
     """Returns the pooling of the stage."""
-    model = _found(path)[2].get("model")
-    return fields.text(model.get("pooling") if isinstance(model, dict) else model)
+    return fields.text(_found(path).pooling)
 
 
-def class_names(path: Path) -> None:
-    """A checkpoint has no names of classes; the stage's export has them."""
-    del path
+def class_names(path: Path) -> tuple[str, ...] | None:
+    """A run's checkpoint has no names of classes; the stage's export has them."""
+    found = _found(path)
+    return fields.class_names(str(found.where), found.labels)
 
 
 def pixel_statistics(path: Path) -> tuple[list[float], list[float]] | None:
     """Returns (mean, std) of the stage's images."""
-    section = _found(path)[2].get("data")
-    if not isinstance(section, dict) or section.get("modality") != "image":
-        return None
-    names = {"image_mean": section.get("mean"), "image_std": section.get("std")}
-    return fields.pixel_statistics(str(path), names)
-
-
-def _shapes(state: Path) -> dict[str, Any]:
-    """{leaf: shape and dtype} of the parameters."""
-    try:
-        tree = ocp.PyTreeCheckpointer().metadata(state).item_metadata.tree
-        return strict.flatten(tree[PARAMS])
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(
-            f"{state}: not a readable checkpoint ({type(error).__name__})"
-        ) from None
+    pixels = _found(path).pixels
+    return None if pixels is None else fields.pixel_statistics(str(path), pixels)
 
 
 @contextlib.contextmanager
 def opened(
     path: Path, task: str, pooling: str, known: Mapping[str, Any]
 ) -> Iterator[translate.Opened]:
-    """Gives (model config, {leaf: what reads it}, fields of `strict.Report`).
-
-    The first that is read reads all that `task` has a place for.
-    """
-    config = model_config(path, known)
+    """Gives (model config, {leaf: what reads it}, fields of `strict.Report`)."""
+    fields.check_known(path, known, ())
+    found = _found(path)
+    tensors = orbax_arrays.opened(found.state)
+    config = _config(path, found, tensors)
     fields.check_task(path, config, task)
-    state = _found(path)[0]
-    shapes = _shapes(state)
     kept = [part for part in KEPT[task] if part != "pooler" or pooling == "pooler"]
     if config["pooler"] and task == "encoder":
         kept.append("pooler")
-    wanted = {leaf: v for leaf, v in shapes.items() if leaf.split("/")[0] in kept}
+    wanted = {k: tensor for k, tensor in tensors.items() if k.split("/")[0] in kept}
     ignored = {
         leaf: f"{leaf.split('/')[0]} dropped for task {task}"
-        for leaf in shapes
+        for leaf in tensors
         if leaf not in wanted
     }
-    restore = functools.cache(lambda: _restore(state, wanted))
+    dtypes = {leaf: tensor.dtype for leaf, tensor in wanted.items()}
+    report = dict(
+        renamed={leaf: leaf for leaf in wanted},
+        ignored=ignored,
+        converted={leaf: dtype for leaf, dtype in dtypes.items() if dtype != "float32"},
+    )
+    lazy = {k: translate.LazyLeaf(one.shape, one.get) for k, one in wanted.items()}
+    yield config, lazy, report
 
-    def lazy(leaf: str) -> translate.LazyLeaf:
-        shape = tuple(wanted[leaf].shape)
-        return translate.LazyLeaf(shape, lambda: restore()[leaf])
 
-    report = dict(renamed={k: k for k in wanted}, ignored=ignored, converted={})
-    yield config, {leaf: lazy(leaf) for leaf in wanted}, report
-
-
-def _restore(state: Path, wanted: Mapping[str, Any]) -> translate.Leaves:
-    shapes = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in wanted.items()}
-    item = {PARAMS: strict.unflatten(shapes)}
-    how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
-    arguments = ocp.args.PyTreeRestore(item, restore_args=how, partial_restore=True)
-    try:
-        tree = ocp.PyTreeCheckpointer().restore(state, args=arguments)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{state}: not a readable checkpoint ({type(error).__name__})"
-        ) from None
-    return strict.flatten(tree[PARAMS])
+def write(
+    path: Path,
+    config: Mapping[str, Any],
+    leaves: Mapping[str, Any],
+    task: str,
+    *,
+    pooling: str,
+    preprocessor: Mapping[str, Any] | None,
+    tokenizer: Path | None,
+    class_names: tuple[str, ...] | None,
+) -> None:
+    """Writes a folder that tells its model by itself; any config and task will do."""
+    told: dict[str, Any] = {"model": dict(config), "pooling": pooling}
+    if class_names and "head/bias" not in leaves:
+        raise UserError(f"{path}: class_names need a head, which task {task} has not")
+    if class_names:
+        told |= fields.labels_json(len(leaves["head/bias"]), class_names)
+    jsons = {writing.MODEL: told}
+    if preprocessor is not None:
+        jsons[reading.PREPROCESSOR] = dict(preprocessor)
+    copied = writing.tokenizer_files(tokenizer) if tokenizer else []
+    writing.write_folder(
+        path,
+        lambda folder: orbax_arrays.write(folder / writing.STATE, leaves),
+        jsons,
+        copied,
+    )

@@ -5,6 +5,7 @@ with reading.open_tensors(folder) as tensors:
 """
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -23,6 +24,8 @@ CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 MAX_SHARDS, MAX_TENSORS = 250, 50_000
 MAX_DEPTH = 50
 NUM_NAMED = 5
+# What torch's DistributedDataParallel and `compile` put before every name.
+WRAPPERS = ("module.", "_orig_mod.")
 
 # Suffix -> what opens such a file and gives its tensors by name.
 FORMATS: dict[str, Callable[[Path], AbstractContextManager[dict[str, LazyTensor]]]] = {
@@ -66,7 +69,8 @@ def _is_deep(value: Any) -> bool:
 def open_tensors(path: Path) -> Iterator[Mapping[str, LazyTensor]]:
     """Gives the tensors of a Hugging Face folder, or of one file, by name.
 
-    None is read before its `get()`; the files stay open until the end.
+    None is read before its `get()`; the files stay open until the end. A prefix of
+    WRAPPERS that all names have is left out; `name` of a tensor still has it.
     """
     tensors: dict[str, LazyTensor] = {}
     with contextlib.ExitStack() as stack:
@@ -81,7 +85,17 @@ def open_tensors(path: Path) -> Iterator[Mapping[str, LazyTensor]]:
             tensors |= found
             if len(tensors) > MAX_TENSORS:
                 raise UserError(f"{file}: more than {MAX_TENSORS} tensors are no model")
-        yield tensors
+        yield _unwrapped(tensors)
+
+
+def _unwrapped(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
+    for prefix in WRAPPERS:
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {
+                name.removeprefix(prefix): dataclasses.replace(t, name=t.name or name)
+                for name, t in tensors.items()
+            }
+    return tensors
 
 
 def tensor_names(path: Path) -> list[str]:

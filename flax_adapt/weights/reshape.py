@@ -62,6 +62,11 @@ def may_differ(rules: Sequence[str]) -> set[str]:
     return {field for rule in rules for field in RULES[rule]}
 
 
+def sizes_of(config: Mapping[str, Any]) -> dict[str, int]:
+    """Returns the FIELDS that a model config has."""
+    return {name: config[name] for name in FIELDS if name in config}
+
+
 def wanted_config(
     found: Mapping[str, Any],
     sizes: Mapping[str, int | None],
@@ -185,14 +190,21 @@ def resize_patches(
     return pixels.reshape(new * new * channels, -1).astype(np.float32)
 
 
-def change_channels(kernel_PD: np.ndarray, old: int, new: int, how: str) -> np.ndarray:
-    """Returns the kernel for `new` channels; `how` ("sum", "average"): see above."""
-    reduce = choose("how", how, CHANNELS)
-    if new != 1 and not (old == 3 and new > 3):
+def check_channels(old: int, new: int) -> None:
+    """Raises UserError where a patch embedding cannot be made to fit."""
+    if new not in (1, old) and not (old == 3 and new > 3):
         raise UserError(
             f"channels {old} -> {new}: only to 1, and from 3 to more, can a patch "
             "embedding be changed; else name 'encoder/patch_embed' in `fresh`"
         )
+
+
+def change_channels(kernel_PD: np.ndarray, old: int, new: int, how: str) -> np.ndarray:
+    """Returns the kernel for `new` channels; `how` ("sum", "average"): see above."""
+    reduce = choose("how", how, CHANNELS)
+    check_channels(old, new)
+    if old == new:
+        return kernel_PD
     pixels = kernel_PD.reshape(-1, old, kernel_PD.shape[-1])
     one = reduce(pixels.astype(np.float64), axis=1, keepdims=True).astype(np.float32)
     parts = [one] if new == 1 else [pixels, *[one] * (new - old)]

@@ -16,6 +16,13 @@ _UNKNOWN = "unknown/"
 # The number of a block, in our names and in theirs.
 _BLOCK = re.compile(r"(?<=[._])\d+(?=[./]|$)")
 DECODER = "decoder"
+# A leaf that does not fit -> what it may mean.
+HINTS = {
+    "encoder/norm": "a source whose norm follows its pooling (fc_norm) is read with "
+    "pooling='mean_norm'",
+    "head/pre_logits": "the source's head stands on a tanh layer (pre_logits), which our "
+    "classifiers have not: name 'head' in `fresh`, or load the task 'encoder'",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +32,8 @@ class Report:
     renamed: source name -> leaf, or leaves with ", " between. used: leaves taken.
     ignored: source name -> the rule. fresh: leaves that keep their initial value.
     converted: source name -> the dtype it had before it became float32. reshaped: leaf
-    -> the rule (see `reshape`).
+    -> the rule (see `reshape`). assumed: what neither tensors nor a config tell, such as
+    the number of heads of a file alone -> the value taken; `known` can say otherwise.
     """
 
     renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -34,6 +42,7 @@ class Report:
     fresh: tuple[str, ...] = ()
     converted: Mapping[str, str] = dataclasses.field(default_factory=dict)
     reshaped: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    assumed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def merge(self, other: "Report") -> "Report":
         """Returns one report of two steps (load, reshape, adopt)."""
@@ -46,6 +55,7 @@ class Report:
             fresh,
             {**self.converted, **other.converted},
             {leaf: rule for leaf, rule in reshaped.items() if leaf not in fresh},
+            {**self.assumed, **other.assumed},
         )
 
     def summary(self) -> str:
@@ -62,6 +72,9 @@ class Report:
         if self.converted:
             kinds = ", ".join(sorted(set(self.converted.values())))
             parts.append(f"{len(self.converted)} converted from {kinds} to float32")
+        if self.assumed:
+            values = ", ".join(f"{name}={v}" for name, v in self.assumed.items())
+            parts.append(f"assumed {values}")
         return ", ".join(parts)
 
     def table(self) -> str:
@@ -91,7 +104,8 @@ class Report:
             notes += [self.reshaped[leaf]] if leaf in self.reshaped else []
             rows.append((source, leaf, ", ".join(notes) or "used"))
         rows += [(source, "-", rule) for source, rule in self.ignored.items()]
-        return rows + [("-", leaf, "fresh") for leaf in self.fresh]
+        rows += [("-", leaf, "fresh") for leaf in self.fresh]
+        return rows + [("-", f"{k}={v}", "assumed") for k, v in self.assumed.items()]
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain dicts and lists."""
@@ -139,13 +153,13 @@ def adopt(
     replaced = [k for k in loaded if any(_is_under(k, name) for name in fresh)]
     loaded = {leaf: value for leaf, value in loaded.items() if leaf not in replaced}
     kept = [leaf for leaf in init if any(_is_under(leaf, name) for name in fresh)]
-    _check_decoder(init, loaded, kept)
+    _check_decoder(init, flatten(loaded_params), fresh)
     problems = _problems(init, loaded, kept, fresh)
     if problems:
         raise UserError(
             f"the weights do not fit the model: {'; '.join(problems)} -- fix the "
             "source or the model config, or name leaves that shall be new in `fresh`"
-            f"{reshape.hint(_wrong_shapes(init, loaded))}"
+            f"{reshape.hint(_wrong_shapes(init, loaded))}{_hint(init, loaded, kept)}"
         )
     leaves = {leaf: init[leaf] if leaf in kept else loaded[leaf] for leaf in init}
     used = tuple(leaf for leaf in init if leaf not in kept)
@@ -154,17 +168,29 @@ def adopt(
 
 
 def _check_decoder(
-    init: Mapping[str, Any], loaded: Mapping[str, Any], kept: Sequence[str]
+    init: Mapping[str, Any], loaded: Mapping[str, Any], fresh: Sequence[str]
 ) -> None:
-    """Most files of masked autoencoders hold the encoder alone; it is an old trap."""
-    needed = {leaf for leaf in init if _is_under(leaf, DECODER)}
-    if needed and not any(_is_under(k, DECODER) for k in (*loaded, *kept)):
+    """Most files of masked autoencoders hold the encoder alone; it is an old trap.
+
+    A part of a decoder that is fresh does not say that all of it may be.
+    """
+    needed = any(_is_under(leaf, DECODER) for leaf in init) and DECODER not in fresh
+    if needed and not any(_is_under(leaf, DECODER) for leaf in loaded):
         raise UserError(
             "the source is an encoder without the decoder that masked pre-training "
             "needs: get the file with the decoder, or begin with a new one, "
             f"fresh=({DECODER!r},), and train that with the encoder frozen first "
             "(decoder_warmup=STEPS in the configs)"
         )
+
+
+def _hint(
+    init: Mapping[str, Any], loaded: Mapping[str, Any], kept: Sequence[str]
+) -> str:
+    wrong = (set(init) ^ set(loaded)) - set(kept)
+    hints = [f"; {text}" for prefix, text in HINTS.items()
+             if any(_is_under(leaf, prefix) for leaf in wrong)]  # fmt: skip
+    return "".join(hints)
 
 
 def _is_under(leaf: str, prefix: str) -> bool:

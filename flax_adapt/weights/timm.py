@@ -4,9 +4,9 @@ A folder has config.json with `architecture`, `global_pool`, `model_args`. Of a 
 alone the architecture is read off the tensors (see `torch_vit`).
 """
 
-import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,8 @@ TABLE = timm_names.TIMM
 FIXED = dict(layer_norm_eps=torch_vit.LAYER_NORM_EPS)
 GELU = {None: "erf", "gelu": "erf", "gelu_tanh": "tanh"}
 ACT_LAYER = {"erf": "gelu", "tanh": "gelu_tanh"}
-# Pooling of ours -> timm's. "avg" with a norm after it is refused, see `torch_vit`.
-GLOBAL_POOL = {"cls": "token", "mean": "avg"}
+# Pooling of ours -> timm's; "mean_norm" also has `fc_norm`.
+GLOBAL_POOL = {"cls": "token", "mean": "avg", "mean_norm": "avg"}
 # Arguments whose other values leave no trace in the tensors.
 SUPPORTED: dict[str, Any] = dict(
     norm_layer=None, pool_include_prefix=False, block_fn=None, attn_layer=None
@@ -86,11 +86,22 @@ def _known(path: Path) -> dict[str, Any]:
 
 
 def pooling(path: Path) -> str:
-    """Returns the pooling of a classifier; that of a file alone is taken to be CLS."""
-    theirs = _config_json(path)
-    found = theirs["model_args"].get("global_pool", theirs.get("global_pool", "token"))
-    known = {their: our for our, their in GLOBAL_POOL.items()} | {"": "cls"}
-    return choose(f"{path}/{reading.CONFIG}: global_pool", fields.text(found), known)
+    """Returns the pooling of a classifier, see `_pooling`."""
+    return _pooling(path)[0]
+
+
+def _pooling(path: Path) -> tuple[str, bool]:
+    """Returns the pooling of a classifier, and whether config.json tells it.
+
+    Of a file alone it is the mean where there is a norm for that, else taken to be CLS.
+    """
+    theirs, has_norm = _config_json(path), torch_vit.has_fc_norm(path)
+    found = theirs["model_args"].get("global_pool", theirs.get("global_pool"))
+    default = "avg" if has_norm else "token"
+    known = {"token": "cls", "": "cls", "avg": "mean_norm" if has_norm else "mean"}
+    text = fields.text(default if found is None else found)
+    where = f"{path}/{reading.CONFIG}: global_pool"
+    return choose(where, text, known), found is not None
 
 
 def class_names(path: Path) -> tuple[str, ...] | None:
@@ -112,15 +123,14 @@ def pixel_statistics(path: Path) -> tuple[list[float], list[float]] | None:
     return fields.pixel_statistics(f"{path}/{reading.CONFIG}", renamed)
 
 
-@contextlib.contextmanager
 def opened(
     path: Path, task: str, pooling: str, known: Mapping[str, Any]
-) -> Iterator[translate.Opened]:
+) -> AbstractContextManager[translate.Opened]:
     """Gives (model config, {leaf: what reads it}, fields of `strict.Report`)."""
-    del pooling  # the leaves are the same
-    config = model_config(path, known)
-    with reading.open_tensors(path) as tensors:
-        yield torch_vit.read(path, TABLE, tensors, config, task)
+    own, is_told = _pooling(path)
+    told = ("pooling",) if is_told else ()
+    known = _known(path) | dict(known)
+    return torch_vit.opened(path, TABLE, known, task, pooling, own, told)
 
 
 def write(
@@ -141,18 +151,19 @@ def write(
         raise UserError(f"{path}: timm has no decoder; save the task 'encoder'")
     bias = leaves.get("head/bias")
     num_classes = 0 if bias is None else len(bias)
-    jsons = _jsons(config, num_classes, GLOBAL_POOL[pooling], preprocessor)
+    jsons = _jsons(config, num_classes, pooling, preprocessor)
     if class_names:
         labels = fields.labels_json(num_classes, class_names)["id2label"]
         jsons["label_names"] = list(labels.values())
-    tensors = translate.to_tensors(TABLE, leaves, config, "")
+    table = timm_names.pooled(TABLE) if pooling == "mean_norm" else TABLE
+    tensors = translate.to_tensors(table, leaves, config, "")
     writing.write(path, tensors, {reading.CONFIG: jsons}, [])
 
 
 def _jsons(
     config: Mapping[str, Any],
     num_classes: int,
-    global_pool: str,
+    pooling: str,
     preprocessor: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     size, width = config["image_size"], config["width"]
@@ -166,7 +177,7 @@ def _jsons(
         "architecture": ARCHITECTURES[near],
         "num_classes": num_classes,
         "num_features": width,
-        "global_pool": global_pool,
+        "global_pool": GLOBAL_POOL[pooling],
         "model_args": dict(
             img_size=size,
             patch_size=config["patch_size"],
@@ -177,8 +188,8 @@ def _jsons(
             mlp_ratio=mlp_ratio(width, config["mlp_dim"]),
             qkv_bias=config["qkv_bias"],
             act_layer=ACT_LAYER[config["gelu"]],
-            global_pool=global_pool,
-            fc_norm=False,
+            global_pool=GLOBAL_POOL[pooling],
+            fc_norm=pooling == "mean_norm",
         ),
         "pretrained_cfg": dict(
             input_size=[config["channels"], size, size],

@@ -4,6 +4,8 @@ timm 1.0 `vit_*`, `deit*` and `*.mae` (`models/vision_transformer.py`); Facebook
 `models_mae.py` (encoder and decoder) and `models_vit.py` (fine-tuned).
 """
 
+import dataclasses
+
 from flax_adapt.weights import layouts
 from flax_adapt.weights.names import Names, Spellings
 
@@ -16,12 +18,13 @@ LAYERS = {
     "mlp/up": ("mlp.fc1",),
     "mlp/down": ("mlp.fc2",),
 }
-# A classifier that has it is refused, see `torch_vit`.
-FC_NORM = r"fc_norm\.(weight|bias)"
+# Our final norm where it follows the pooling, see `pooled`; else a part of the head.
+FC_NORM = "fc_norm"
 BLOCK = r"blocks\.\d+\."
 REFUSED = {
     BLOCK + r"(ls[12]\.gamma|gamma_[12])": "LayerScale",
     BLOCK + r"attn\.(q_norm|k_norm)\..*": "qk-norm",
+    BLOCK + r"attn\.[qv]_bias": "biases of query and value alone (BEiT, EVA)",
     BLOCK + r"(attn\.norm|mlp\.norm)\..*": "a norm inside of attention or MLP",
     BLOCK + r"mlp\.(fc1_g|fc1_x|w12|w1|w2|w3)\..*": "SwiGLU",
     BLOCK + r"attn\..*(rel_pos|relative_position).*": "relative positions",
@@ -39,6 +42,9 @@ MODULES = {
     "encoder/patch_embed": ("patch_embed.proj",),
     "encoder/norm": ("norm",),
     "head": ("head",),
+    "head/fc_norm": (FC_NORM,),
+    # A tanh layer, in the old files of models for ImageNet-21k.
+    "head/pre_logits": ("pre_logits.fc",),
 }
 STACKS = {"encoder/block_{n}": ("blocks.{n}",)}
 
@@ -52,7 +58,7 @@ TIMM = Names(
     layers=LAYERS,
     fused=FUSED,
     spare={},
-    buffers={FC_NORM: "a norm of pooled states, part of the head"},
+    buffers={},
     refused=REFUSED,
 )
 FACEBOOK = Names(
@@ -74,6 +80,17 @@ FACEBOOK = Names(
     layers=LAYERS,
     fused=FUSED,
     spare={},
-    buffers=TIMM.buffers,
+    buffers={},
     refused=REFUSED,
 )
+
+
+def pooled(table: Names) -> Names:
+    """Returns TIMM or FACEBOOK as its classifiers with a norm after the pooling are.
+
+    They have no other norm after the last block. Where `fc_norm` is absent, `norm` is
+    read in its place: the start of fine-tuning with such a classifier.
+    """
+    modules = dict(table.modules) | {"encoder/norm": (FC_NORM, "norm")}
+    del modules["head/fc_norm"]
+    return dataclasses.replace(table, modules=modules)

@@ -1,13 +1,15 @@
 """What timm's ViT and Facebook's MAE share: the architecture, read off the tensors.
 
 Number of heads, GELU and LayerNorm's eps cannot be seen in weights. Heads: those of the
-published model of the same width, depth and mlp_dim; all may be given in `known`.
+published model of the same width, depth and mlp_dim; all may be given in `known`, and
+the report names what was assumed.
 """
 
+import contextlib
 import functools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +22,21 @@ from flax_adapt.weights.names import Names
 LAYER_NORM_EPS, GELU = 1e-6, "erf"
 # What `known` may tell.
 KNOWN = ("heads", "decoder_heads", "gelu", "layer_norm_eps")
-PARTS = ("decoder", "head")
-KEPT: dict[str, tuple[str, ...]] = {
-    "mae": ("decoder",),
-    "encoder": (),
-    "classify": ("head",),
-}
-# (width, depth, mlp_dim) -> heads. The last two: Zhai et al. 2022, g/14 and G/14; the
-# decoder is that of all of Facebook's models.
+DROPPED = {"mae": ("head",), "encoder": ("decoder", "head"), "classify": ("decoder",)}
+
+
+def _heads_of(sizes: Iterable[Mapping[str, int]]) -> dict[tuple[int, ...], int]:
+    """Returns {(width, depth, mlp_dim): heads}."""
+    return {(s["width"], s["depth"], s["mlp_dim"]): s["heads"] for s in sizes}
+
+
+# What `known` may tell of them -> the published models. The last two encoders: Zhai et
+# al. 2022, g/14 and G/14; the decoder is that of all of Facebook's models.
 HEADS = {
-    (size["width"], size["depth"], size["mlp_dim"]): size["heads"]
-    for size in (*models.SIZES.values(), models.PAPER_DECODER)
-} | {(1408, 40, 6144): 16, (1664, 48, 8192): 16}
+    "heads": _heads_of(models.SIZES.values())
+    | {(1408, 40, 6144): 16, (1664, 48, 8192): 16},
+    "decoder_heads": _heads_of([models.PAPER_DECODER]),
+}
 Tensors = Mapping[str, LazyTensor]
 _shape = functools.partial(translate.shape_of, "plain ViT")
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
@@ -67,22 +72,29 @@ def model_config(
     return config
 
 
-def read(
-    where: Path,
+@contextlib.contextmanager
+def opened(
+    path: Path,
     table: Names,
-    tensors: Tensors,
-    config: Mapping[str, Any],
+    known: Mapping[str, Any],
     task: str,
-) -> translate.Opened:
-    """Returns (model config, {leaf: what reads it}, fields of `strict.Report`)."""
-    fields.check_task(where, config, task)
-    if task == "classify" and any(re.match(timm_names.FC_NORM, n) for n in tensors):
-        raise UserError(
-            f"{where}: its classifier normalises after pooling (fc_norm), ours before: "
-            "load task 'encoder' with fresh=('encoder/norm',) instead"
-        )
-    dropped = [part for part in PARTS if part not in KEPT[task]]
-    return dict(config), *translate.to_leaves(table, tensors, dropped, task)
+    pooling: str,
+    own: str,
+    told: Collection[str],
+) -> Iterator[translate.Opened]:
+    """Gives (model config, {leaf: what reads it}, fields of `strict.Report`).
+
+    own: the pooling of the source. With another one its `fc_norm` is nothing of ours: it
+    normalises what is pooled so. told: what is no assumption, beside what is `known`.
+    """
+    with reading.open_tensors(path) as tensors:
+        config = model_config(path, table, tensors, known)
+        fields.check_task(path, config, task)
+        table = timm_names.pooled(table) if pooling == own else table
+        leaves, found = translate.to_leaves(table, tensors, DROPPED[task], task)
+        told = {*known, *told} | ({"pooling"} if pooling != own else set())
+        found["assumed"] = fields.assumed(config, own, told, task)
+        yield config, leaves, found
 
 
 def _decoder(
@@ -122,13 +134,13 @@ def _heads(
     where: Path, sizes: Mapping[str, int], known: Mapping[str, Any], field: str
 ) -> int:
     key = sizes["width"], sizes["depth"], sizes["mlp_dim"]
-    if field not in known and key not in HEADS:
+    if field not in known and key not in HEADS[field]:
         raise UserError(
             f"{where}: weights do not tell the number of heads, and a model of {sizes} is "
             f"none of the published; give known={{{field!r}: NUMBER}} "
             f"(flax-adapt convert --known={field}=NUMBER writes a folder that tells it)"
         )
-    return known[field] if field in known else HEADS[key]
+    return known[field] if field in known else HEADS[field][key]
 
 
 def is_vit(path: Path) -> bool:
@@ -136,6 +148,11 @@ def is_vit(path: Path) -> bool:
     if path.suffix not in SUFFIXES or path.is_dir():
         return False
     return "blocks.0.attn.qkv.weight" in reading.tensor_names(path)
+
+
+def has_fc_norm(path: Path) -> bool:
+    """Whether a folder or file has a norm after the pooling."""
+    return f"{timm_names.FC_NORM}.weight" in reading.tensor_names(path)
 
 
 def has_decoder(path: Path) -> bool:

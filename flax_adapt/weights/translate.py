@@ -56,7 +56,9 @@ def to_leaves(
     unknown name is kept as such: `adopt` will say that it is unexpected.
     """
     leaves: dict[str, LazyLeaf] = {}
-    renamed, ignored = {}, {}
+    renamed: dict[str, str] = {}
+    ignored: dict[str, str] = {}
+    converted: dict[str, str] = {}
     # The leaves of a tensor are asked for one after the other.
     get = functools.lru_cache(maxsize=1)(lambda name: tensors[name].get())
     # Spares last: the leaf that they stand in for has been seen by then, or is absent.
@@ -64,21 +66,21 @@ def to_leaves(
         spare = table.spare_of(name)
         leaf = spare.leaf if spare else table.leaf_of(name) or strict.unknown(name)
         part = spare.part if spare and leaf in leaves else leaf.split("/")[0]
+        tensor = tensors[name]
+        source = tensor.name or name
         if rule := table.why_ignored(name):
-            ignored[name] = rule
+            ignored[source] = rule
         elif part in dropped:
-            ignored[name] = f"{part} dropped for task {task}"
+            ignored[source] = f"{part} dropped for task {task}"
         else:
-            shape = tensors[name].shape
-            found = _lazy(table, leaf, shape, functools.partial(get, name))
+            found = _lazy(table, leaf, tensor.shape, functools.partial(get, name))
             if first := next((part for part in found if part in leaves), None):
                 both = found[first], leaves[first]
-                ignored[name] = _second(tensors[name].what, spare, first, *both)
+                ignored[source] = _second(tensor.what, spare, first, *both)
             else:
-                renamed[name] = ", ".join(found)
+                renamed[source] = ", ".join(found)
+                converted |= {source: tensor.dtype} if tensor.dtype != "float32" else {}
                 leaves |= found
-    dtypes = {name: tensors[name].dtype for name in renamed}
-    converted = {name: dtype for name, dtype in dtypes.items() if dtype != "float32"}
     return leaves, dict(renamed=renamed, ignored=ignored, converted=converted)
 
 

@@ -20,6 +20,8 @@ from flax_adapt.weights.translate import Tensors
 Save = Callable[[Path, Tensors], None]
 # The header's length is a multiple of it, so that the numbers are aligned.
 ALIGNMENT = 8
+# Of a folder with an Orbax checkpoint: the arrays, and what model they are.
+STATE, MODEL = "state", "model.json"
 # A time for every member: the same weights give the same file.
 NO_TIME = (1980, 1, 1, 0, 0, 0)
 
@@ -38,10 +40,22 @@ def write(
     jsons: Mapping[str, Any],
     copied: list[Path],
 ) -> None:
+    """Writes a folder of safetensors, see `write_folder`."""
+    write_folder(
+        folder, lambda fresh: save_safetensors(fresh / FILE, tensors), jsons, copied
+    )
+
+
+def write_folder(
+    folder: Path,
+    save: Callable[[Path], None],
+    jsons: Mapping[str, Any],
+    copied: list[Path],
+) -> None:
     """Writes a model folder whole or not at all; replaces one written before.
 
-    jsons: file name -> object. copied: files to copy beside them. Another folder that is
-    in the way is a UserError.
+    save: writes the tensors into a folder. jsons: file name -> object. copied: files to
+    copy beside them. Another folder that is in the way is a UserError.
     """
     folder = Path(folder).absolute()
     if folder.exists():
@@ -53,7 +67,7 @@ def write(
             shutil.copyfile(file, fresh / file.name)
         for name, value in jsons.items():
             (fresh / name).write_text(json.dumps(value, indent=2) + "\n")
-        save_safetensors(fresh / FILE, tensors)
+        save(fresh)
         _share(fresh)
         _swap(fresh, folder)
     finally:
@@ -61,7 +75,7 @@ def write(
 
 
 def _check_replaceable(folder: Path) -> None:
-    ours = {FILE, CONFIG, PREPROCESSOR, *tokenizer.FILES}
+    ours = {FILE, CONFIG, PREPROCESSOR, STATE, MODEL, *tokenizer.FILES}
     others = [] if folder.is_dir() else [folder.name]
     if folder.is_dir():
         others = sorted(p.name for p in folder.iterdir() if p.name not in ours)
@@ -89,7 +103,8 @@ def _share(folder: Path) -> None:
     os.umask(mask)
     folder.chmod(0o777 & ~mask)
     for file in folder.iterdir():
-        file.chmod(0o666 & ~mask)
+        if file.is_file():  # a folder of Orbax's has the usual rights
+            file.chmod(0o666 & ~mask)
 
 
 def write_file(path: Path, tensors: Tensors, save: Save) -> None:

@@ -3,9 +3,10 @@
     pip install torch timm && python tests/parity/make_weights_goldens.py torch
     pip install flax && python tests/parity/make_weights_goldens.py flax
 
-Written with torch 2.14.1, timm 1.0.31 and flax 0.12.8. Facebook's MAE and
-vision_transformer are no packages: `published.py` restates their modules. A file
-NAME.outputs.npz holds what the model in NAME gives for `weights_inputs`.
+Written with torch 2.14.1 (timm_pooled: 2.13.0), timm 1.0.31 and flax 0.12.8.
+Facebook's MAE and vision_transformer are no packages: `published.py` restates their
+modules. A file NAME.outputs.npz holds what the model in NAME gives for
+`weights_inputs`.
 """
 
 import argparse
@@ -122,6 +123,7 @@ def main():
     with torch.no_grad():
         save_timm_folder("timm_token", 1)
         save_timm_folder("timm_avg", 2, global_pool="avg", fc_norm=False)
+        save_timm_folder("timm_pooled", 6, global_pool="avg")
         save_deit()
         save_facebook()
         save_facebook_finetuned()

@@ -10,7 +10,9 @@ import pytest
 import weights_inputs as inputs
 
 from flax_adapt import models, weights
-from flax_adapt.weights import strict
+from flax_adapt.errors import UserError
+from flax_adapt.weights import strict, timm_names, torch_vit
+from flax_adapt.weights.files import LazyTensor
 
 pytestmark = pytest.mark.parity
 
@@ -65,6 +67,7 @@ def assert_close(actual, expected):
     [
         ("cls", dict(gelu="tanh", qkv_bias=False)),
         ("mean", dict(mlp_dim=37, patch_size=2)),
+        ("mean_norm", {}),
         ("cls", dict(channels=1, depth=3, heads=8)),
     ],
 )
@@ -115,17 +118,59 @@ def test_a_published_architecture_of_timm_needs_to_be_told_nothing(
     assert len(strict.flatten(params)) == 8 + 16 * 12
 
 
+def config_of(torch, timm, name):
+    """The module of an architecture without numbers, and our model config of it."""
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    tensors = {
+        tensor_name: LazyTensor(tensor_name, tuple(tensor.shape), "float32", None)
+        for tensor_name, tensor in model.state_dict().items()
+    }
+    found = torch_vit.model_config(name, timm_names.TIMM, tensors, {})
+    return model, found
+
+
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize(
-    "name", ["deit3_small_patch16_224", "deit_tiny_distilled_patch16_224"]
+    "name",
+    [
+        *("vit_tiny_patch16_384", "vit_small_patch8_224", "vit_base_patch16_224_miil"),
+        *("vit_large_patch32_384", "vit_huge_patch14_224", "vit_giant_patch14_224"),
+        *("vit_gigantic_patch14_224", "deit_base_patch16_384", "eva_large_patch14_196"),
+    ],
 )
-def test_an_architecture_that_is_not_ours_is_refused(tmp_path, timm, name):
-    from flax_adapt.errors import UserError
+def test_what_is_assumed_of_a_published_architecture_is_so(torch, timm, name):
+    model, found = config_of(torch, timm, name)
+    block = model.blocks[0]
+    assert found["heads"] == block.attn.num_heads
+    assert found["layer_norm_eps"] == block.norm1.eps
+    assert found["gelu"] == "erf"
+    assert type(block.mlp.act) is torch.nn.GELU
+    assert block.mlp.act.approximate == "none"
+    has_norm = hasattr(model.fc_norm, "weight")
+    assert model.global_pool == ("avg" if has_norm else "token")
+    assert found["image_size"] == model.pretrained_cfg["input_size"][1]
 
-    model = timm.create_model(name, num_classes=2)
-    timm.models.save_for_hf(model, tmp_path / "a", safe_serialization=True)
-    with pytest.raises(UserError, match="our models cannot do this"):
-        weights.from_pretrained(tmp_path / "a", "encoder")
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("deit3_small_patch16_224", "LayerScale"),
+        ("deit_tiny_distilled_patch16_224", "a distillation token"),
+        ("vit_base_patch16_clip_224", "a norm before the blocks"),
+        ("vit_small_patch14_reg4_dinov2", "register tokens"),
+        ("vit_base_patch16_siglip_224", "attention pooling"),
+        ("vit_base_patch16_gap_224", "has no cls_token"),
+        ("flexivit_small", "no_embed_class"),
+        ("beit_base_patch16_224", "relative positions"),
+        ("eva_giant_patch14_224", "query and value alone"),
+        ("vit_base_r26_s32_224", "a stem"),
+    ],
+)
+def test_an_architecture_that_is_not_ours_is_refused(torch, timm, name, text):
+    with pytest.raises(UserError, match=text):
+        config_of(torch, timm, name)
 
 
 @pytest.mark.filterwarnings("default")
@@ -143,6 +188,22 @@ def test_facebook_s_module_loads_our_file_strictly(tmp_path, torch, timm):
     found, hidden = apply(model, params, inputs.images(), noise, None, ratio)
     np.testing.assert_array_equal(hidden, mask.numpy() == 1)
     assert_close(found, prediction.numpy())
+
+
+@pytest.mark.filterwarnings("default")
+def test_facebook_s_classifier_loads_our_file_strictly(tmp_path, torch, timm):
+    """models_vit.py with --global_pool is timm's ViT with global_pool="avg"."""
+    from safetensors.torch import load_file
+
+    model, params = build("classify", "mean_norm")
+    file = tmp_path / "a.safetensors"
+    weights.save_pretrained(file, model, params, format="facebook_mae")
+    arguments = dict(global_pool="avg", **inputs.TIMM_ARGUMENTS)
+    theirs = timm.create_model("vit_base_patch16_224", **arguments).eval()
+    theirs.load_state_dict(load_file(file), strict=True)
+    with torch.no_grad():
+        logits = theirs(pixels(torch)).numpy()
+    assert_close(apply(model, params, inputs.images(), None), logits)
 
 
 @pytest.mark.filterwarnings("default")

@@ -1,0 +1,157 @@
+"""In which order training batches take their rows: by batch number alone, without end.
+
+An order of batches is a grain.MapDataset whose element k is index_B, int64 [batch_size],
+the rows of batch k. It is a function of k and of seeds, so where training stands in it is
+one number.
+"""
+
+import functools
+import math
+import sys
+import threading
+from collections.abc import Callable
+from typing import NamedTuple
+
+import grain
+import numpy as np
+from ml_collections import ConfigDict
+
+from flax_adapt import errors
+
+# Numbers of the purposes that a seed is used for; 0 would be the seed itself.
+_TARGET, _SOURCE, _UNION, _COUNT, _PLACE = range(11, 16)
+
+# schedule -> how much of the way from `ratio` to `final_ratio` is gone after a part of
+# the steps
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda part: 0.0,
+    "linear": lambda part: part,
+    "cosine": lambda part: (1 - math.cos(math.pi * part)) / 2,
+}
+
+
+class Mixture(NamedTuple):
+    """Rows of two domains: 0, 1, ... of the target, and those of the source after them.
+
+    config     replay section: ratio, final_ratio and schedule are read here
+    num_steps  batches of training; the batch after the last has final_ratio
+    """
+
+    num_target: int
+    num_source: int
+    config: ConfigDict
+    num_steps: int
+
+    def share(self, k: int) -> float:
+        """Of the rows of batch k (0, 1, ...), those of the source: r_k / (1 + r_k)."""
+        first, last = self.config.ratio, self.config.final_ratio
+        gone = SCHEDULES[self.config.schedule](min(k / self.num_steps, 1.0))
+        ratio = first + (last - first) * gone
+        return ratio / (1 + ratio)
+
+
+def uniform(mixture: Mixture, batch_size: int, seed: int) -> grain.MapDataset:
+    """Every row of a batch is one of the source with the same probability.
+
+    With a constant ratio an epoch is the union of both domains, shuffled. Else the
+    number of source rows is drawn, Binomial(batch_size, share of batch k).
+    """
+    if mixture.config.ratio == mixture.config.final_ratio:
+        union = _stream(mixture.num_target + mixture.num_source, seed, _UNION)
+        return _endless(lambda k: union(k * batch_size, (k + 1) * batch_size))
+
+    def count(k: int) -> int:
+        rng = np.random.default_rng([seed, _COUNT, k])
+        return int(rng.binomial(batch_size, mixture.share(k)))
+
+    return _two_streams(mixture, batch_size, seed, count)
+
+
+def stratified(mixture: Mixture, batch_size: int, seed: int) -> grain.MapDataset:
+    """Batch k has exactly round(batch_size * share of k) rows of the source."""
+    top = max(mixture.config.ratio, mixture.config.final_ratio)
+    most = round(batch_size * (top / (1 + top)))  # as `share` rounds
+    if not 0 < most < batch_size:
+        raise errors.UserError(
+            f"batch_size={batch_size} at replay ratio {top} and sampling='stratified' is"
+            f" {batch_size - most} target and {most} source examples a batch, and needs"
+            " one of each; change batch_size or the ratio, or use sampling='uniform'"
+        )
+    return _two_streams(
+        mixture, batch_size, seed, lambda k: round(batch_size * mixture.share(k))
+    )
+
+
+# replay.sampling -> order of batches
+SAMPLINGS: dict[str, Callable[[Mixture, int, int], grain.MapDataset]] = {
+    "uniform": uniform,
+    "stratified": stratified,
+}
+
+
+def _two_streams(
+    mixture: Mixture, batch_size: int, seed: int, count: Callable[[int], int]
+) -> grain.MapDataset:
+    """Batch k takes the next count(k) rows of the source and the rest of the target.
+
+    Each domain is a stream of shuffled epochs of which nothing is left out. Where in the
+    batch the source's rows stand is drawn, too: every process gets rows of both.
+    """
+    target = _stream(mixture.num_target, seed, _TARGET)
+    source = _stream(mixture.num_source, seed, _SOURCE)
+    taken = _Taken(count)
+
+    def rows(k: int) -> np.ndarray:
+        begin, end = taken.before(k), taken.before(k + 1)
+        rng = np.random.default_rng([seed, _PLACE, k])
+        is_source_B = rng.permutation(np.arange(batch_size) < end - begin)
+        index_B = np.empty(batch_size, np.int64)
+        index_B[~is_source_B] = target(
+            k * batch_size - begin, (k + 1) * batch_size - end
+        )
+        index_B[is_source_B] = mixture.num_target + source(begin, end)
+        return index_B
+
+    return _endless(rows)
+
+
+def _endless(rows: Callable[[int], np.ndarray]) -> grain.MapDataset:
+    return grain.MapDataset.range(sys.maxsize).map(rows)
+
+
+def _stream(count: int, *seed: int) -> Callable[[int, int], np.ndarray]:
+    """(begin, end) -> that part, int64, of epochs that have each of `count` rows once.
+
+    NumPy's shuffle: of few rows, grain's takes a millisecond for each.
+    """
+
+    @functools.lru_cache(maxsize=2)  # a batch may straddle two epochs
+    def epoch(e: int) -> np.ndarray:
+        return np.random.default_rng([*seed, e]).permutation(count)
+
+    def part(begin: int, end: int) -> np.ndarray:
+        pieces = [
+            epoch(e)[max(begin - e * count, 0) : end - e * count]
+            for e in range(begin // count, -(-end // count))
+        ]
+        return np.concatenate([np.empty(0, np.int64), *pieces])
+
+    return part
+
+
+class _Taken:
+    """Running sums of the counts of all batches; safe to share by threads."""
+
+    def __init__(self, count: Callable[[int], int]):
+        self._count, self._lock = count, threading.Lock()
+        self._before = np.zeros(1, np.int64)
+
+    def before(self, k: int) -> int:
+        """How many rows the batches 0 .. k - 1 take."""
+        with self._lock:
+            known = len(self._before)
+            if k >= known:
+                more = [self._count(j) for j in range(known - 1, max(2 * known, k))]
+                sums = self._before[-1] + np.cumsum(more, dtype=np.int64)
+                self._before = np.concatenate([self._before, sums])
+            return int(self._before[k])

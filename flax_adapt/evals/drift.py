@@ -1,0 +1,245 @@
+"""How adapting moved the features: their shape on the target, their likeness to before.
+
+Every measure takes features float [n, D], at least two rows, and computes in float64.
+Features that cannot be measured are a UserError. *Unit* features are the rows divided by
+their norms; a row of zeros, which has no direction, stays zeros.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from sklearn.cluster import KMeans
+from sklearn.metrics import normalized_mutual_info_score
+
+from flax_adapt.errors import UserError
+from flax_adapt.evals import labelled
+
+# Rows at once against all later ones; only memory depends on it: 256 x 50 000 distances
+# take 100 MB.
+_CHUNK = 256
+
+
+class Features(NamedTuple):
+    """What `report` measures: float [n, D] all, the rows of a pair in the same order.
+
+    target, initial_target  the target examples, by the model and by the initial model
+    source, initial_source  the same of source examples
+    views                   two views of target examples, by the model; need not be of
+                            as many examples as `target`
+    labels                  int [n] of the target examples; None: they have no classes
+    """
+
+    target: np.ndarray
+    views: tuple[np.ndarray, np.ndarray]
+    labels: np.ndarray | None
+    source: np.ndarray
+    initial_target: np.ndarray
+    initial_source: np.ndarray
+
+
+def report(features: Features, *, seed: int) -> dict[str, float]:
+    """Returns every measure by its name; "nmi" only where there are labels.
+
+    `seed` is that of the k-means of `nmi`. Raises UserError as the measures do, before
+    the first of them is computed if a row is not finite.
+    """
+    _check_all(features)
+    measured = {
+        "alignment": alignment(*features.views),
+        "uniformity": uniformity(features.target),
+        "compactness": compactness(features.target),
+        "spread_ratio": spread_ratio(features.target, features.source),
+        "rankme": rankme(features.target),
+        "cka_target": cka(features.target, features.initial_target),
+        "cka_source": cka(features.source, features.initial_source),
+    }
+    if features.labels is not None:
+        measured["nmi"] = nmi(features.target, features.labels, seed=seed)
+    return measured
+
+
+def alignment(first: np.ndarray, second: np.ndarray) -> float:
+    """How far apart two views of an example are: mean_i |x_i - y_i|^2.
+
+    x, y: unit features of the two views, rows in the same order. A squared distance,
+    without unit, in [0, 4]; 0: the views cannot be told apart. Wang and Isola 2020 (arXiv
+    2005.10242), section 4.1 with alpha = 2.
+    """
+    first, second = _pair(first, second, ("the first views", "the second views"))
+    if first.shape != second.shape:
+        raise UserError(
+            f"views of widths {first.shape[1]} and {second.shape[1]} have no distance: "
+            "take both from one model"
+        )
+    return float(np.mean(np.sum((_unit(first) - _unit(second)) ** 2, axis=1)))
+
+
+def uniformity(features: np.ndarray) -> float:
+    """How unevenly unit features x cover the sphere: log mean_{i<j} exp(-2 |x_i - x_j|^2).
+
+    In nats, in [-8, 0]; 0: all rows point one way; the lower, the more even. -8 takes two
+    opposite rows; many rows spread evenly in many dimensions come near -4. Wang and Isola
+    2020 (arXiv 2005.10242), section 4.1 with t = 2, over all pairs of two examples.
+    """
+    unit = _unit(_rows(features, "uniformity"))
+    squares = np.sum(unit**2, axis=1)
+    total = 0.0
+    for start in range(0, len(unit), _CHUNK):
+        # Column 0 of the block is its row 0: pairs i < j are those right of the diagonal.
+        block = unit[start : start + _CHUNK] @ unit[start:].T
+        block *= -2
+        block += squares[start : start + _CHUNK, None]
+        block += squares[start:]
+        np.maximum(block, 0, out=block)  # rounding makes equal rows less than 0 apart
+        block *= -2
+        np.exp(block, out=block)
+        corner = block[:, : len(block)]
+        total += (
+            block[:, len(block) :].sum() + corner[np.triu_indices_from(corner, 1)].sum()
+        )
+    return float(np.log(total / (len(unit) * (len(unit) - 1) / 2)))
+
+
+def compactness(features: np.ndarray) -> float:
+    """Mean cosine distance of two examples: mean_{i<j} (1 - x_i . x_j), x: unit features.
+
+    Without unit, in [0, n / (n - 1)]; 0: all rows point one way, the most compact; 1: no
+    likeness on average. Ours, for the compact target space of Li et al. 2021 (arXiv
+    2110.09510). A row of zeros is at 1/2 of every other.
+    """
+    # 1 - x.y is half the squared distance, and the mean of that over pairs is the trace
+    # of the unbiased covariance: no pair is formed, and nothing cancels.
+    return _spread(_unit(_rows(features, "compactness")))
+
+
+def spread_ratio(target: np.ndarray, source: np.ndarray) -> float:
+    """Room the target takes beside the source: tr cov(target) / tr cov(source).
+
+    Covariances of the features as they are, not unit, each divided by its n - 1. Without
+    unit, in [0, inf); below 1: the target is the more compact. Ours, for the compact
+    target space of Li et al. 2021 (arXiv 2110.09510).
+    """
+    target = _rows(target, "the target features")
+    source = _rows(source, "the source features")
+    _varies(source, "the source features")
+    return _spread(target) / _spread(source)
+
+
+def rankme(features: np.ndarray) -> float:
+    """Effective number of dimensions: exp(-sum_k p_k log p_k), p_k = s_k / sum(s) + 1e-7.
+
+    s: singular values of the features, NOT centred, as published: a mean far from 0 counts
+    as one large dimension. A number of dimensions, in [1, min(n, D)] up to the 1e-7;
+    compare only what has the same n. Garrido et al. 2023 (arXiv 2210.02885).
+    """
+    features = _rows(features, "RankMe")
+    if not np.any(features):
+        raise UserError("RankMe: all features are 0; check the weights")
+    singular = np.linalg.svd(features, compute_uv=False)
+    shares = singular / singular.sum() + 1e-7
+    return float(np.exp(-np.sum(shares * np.log(shares))))
+
+
+def cka(first: np.ndarray, second: np.ndarray) -> float:
+    """Linear centred kernel alignment: |Y'X|^2 / (|X'X| |Y'Y|), Frobenius norms.
+
+    X [n, D] and Y [n, E]: features of the same examples by two models, centred by column;
+    D and E may differ. Without unit, in [0, 1]; 1: alike up to rotation, one scale and a
+    shift. The fewer the rows beside the columns, the nearer 1 even for unlike features:
+    take n well above D and E. Kornblith et al. 2019 (arXiv 1905.00414), table 1.
+    """
+    names = ("the first features of CKA", "the second features of CKA")
+    first, second = _pair(first, second, names)
+    for features, name in zip((first, second), names, strict=True):
+        _varies(features, name)
+    first, second = _centred(first), _centred(second)
+    shared = np.linalg.norm(second.T @ first) ** 2
+    own = np.linalg.norm(first.T @ first) * np.linalg.norm(second.T @ second)
+    return float(shared / own)
+
+
+def nmi(features: np.ndarray, labels: np.ndarray, *, seed: int) -> float:
+    """How well clusters meet classes: I(c; l) / mean(H(c), H(l)), the arithmetic mean.
+
+    c: k-means of the features as they are, k = number of classes among `labels` (int [n]),
+    the best of 10 starts drawn from `seed`. Without unit, in [0, 1]; 1: the clusters are
+    the classes. Ours: the choice of k-means and of its settings.
+    """
+    features = _rows(features, "NMI")
+    _same_rows(features, labels, ("NMI: the features", "the labels"))
+    labelled.check(features, labels, "NMI")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise UserError(f"NMI needs classes; the labels are numbers ({labels.dtype})")
+    num_classes = len(np.unique(labels))
+    if num_classes < 2:
+        raise UserError("NMI needs examples of two classes or more")
+    kmeans = KMeans(n_clusters=num_classes, n_init=10, random_state=seed)
+    clusters = kmeans.fit_predict(features)
+    return float(
+        normalized_mutual_info_score(labels, clusters, average_method="arithmetic")
+    )
+
+
+def _check_all(features: Features) -> None:
+    """Says which of the sets is at fault; a measure alone can only name itself."""
+    sets = {
+        "the target features": features.target,
+        "the first views": features.views[0],
+        "the second views": features.views[1],
+        "the source features": features.source,
+        "the initial model's target features": features.initial_target,
+        "the initial model's source features": features.initial_source,
+    }
+    for who, rows in sets.items():
+        _check(rows, who)
+
+
+def _check(features: np.ndarray, who: str) -> None:
+    shape = np.shape(features)
+    if len(shape) != 2 or shape[0] < 2:
+        raise UserError(
+            f"{who}: features of shape {shape} must be [n, D] of at least two rows; "
+            "check the split and the subset"
+        )
+    if not np.all(np.isfinite(features)):
+        raise UserError(f"{who}: some features are not finite; check the weights")
+
+
+def _rows(features: np.ndarray, who: str) -> np.ndarray:
+    _check(features, who)
+    return np.asarray(features, np.float64)
+
+
+def _pair(
+    first: np.ndarray, second: np.ndarray, names: tuple[str, str]
+) -> tuple[np.ndarray, np.ndarray]:
+    first, second = _rows(first, names[0]), _rows(second, names[1])
+    _same_rows(first, second, names)
+    return first, second
+
+
+def _same_rows(first: np.ndarray, second: np.ndarray, names: tuple[str, str]) -> None:
+    if len(first) != len(second):
+        raise UserError(
+            f"{names[0]} have {len(first)} rows but {names[1]} {len(second)}: "
+            "take both from the same examples"
+        )
+
+
+def _varies(features: np.ndarray, who: str) -> None:
+    if np.all(features == features[0]):
+        raise UserError(f"{who}: all rows are the same; check the weights and the data")
+
+
+def _unit(features: np.ndarray) -> np.ndarray:
+    norm = np.linalg.norm(features, axis=1, keepdims=True)
+    return features / np.where(norm > 0, norm, 1)
+
+
+def _centred(features: np.ndarray) -> np.ndarray:
+    return features - features.mean(axis=0)
+
+
+def _spread(features: np.ndarray) -> float:
+    """The trace of the unbiased covariance."""
+    return float(np.sum(_centred(features) ** 2) / (len(features) - 1))

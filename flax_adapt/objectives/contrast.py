@@ -1,0 +1,266 @@
+"""Contrast: the query of one view is to find the key of the other among all keys.
+
+MoCo-v3 (Chen et al. 2021, algorithm 1, official code) and MoCo-v2 (He et al. 2020,
+algorithm 1; its head by Chen et al. 2020). Two views of a text differ by dropout, as in
+SimCSE (Gao et al. 2021, section 3). Mixing: METHODS S2.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from flax_adapt import keys, mixing
+from flax_adapt.errors import UserError, choose
+from flax_adapt.metrics import Loss
+from flax_adapt.objectives.info_nce import FORMS, Keys, Soft, measure, normalize
+from flax_adapt.types import HANDED, Array, Batch, Carry, Key, LossFn, Metrics, Params
+
+# Purposes of keys. The number of the view is added, to queries twice that of the term.
+_QUERY, _KEY, _MIX = 0x5A0, 0x5B0, 0x5C0
+
+# The parts of a model that have a moving average; the predictor is the query's alone.
+AVERAGED = ("encoder", "projector")
+
+# What a model takes: (images,), (text,), or (text, how its embeddings are mixed).
+View = tuple[Any, ...]
+Views = Sequence[View]
+
+# 1 - m, what the average takes of the new parameters, by the share of the steps done.
+MOMENTUM_SCHEDULES: dict[str, Callable[[float, Array], Any]] = {
+    "constant": lambda momentum, done: 1 - momentum,
+    # Chen et al. 2021, official code: m rises to 1.
+    "cosine": lambda momentum, done: (1 - momentum) * (1 + jnp.cos(math.pi * done)) / 2,
+}
+
+# Reading -> (views of the keys, [(views of the queries, their labels), ...]): the terms
+# of the loss. Labels None: the own key. "none": nothing is mixed here.
+READINGS: dict[str, Callable[[Views, Any, Any], tuple[Views, Any]]] = {
+    "none": lambda plain, mixed, soft: (plain, [(plain, None)]),
+    "imix": lambda plain, mixed, soft: (plain, [(mixed, soft)]),
+    "unmix": lambda plain, mixed, soft: (plain, [(plain, None), (mixed, soft)]),
+    "instance": lambda plain, mixed, soft: (mixed, [(mixed, None)]),
+}
+
+
+def _mix_images(
+    views: Views, partner_B: Array, key_B: Key, config: Any
+) -> tuple[Views, Array]:
+    """Both views get the same lambda, and the same box."""
+    mixed = [mixing.mix_images(view[0], partner_B, key_B, config) for view in views]
+    return [(image_BYXC,) for image_BYXC, _ in mixed], mixed[0][1]
+
+
+def _mix_texts(
+    views: Views, partner_B: Array, key_B: Key, config: Any
+) -> tuple[Views, Array]:
+    """Embeddings are mixed, in the encoder; both views are the same mixture."""
+    text = views[0][0]
+    drawn = mixing.mix_tokens(text.segments_BL, partner_B, key_B, config)
+
+    def mix(x_BLD: Array) -> Array:
+        own_BL1 = drawn.own_BL[..., None].astype(x_BLD.dtype)
+        return own_BL1 * x_BLD + (1 - own_BL1) * x_BLD[partner_B]
+
+    return [(text._replace(segments_BL=drawn.segments_BL), mix)] * 2, drawn.lam_B
+
+
+# Modality -> (the two views of a batch, how they are mixed).
+MODALITIES: dict[str, tuple[Callable[[Batch], Views], Callable[..., Any]]] = {
+    "image": (lambda batch: [(image,) for image in batch["views"]], _mix_images),
+    "text": (lambda batch: [(batch["text"],)] * 2, _mix_texts),
+}
+
+
+def _inputs(
+    batch: Batch, key_B: Key, config_mixing: Any, modality: str, reading: str
+) -> tuple[Views, Any]:
+    """Returns what `reading` makes of the batch; the partner is drawn once for both views.
+
+    `reading`: a key of READINGS.
+    """
+    two_views, mix = MODALITIES[modality]
+    views, key_B = two_views(batch), keys.fold(key_B, _MIX)
+    if reading == "none":
+        return READINGS[reading](views, None, None)
+    partner_B = mixing.partners(batch, key_B, config_mixing)
+    mixed, lam_B = mix(views, partner_B, key_B, config_mixing)
+    return READINGS[reading](views, mixed, Soft(partner_B, lam_B))
+
+
+def _check(config: Any) -> None:
+    choose("objective.momentum_schedule", config.momentum_schedule, MOMENTUM_SCHEDULES)
+    queue = choose("objective.form", config.form, FORMS).queue
+    if not 0 < config.temperature < math.inf:
+        raise UserError(
+            f"objective.temperature={config.temperature} must be larger than 0"
+        )
+    if not 0 <= config.momentum <= 1:
+        raise UserError(f"objective.momentum={config.momentum} must lie in [0, 1]")
+    if queue and config.queue_size < 1:
+        raise UserError(
+            f"objective.queue_size={config.queue_size} must be at least 1: the keys that "
+            f"{config.form!r} compares with"
+        )
+    if not queue and config.queue_size != 0:
+        raise UserError(
+            f"objective.queue_size={config.queue_size} must be 0: {config.form!r} has no "
+            "queue"
+        )
+    if config.mixing.operator != "none":
+        mixing.check(config.mixing)
+
+
+def _check_predictor(config: Any, layers: int) -> None:
+    if FORMS[config.form].queue and layers:
+        raise UserError(
+            f"model.projector.predictor_layers={layers} must be 0: {config.form!r} has "
+            "no predictor"
+        )
+
+
+def _reading(config_mixing: Any, modality: str, train: bool) -> str:
+    """A key of READINGS. Images that are a new instance are mixed before their views."""
+    if not train or config_mixing.operator == "none":
+        return "none"
+    elsewhere = modality == "image" and config_mixing.reading == "instance"
+    return "none" if elsewhere else config_mixing.reading
+
+
+def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
+    """`config`: form, temperature, momentum, momentum_schedule, queue_size, mixing.
+
+    The mean over the queries that count. The batch has two inputs under "views", or one
+    "text", which is both; with replay also "domain". `frozen` holds what `make_carry`
+    carries; no gradient reaches it.
+
+    loss: "unmix" adds that of the mixed queries to that of the plain ones. contrast and
+    contrast_accuracy are of the plain ones, or of the mixed if there are no others.
+    """
+    _check(config)
+    _check_predictor(config, model.projector_config.predictor_layers)
+    form, reading = FORMS[config.form], _reading(config.mixing, model.modality, train)
+    names = _carried(config)
+
+    def loss_fn(params, frozen, batch, key_B):
+        weight_B = batch["weight"]
+        key_views, terms = _inputs(batch, key_B, config.mixing, model.modality, reading)
+        encode = functools.partial(_encode, model, weight_B, key_B if train else None)
+        carried = jax.lax.stop_gradient({name: frozen[name] for name in names})
+
+        def keys_of(view: int) -> Keys:
+            part, purpose = carried["key_encoder"], _KEY + view
+            key_BD = encode(part, key_views[view], purpose, "project")
+            return Keys(key_BD, weight_B, carried.get("queue"))
+
+        found = {view: keys_of(view) for _, view in form.directions}
+
+        def pairs(number: int, views: Views) -> list[tuple[Array, Keys]]:
+            purpose = _QUERY + 2 * number
+            return [
+                (encode(params, views[one], purpose + one, "__call__"), found[other])
+                for one, other in form.directions
+            ]
+
+        metrics = _metrics(
+            measure(pairs(number, views), soft, config.form, config.temperature)
+            for number, (views, soft) in enumerate(terms)
+        )
+        if form.queue and train:
+            (handed,) = found.values()
+            metrics[HANDED] = {"key_BD": handed.key_BD, "weight_B": weight_B}
+        return metrics["loss"].value(), metrics
+
+    return loss_fn
+
+
+def _encode(
+    model: nn.Module,
+    weight_B: Array,
+    key_B: Key | None,
+    params: Params,
+    view: View,
+    purpose: int,
+    method: str,
+) -> Array:
+    """Returns x_BD of length 1; `purpose` is folded into the keys of what is dropped."""
+    inputs, *mix = view
+    key_B = None if key_B is None else keys.fold(key_B, purpose)
+    arguments = (inputs, key_B, weight_B, *mix)
+    return normalize(model.apply({"params": params}, *arguments, method=method))
+
+
+def _metrics(measured: Any) -> Metrics:
+    (contrast, accuracy), *more = measured
+    loss = Loss.of(contrast)
+    for mean, _ in more:
+        loss = loss.plus(1.0, mean)
+    return {"loss": loss, "contrast": contrast, "contrast_accuracy": accuracy}
+
+
+def _carried(config: Any) -> tuple[str, ...]:
+    return ("key_encoder", "queue") if FORMS[config.form].queue else ("key_encoder",)
+
+
+def make_carry(config: Any, num_steps: int) -> Carry:
+    """Returns what is carried through `num_steps` optimizer steps.
+
+    key_encoder: a moving average of the encoder and the projector. It is taken after the
+    optimizer step; the official code of MoCo-v3 takes it before the next forward pass,
+    of the same parameters with the same m.
+    queue: only with the form "moco_v2", float32 [queue_size, width]; the keys of a step
+    replace the oldest. It starts as random keys (He et al. 2020, official code).
+    """
+    _check(config)
+    has_queue = FORMS[config.form].queue
+    share = MOMENTUM_SCHEDULES[config.momentum_schedule]
+
+    def init(params: Params, key: Key) -> dict[str, Any]:
+        carried = {"key_encoder": {part: params[part] for part in AVERAGED}}
+        if not has_queue:
+            return carried
+        shape = (config.queue_size, _width(params["projector"]))
+        return carried | {
+            "queue": normalize(jax.random.normal(key, shape, jnp.float32))
+        }
+
+    def update(
+        carried: dict[str, Any], params: Params, handed: Any, step: Array
+    ) -> dict[str, Any]:
+        rate = share(config.momentum, step.astype(jnp.float32) / num_steps)
+        average = jax.tree.map(
+            lambda known, new: known + rate * (new - known),
+            *(carried["key_encoder"], {part: params[part] for part in AVERAGED}),
+        )
+        if not has_queue:
+            return {"key_encoder": average}
+        queue_KD = _enqueue(carried["queue"], **handed, number=step - 1)
+        return {"key_encoder": average, "queue": queue_KD}
+
+    return Carry(_carried(config), init, update)
+
+
+def _width(projector: Params) -> int:
+    """Of its last layer."""
+    last = sum(name.startswith("layer_") for name in projector) - 1
+    return projector[f"layer_{last}"]["kernel"].shape[1]
+
+
+def _enqueue(queue_KD: Array, key_BD: Array, weight_B: Array, number: Array) -> Array:
+    """Puts the keys of step `number` (0 first) where the oldest are; those that do not
+    count leave the old one. K is a multiple of B.
+    """
+    (size, _), (count, _) = queue_KD.shape, key_BD.shape
+    if size % count:
+        raise UserError(
+            f"objective.queue_size={size} must be a multiple of the {count} examples of "
+            "a batch"
+        )
+    start = number % (size // count) * count
+    old_BD = jax.lax.dynamic_slice_in_dim(queue_KD, start, count)
+    new_BD = jnp.where(weight_B[:, None] > 0, key_BD, old_BD)
+    return jax.lax.dynamic_update_slice_in_dim(queue_KD, new_BD, start, 0)

@@ -1,0 +1,179 @@
+"""What a stage asks of its data before it trains, and that it stays the same."""
+
+import logging
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+
+from flax_adapt import config as configs
+from flax_adapt import data, logs, models
+from flax_adapt.errors import UserError
+from flax_adapt.stage import Stage
+
+log = logging.getLogger(__name__)
+
+
+def open_examples(stage: Stage, config_data: Any) -> data.Examples:
+    """Opens a data section; undecodable files are named in the stage's log."""
+    return data.open_examples(config_data, _bad_log(stage))
+
+
+def _bad_log(stage: Stage) -> str:
+    stage.folder.mkdir(parents=True, exist_ok=True)
+    return str(stage.folder / "bad_files.log")
+
+
+def open_training(stage: Stage) -> data.Examples:
+    """Opens what the stage trains on: its data, with replay of a source if it asks."""
+    if stage.config.replay is None:
+        examples = open_examples(stage, stage.config.data)
+    else:
+        examples = _open_replay(stage)
+    _check_queue(stage, len(examples))
+    return examples
+
+
+def _open_replay(stage: Stage) -> data.ReplayExamples:
+    config, log_file = stage.config, _bad_log(stage)
+    examples = data.open_replay(config.data, config.replay, log_file, config.num_steps)
+    if stage.task == "classify" and not examples.same_classes:
+        raise UserError(
+            f"stage {stage.label}: replay.data {config.replay.data.source} has other "
+            f"classes than {config.data.source}; a classifier can only replay its own"
+        )
+    return examples
+
+
+def _check_queue(stage: Stage, count: int) -> None:
+    """A queue of more than half the data would hold keys of the queries' own examples."""
+    objective, batch_size = stage.config.objective, stage.config.batch_size
+    size = objective.queue_size if objective.name == "contrast" else 0
+    if size % batch_size:
+        raise UserError(
+            f"stage {stage.label}: objective.queue_size={size} must be a multiple of "
+            f"batch_size={batch_size}"
+        )
+    if size > count // 2:
+        raise UserError(
+            f"stage {stage.label}: objective.queue_size={size} is more than half of the "
+            f"{count} training examples, so that a query would meet keys of its own "
+            f"example; set it to {count // 2} or less"
+        )
+
+
+def num_classes(stage: Stage, examples: data.Examples) -> int:
+    """`model.num_classes`, or where it is 0 the number of class names of the data."""
+    wanted, named = stage.config.model.num_classes, len(examples.class_names)
+    if stage.task != "classify":
+        return 0
+    _check_labels(stage, examples)
+    if stage.config.objective.name == "regress":
+        return 1
+    if np.min(examples.labels) < 0:
+        raise UserError(
+            f"stage {stage.label}: {stage.config.data.source} has examples without a "
+            "label; classification needs one for each"
+        )
+    if wanted and wanted < named:
+        raise UserError(
+            f"stage {stage.label}: model.num_classes={wanted} but the data has {named}"
+        )
+    return wanted or named
+
+
+def _check_labels(stage: Stage, examples: data.Examples) -> None:
+    """Numbers are for 'regress', class names for 'classify'."""
+    numbers = np.issubdtype(examples.labels.dtype, np.floating)
+    if numbers != (stage.config.objective.name == "regress"):
+        raise UserError(
+            f"stage {stage.label}: objective {stage.config.objective.name!r} and the "
+            f"labels of {stage.config.data.source} do not fit: 'regress' needs text data "
+            "with data.label_kind='number', 'classify' class names"
+        )
+
+
+def check_text(
+    stage: Stage, model: nn.Module, section: Any, examples: data.Examples
+) -> None:
+    """Rows and vocabulary must fit the model, and a label needs a row of its own."""
+    if isinstance(examples, data.ReplayExamples):
+        replayed = stage.config.replay.data
+        check_text(stage, model, section, examples.target)
+        check_text(stage, model, replayed, examples.source)
+    if not isinstance(examples, data.TextExamples):
+        return
+    tokenizer, objective = examples.tokenizer, stage.config.objective
+    masked = objective.get("masked", objective)
+    rules = (
+        (
+            stage.task not in ("classify", "contrast") or section.layout == "padded",
+            f"data.layout={section.layout!r} puts several texts in a row; objective "
+            f"{objective.name!r} needs 'padded'",
+        ),
+        (
+            masked.get("mask_token_id", tokenizer.mask_id) == tokenizer.mask_id,
+            "objective.mask_token_id is not the mask token of the tokenizer, which is "
+            f"{tokenizer.mask_id}",
+        ),
+    )
+    try:
+        models.check_fits(model.config, **examples.row_sizes)
+        for holds, problem in rules:
+            if not holds:
+                raise UserError(problem)
+    except UserError as error:
+        where = f"stage {stage.label}: {section.tokenizer}"
+        raise UserError(f"{where}: {error}") from None
+
+
+def check_same_classes(stage: Stage, train: data.Examples, test: data.Examples) -> None:
+    """Labels mean the same in both, or it is an error."""
+    if stage.task == "classify" and train.class_names != test.class_names:
+        where = stage.config.eval.data.source
+        raise UserError(
+            f"stage {stage.label}: the training data has the classes "
+            f"{train.class_names} but eval.data {where} has {test.class_names}"
+        )
+    if stage.config.objective.name == "classify" and np.min(test.labels) < 0:
+        raise UserError(f"stage {stage.label}: eval.data has examples without a label")
+
+
+def check_same_data(stage: Stage, examples: data.Examples) -> None:
+    """A stage goes on with the data it began with: an epoch is an order of its rows.
+
+    Writes what that is: data.json, and with replay the drawn examples in replay.json.
+    """
+    now = {"rows": len(examples), "class_names": list(examples.class_names)}
+    _check_same(stage, "data.json", stage.config.data.source, now)
+    if isinstance(examples, data.ReplayExamples):
+        source = f"replay.data {stage.config.replay.data.source}"
+        _check_same(stage, "replay.json", source, examples.record())
+
+
+def _check_same(stage: Stage, name: str, source: str, now: dict[str, Any]) -> None:
+    file = stage.folder / name
+    if file.exists() and any(stage.folder.glob("checkpoints/*")):
+        changes = configs.difference(logs.read_json(file), now)
+        if changes:
+            more = f"; {len(changes) - 3} more" if len(changes) > 3 else ""
+            raise UserError(
+                f"stage {stage.label}: {source} is not what the stage began with "
+                f"({'; '.join(changes[:3])}{more}); put it back, or delete "
+                f"{stage.folder}"
+            )
+    if jax.process_index() == 0:
+        logs.write_json(file, now)
+
+
+def warn_of_overflow(stage: Stage, values: dict[str, float]) -> bool:
+    """Says that masked tokens were left out; returns true if there were any."""
+    lost = int(values.get("overflow", 0))
+    if lost:
+        log.warning(
+            "%s: %d masked tokens, beside %d, were more than "
+            "objective.max_masked_fraction of their row and not learnt from",
+            *(stage.label, lost, values["masked_tokens"]),
+        )
+    return lost > 0

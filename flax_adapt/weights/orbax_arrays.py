@@ -1,0 +1,108 @@
+"""Arrays of an Orbax checkpoint, read and written one at a time (see `orbax_folder`)."""
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from flax_adapt.errors import UserError
+from flax_adapt.weights import files, strict
+from flax_adapt.weights.files import LazyTensor
+from flax_adapt.weights.npz_file import FREE_BYTES, MAX_RATIO
+from flax_adapt.weights.translate import LazyLeaf
+
+PARAMS, KIND = "params", "checkpoint"
+
+
+class _OneByOne(ocp.type_handlers.NumpyHandler):
+    """Orbax's handler of arrays, which would take all of them at once.
+
+    With all at once memory grows with the checkpoint; and of a damaged one every array
+    but the first that fails prints a traceback of its own.
+    """
+
+    _array_metadata_store = None  # else Orbax warns that ours keeps none
+
+    async def metadata(self, infos: Sequence[Any]) -> Sequence[Any]:
+        return [(await super(_OneByOne, self).metadata([info]))[0] for info in infos]
+
+    async def serialize(
+        self, values: Sequence[Any], infos: Sequence[Any], args: Any = None
+    ) -> Sequence[Any]:
+        args = args or [ocp.SaveArgs()] * len(values)
+        for value, info, arg in zip(values, infos, args, strict=True):
+            for written in await super().serialize([np.asarray(value)], [info], [arg]):
+                written.result()
+        return []
+
+
+class _Registry(ocp.type_handlers.TypeHandlerRegistry):
+    """Whatever the type of a leaf is called, it is an array."""
+
+    def __init__(self) -> None:
+        self._handler = _OneByOne(deepcopy_host_arrays=False)
+
+    def get(self, ty: Any) -> _OneByOne:
+        del ty
+        return self._handler
+
+    def has(self, ty: Any) -> bool:
+        del ty
+        return True
+
+
+def _handler() -> ocp.PyTreeCheckpointHandler:
+    """Writes a folder for each array: OCDBT's files need memory for each that is written.
+
+    What it reads may be either.
+    """
+    return ocp.PyTreeCheckpointHandler(
+        type_handler_registry=_Registry(), use_ocdbt=False
+    )
+
+
+def opened(state: Path) -> dict[str, LazyTensor]:
+    """Returns the parameters by leaf; any fault of the folder is a UserError."""
+    with files.one_line(state, KIND):
+        tree = _handler().metadata(epath.Path(state)).tree[PARAMS]
+        tensors = {}
+        for leaf, found in strict.flatten(tree).items():
+            files.check_name(leaf)
+            what, shape = f"{state}: {leaf}", tuple(found.shape)
+            read = functools.partial(_read, state, leaf)
+            tensors[leaf] = LazyTensor(what, shape, np.dtype(found.dtype).name, read)
+        _check_size(state, tensors)
+    return tensors
+
+
+def _check_size(state: Path, tensors: Mapping[str, LazyTensor]) -> None:
+    """A shape is only a few digits in a file."""
+    length = sum(file.stat().st_size for file in state.rglob("*") if file.is_file())
+    size = sum(4 * math.prod(tensor.shape) for tensor in tensors.values())
+    if size > MAX_RATIO * length + FREE_BYTES:
+        raise UserError(f"has {length} bytes and would unpack to {size}")
+
+
+def _read(state: Path, leaf: str) -> np.ndarray:
+    """Orbax wants the tree of what is to be read; a value in it matters to nobody."""
+    with files.one_line(state, KIND):
+        item = {PARAMS: strict.unflatten({leaf: np.empty(0)})}
+        what = ocp.args.PyTreeRestore(item, partial_restore=True)
+        tree = _handler().restore(epath.Path(state), args=what)
+        return strict.flatten(tree[PARAMS])[leaf]
+
+
+def write(state: Path, leaves: Mapping[str, Any]) -> None:
+    """Writes parameters as float32 into a new folder."""
+
+    def lazy(value: Any) -> LazyLeaf:
+        return LazyLeaf(tuple(value.shape), lambda: np.asarray(value, np.float32))
+
+    tree = {PARAMS: strict.unflatten({k: lazy(leaf) for k, leaf in leaves.items()})}
+    state.mkdir()
+    _handler().save(epath.Path(state), args=ocp.args.PyTreeSave(tree))
