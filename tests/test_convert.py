@@ -248,5 +248,5 @@ def test_the_command_prints_what_became_of_the_tensors(tmp_path, capsys):
     err = capsys.readouterr().err.splitlines()
     assert len(err) == 4
     assert "is there already" in err[0]
-    assert "must be NAME=NUMBER" in err[1]
+    assert "must be NAME=VALUE" in err[1]
     assert "needs --to=..." in err[3]

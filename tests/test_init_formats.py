@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from safetensors.numpy import load_file
 
 from flax_adapt import config as configs
-from flax_adapt import convert, defaults, recipe, stage, weights
+from flax_adapt import convert, defaults, measure, recipe, stage, weights
 from flax_adapt.errors import UserError
 
 FACEBOOK = {**tiny_files.MODEL, "layer_norm_eps": 1e-6, "decoder": None}
@@ -63,7 +63,7 @@ def test_a_run_takes_what_a_file_does_not_tell(files, tmp_path, log_of_commands)
     for seed in (0, 1):
         file = tmp_path / f"stages/finetune/seed_{seed}/import_report.json"
         assert "blocks.0.attn.qkv.weight" in json.loads(file.read_text())["renamed"]
-    rows = recipe.evaluate(config, tmp_path)
+    rows = measure.evaluate(config, tmp_path)
     names = ["pretrained", "finetune/seed_0", "finetune/seed_1"]
     assert [row["stage"] for row in rows] == names
 
@@ -82,7 +82,7 @@ def test_a_teacher_takes_it_too(files, tmp_path):
     ("more", "told"),
     [
         ("", "give heads=NUMBER"),
-        (",heads=-2", "heads=-2 must be a int"),
+        (",heads=-2", "heads=-2 must be a positive whole number"),
         (",heads=2,init_format=tf", "init_format='tf' is unknown"),
         (",heads=2,init_format=timm,gelu=relu", "gelu='relu' is unknown"),
         (",heads=x", "argument heads='x' must be of type int"),
@@ -103,7 +103,7 @@ def test_what_is_told_of_no_weights_is_a_mistake(files):
     with pytest.raises(UserError, match=r"'heads': 2.* of init=PATH, which is missing"):
         configs.load(f"vit_finetune:dataset=folder:{files / 'images'},heads=2")
     tiny_files.mae_folder(files / "mae")
-    with pytest.raises(UserError, match="heads cannot be given here, only nothing"):
+    with pytest.raises(UserError, match="heads cannot be given here$"):
         load(files, "vit_finetune", "mae", ",heads=2")
 
 
@@ -204,9 +204,9 @@ def test_stages_that_resize_init_in_two_ways_are_both_measured(files, tmp_path):
     export = tmp_path / "stages/sum/export"
     weights.save_pretrained(export, model, tiny.params_of(model))
     (tmp_path / "stages/sum/result.json").write_text("{}")
-    rows = recipe.evaluate(config, tmp_path)
+    rows = measure.evaluate(config, tmp_path)
     names = ["pretrained, channels:average", "pretrained, channels:sum", "sum"]
     assert [row["stage"] for row in rows] == names
     config.stages[0].model.reshape = ("channels:average",)
-    rows = recipe.evaluate(config, tmp_path)
+    rows = measure.evaluate(config, tmp_path)
     assert [row["stage"] for row in rows] == ["pretrained", "sum"]

@@ -53,7 +53,8 @@ def test_a_norm_after_the_pooling_gives_the_logits_of_its_library(name):
 
 def test_the_embedding_of_the_encoder_is_what_the_head_stands_on(name):
     path, known = GOLDENS / name, POOLED[name][0]
-    model, params, report = weights.from_pretrained(path, "encoder", known=known)
+    how = dict(pooling="mean_norm", known=known)
+    model, params, report = weights.from_pretrained(path, "encoder", **how)
     assert set(report.ignored.values()) == {"head dropped for task encoder"}
     x_BD = np.asarray(
         apply(model, params, inputs.images(), "mean_norm", method="embed")
@@ -153,7 +154,7 @@ def test_big_vision_has_no_such_classifier(tmp_path):
     model, params, _ = weights.from_pretrained(GOLDENS / "timm_pooled", "classify")
     config = weights.model_config(GOLDENS / "timm_pooled") | dict(gelu="tanh")
     options = dict(preprocessor=None, tokenizer=None, class_names=None)
-    with pytest.raises(UserError, match="no classifier with pooling 'mean_norm'"):
+    with pytest.raises(UserError, match="no model with pooling 'mean_norm', only with cls"):
         weights.save(
             tmp_path / "a.npz", config, params, "classify", format="big_vision",
             pooling=model.pooling, **options,
