@@ -28,6 +28,7 @@ MODEL = dict(
     qkv_bias=True,
     gelu="erf",
     pooler=False,
+    last_block=None,
     decoder=dict(width=64, depth=2, heads=4, mlp_dim=256),
 )
 

@@ -27,6 +27,7 @@ MODEL = dict(
     qkv_bias=True,
     gelu="erf",
     pooler=False,
+    last_block=None,
     decoder=dict(width=128, depth=1, heads=4, mlp_dim=512),
 )
 

@@ -7,6 +7,7 @@ from typing import Any
 from flax_adapt import models, objectives, optim, weights
 from flax_adapt.data import replay
 from flax_adapt.errors import UserError, choose
+from flax_adapt.surgery import last_block
 
 _MAX_SEED = 2**31 - 1
 
@@ -24,7 +25,9 @@ def experiment(config: Any) -> None:
             _numbers(section)
             _names(section)
             _modality(config, section)
+            _projector(section)
             _contrast(section)
+            _resize(config, section)
             objectives.check_mixing(section.objective)
             _pairs(section)
             if section.replay is not None:
@@ -97,13 +100,36 @@ def _measured_sections(section: Any) -> list[Any]:
     return [section.data, *([] if section.eval is None else [section.eval.data])]
 
 
-def _contrast(section: Any) -> None:
-    """Contrast needs two views of an image, heads and whole batches; others none."""
-    contrast = section.objective.name == "contrast"
-    if contrast != (section.model.projector is not None):
+def _projector(section: Any) -> None:
+    """Contrast needs one, a classifier may have one."""
+    name, projector = section.objective.name, section.model.projector
+    if name == "contrast" and projector is None:
         raise UserError(
-            "model.projector must be given for objective 'contrast', and None for others"
+            "model.projector must be given for objective 'contrast' (layers=0, "
+            "predictor_layers=0: none)"
         )
+    if projector is None or name == "contrast":
+        return
+    if name != "classify":
+        raise UserError(
+            f"model.projector must be None for objective {name!r}; 'contrast' and "
+            "'classify' can have one"
+        )
+    if projector.batch_norm or projector.predictor_layers:
+        raise UserError(
+            "model.projector of objective 'classify' needs batch_norm=False (what an "
+            "example is taken for must not depend on its batch) and predictor_layers=0"
+        )
+
+
+def _resize(config: Any, section: Any) -> None:
+    if section.model.resize is not None:
+        last_block.check(section.model.resize, config.model, section.init_from)
+
+
+def _contrast(section: Any) -> None:
+    """Contrast needs two views of an image and whole batches; others none."""
+    contrast = section.objective.name == "contrast"
     if contrast and section.optim.accum_steps > 1:
         raise UserError(
             f"optim.accum_steps={section.optim.accum_steps} must be 1: 'contrast' "

@@ -79,7 +79,9 @@ class Run:
         classes = inputs.num_classes(stage, self.examples)
         self.model = stages.build_model(stage, classes, stage.task)
         inputs.check_text(stage, self.model, config.data, self.examples)
-        params, self.report = stages.warm_start(stage, self.model)
+        params, self.report = stages.warm_start(
+            stage, self.model, self.examples, self.mesh
+        )
         self.names = rules.names(params)
         self.schedule = optim.schedule(config.optim, config.num_steps)
         tx = optim.build(config.optim, config.num_steps, params)

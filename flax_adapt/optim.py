@@ -84,7 +84,7 @@ def layer_rules(decay: float, depth: int) -> rules.Rules[float]:
     return (
         (r"encoder/(patch_embed/.*|embed/.*|cls_token|position)", decay ** (depth + 1)),
         *blocks,
-        (r"encoder/norm/.*|(?!encoder/).*", 1.0),
+        (r"encoder/(norm|linear)/.*|(?!encoder/).*", 1.0),
     )
 
 

@@ -16,7 +16,7 @@ BATCH = PartitionSpec(("data", "fsdp"))
 # Names end alike in params and in the optimizer's moments: one table serves both.
 RULES = (
     (r".*/(query|key|value|up)/kernel", PartitionSpec("fsdp", "tensor")),
-    (r".*/(out|down)/kernel", PartitionSpec("tensor", "fsdp")),
+    (r".*/(out|down|shortcut|linear)/kernel", PartitionSpec("tensor", "fsdp")),
     (r".*/patch_embed/kernel", PartitionSpec(None, "fsdp")),
     # The vocabulary is the long side of the embedding, and of the logits made with it.
     (r".*/embed/token", PartitionSpec("tensor", "fsdp")),

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import jax
 from flax import linen as nn
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
-from flax_adapt import check, data, models, objectives, weights
+from flax_adapt import check, data, models, objectives, stage_resize, weights
 from flax_adapt import config as configs
 from flax_adapt.errors import UserError, reworded
 from flax_adapt.types import Params
@@ -48,15 +49,22 @@ class Stage(NamedTuple):
         return self.experiment.seed + self.run_seed
 
     @property
+    def architecture(self) -> dict[str, Any]:
+        """The model config of the stage: the experiment's, its last block resized."""
+        model, resize = self.experiment.model, self.config.model.resize
+        return models.with_resize(configs.plain(model), resize)
+
+    @property
     def task(self) -> str:
         return objectives.task_of(self.config.objective)
 
     @property
     def kept_task(self) -> str:
-        """The task whose weights the stage starts from and exports: of contrast only the
-        encoder, since its heads are dropped after training.
+        """The task whose weights the stage starts from and exports.
+
+        Where there is a projector only the encoder: what stands on it is dropped with it.
         """
-        return "encoder" if self.task == "contrast" else self.task
+        return "encoder" if self.config.model.projector is not None else self.task
 
 
 def resolve(stage: Stage, field: str) -> Path:
@@ -91,14 +99,17 @@ def check_architecture(
 ) -> None:
     """Weights only mean something in the model they were made for.
 
-    `model.reshape` names what may differ. A file without a decoder, or a decoder that
-    shall be new, is left to `weights.adopt`.
+    `model.reshape` names what may differ, and an ordinary last block can become what
+    `model.resize` asks for. A file without a decoder, or a decoder that shall be new, is
+    left to `weights.adopt`.
     """
     options = stage.config.model
     skipped = {"pooler", *weights.reshape.may_differ(options.reshape)}
+    if resizes(stage, found) and task != "encoder":
+        skipped.add("last_block")
     if task != "mae" or found["decoder"] is None or "decoder" in options.fresh:
         skipped.add("decoder")
-    both = (found, configs.plain(stage.experiment.model))
+    both = (found, stage.architecture)
     changes = configs.difference(
         *({name: a[name] for name in a if name not in skipped} for a in both)
     )
@@ -120,7 +131,7 @@ def _how_to_reshape(changes: list[str]) -> str:
 def build_model(stage: Stage, classes: int, task: str) -> nn.Module:
     options = stage.config.model
     return models.build(
-        stage.experiment.model,
+        stage.architecture,
         task,
         dtype=stage.experiment.precision,
         dropout=options.dropout,
@@ -131,36 +142,67 @@ def build_model(stage: Stage, classes: int, task: str) -> nn.Module:
     )
 
 
+def resizes(stage: Stage, found: dict[str, Any]) -> bool:
+    """Whether weights of the model config `found` are to get another last block."""
+    return stage.config.model.resize is not None and found["last_block"] is None
+
+
 @reworded(FIELDS)
-def warm_start(stage: Stage, model: nn.Module) -> tuple[Params, weights.Report | None]:
-    """The parameters a stage begins with: of `init_from`, new leaves from the seed."""
+def warm_start(
+    stage: Stage, model: nn.Module, examples: data.Examples, mesh: Mesh
+) -> tuple[Params, weights.Report | None]:
+    """The parameters a stage begins with: of `init_from`, new leaves from the seed.
+
+    examples: of the stage, which a last block may be fitted to.
+    """
     params = models.init_params(model, jax.random.key(stage.seed))
     if stage.config.init_from == "scratch":
         return params, None
     path, known = resolve(stage, "init_from"), told(stage, "init_from")
-    options, wanted = stage.config.model, stage.experiment.model
+    options, fresh = stage.config.model, stage.config.model.fresh
     try:
         found, loaded, report = weights.load(
             path, stage.kept_task, pooling=options.pooling, **known
         )
         check_architecture(stage, found, path, stage.task)
-        if stage.task == "contrast":
+        if options.projector is not None:
             loaded, without = _without_pooler(loaded)
             report = report.merge(without)
+        wanted = stage.architecture
         loaded, reshaped = weights.fit(found, loaded, wanted, options.reshape)
-        params, adopted = weights.adopt(params, loaded, options.fresh)
+        report = report.merge(reshaped)
+        if resizes(stage, found):
+            loaded, resized, new = _resize(stage, loaded, params, examples, mesh)
+            report, fresh = report.merge(resized), (*fresh, *new)
+        params, adopted = weights.adopt(params, loaded, fresh)
     except UserError as error:
         raise UserError(f"stage {stage.label}: {path}: {error}") from None
-    return params, report.merge(reshaped).merge(adopted)
+    return params, report.merge(adopted)
+
+
+def _resize(
+    stage: Stage, loaded: Params, init: Params, examples: data.Examples, mesh: Mesh
+) -> tuple[dict[str, Any], weights.Report, tuple[str, ...]]:
+    section, old = stage.config.model.resize, configs.plain(stage.experiment.model)
+    components_dD = stage_resize.components(
+        old,
+        loaded,
+        section,
+        examples,
+        batch_size=stage.config.batch_size,
+        precision=stage.experiment.precision,
+        mesh=mesh,
+    )
+    return stage_resize.resize(old, loaded, init, section, components_dD, stage.seed)
 
 
 def _without_pooler(
     loaded: dict[str, Any],
 ) -> tuple[dict[str, Any], weights.Report]:
-    """Contrast has heads of its own; a pooler that the encoder brings is not used."""
+    """A projector stands on the encoder; a pooler that comes with that is not used."""
     kept = {name: leaves for name, leaves in loaded.items() if name != "pooler"}
     unused = {*loaded} - {*kept}
-    rule = "pooler dropped for task contrast"
+    rule = "pooler dropped: there is a projector"
     return kept, weights.Report(ignored=dict.fromkeys(unused, rule))
 
 
@@ -198,11 +240,11 @@ def export(
     """Writes the Hugging Face folder of the stage (process 0 writes, all take part)."""
     if jax.process_count() > 1:
         params = multihost_utils.process_allgather(params, tiled=True)
-    if stage.task == "contrast":
+    if stage.config.model.projector is not None:
         model, params = _encoder_of(model, params)
     folder, section = stage.folder / "export", stage.config.data
     if jax.process_index() == 0:
-        classes = stage.task == "classify" and examples.class_names
+        classes = stage.kept_task == "classify" and examples.class_names
         beside: dict[str, Any] = {"class_names": classes or None}
         if section.modality == "text":
             beside |= {"tokenizer": section.tokenizer}

@@ -21,6 +21,7 @@ CONFIG = dict(
     qkv_bias=True,
     gelu="erf",
     pooler=False,
+    last_block=None,
     decoder=dict(width=4, depth=1, heads=2, mlp_dim=6),
 )
 TEXT = dict(
@@ -36,6 +37,7 @@ TEXT = dict(
     gelu="erf",
     pad_token_id=1,
     pooler=False,
+    last_block=None,
 )
 QUERY = "vit.encoder.layer.0.attention.attention.query.weight"
 

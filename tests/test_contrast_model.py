@@ -189,8 +189,8 @@ def test_mixed_embeddings_are_what_the_blocks_of_a_text_see(rows):
         (dict(heads=None), "model.projector is None but task 'contrast'"),
         (dict(heads={**PROJECTOR, "depth": 1}), r"model.projector: .*unknown \['depth"),
         (
-            dict(heads={**PROJECTOR, "layers": 0}),
-            "projector.layers=0 must be at least 1",
+            dict(heads={**PROJECTOR, "layers": -1}),
+            "projector.layers=-1 must be at least 0",
         ),
         (dict(heads={**PLAIN, "predictor_layers": -1}), "predictor_layers=-1.*least 0"),
         (dict(pooling="pooler"), "pooling='pooler' is unknown.*cls.*mean"),

@@ -34,6 +34,7 @@ ORDER = (
     "evals",
     "checkpoint",
     "check",
+    "stage_resize",
     "stage",
     "stage_data",
     "loop",

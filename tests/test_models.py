@@ -8,7 +8,7 @@ from tiny_vit import build, images, shapes
 
 from flax_adapt import keys, masking, models
 from flax_adapt.errors import UserError
-from flax_adapt.models import layers
+from flax_adapt.models import architecture, layers
 
 # Those of contrast have heads that look at a batch: see test_contrast_model.
 TASKS = sorted(set(models.TASKS["vit"]) - {"contrast"})
@@ -120,9 +120,9 @@ def test_drop_path_drops_whole_examples_and_rises_linearly():
     assert all(len(np.unique(row)) == 1 for row in dropped)
     assert 0 < np.count_nonzero(dropped[:, 0, 0]) < 50
     np.testing.assert_allclose(
-        layers.drop_path_rates(0.3, 4), [0, 0.1, 0.2, 0.3], atol=1e-12
+        architecture.drop_path_rates(0.3, 4), [0, 0.1, 0.2, 0.3], atol=1e-12
     )
-    assert layers.drop_path_rates(0.3, 1) == (0,)
+    assert architecture.drop_path_rates(0.3, 1) == (0,)
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -55,6 +55,7 @@ def test_fields_that_are_left_out_have_the_values_of_transformers(tmp_path):
         gelu="erf",
         pad_token_id=1,
         pooler=False,
+        last_block=None,
     )
 
 

@@ -154,7 +154,9 @@ def test_big_vision_has_no_such_classifier(tmp_path):
     model, params, _ = weights.from_pretrained(GOLDENS / "timm_pooled", "classify")
     config = weights.model_config(GOLDENS / "timm_pooled") | dict(gelu="tanh")
     options = dict(preprocessor=None, tokenizer=None, class_names=None)
-    with pytest.raises(UserError, match="no model with pooling 'mean_norm', only with cls"):
+    with pytest.raises(
+        UserError, match="no model with pooling 'mean_norm', only with cls"
+    ):
         weights.save(
             tmp_path / "a.npz", config, params, "classify", format="big_vision",
             pooling=model.pooling, **options,

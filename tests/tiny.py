@@ -20,6 +20,7 @@ MODEL = dict(
     qkv_bias=True,
     gelu="erf",
     pooler=False,
+    last_block=None,
     decoder=dict(width=16, depth=1, heads=2, mlp_dim=32),
 )
 
@@ -37,6 +38,7 @@ TEXT_MODEL = dict(
     gelu="erf",
     pad_token_id=0,
     pooler=False,
+    last_block=None,
 )
 CLS, SEP, MASK = 1, 2, 3  # 0 is padding, the rest are words
 

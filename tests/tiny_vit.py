@@ -17,6 +17,7 @@ TINY = dict(
     qkv_bias=True,
     gelu="erf",
     pooler=False,
+    last_block=None,
     decoder=dict(width=8, depth=1, heads=2, mlp_dim=16),
 )
 

@@ -134,6 +134,21 @@ def regress() -> dict[str, Any]:
     return dict(name="regress")
 
 
+def stage_model(**changes: Any) -> dict[str, Any]:
+    """What a stage makes of the model: no dropout, nothing new, nothing resized."""
+    section = dict(
+        dropout=0.0,
+        drop_path=0.0,
+        pooling="cls",
+        num_classes=0,
+        fresh=(),
+        reshape=(),
+        resize=None,
+        projector=None,
+    )
+    return change(section, changes)
+
+
 def pretrain_stage(name: str, data: dict[str, Any], **changes: Any) -> dict[str, Any]:
     """S1's further pre-training: 20 000 steps of 64 images from the pretrained model."""
     section = dict(
@@ -145,15 +160,7 @@ def pretrain_stage(name: str, data: dict[str, Any], **changes: Any) -> dict[str,
         data=data,
         replay=None,
         optim=pretrain_optim(),
-        model=dict(
-            dropout=0.0,
-            drop_path=0.0,
-            pooling="cls",
-            num_classes=0,
-            fresh=(),
-            reshape=(),
-            projector=None,
-        ),
+        model=stage_model(),
         eval=None,
         init_from="pretrained",
         teacher="none",
@@ -191,15 +198,7 @@ def finetune_stage(
         data=data,
         replay=None,
         optim=finetune_optim(),
-        model=dict(
-            dropout=0.1,
-            drop_path=0.0,
-            pooling="cls",
-            num_classes=0,
-            fresh=("head",),
-            reshape=(),
-            projector=None,
-        ),
+        model=stage_model(dropout=0.1, fresh=("head",)),
         eval=dict(
             every_steps=1_000,
             batch_size=64,

@@ -91,16 +91,7 @@ def text_pretrain_stage(
 
 def text_model(**changes: Any) -> dict[str, Any]:
     """Dropout 0.1, as BERT and RoBERTa were pre-trained; nothing new."""
-    section = dict(
-        dropout=0.1,
-        drop_path=0.0,
-        pooling="cls",
-        num_classes=0,
-        fresh=(),
-        reshape=(),
-        projector=None,
-    )
-    return shared.change(section, changes)
+    return shared.stage_model(**{"dropout": 0.1, **changes})
 
 
 def text_finetune_stage(

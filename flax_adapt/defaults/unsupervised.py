@@ -103,7 +103,7 @@ class Images:
         changes: dict[str, Any] = {} if channels == 3 else dict(vision.NO_COLOURS)
         changes["blur_sigma"] = tuple(s * size / 224 for s in vision.MOCO_V3_SIGMA)
         self.views = vision.views(min_crop_area=args.min_crop_area, **changes)
-        self.model = shared.pretrain_stage("", {})["model"]
+        self.model = shared.stage_model()
         self.data_dir = args.data_dir
 
     def labelled(self, source: str, split: str, **changes: Any) -> dict[str, Any]:

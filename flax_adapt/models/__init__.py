@@ -2,7 +2,8 @@
 
 A model config is a plain mapping with a `kind`. "vit": the fields of `ViTConfig`, and
 `decoder`, the fields of `DecoderConfig` or None; `vit_config` and `mae_config` make one.
-"bert", "roberta": the fields of `BertConfig`; `bert_config` makes one.
+"bert", "roberta": the fields of `BertConfig`; `bert_config` makes one. `last_block` of all
+are the fields of `LastBlock`, or None.
 """
 
 import dataclasses
@@ -16,10 +17,24 @@ import jax.numpy as jnp
 
 from flax_adapt.errors import UserError, choose
 from flax_adapt.models import text, vit
+from flax_adapt.models.architecture import (
+    GELU,
+    LastBlock,
+    ViTConfig,
+    num_blocks,
+    with_resize,
+)
 from flax_adapt.models.bert import BertConfig, check_fits
-from flax_adapt.models.contrast import Contrast, ProjectorConfig, TextContrast
-from flax_adapt.models.layers import GELU, ViTConfig
+from flax_adapt.models.contrast import Contrast, TextContrast
+from flax_adapt.models.heads import ProjectorConfig
+from flax_adapt.models.layers import SUMS
 from flax_adapt.models.mae import MAE, DecoderConfig
+from flax_adapt.models.published import (
+    PAPER_DECODER,
+    bert_config,
+    mae_config,
+    vit_config,
+)
 from flax_adapt.models.text import Bert, MaskedLM, TextClassifier
 from flax_adapt.models.vit import (
     POOLING,
@@ -40,8 +55,10 @@ __all__ = [
     "GELU",
     "KEPT_TASKS",
     "MAE",
+    "PAPER_DECODER",
     "POOLING",
     "SIZES",
+    "SUMS",
     "TASKS",
     "Bert",
     "BertConfig",
@@ -49,6 +66,7 @@ __all__ = [
     "Contrast",
     "DecoderConfig",
     "Encoder",
+    "LastBlock",
     "MaskedLM",
     "ProjectorConfig",
     "TextClassifier",
@@ -58,15 +76,18 @@ __all__ = [
     "bert_config",
     "build",
     "check_fits",
+    "check_resize",
     "config_of",
     "init_params",
     "mae_config",
+    "num_blocks",
     "patchify",
     "pool",
     "sincos_position",
     "task_of",
     "unpatchify",
     "vit_config",
+    "with_resize",
 ]
 
 TEXT_TASKS = {
@@ -98,68 +119,6 @@ CLASSIFIER_POOLING = {
 }
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
-# The decoder of the paper's models (He et al. 2022, section 4).
-PAPER_DECODER = dict(width=512, depth=8, heads=16, mlp_dim=2048)
-
-# bert-base-uncased and roberta-base; the large ones have the same.
-TEXT_VALUES: dict[str, dict[str, Any]] = {
-    "bert": dict(
-        vocab_size=30_522,
-        max_positions=512,
-        token_types=2,
-        layer_norm_eps=1e-12,
-        pad_token_id=0,
-    ),
-    "roberta": dict(
-        vocab_size=50_265,
-        max_positions=514,
-        token_types=1,
-        layer_norm_eps=1e-5,
-        pad_token_id=1,
-    ),
-}
-
-
-def vit_config(
-    size: str, *, image_size: int, patch_size: int, channels: int
-) -> dict[str, Any]:
-    """Returns the model config of a ViT without decoder, `size` one of SIZES.
-
-    layer_norm_eps, qkv_bias and gelu as in Hugging Face's ViTConfig.
-    """
-    return dict(
-        kind="vit",
-        image_size=image_size,
-        patch_size=patch_size,
-        channels=channels,
-        **choose("size", size, SIZES),
-        layer_norm_eps=1e-12,
-        qkv_bias=True,
-        gelu="erf",
-        pooler=False,
-        decoder=None,
-    )
-
-
-def mae_config(
-    size: str, *, image_size: int, patch_size: int, channels: int
-) -> dict[str, Any]:
-    """Returns `vit_config` with the decoder of the paper."""
-    config = vit_config(
-        size, image_size=image_size, patch_size=patch_size, channels=channels
-    )
-    return {**config, "decoder": dict(PAPER_DECODER)}
-
-
-def bert_config(kind: str, size: str) -> dict[str, Any]:
-    """Returns the model config of "bert" or "roberta", `size` one of SIZES.
-
-    "B" and "L" are the published sizes. No pooler: masked language modelling has none.
-    """
-    values = choose("kind", kind, TEXT_VALUES)
-    sizes = choose("size", size, SIZES)
-    return dict(kind=kind, **values, **sizes, gelu="erf", pooler=False)
-
 
 def build(
     config_model: Mapping[str, Any],
@@ -176,7 +135,8 @@ def build(
 
     dtype: "float32" or "bfloat16", what is computed in; parameters are float32 always.
     pooling: matters to "classify" and "contrast". num_classes: to "classify"; one class
-    of text is regression. projector: to "contrast", the fields of `ProjectorConfig`.
+    of text is regression. projector: to "contrast" and, or None, to "classify"; the fields
+    of `ProjectorConfig`.
     """
     if "kind" not in config_model:
         raise UserError(f"model.kind is missing; set it to one of {sorted(TASKS)}")
@@ -189,7 +149,8 @@ def build(
         choose("pooling", pooling, dict.fromkeys(CLASSIFIER_POOLING[kind]))
         if num_classes < 1:
             raise UserError(f"num_classes={num_classes} must be at least 1")
-        return module(*common, pooling, num_classes)
+        heads = None if projector is None else _projector(projector)
+        return module(*common, pooling, num_classes, heads)
     if task == "contrast":
         choose("pooling", pooling, POOLING)
         return module(*common, pooling, _projector(projector))
@@ -199,9 +160,23 @@ def build(
 
 
 def _architecture(config_model: Mapping[str, Any]) -> ViTConfig | BertConfig:
+    if config_model.get("last_block") is not None:
+        fields = (config_model["last_block"], "model.last_block", ())
+        last_block = make_config(LastBlock, *fields)
+        config_model = {**config_model, "last_block": last_block}
     if config_model["kind"] == "vit":
         return make_config(ViTConfig, config_model, "model", ("kind", "decoder"))
     return make_config(BertConfig, config_model, "model", ())
+
+
+def check_resize(config_model: Mapping[str, Any], resize: Mapping[str, Any]) -> None:
+    """Raises UserError for a `model.resize` that no last block can be made of."""
+    if config_model["last_block"] is not None:
+        raise UserError(
+            "model.resize: the model has a last block of its own, which stays as it is; "
+            "set model.resize to None"
+        )
+    _architecture(with_resize(config_model, resize))
 
 
 def _decoder(config_model: Mapping[str, Any]) -> DecoderConfig:

@@ -13,7 +13,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from flax_adapt.errors import UserError, choose
-from flax_adapt.models import layers
+from flax_adapt.models import architecture, layers
+from flax_adapt.models.architecture import LastBlock
 from flax_adapt.models.layers import NORMAL, Dtype
 from flax_adapt.types import Array, Key, Text
 
@@ -34,7 +35,7 @@ class BertConfig:
 
     kind: a key of POSITION_OFFSETS. max_positions: rows of the table of positions.
     width D, mlp_dim F; `pooler`: there is a tanh layer on the CLS state (Hugging Face
-    BertModel).
+    BertModel); last_block: None is an ordinary one.
     """
 
     kind: str
@@ -49,10 +50,12 @@ class BertConfig:
     gelu: str
     pad_token_id: int
     pooler: bool
+    last_block: LastBlock | None
 
     def __post_init__(self):
         choose("model.kind", self.kind, POSITION_OFFSETS)
-        layers.check_block(self)
+        architecture.check_block(self)
+        architecture.check_last_block(self.last_block, self.width)
         if not 0 <= self.pad_token_id < self.vocab_size:
             raise UserError(
                 f"model.pad_token_id={self.pad_token_id} must be one of the "
@@ -142,7 +145,10 @@ class Embeddings(nn.Module):
 
 
 class Block(nn.Module):
-    """Post-norm transformer block.
+    """Post-norm transformer block; `resized`: it ends in another width.
+
+    Ours: W_s is the residual path around the MLP, which `norm2` normalises together with
+    it, so the block gives LayerNorm_D(W_s x + MLP_D(x)) and no state is of two widths.
 
     Dropout as Hugging Face's hidden dropout, then stochastic depth [ours]. There is no
     dropout of attention's probabilities [ours].
@@ -152,25 +158,33 @@ class Block(nn.Module):
     dropout: float
     drop_path: float
     dtype: Dtype
+    resized: LastBlock | None
 
     @nn.compact
     def __call__(self, x_BLD: Array, sees_BLM: Array, key_B: Key | None) -> Array:
         config = self.config
         norm = functools.partial(layers.LayerNorm, config.layer_norm_eps, self.dtype)
         attention = layers.Attention(config, NORMAL, self.dtype, name="attention")
-        mlp = layers.MLP(config, NORMAL, self.dtype, name="mlp")
+        width, norm_width = config.width, 0
+        if self.resized:
+            width, norm_width = self.resized.width, self.resized.norm_width
+        mlp = layers.MLP(config, width, NORMAL, self.dtype, name="mlp")
         rates = (self.dropout, self.drop_path)
         drop = functools.partial(layers.drop_branch, rates, key_B)
         # The normed sum is the residual stream (Vaswani et al. 2017, section 3.1).
         x_BLD = norm(name="norm1")(x_BLD + drop(0, attention(x_BLD, sees_BLM)))
-        return norm(name="norm2")(x_BLD + drop(1, mlp(x_BLD)))
+        around_BLD = layers.shortcut(x_BLD, self.resized, self.dtype)
+        norm2 = norm(norm_width=norm_width, name="norm2")
+        x_BLD = around_BLD + drop(1, mlp(x_BLD))
+        self.sow(layers.SUMS, "sum", x_BLD)
+        return norm2(x_BLD)
 
 
 class Encoder(nn.Module):
     """Text -> token states: depth + 1 arrays [B, L, D].
 
     The embeddings after their LayerNorm, then the state after every block: Hugging
-    Face's `hidden_states`.
+    Face's `hidden_states`. What `config.last_block` adds follows the last block.
     """
 
     config: BertConfig
@@ -180,11 +194,21 @@ class Encoder(nn.Module):
 
     def setup(self) -> None:
         self.embed = Embeddings(self.config, self.dtype)
-        rates = layers.drop_path_rates(self.drop_path, self.config.depth)
         self.blocks = [
-            Block(self.config, self.dropout, rate, self.dtype, name=f"block_{n:02d}")
-            for n, rate in enumerate(rates)
+            Block(
+                plan.config,
+                self.dropout,
+                plan.drop_path,
+                self.dtype,
+                plan.resized,
+                name=f"block_{number:02d}",
+            )
+            for number, plan in enumerate(
+                architecture.block_plans(self.config, self.drop_path)
+            )
         ]
+        last_block = self.config.last_block
+        self.linear = layers.make_linear(last_block, NORMAL, self.dtype)
 
     def __call__(
         self, text: Text, key_B: Key | None, mix: Mix | None = None
@@ -198,6 +222,7 @@ class Encoder(nn.Module):
         for number, block in enumerate(self.blocks, start=1):
             key = layers.fold_or_none(key_B, number)
             states.append(block(states[-1], sees_BLM, key))
+        states[-1] = layers.finish(states[-1], self.linear, self.config.last_block)
         return tuple(states)
 
 

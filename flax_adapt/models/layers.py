@@ -5,104 +5,28 @@ the softmax run in float32. Randomness is explicit: `key_B` holds one key an exa
 None means deterministic.
 """
 
-import dataclasses
 import functools
-import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from flax_adapt import keys
-from flax_adapt.errors import UserError, choose
+from flax_adapt.models import architecture
+from flax_adapt.models.architecture import GELU, BlockConfig, LastBlock, ViTConfig
 from flax_adapt.types import Array, Key
 
 Dtype = Any
+# The collection of what blocks hand to the norm behind them; kept only if it is asked for.
+SUMS = "sums"
 Initialiser = Callable[..., Array]
-
-
-def gelu_erf(x: Array) -> Array:
-    """x * (1 + erf(x / sqrt 2)) / 2 (Hendrycks and Gimpel 2016), as PyTorch writes it.
-
-    `jax.nn.gelu` goes through erfc, which takes twice as long on a CPU.
-    """
-    return x * (0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5))))
-
-
-# "erf" is the exact form; "tanh" is its approximation (gelu_new, gelu_pytorch_tanh).
-GELU: dict[str, Callable[[Array], Array]] = {
-    "erf": gelu_erf,
-    "tanh": functools.partial(jax.nn.gelu, approximate=True),
-}
 
 # torch's trunc_normal_(std=0.02) cuts at +-2, a hundred deviations: a plain normal.
 NORMAL = nn.initializers.normal(0.02)
-
-
-class BlockConfig(Protocol):
-    """What attention and MLP want to know of an architecture."""
-
-    @property
-    def width(self) -> int: ...
-    @property
-    def heads(self) -> int: ...
-    @property
-    def mlp_dim(self) -> int: ...
-    @property
-    def qkv_bias(self) -> bool: ...
-    @property
-    def gelu(self) -> str: ...
-
-
-def check_block(config: BlockConfig) -> None:
-    """Says what cannot be built."""
-    choose("model.gelu", config.gelu, GELU)
-    if config.width % config.heads:
-        raise UserError(
-            f"model width={config.width} is not a multiple of heads={config.heads}; "
-            "change one of them"
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class ViTConfig:
-    """The architecture of a vision transformer; one field, one meaning, no defaults.
-
-    width D, mlp_dim F; `pooler`: there is a tanh layer on the CLS state (Hugging Face
-    ViTModel).
-    """
-
-    image_size: int
-    patch_size: int
-    channels: int
-    width: int
-    depth: int
-    heads: int
-    mlp_dim: int
-    layer_norm_eps: float
-    qkv_bias: bool
-    gelu: str
-    pooler: bool
-
-    def __post_init__(self):
-        check_block(self)
-        if self.image_size % self.patch_size:
-            raise UserError(
-                f"model.image_size={self.image_size} is not a multiple of "
-                f"model.patch_size={self.patch_size}; change one of them"
-            )
-
-    @property
-    def num_patches(self) -> int:
-        """L, without CLS."""
-        return (self.image_size // self.patch_size) ** 2
-
-    @property
-    def patch_pixels(self) -> int:
-        """P, the numbers in one patch."""
-        return self.patch_size**2 * self.channels
+# Of a linear shortcut: features go on at the scale that they come with.
+SHORTCUT = nn.initializers.lecun_normal()
 
 
 class Dense(nn.Module):
@@ -130,10 +54,14 @@ class Dense(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Normalises the last axis, in float32; the variance divides by D."""
+    """Normalises the last axis, in float32; the variance divides by D.
+
+    norm_width: mean and variance are those of the first features alone; 0: of all.
+    """
 
     eps: float
     dtype: Dtype
+    norm_width: int = 0
 
     @nn.compact
     def __call__(self, x_BLD: Array) -> Array:
@@ -141,8 +69,9 @@ class LayerNorm(nn.Module):
         scale_D = self.param("scale", nn.initializers.ones, shape, jnp.float32)
         bias_D = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
         x_BLD = x_BLD.astype(jnp.float32)
-        x_BLD = x_BLD - jnp.mean(x_BLD, axis=-1, keepdims=True)
-        variance_BL1 = jnp.mean(jnp.square(x_BLD), axis=-1, keepdims=True)
+        first = slice(self.norm_width or None)
+        x_BLD = x_BLD - jnp.mean(x_BLD[..., first], axis=-1, keepdims=True)
+        variance_BL1 = jnp.mean(jnp.square(x_BLD[..., first]), axis=-1, keepdims=True)
         x_BLD = x_BLD * jax.lax.rsqrt(variance_BL1 + self.eps)
         return (x_BLD * scale_D[None, None] + bias_D[None, None]).astype(self.dtype)
 
@@ -175,11 +104,6 @@ def drop_branch(
         return x_BLD
     x_BLD = dropout(x_BLD, rates[0], keys.fold(key_B, 2 * branch))
     return drop_path(x_BLD, rates[1], keys.fold(key_B, 2 * branch + 1))
-
-
-def drop_path_rates(rate: float, depth: int) -> tuple[float, ...]:
-    """One rate a block: timm's `linspace(0, rate, depth)`."""
-    return tuple(rate * block / max(depth - 1, 1) for block in range(depth))
 
 
 def attend(
@@ -229,9 +153,10 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two dense layers with a GELU between."""
+    """Two dense layers with a GELU between; the second one ends in `width`."""
 
     config: BlockConfig
+    width: int
     kernel_init: Initialiser
     dtype: Dtype
 
@@ -241,11 +166,37 @@ class MLP(nn.Module):
             Dense, use_bias=True, kernel_init=self.kernel_init, dtype=self.dtype
         )
         x_BLF = GELU[self.config.gelu](dense(self.config.mlp_dim, name="up")(x_BLD))
-        return dense(self.config.width, name="down")(x_BLF)
+        return dense(self.width, name="down")(x_BLF)
+
+
+def shortcut(x_BLD: Array, last_block: LastBlock | None, dtype: Dtype) -> Array:
+    """Returns what goes around an MLP: x, or W_s x where the MLP ends in another width.
+
+    To be called where a block is built. There is W_s at D = d, too, as Bordes et al.
+    2023 have it. It has no bias: `down` has one.
+    """
+    if last_block is None:
+        return x_BLD
+    return Dense(last_block.width, False, SHORTCUT, dtype, name="shortcut")(x_BLD)
+
+
+def make_linear(
+    last_block: LastBlock | None, kernel_init: Initialiser, dtype: Dtype
+) -> Dense | None:
+    """Returns the layer of a last block of kind "linear", to be kept as `self.linear`."""
+    if last_block is None or last_block.kind != "linear":
+        return None
+    return Dense(last_block.width, True, kernel_init, dtype)
+
+
+def finish(x_BLD: Array, linear: Dense | None, last_block: LastBlock | None) -> Array:
+    """Returns the final states of what the last LayerNorm gave."""
+    x_BLD = x_BLD if linear is None else linear(x_BLD)
+    return nn.relu(x_BLD) if last_block is not None and last_block.relu else x_BLD
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block.
+    """Pre-norm transformer block; `resized`: it ends in another width.
 
     Dropout where Hugging Face's ViT has its hidden dropout (after the last dense of
     attention and of the MLP), then stochastic depth, as timm orders them.
@@ -256,16 +207,21 @@ class Block(nn.Module):
     dropout: float
     drop_path: float
     dtype: Dtype
+    resized: LastBlock | None
 
     @nn.compact
     def __call__(self, x_BLD: Array, key_B: Key | None) -> Array:
         config = self.config
         norm = functools.partial(LayerNorm, config.layer_norm_eps, self.dtype)
         attention = Attention(config, self.kernel_init, self.dtype, name="attention")
-        mlp = MLP(config, self.kernel_init, self.dtype, name="mlp")
+        width = self.resized.width if self.resized else config.width
+        mlp = MLP(config, width, self.kernel_init, self.dtype, name="mlp")
         drop = functools.partial(drop_branch, (self.dropout, self.drop_path), key_B)
         x_BLD = x_BLD + drop(0, attention(norm(name="norm1")(x_BLD), None))
-        return x_BLD + drop(1, mlp(norm(name="norm2")(x_BLD)))
+        around_BLD = shortcut(x_BLD, self.resized, self.dtype)
+        x_BLD = around_BLD + drop(1, mlp(norm(name="norm2")(x_BLD)))
+        self.sow(SUMS, "sum", x_BLD)
+        return x_BLD
 
 
 def make_blocks(
@@ -277,8 +233,16 @@ def make_blocks(
 ) -> list[Block]:
     """Returns the blocks of a stack, named block_00, block_01, ..."""
     return [
-        Block(config, kernel_init, dropout, rate, dtype, name=f"block_{number:02d}")
-        for number, rate in enumerate(drop_path_rates(drop_path, config.depth))
+        Block(
+            plan.config,
+            kernel_init,
+            dropout,
+            plan.drop_path,
+            dtype,
+            plan.resized,
+            name=f"block_{number:02d}",
+        )
+        for number, plan in enumerate(architecture.block_plans(config, drop_path))
     ]
 
 

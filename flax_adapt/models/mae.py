@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from flax_adapt import masking
-from flax_adapt.models import layers, vit
-from flax_adapt.models.layers import Dtype, ViTConfig
+from flax_adapt.models import architecture, layers, vit
+from flax_adapt.models.architecture import ViTConfig
+from flax_adapt.models.layers import Dtype
 from flax_adapt.types import Array, Key
 
 
@@ -73,7 +74,7 @@ class MAE(vit.ImageModel):
     def setup(self) -> None:
         self.encoder = self.make_encoder(vit.MAE)
         config = dataclasses.replace(
-            self.config, **dataclasses.asdict(self.decoder_config)
+            self.config, **dataclasses.asdict(self.decoder_config), last_block=None
         )
         self.decoder = Decoder(config, self.dropout, self.dtype)
 
@@ -89,6 +90,7 @@ class MAE(vit.ImageModel):
         hiding = masking.hide_patches(noise_BL, num_visible)
         latent_BVD = self.encoder(image_BYXC, key_B, hiding.visible_BV)[-1]
         # The decoder draws from other keys than any block of the encoder.
-        key_B = layers.fold_or_none(key_B, 1 + self.config.depth)
+        number = 1 + architecture.num_blocks(self.config)
+        key_B = layers.fold_or_none(key_B, number)
         prediction_BLP = self.decoder(latent_BVD, hiding.order_BL, key_B)
         return prediction_BLP, hiding.hidden_BL

@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from flax_adapt.errors import choose
-from flax_adapt.models import bert, layers
+from flax_adapt.models import architecture, bert, layers
+from flax_adapt.models.architecture import GELU
 from flax_adapt.models.bert import BertConfig
+from flax_adapt.models.heads import ProjectorConfig, make_projector, project
 from flax_adapt.models.layers import NORMAL, Dtype
 from flax_adapt.types import Array, Key, Layout, Text
 
@@ -96,7 +98,7 @@ class MaskedLMHead(nn.Module):
         transform = layers.Dense(
             config.width, True, NORMAL, self.dtype, name="transform"
         )
-        x_BMD = layers.GELU[config.head_gelu](transform(x_BMD))
+        x_BMD = GELU[config.head_gelu](transform(x_BMD))
         x_BMD = layers.LayerNorm(config.layer_norm_eps, self.dtype, name="norm")(x_BMD)
         zeros, shape = nn.initializers.zeros, (config.vocab_size,)
         bias_V = self.param("bias", zeros, shape, jnp.float32)
@@ -132,23 +134,26 @@ class TextClassifier(TextModel):
 
     pooling "pooler" has the tanh layer on CLS before the dropout: Hugging Face's
     classifiers. RoBERTa's has a further dropout before that layer, which ours leaves
-    out: dropout of the last block has just been there.
+    out: dropout of the last block has just been there. A projector behind the pooling is
+    a part of training alone.
     """
 
     pooling: str
     num_classes: int
+    projector_config: ProjectorConfig | None
 
     def setup(self) -> None:
         self.encoder = self.make_encoder()
         if self.pooling == "pooler":
             self.pooler = make_pooler(self.config)
+        self.projector = make_projector(self.projector_config)
         self.head = layers.Dense(self.num_classes, True, NORMAL, jnp.float32)
 
     def __call__(self, text: Text, key_B: Key | None) -> Array:
         """Returns logits_BN, float32."""
         x_BLD = self.encode(text, key_B)[-1].astype(jnp.float32)
-        key_B = layers.fold_or_none(key_B, 1 + self.config.depth)
-        x_BD = self._pool(x_BLD, text.segments_BL)
+        key_B = layers.fold_or_none(key_B, 1 + architecture.num_blocks(self.config))
+        x_BD = project(self.projector, self._pool(x_BLD, text.segments_BL))
         return self.head(layers.dropout(x_BD, self.dropout, key_B))
 
     def _pool(self, x_BLD: Array, segments_BL: Array) -> Array:

@@ -14,8 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from flax_adapt.errors import UserError, choose
-from flax_adapt.models import layers
-from flax_adapt.models.layers import NORMAL, Dtype, Initialiser, ViTConfig
+from flax_adapt.models import architecture, layers
+from flax_adapt.models.architecture import ViTConfig
+from flax_adapt.models.heads import ProjectorConfig, make_projector, project
+from flax_adapt.models.layers import NORMAL, Dtype, Initialiser
 from flax_adapt.types import Array, Key, Layout
 
 # Ti, S: Touvron et al. 2021; B, L, H: Dosovitskiy et al. 2021.
@@ -96,7 +98,7 @@ class Encoder(nn.Module):
     """Patches of an image -> token states.
 
     Returns depth + 1 arrays [B, 1 + V, D], CLS first: the state after every block, then
-    the last one after the final LayerNorm.
+    the final one: after the last LayerNorm, and what `config.last_block` adds to it.
     """
 
     config: ViTConfig
@@ -106,7 +108,13 @@ class Encoder(nn.Module):
     dtype: Dtype
 
     def setup(self) -> None:
-        self.norm = layers.LayerNorm(self.config.layer_norm_eps, self.dtype)
+        config = self.config
+        resized = architecture.resized(config.last_block)
+        norm_width = resized.norm_width if resized else 0
+        self.norm = layers.LayerNorm(config.layer_norm_eps, self.dtype, norm_width)
+        self.linear = layers.make_linear(
+            config.last_block, self.variant.kernel, self.dtype
+        )
 
     @nn.compact
     def __call__(
@@ -125,7 +133,8 @@ class Encoder(nn.Module):
         for number, block in enumerate(blocks, start=1):
             x_BLD = block(x_BLD, layers.fold_or_none(key_B, number))
             states.append(x_BLD)
-        return (*states, self.norm(x_BLD))
+        final_BLD = layers.finish(self.norm(x_BLD), self.linear, config.last_block)
+        return (*states, final_BLD)
 
     def _embed(self, image_BYXC: Array, visible_BV: Array | None) -> Array:
         """Gathers visible pixels BEFORE the matmul: same maths, less work."""
@@ -209,6 +218,11 @@ class ImageModel(nn.Module):
 
     def pool(self, states: tuple[Array, ...], pooling: str) -> Array:
         """Returns x_BD, float32, of all states of `encode`; see POOLING."""
+        if pooling == "mean_norm" and self.config.last_block is not None:
+            raise UserError(
+                "pooling 'mean_norm' is of models with an ordinary last block; with "
+                "model.last_block pool by 'mean'"
+            )
         if pooling != "mean_norm":
             return pool(states[-1].astype(jnp.float32), pooling)
         x_B1D = pool(states[-2].astype(jnp.float32), pooling)[:, None]
@@ -241,16 +255,21 @@ class ViT(ImageModel):
 
 
 class Classifier(ImageModel):
-    """Encoder, pooling (see POOLING), one linear head in float32."""
+    """Encoder, pooling (see POOLING), one linear head in float32.
+
+    A projector between the two is a part of training alone (Bordes et al. 2023).
+    """
 
     pooling: str
     num_classes: int
+    projector_config: ProjectorConfig | None
 
     def setup(self) -> None:
         self.encoder = self.make_encoder(VIT)
+        self.projector = make_projector(self.projector_config)
         self.head = layers.Dense(self.num_classes, True, NORMAL, jnp.float32)
 
     def __call__(self, image_BYXC: Array, key_B: Key | None) -> Array:
         """Returns logits_BN, float32."""
-        states = self.encode(image_BYXC, key_B)
-        return self.head(self.pool(states, self.pooling))
+        x_BD = self.pool(self.encode(image_BYXC, key_B), self.pooling)
+        return self.head(project(self.projector, x_BD))

@@ -220,9 +220,14 @@ def make_carry(config: Any, num_steps: int) -> Carry:
     share = MOMENTUM_SCHEDULES[config.momentum_schedule]
 
     def init(params: Params, key: Key) -> dict[str, Any]:
-        carried = {"key_encoder": {part: params[part] for part in AVERAGED}}
+        carried = {"key_encoder": _averaged(params)}
         if not has_queue:
             return carried
+        if "projector" not in params:
+            raise UserError(
+                "model.projector.layers=0: a queue has the width of the projector; "
+                "use objective.form='moco_v3', or layers of 1 or more"
+            )
         shape = (config.queue_size, _width(params["projector"]))
         return carried | {
             "queue": normalize(jax.random.normal(key, shape, jnp.float32))
@@ -234,7 +239,7 @@ def make_carry(config: Any, num_steps: int) -> Carry:
         rate = share(config.momentum, step.astype(jnp.float32) / num_steps)
         average = jax.tree.map(
             lambda known, new: known + rate * (new - known),
-            *(carried["key_encoder"], {part: params[part] for part in AVERAGED}),
+            *(carried["key_encoder"], _averaged(params)),
         )
         if not has_queue:
             return {"key_encoder": average}
@@ -242,6 +247,11 @@ def make_carry(config: Any, num_steps: int) -> Carry:
         return {"key_encoder": average, "queue": queue_KD}
 
     return Carry(_carried(config), init, update)
+
+
+def _averaged(params: Params) -> Params:
+    """The parts of a model that have a moving average; there may be no projector."""
+    return {part: params[part] for part in AVERAGED if part in params}
 
 
 def _width(projector: Params) -> int:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from flax_adapt import models
 from flax_adapt.errors import UserError, choose
 from flax_adapt.metrics import Loss, Mean
 from flax_adapt.objectives import mlm, reconstruct
@@ -89,7 +90,7 @@ def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
     """
     masked = choose("objective.masked.name", config.masked.name, MASKED)
     masked_loss = masked(config.masked, model, train)
-    _check(config, model.config.depth + 1)
+    _check(config, models.num_blocks(model.config) + 1)
 
     def states(params, inputs):
         hidden = model.apply({"params": params}, inputs, None, method="encode")

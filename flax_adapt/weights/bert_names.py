@@ -2,7 +2,8 @@
 
 The encoders differ in the prefix, the heads in all names. RoBERTa's classifier brings a
 tanh layer of its own, `classifier.dense`: it is our pooler where a classifier is read or
-written, and a part of the head to every other task.
+written, and a part of the head to every other task. `linear` and `shortcut` are ours: of
+a resized last block.
 """
 
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ LAYERS = {
     "mlp/up": ("intermediate.dense",),
     "mlp/down": ("output.dense",),
     "norm2": ("output.LayerNorm",),
+    "shortcut": ("shortcut",),
 }
 BERT_HEADS = {
     "pooler": ("bert.pooler.dense",),
@@ -69,7 +71,11 @@ def _names(
             ),
             "mlm/bias": (mlm_bias,),
         },
-        modules={"encoder/embed/norm": (f"{kind}.embeddings.LayerNorm",), **heads},
+        modules={
+            "encoder/embed/norm": (f"{kind}.embeddings.LayerNorm",),
+            "encoder/linear": (f"{kind}.linear",),
+            **heads,
+        },
         stacks={"encoder/block_{n}": (f"{kind}.encoder.layer.{{n}}",)},
         layers=LAYERS,
         fused={},

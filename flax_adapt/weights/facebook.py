@@ -21,7 +21,10 @@ from flax_adapt.weights import (
 TABLE = timm_names.FACEBOOK
 SUFFIX = ".safetensors"
 FIXED = dict(
-    layer_norm_eps=torch_vit.LAYER_NORM_EPS, gelu=torch_vit.GELU, qkv_bias=True
+    layer_norm_eps=torch_vit.LAYER_NORM_EPS,
+    gelu=torch_vit.GELU,
+    qkv_bias=True,
+    last_block=None,
 )
 SOURCE = "Facebook's MAE"
 # Whether the states are normalised after pooling -> how they are pooled.

@@ -12,6 +12,7 @@ from flax_adapt.weights import (
     files,
     hf_bert,
     hf_vit,
+    last_block,
     reading,
     translate,
     writing,
@@ -58,6 +59,8 @@ def config_file(folder: Path) -> dict[str, Any]:
     """
     theirs = reading.read_json(folder / reading.CONFIG)
     found = theirs.get("model_type")
+    if isinstance(found, str):
+        found = found.removesuffix(last_block.SUFFIX)
     if found is None:
         prefixes = {name.split(".")[0] for name in reading.tensor_names(folder)}
         found = next((kind for kind in ("bert", "roberta") if kind in prefixes), None)
@@ -165,8 +168,10 @@ def _config_json(
     config: Mapping[str, Any], task: str, num_classes: int
 ) -> dict[str, Any]:
     family = FAMILIES[config["kind"]]
+    theirs = family.config_json(config, task, num_classes)
     return {
         "architectures": [family.architecture(config, task)],
-        **family.config_json(config, task, num_classes),
+        **theirs,
         "torch_dtype": "float32",
+        **last_block.to_json(config, theirs["model_type"]),
     }

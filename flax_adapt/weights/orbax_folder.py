@@ -10,10 +10,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flax_adapt import models
 from flax_adapt.errors import UserError
 from flax_adapt.weights import (
     fields,
     files,
+    last_block,
     orbax_arrays,
     reading,
     translate,
@@ -85,11 +87,20 @@ def _found(path: Path) -> _Found:
     if stage is None or not isinstance(config.get("model"), dict):
         raise UserError(f"{where}: knows no model and stage {name!r}")
     pooling, pixels = _section(stage, "model").get("pooling"), None
+    model = _model_of(config["model"], _section(stage, "model").get("resize"))
     data = _section(stage, "data")
     if data.get("modality") == "image":
         pixels = {"image_mean": data.get("mean"), "image_std": data.get("std")}
     state = folder / writing.STATE
-    return _Found(where, state, config["model"], pooling, pixels, {})
+    return _Found(where, state, model, pooling, pixels, {})
+
+
+def _model_of(model: dict[str, Any], resize: Any) -> dict[str, Any]:
+    """The model of a stage, which may have a last block of its own."""
+    try:
+        return models.with_resize(model, resize)
+    except (KeyError, TypeError):
+        raise UserError(f"model.resize={fields.show(resize)} is not complete") from None
 
 
 def _section(stage: dict[str, Any], name: str) -> dict[str, Any]:
@@ -123,7 +134,9 @@ def _config(
     absent = {"pooler": False, "decoder": None}
     absent = {k: v for k, v in absent.items() if k in found.model and k not in parts}
     config = found.model | absent
-    fields.check_model(f"{path}: the model of its run", config)
+    where = f"{path}: the model of its run"
+    fields.check_model(where, config)
+    last_block.check(where, config.get("last_block"))
     return config
 
 

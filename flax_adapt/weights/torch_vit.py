@@ -66,6 +66,7 @@ def model_config(
         "qkv_bias": "blocks.0.attn.qkv.bias" in tensors,
         "gelu": known.get("gelu", GELU),
         "pooler": False,
+        "last_block": None,
         "decoder": _decoder(where, tensors, known),
     }
     fields.check_sizes(str(where), config)

@@ -3,7 +3,8 @@
 Written are the names of the hub's checkpoints, which transformers 4 and 5 both load
 (`vit.encoder.layer.0.attention.attention.query.weight`). Read are also transformers 5's
 own: `vit.layers.0.attention.q_proj.weight` in a state dict, and for the decoder
-`decoder.decoder_encoder.layer.0...`, which 5.23 writes to files.
+`decoder.decoder_encoder.layer.0...`, which 5.23 writes to files. `vit.linear` and
+`shortcut` are ours: of a resized last block.
 """
 
 from flax_adapt.weights import layouts
@@ -22,6 +23,7 @@ VIT = Names(
     modules={
         "encoder/patch_embed": ("vit.embeddings.patch_embeddings.projection",),
         "encoder/norm": ("vit.layernorm",),
+        "encoder/linear": ("vit.linear",),
         "decoder/embed": ("decoder.decoder_embed",),
         "decoder/norm": ("decoder.decoder_norm",),
         "decoder/predict": ("decoder.decoder_pred",),
@@ -44,6 +46,7 @@ VIT = Names(
         "attention/out": ("attention.output.dense", "attention.o_proj"),
         "mlp/up": ("intermediate.dense", "mlp.fc1"),
         "mlp/down": ("output.dense", "mlp.fc2"),
+        "shortcut": ("shortcut",),
     },
     fused={},
     spare={},

@@ -23,6 +23,7 @@ CONFIG = dict(
     qkv_bias=True,
     gelu="erf",
     pooler=False,
+    last_block=None,
     decoder=None,
 )
 OPTIONS = dict(dtype="float32", dropout=0.0, drop_path=0.0, num_classes=3)

@@ -1,0 +1,93 @@
+"""The last block that a stage asks for, made of weights that have an ordinary one."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from flax_adapt import data, models, sharding, weights
+from flax_adapt.data import image
+from flax_adapt.surgery import last_block, moments
+from flax_adapt.types import Array, Batch, Params
+from flax_adapt.weights import strict
+
+_DRAW = 0x7FFFFFFD  # the key of what is drawn never meets those of steps
+
+
+def resize(
+    found: Mapping[str, Any],
+    loaded: Params,
+    init: Params,
+    section: Any,
+    components_dD: np.ndarray | None,
+    seed: int,
+) -> tuple[dict[str, Any], weights.Report, tuple[str, ...]]:
+    """Returns (parameters, report, what starts anew); `section`: `model.resize`.
+
+    found: the model config of `loaded`. init: parameters of the new model.
+    """
+    key = jax.random.fold_in(jax.random.key(seed), _DRAW)
+    leaves = (strict.flatten(loaded), strict.flatten(init))
+    done = last_block.resize(*leaves, found, section, key, components_dD)
+    return (
+        strict.unflatten(done.leaves),
+        weights.Report(reshaped=done.rules),
+        done.fresh,
+    )
+
+
+def components(
+    found: Mapping[str, Any],
+    loaded: Params,
+    section: Any,
+    examples: data.Examples,
+    *,
+    batch_size: int,
+    precision: str,
+    mesh: Mesh,
+) -> np.ndarray | None:
+    """Returns the principal components that "pca" starts from; None for other inits.
+
+    One pass over `examples`, every one once, as they are: not augmented, nothing hidden.
+    """
+    if section.init != "pca":
+        return None
+    encoder = {"encoder": loaded["encoder"]}
+    params = sharding.put(encoder, mesh)
+    of_batch = jax.jit(_batch_moments(found, section, examples.config, precision))
+    total = moments.empty(found["width"])
+    batches = data.eval_batches(examples, batch_size, *sharding.share_of_process(mesh))
+    for batch in batches:
+        parts = of_batch(params, sharding.put_batch(batch, mesh))
+        total = total.merge(moments.fetched(*jax.device_get(parts)))
+    return moments.components(total, section.width)
+
+
+def _batch_moments(
+    found: Mapping[str, Any], section: Any, config_data: Any, precision: str
+) -> Callable[[Params, Batch], tuple[Array, Array, Array]]:
+    """(params, batch) -> `moments.of_batch` of the features that the last block gives."""
+    model = models.build(
+        {**found, "pooler": False},
+        "encoder",
+        dtype=precision,
+        dropout=0.0,
+        drop_path=0.0,
+        pooling="cls",
+        num_classes=0,
+    )
+
+    def of_batch(params: Params, batch: Batch) -> tuple[Array, Array, Array]:
+        inputs = batch[model.modality]
+        if model.modality == "image":
+            inputs = image.preprocess(inputs, None, config_data, None)
+        states, sums = model.apply(
+            {"params": params}, inputs, None, method="encode", mutable=[models.SUMS]
+        )
+        x_BLD = last_block.features_of(states, sums[models.SUMS], section)
+        counts_BL = last_block.TOKENS[section.tokens](model.layout(inputs))
+        return moments.of_batch(x_BLD, counts_BL * batch["weight"][:, None])
+
+    return of_batch

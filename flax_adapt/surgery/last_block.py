@@ -1,0 +1,298 @@
+"""Expand or narrow the representation: another width of the last block (METHODS S3).
+
+Bordes et al. 2023 (arXiv 2304.05369) resize the last block of a ResNet before training;
+for transformers, and for a start from trained weights, all is ours.
+
+A section `model.resize` of a stage:
+
+    kind      "resized", or a control: "linear", "extra" (`models.LastBlock`)
+    width     D, of the new features; of "extra" that of the model
+    relu      a ReLU on the final states, so that they can be sparse
+    mlp_dim   of "extra", 0 for the others: see `matched_mlp_dim`
+    init      how the new leaves start, one of INITS
+    noise     of "preserve": the deviation of new features, in that of old ones
+    tokens    of "pca": whose features are looked at, one of TOKENS
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from flax_adapt import models
+from flax_adapt.errors import UserError, choose
+from flax_adapt.types import Array, Key, Layout
+
+Leaves = Mapping[str, Any]
+
+# Which tokens of a `Layout` the components of "pca" are of, bool [B, L].
+TOKENS: dict[str, Callable[[Layout], Array]] = {
+    "all": lambda layout: layout.segments_BL > 0,
+    "first": lambda layout: layout.first_BL,
+    "pooled": lambda layout: layout.pooled_BL,
+}
+# What reads the final states: their kernels have a row for each feature.
+READERS = r"(decoder/embed|mlm/transform|pooler|head)/kernel"
+
+
+class Resized(NamedTuple):
+    """What became of the weights: leaves; leaf -> what was done; leaves that start anew."""
+
+    leaves: dict[str, Any]
+    rules: dict[str, str]
+    fresh: tuple[str, ...]
+
+
+class Places(NamedTuple):
+    """The leaves that a last block changes, and how wide the features were."""
+
+    width: int
+    down: str
+    shortcut: str
+    norm: str
+    linear: str
+    extra: str
+
+
+def places(config_model: Mapping[str, Any]) -> Places:
+    """`config_model`: of the model as it was."""
+    block = f"encoder/block_{config_model['depth'] - 1:02d}"
+    # Post-norm blocks end in their norm; there is none after the last.
+    is_vit = config_model["kind"] == "vit"
+    return Places(
+        config_model["width"],
+        f"{block}/mlp/down",
+        f"{block}/shortcut/kernel",
+        "encoder/norm" if is_vit else f"{block}/norm2",
+        "encoder/linear",
+        f"encoder/block_{config_model['depth']:02d}",
+    )
+
+
+def features_of(states: Sequence[Array], sums: Any, section: Any) -> Array:
+    """Returns x_BLd, what "pca" looks at: of "linear" the final states, else what the
+    last block hands to its norm. sums: the collection `models.SUMS`.
+    """
+    if section["kind"] == "linear":
+        return states[-1]
+    blocks = sums["encoder"]
+    (x_BLd,) = blocks[max(blocks)]["sum"]
+    return x_BLd
+
+
+def check(section: Any, config_model: Mapping[str, Any], init_from: str) -> None:
+    """Raises UserError for a `model.resize` that cannot be made of the model."""
+    init, kind = section["init"], section["kind"]
+    chosen = choose("model.resize.init", init, INITS)
+    choose("model.resize.tokens", section["tokens"], TOKENS)
+    models.check_resize(config_model, section)
+    width, old = section["width"], config_model["width"]
+    is_text = config_model["kind"] != "vit"
+    rules = (
+        (
+            section["noise"] >= 0 and math.isfinite(section["noise"]),
+            f"noise={section['noise']} must be at least 0",
+        ),
+        (
+            chosen.fits(width, old),
+            f"init={init!r} makes features of {chosen.what}={old}, not of width={width}",
+        ),
+        (
+            (kind, init) != ("extra", "pca"),
+            "init='pca' must be 'preserve' or 'random': an extra block is as wide as the "
+            "model",
+        ),
+        (
+            (kind, init, is_text) != ("extra", "preserve", True),
+            "init='preserve' must be 'random': after a post-norm block another one cannot "
+            "leave the features as they are",
+        ),
+        (
+            init_from != "scratch" or init == "random",
+            f"init={init!r} must be 'random': there are no weights to start from "
+            "(init_from='scratch')",
+        ),
+    )
+    for holds, problem in rules:
+        if not holds:
+            raise UserError(f"model.resize.{problem}")
+
+
+def resize(
+    leaves: Leaves,
+    init: Leaves,
+    config_model: Mapping[str, Any],
+    section: Any,
+    key: Key,
+    components_dD: np.ndarray | None,
+) -> Resized:
+    """Returns the leaves of a model with another last block.
+
+    leaves: of the model `config_model`, an ordinary one. init: fresh ones of the new
+    model, whose new block "extra" starts from. section: `model.resize`, checked. key:
+    draws the features that are new. components_dD: of "pca", `moments.components`.
+
+    "preserve" leaves the first d features what they were, to the digit: W_2 = [W_2 | N],
+    W_s = [I | N], and the norm goes by the mean and variance of the first d alone
+    (`LastBlock.norm_width`); what reads the features gets rows of zeros, so that the
+    whole model computes what it did. (A ReLU, which follows, is not undone.)
+    "pca" keeps what the principal components P keep: W_2 = W_2 P, W_s = P, readers P' K;
+    the norm is new: that of D features is another one than that of d.
+    "random": what is new or of another shape starts anew.
+    """
+    chosen = INITS[section["init"]]
+    where = places(config_model)
+    given = Given(dict(leaves), init, where, section, key, components_dD)
+    return chosen.make(given)
+
+
+class Given(NamedTuple):
+    """The arguments of `resize`, together."""
+
+    leaves: dict[str, Any]
+    init: Leaves
+    where: Places
+    section: Any
+    key: Key
+    components_dD: np.ndarray | None
+
+    @property
+    def readers(self) -> list[str]:
+        return [leaf for leaf in self.leaves if re.fullmatch(READERS, leaf)]
+
+
+def _noise(key: Key, rows: int, columns: int, scale: float) -> np.ndarray:
+    """float32 [rows, columns]: features of unit scale in, features of `scale` out."""
+    drawn = jax.random.normal(key, (rows, columns), np.float32)
+    return np.asarray(drawn) * np.float32(scale / math.sqrt(rows))
+
+
+def _widened(array: Any, more: np.ndarray) -> np.ndarray:
+    """More columns (of a vector: entries) after those there are."""
+    return np.concatenate([np.asarray(array, np.float32), more], axis=-1)
+
+
+def _preserve(given: Given) -> Resized:
+    make = {"resized": _expand_block, "linear": _expand_linear, "extra": _add_block}
+    leaves, rules = make[given.section["kind"]](given)
+    new = given.section["width"] - given.where.width
+    for name in given.readers if new else ():
+        kernel = np.asarray(leaves[name], np.float32)
+        leaves[name] = np.pad(kernel, ((0, new), (0, 0)))
+        rules[name] = f"{new} rows of zeros added"
+    return Resized(leaves, rules, ())
+
+
+def _expand_block(given: Given) -> tuple[dict[str, Any], dict[str, str]]:
+    leaves, (width, down, shortcut, norm, *_) = given.leaves, given.where
+    new, scale = given.section["width"] - width, given.section["noise"]
+    down_key, shortcut_key = jax.random.split(given.key)
+    kernel = leaves[f"{down}/kernel"]
+    changed = {
+        f"{down}/kernel": _widened(kernel, _noise(down_key, len(kernel), new, scale)),
+        f"{down}/bias": _widened(leaves[f"{down}/bias"], np.zeros(new, np.float32)),
+        shortcut: _widened(np.eye(width), _noise(shortcut_key, width, new, scale)),
+        f"{norm}/scale": _widened(leaves[f"{norm}/scale"], np.ones(new, np.float32)),
+        f"{norm}/bias": _widened(leaves[f"{norm}/bias"], np.zeros(new, np.float32)),
+    }
+    rule = f"expanded from {width} features, which stay as they were"
+    return leaves | changed, dict.fromkeys(changed, rule)
+
+
+def _expand_linear(given: Given) -> tuple[dict[str, Any], dict[str, str]]:
+    width, linear = given.where.width, given.where.linear
+    new, scale = given.section["width"] - width, given.section["noise"]
+    changed = {
+        f"{linear}/kernel": _widened(
+            np.eye(width), _noise(given.key, width, new, scale)
+        ),
+        f"{linear}/bias": np.zeros(width + new, np.float32),
+    }
+    rule = f"starts as the {width} features there were, and random ones"
+    return given.leaves | changed, dict.fromkeys(changed, rule)
+
+
+def _add_block(given: Given) -> tuple[dict[str, Any], dict[str, str]]:
+    """What the new block adds to the residual stream is zero at first."""
+    block = given.where.extra
+    ends = rf"{block}/(attention/out|mlp/down)/(kernel|bias)"
+    changed = {
+        name: np.zeros(leaf.shape, np.float32) if re.fullmatch(ends, name) else leaf
+        for name, leaf in given.init.items()
+        if name.startswith(f"{block}/")
+    }
+    rule = "a new block, which adds nothing at first"
+    return given.leaves | changed, dict.fromkeys(changed, rule)
+
+
+def _narrow(given: Given) -> Resized:
+    P_dD = given.components_dD
+    assert P_dD is not None  # `stage_resize` computes them for "pca"
+    leaves, (width, down, shortcut, norm, linear, _) = given.leaves, given.where
+    if given.section["kind"] == "linear":
+        changed = {
+            f"{linear}/kernel": P_dD,
+            f"{linear}/bias": np.zeros(P_dD.shape[1]),
+        }
+        fresh: tuple[str, ...] = ()
+    else:
+        changed = {
+            f"{down}/{k}": leaves[f"{down}/{k}"] @ P_dD for k in ("kernel", "bias")
+        }
+        changed[shortcut] = P_dD
+        fresh = (f"{norm}/scale", f"{norm}/bias")
+    changed |= {name: P_dD.T @ np.asarray(leaves[name]) for name in given.readers}
+    changed = {name: array.astype(np.float32) for name, array in changed.items()}
+    rule = f"{P_dD.shape[1]} principal components of {width} features"
+    return Resized(leaves | changed, dict.fromkeys(changed, rule), fresh)
+
+
+def _anew(given: Given) -> Resized:
+    where = given.where
+    new = {
+        "resized": (where.down, where.shortcut, where.norm),
+        "linear": (where.linear,),
+        "extra": (where.extra,),
+    }[given.section["kind"]]
+    same_width = given.section["width"] == where.width
+    return Resized(given.leaves, {}, (*new, *([] if same_width else given.readers)))
+
+
+class Init(NamedTuple):
+    """How new leaves start; `fits(width, old width)`, and `what` says when it does."""
+
+    fits: Callable[[int, int], bool]
+    what: str
+    make: Callable[[Given], Resized]
+
+
+INITS = {
+    "preserve": Init(
+        lambda new, old: new >= old, "at least the model's width", _preserve
+    ),
+    "pca": Init(lambda new, old: new <= old, "at most the model's width", _narrow),
+    "random": Init(lambda new, old: True, "any width", _anew),
+}
+
+
+def matched_mlp_dim(config_model: Mapping[str, Any], width: int) -> int:
+    """Returns the mlp_dim of an extra block with as many parameters as a resized one has.
+
+    To the next smaller whole number. A UserError where a block without an MLP has more.
+    """
+    d, hidden = config_model["width"], config_model["mlp_dim"]
+    is_vit = config_model["kind"] == "vit"
+    more = (hidden + 1 + 2) * (width - d) + d * width  # W_2, its bias, the norm, W_s
+    biases = 4 if config_model.get("qkv_bias", True) else 1
+    attention = 4 * d * d + biases * d + 4 * d  # and two norms
+    mlp_dim = (more - attention - d) // (2 * d + 1)
+    if mlp_dim < 1:
+        kind = "pre-norm" if is_vit else "post-norm"
+        raise UserError(
+            f"a {kind} block of width {d} has more parameters than a last block of width "
+            f"{width} adds: there is no extra block to compare with"
+        )
+    return mlp_dim
