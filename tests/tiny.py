@@ -57,7 +57,9 @@ FEW = {**defaults.ALL, "per_class": 4}
 def pretrain(name="pretrain", **changes):
     fields = dict(num_steps=6, batch_size=16, init_from="scratch")
     fields |= dict(optim=defaults.pretrain_optim(lr=1e-3))
-    return defaults.pretrain_stage(name, digits(), **{**fields, **changes})
+    changes = {**fields, **changes}
+    data = changes.pop("data", None) or digits()
+    return defaults.pretrain_stage(name, data, **changes)
 
 
 def distill(name="distill", teacher="stage:pretrain", **changes):

@@ -111,5 +111,31 @@ def contrasts(root, **changes):
     return tiny.experiment(v3, v2, **changes)
 
 
+def resizes(root, **changes):
+    """A MAE, expanded; narrowed to fit its data and a replayed source; and a classifier."""
+    del root
+    wide, narrow = (
+        defaults.stage_model(resize=defaults.resize(*width, **fields))
+        for width, fields in (((24,), {}), ((8,), dict(init="pca", relu=True)))
+    )
+    optim = defaults.pretrain_optim(lr=1e-3, freeze=(r"(.*/)?position",))
+    fields = dict(init_from="stage:pretrain", optim=optim)
+    few = tiny.digits(subset={**defaults.ALL, "per_class": 8})
+    replayed = defaults.replay(tiny.digits(), 0.5)
+    projector = defaults.projector(
+        **HEADS, layers=2, predictor_layers=0, batch_norm=False
+    )
+    stages = (
+        tiny.pretrain(),
+        tiny.pretrain("expand", **fields, model=wide),
+        tiny.pretrain("narrow", **fields, model=narrow, data=few, replay=replayed),
+        tiny.finetune(
+            init_from="stage:expand",
+            model={**wide, "fresh": ("head", "projector"), "projector": projector},
+        ),
+    )
+    return tiny.experiment(*stages, **changes)
+
+
 MODALITIES = {"image": images, "text": texts}
-EXPERIMENTS = {**MODALITIES, "contrast": contrasts}
+EXPERIMENTS = {**MODALITIES, "contrast": contrasts, "resize": resizes}

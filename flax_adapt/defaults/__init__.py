@@ -21,6 +21,8 @@ from flax_adapt.defaults.shared import (
     reconstruct,
     regress,
     replay,
+    resize,
+    stage_model,
 )
 from flax_adapt.defaults.text import (
     TEXT_ARGUMENTS,
@@ -77,6 +79,8 @@ __all__ = [
     "reconstruct",
     "regress",
     "replay",
+    "resize",
+    "stage_model",
     "text_data",
     "text_finetune_optim",
     "text_finetune_stage",

@@ -149,6 +149,23 @@ def stage_model(**changes: Any) -> dict[str, Any]:
     return change(section, changes)
 
 
+def resize(width: int, **changes: Any) -> dict[str, Any]:
+    """A last block of `width` features, which computes what the model did (METHODS S3).
+
+    `surgery.last_block` explains the fields.
+    """
+    section = dict(
+        kind="resized",
+        width=width,
+        relu=False,
+        mlp_dim=0,
+        init="preserve",
+        noise=1.0,
+        tokens="all",
+    )
+    return change(section, changes)
+
+
 def pretrain_stage(name: str, data: dict[str, Any], **changes: Any) -> dict[str, Any]:
     """S1's further pre-training: 20 000 steps of 64 images from the pretrained model."""
     section = dict(

@@ -88,7 +88,6 @@ def check(section: Any, config_model: Mapping[str, Any], init_from: str) -> None
     init, kind = section["init"], section["kind"]
     chosen = choose("model.resize.init", init, INITS)
     choose("model.resize.tokens", section["tokens"], TOKENS)
-    models.check_resize(config_model, section)
     width, old = section["width"], config_model["width"]
     is_text = config_model["kind"] != "vit"
     rules = (
@@ -119,6 +118,7 @@ def check(section: Any, config_model: Mapping[str, Any], init_from: str) -> None
     for holds, problem in rules:
         if not holds:
             raise UserError(f"model.resize.{problem}")
+    models.check_resize(config_model, section)
 
 
 def resize(
@@ -161,7 +161,10 @@ class Given(NamedTuple):
 
     @property
     def readers(self) -> list[str]:
-        return [leaf for leaf in self.leaves if re.fullmatch(READERS, leaf)]
+        """The leaves that have a row for each feature; a pooler hides those from a head."""
+        found = [leaf for leaf in self.leaves if re.fullmatch(READERS, leaf)]
+        hidden = "head/kernel" if "pooler/kernel" in found else ""
+        return [leaf for leaf in found if leaf != hidden]
 
 
 def _noise(key: Key, rows: int, columns: int, scale: float) -> np.ndarray:

@@ -1,0 +1,330 @@
+"""Another width of the last block: what it computes, how it starts, how it is stored."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from ml_collections import ConfigDict
+
+from flax_adapt import defaults, models, sharding, weights
+from flax_adapt.errors import UserError
+from flax_adapt.surgery import last_block
+from flax_adapt.weights import strict
+
+# (model config, task, pooling)
+MODELS = {
+    "mae": (tiny.MODEL, "mae"),
+    "vit": (tiny.MODEL | dict(decoder=None, pooler=True), "encoder"),
+    "classify": (tiny.MODEL | dict(decoder=None), "classify"),
+    "bert": (tiny.TEXT_MODEL | dict(pooler=True), "encoder"),
+    "mlm": (tiny.TEXT_MODEL, "mlm"),
+    "roberta": (
+        tiny.TEXT_MODEL | dict(kind="roberta", token_types=2, max_positions=17),
+        "classify",
+    ),
+}
+WIDTH = tiny.MODEL["width"]
+KEY = jax.random.key(7)
+
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
+
+@pytest.fixture(params=MODELS)
+def name(request):
+    return request.param
+
+
+def build(name, config=None):
+    arch, task = MODELS[name]
+    pooling = "pooler" if name == "roberta" else "cls"
+    return tiny.build(task, config or arch, pooling=pooling)
+
+
+def resized(name, **changes):
+    """(the model as it was, its parameters, the new model, its parameters, what was done)"""
+    config, _ = MODELS[name]
+    section = ConfigDict(defaults.resize(**changes))
+    last_block.check(section, config, "pretrained")
+    old = build(name)
+    new = build(name, models.with_resize(config, section))
+    params, init = tiny.params_of(old), models.init_params(new, KEY)
+    components = None
+    if section.init == "pca":
+        rng = np.random.default_rng(3)
+        square = rng.standard_normal((WIDTH, WIDTH))
+        components = np.linalg.qr(square)[0][:, : section.width]
+    flat = (strict.flatten(params), strict.flatten(init))
+    done = last_block.resize(*flat, config, section, KEY, components)
+    made, _ = weights.adopt(init, strict.unflatten(done.leaves), done.fresh)
+    return old, params, new, made, done
+
+
+def inputs_of(model):
+    if model.modality == "image":
+        return tiny.batch_of(4)["image"]
+    return tiny.text_batch_of(4, packed=False)["text"]
+
+
+def run(model, params, *more, **options):
+    """The model of its inputs, nothing dropped."""
+
+    @jax.jit
+    def apply(params):
+        return model.apply({"params": params}, inputs_of(model), *more, None, **options)
+
+    return apply(params)
+
+
+def states_and_sums(model, params):
+    """All states, and what every block handed to the norm behind it."""
+    options = dict(method="encode", mutable=[models.SUMS])
+    states, found = run(model, params, **options)
+    blocks = found[models.SUMS]["encoder"]
+    return states, {block: sums["sum"][0] for block, sums in blocks.items()}
+
+
+def outputs(model, params):
+    """What the whole model computes of the same inputs."""
+    if isinstance(model, models.MAE):
+        noise_BL = np.random.default_rng(5).random((4, 4), np.float32)
+        return run(model, params, noise_BL, hidden_ratio=0.5)[0]
+    if isinstance(model, models.MaskedLM):
+        return run(model, params, np.array([[1, 2]] * 4))
+    found = run(model, params)
+    return found[1] if isinstance(found, tuple) else found
+
+
+@pytest.mark.parametrize("kind", ["resized", "linear"])
+@pytest.mark.parametrize("width", [WIDTH, 4 * WIDTH])
+def test_expanding_keeps_the_first_features_and_all_outputs(name, kind, width):
+    old, params, new, made, _ = resized(name, width=width, kind=kind)
+    before = run(old, params, method="encode")[-1]
+    after = run(new, made, method="encode")[-1]
+    assert after.shape[-1] == width
+    np.testing.assert_allclose(after[..., :WIDTH], before, atol=1e-5)
+    np.testing.assert_allclose(outputs(new, made), outputs(old, params), atol=1e-5)
+    if width == 4 * WIDTH:
+        # The new features are about as large as the old ones, and none is a copy.
+        spread = np.std(after[..., WIDTH:]) / np.std(before)
+        assert 0.2 < spread < 5
+        if kind == "resized":  # more than linear in the old ones
+            rows = np.asarray(after).reshape(-1, width)
+            assert np.linalg.matrix_rank(rows - rows.mean(0)) > WIDTH
+
+
+def test_an_extra_block_adds_nothing_at_first():
+    for one in ("mae", "vit", "classify"):
+        changes = dict(width=WIDTH, kind="extra", mlp_dim=24)
+        old, params, new, made, _ = resized(one, **changes)
+        assert made["encoder"]["block_02"]["mlp"]["up"]["kernel"].shape[1] == 24
+        np.testing.assert_allclose(outputs(new, made), outputs(old, params), atol=1e-5)
+        assert np.any(made["encoder"]["block_02"]["mlp"]["up"]["kernel"] != 0)
+
+
+def test_noise_scales_the_new_features_alone():
+    """0: the norm, whose mean they share, gives the same number for all of them."""
+    _, _, new, made, _ = resized("vit", width=2 * WIDTH, noise=0.0)
+    states = np.asarray(run(new, made, method="encode")[-1])[..., WIDTH:]
+    np.testing.assert_allclose(states, states[..., :1] + 0 * states, atol=1e-6)
+
+
+def test_what_a_resized_block_computes_is_the_formula(name):
+    """METHODS S3: y = W_s x' + W_2 GELU(W_1 LN x'); BERT: LN(W_s x + W_2 GELU(W_1 x))."""
+    _, _, new, made, _ = resized(name, width=24, init="random")
+    made = tiny.params_of(new)
+    states, sums = states_and_sums(new, made)
+    block, encoder = made["encoder"]["block_01"], made["encoder"]
+    norm = encoder["norm"] if new.modality == "image" else block["norm2"]
+    x = np.asarray(sums["block_01"], np.float64)
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-12)
+    normed = x * np.asarray(norm["scale"])[None] + np.asarray(norm["bias"])[None]
+    np.testing.assert_allclose(states[-1], normed, atol=1e-4)
+    # Without the MLP only the shortcut is left: W_s x, without a bias.
+    silent = jax.tree.map(np.zeros_like, block["mlp"]["down"])
+    block = {**block, "mlp": {**block["mlp"], "down": silent}}
+    quiet = {**made, "encoder": {**encoder, "block_01": block}}
+    around = np.asarray(states_and_sums(new, quiet)[1]["block_01"]).reshape(-1, 24)
+    kernel = np.asarray(block["shortcut"]["kernel"])
+    assert kernel.shape == (WIDTH, 24)
+    x = np.linalg.lstsq(kernel.T, around.T)[0]
+    np.testing.assert_allclose(kernel.T @ x, around.T, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["resized", "linear"])
+def test_narrowing_projects_what_the_last_block_gave(name, kind):
+    old, params, new, made, done = resized(name, width=6, kind=kind, init="pca")
+    before, sums = states_and_sums(old, params)
+    after, new_sums = states_and_sums(new, made)
+    if kind == "linear":
+        kernel = made["encoder"]["linear"]["kernel"]
+        np.testing.assert_allclose(after[-1], before[-1] @ kernel, atol=1e-5)
+        return
+    wide, narrow = sums["block_01"], new_sums["block_01"]
+    kernel = made["encoder"]["block_01"]["shortcut"]["kernel"]
+    np.testing.assert_allclose(narrow, wide @ kernel, atol=1e-5)
+    norm = last_block.places(MODELS[name][0]).norm
+    assert {f"{norm}/scale", f"{norm}/bias"} == set(done.fresh)
+
+
+def test_a_relu_makes_the_final_states_sparse(name):
+    _, _, new, made, _ = resized(name, width=32, relu=True)
+    states = run(new, made, method="encode")
+    assert np.min(states[-1]) == 0
+    assert 0.1 < np.mean(states[-1] == 0) < 0.9
+    assert np.min(states[-2]) < 0
+
+
+def test_random_starts_anew_what_has_another_shape_and_nothing_else(name):
+    _, params, new, made, done = resized(name, width=24, init="random")
+    init = models.init_params(new, KEY)
+    kept, drawn = strict.flatten(params), strict.flatten(init)
+    for leaf, value in strict.flatten(made).items():
+        is_new = any(f"{leaf}/".startswith(f"{prefix}/") for prefix in done.fresh)
+        source = drawn if is_new else kept
+        np.testing.assert_array_equal(value, source[leaf])
+        assert is_new or value.shape == kept[leaf].shape
+
+
+def test_an_extra_block_has_as_many_parameters_as_the_resized_one():
+    for config in (tiny.MODEL | dict(decoder=None), tiny.TEXT_MODEL):
+        wide = 6 * WIDTH
+        mlp_dim = last_block.matched_mlp_dim(config, wide)
+        sections = (
+            defaults.resize(wide),
+            defaults.resize(WIDTH, kind="extra", mlp_dim=mlp_dim),
+        )
+        resized_size, extra_size = (
+            sum(
+                leaf.size
+                for leaf in jax.tree.leaves(
+                    weights.shapes(
+                        tiny.build("encoder", models.with_resize(config, section))
+                    )
+                )
+            )
+            for section in sections
+        )
+        assert 0 <= resized_size - extra_size < 2 * WIDTH + 1
+    with pytest.raises(UserError, match="no extra block to compare with"):
+        last_block.matched_mlp_dim(tiny.MODEL, WIDTH)
+
+
+@pytest.mark.parametrize("kind", ["resized", "linear", "extra"])
+@pytest.mark.parametrize("format", ["huggingface", "orbax"])
+def test_a_folder_keeps_the_last_block(tmp_path, name, kind, format):
+    changes = dict(extra=dict(width=WIDTH, mlp_dim=8)).get(kind, dict(width=24))
+    _, _, new, made, _ = resized(name, kind=kind, init="random", **changes)
+    made = tiny.params_of(new)
+    weights.save_pretrained(tmp_path / "a", new, made, format=format)
+    task = models.task_of(new)
+    again, params, report = weights.from_pretrained(tmp_path / "a", task)
+    assert again.config == new.config
+    assert not report.fresh
+    jax.tree.map(np.testing.assert_array_equal, params, made)
+
+
+def test_the_folder_says_that_transformers_cannot_build_it(tmp_path):
+    _, _, new, made, _ = resized("vit", width=WIDTH)
+    weights.save_pretrained(tmp_path, new, made)
+    theirs = json.loads((tmp_path / "config.json").read_text())
+    assert theirs["model_type"] == "vit_resized"
+    assert theirs["last_block"]["norm_width"] == WIDTH
+    assert "transformers cannot build it" in theirs["flax_adapt_note"]
+
+
+@pytest.mark.parametrize("format", ["timm", "big_vision", "facebook_mae"])
+def test_other_formats_refuse_it(tmp_path, format):
+    _, _, new, made, _ = resized("classify", width=24)
+    ending = {"big_vision": ".npz", "facebook_mae": ".safetensors"}.get(format, "")
+    with pytest.raises(UserError, match=r"cannot hold .*last_block=") as error:
+        weights.save_pretrained(tmp_path / f"a{ending}", new, made, format=format)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (dict(last_block=3), "last_block=3 must be an object"),
+        (dict(last_block={"kind": "resized"}), "must be an object of kind, width"),
+        (dict(width="24"), "last_block.width='24' must be a int"),
+        (dict(width=1 << 40), r"last_block.width=\d+ must be a int in \[0, 131072\]"),
+        (dict(kind="wide"), "last_block.kind='wide' is unknown"),
+        (dict(norm_width=25), "norm_width=25 must lie in 0 to width=24"),
+        (dict(mlp_dim=2), "mlp_dim=2 must be given for kind='extra', 0 for others"),
+    ],
+)
+def test_a_last_block_that_cannot_be_built_is_named(tmp_path, change, text):
+    _, _, new, made, _ = resized("vit", width=24)
+    weights.save_pretrained(tmp_path, new, made)
+    file = tmp_path / "config.json"
+    theirs = json.loads(file.read_text())
+    if "last_block" in change:
+        theirs |= change
+    else:
+        theirs["last_block"] |= change
+    file.write_text(json.dumps(theirs))
+    with pytest.raises(UserError, match=text) as error:
+        weights.from_pretrained(tmp_path, "encoder")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "text"),
+    [
+        ("vit", dict(width=8), "makes features of at least the model's width=16, not"),
+        ("vit", dict(width=24, init="pca"), "at most the model's width=16, not of"),
+        ("vit", dict(width=24, init="svd"), r"model.resize.init='svd' is unknown"),
+        ("vit", dict(width=24, tokens="cls"), "model.resize.tokens='cls' is unknown"),
+        ("vit", dict(width=0, init="random"), "width=0 must be at least 1"),
+        ("vit", dict(width=24, noise=-1.0), "noise=-1.0 must be at least 0"),
+        ("vit", dict(width=24, mlp_dim=3), "mlp_dim=3 must be given for kind='extra'"),
+        ("vit", dict(width=16, kind="extra"), "mlp_dim=0 must be given"),
+        (
+            "vit",
+            dict(width=24, kind="extra", mlp_dim=3, init="random"),
+            "width=24 must be the model's, 16, for kind='extra'",
+        ),
+        (
+            "vit",
+            dict(width=16, kind="extra", mlp_dim=3, init="pca"),
+            "init='pca' must be 'preserve' or 'random': an extra",
+        ),
+        (
+            "bert",
+            dict(width=16, kind="extra", mlp_dim=3),
+            "init='preserve' must be 'random': after a post-norm block",
+        ),
+    ],
+)
+def test_what_cannot_be_made_of_a_model_is_said(name, changes, text):
+    with pytest.raises(UserError, match=text) as error:
+        last_block.check(defaults.resize(**changes), MODELS[name][0], "pretrained")
+    assert "\n" not in str(error.value)
+
+
+def test_a_start_from_scratch_has_nothing_to_keep():
+    with pytest.raises(UserError, match="must be 'random': there are no weights"):
+        last_block.check(defaults.resize(24), tiny.MODEL, "scratch")
+
+
+def test_a_norm_after_the_pooling_and_a_last_block_do_not_go_together():
+    _, _, new, made, _ = resized("classify", width=24)
+    with pytest.raises(UserError, match=r"with model\.last_block pool by 'mean'"):
+        new.apply({"params": made}, inputs_of(new), "mean_norm", method="embed")
+
+
+@pytest.mark.parametrize("kind", ["resized", "linear"])
+def test_the_new_kernels_are_sharded(kind):
+    config = models.with_resize(tiny.MODEL, defaults.resize(64, kind=kind))
+    mesh = sharding.make_mesh(dict(data=1, fsdp=8, tensor=1))
+    shapes = weights.shapes(tiny.build("mae", config))
+    specs = {
+        name: placed.spec
+        for name, placed in strict.flatten(
+            sharding.tree_shardings(shapes, mesh)
+        ).items()
+    }
+    name = {"resized": "block_01/shortcut", "linear": "linear"}[kind]
+    assert tuple(specs[f"encoder/{name}/kernel"]) == ("tensor", "fsdp")
