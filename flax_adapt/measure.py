@@ -5,14 +5,14 @@ from typing import Any, NamedTuple
 
 from flax_adapt import data, logs, recipe, sharding, weights
 from flax_adapt.errors import UserError
-from flax_adapt.evals import drift, knn, probe
+from flax_adapt.evals import drift, embed, knn, probe, sparsity
 from flax_adapt.evals.embed import Embedder
 from flax_adapt.evals.features import Features
 from flax_adapt.stage import told_of_init
 
 
 class Sets(NamedTuple):
-    """What `config.evaluate` names, opened.
+    """What an evaluation section names, opened.
 
     train None: there are no classes, so no accuracies. source None: no drift.
     """
@@ -31,39 +31,61 @@ class Found(NamedTuple):
     source: Features | None
 
 
+class Model(NamedTuple):
+    """Weights to be measured: their label, where they are, how they are loaded."""
+
+    label: str
+    folder: Path
+    fit: dict[str, Any]
+
+
 def evaluate(config: Any, workdir: Path) -> list[dict[str, Any]]:
     """kNN and linear-probe accuracy of `init` and of every finished stage, and drift.
 
-    Where the test data has no classes there is the drift alone.
+    Where the test data has no classes there is the drift alone. Where stages resize
+    `init` in different ways there is a row for each.
 
-    Where stages resize `init` in different ways there is a row for each.
-
-    Written to `eval.json`. Features are the states after the final LayerNorm, pooled as
-    `config.evaluate` says. Where it has a `source`, every measure of `drift` is taken
-    against the features of `init`.
+    Written to `eval.json`. Features are the final states, pooled as `config.evaluate`
+    says. Where it has a `source`, every measure of `drift` is taken against the features
+    of `init`. With `more_evaluations` there are rows for each, which name their data.
     """
     finished = recipe.finished(config, workdir)
     if not finished:
         raise UserError(
             f"{workdir} holds no finished stage of this config; run it first"
         )
-    sets = _open(config)
-    models = [(label, Path(config.init), fit) for label, fit in _originals(config)]
-    models += [(stage.label, stage.folder / "export", {}) for stage in finished]
-    rows, initial = [], None
-    for label, folder, fit in models:
-        found = _features(config, folder, fit, sets)
-        initial = initial or found
-        measured = {**_accuracies(config, found), **_drift(config, found, initial)}
-        rows.append({"stage": label, **measured})
+    models = [Model(label, Path(config.init), fit) for label, fit in _originals(config)]
+    models += [Model(stage.label, stage.folder / "export", {}) for stage in finished]
+    sections = (config.evaluate, *config.more_evaluations)
+    rows = []
+    for section in sections:
+        named = {"data": section.test.source} if len(sections) > 1 else {}
+        measured = _measure(config, section, models)
+        pairs = zip(models, measured, strict=True)
+        rows += [{"stage": one.label, **named, **found} for one, found in pairs]
     logs.write_json(workdir / "eval.json", rows)
     return rows
 
 
-def _open(config: Any) -> Sets:
-    section = config.evaluate
+def _measure(config: Any, section: Any, models: list[Model]) -> list[dict[str, float]]:
+    """What is measured of each model; the first is what drift is measured from."""
+    sets, found = _open(config, section), []
+    for start in range(0, len(models), section.models_at_once):
+        together = models[start : start + section.models_at_once]
+        found += _features(config, section, together, sets)
+    return [
+        {**_accuracies(config, section, one), **_drift(config, one, found[0])}
+        for one in found
+    ]
+
+
+def _open(config: Any, section: Any) -> Sets:
+    if section.models_at_once < 1:
+        raise UserError(
+            f"evaluate.models_at_once={section.models_at_once} must be at least 1"
+        )
     if section.source is not None:
-        _check_drift(config)
+        _check_drift(config, section)
     try:
         test = data.open_examples(section.test, "")
         has_classes = bool(test.class_names)
@@ -82,9 +104,8 @@ def _open(config: Any) -> Sets:
     return Sets(train, test, None)
 
 
-def _check_drift(config: Any) -> None:
+def _check_drift(config: Any, section: Any) -> None:
     """Drift is from `init`, and alignment is of two views that differ."""
-    section = config.evaluate
     is_image = section.test.modality == "image"
     rules = (
         (
@@ -123,40 +144,81 @@ def _originals(config: Any) -> list[tuple[str, dict[str, Any]]]:
     ]
 
 
-def _features(config: Any, folder: Path, fit: dict[str, Any], sets: Sets) -> Found:
-    section = config.evaluate
-    embedder = Embedder(
-        folder,
-        fit=fit,
-        pooling=section.pooling,
-        batch_size=section.batch_size,
-        precision=config.precision,
-        dropout=section.view_dropout,
-        mesh=sharding.one_device(),
-    )
-    views = []
+def _features(
+    config: Any, section: Any, models: list[Model], sets: Sets
+) -> list[Found]:
+    """Of all models, from one pass over each set."""
+    embedders = [
+        Embedder(
+            model.folder,
+            fit=model.fit,
+            pooling=section.pooling,
+            batch_size=section.batch_size,
+            precision=config.precision,
+            dropout=section.view_dropout,
+            mesh=sharding.one_device(),
+        )
+        for model in models
+    ]
+
+    def of(examples: data.Examples | None, *view: int) -> list[Any]:
+        if examples is None:
+            return [None] * len(models)
+        return embed.extract(embedders, examples, *view)
+
+    views: list[Any] = [(), ()]
     if sets.source is not None:
-        views = [embedder.view(sets.test, number, config.seed) for number in (0, 1)]
-    return Found(
-        train=None if sets.train is None else embedder.features(sets.train),
-        test=embedder.features(sets.test),
-        views=tuple(views),
-        source=None if sets.source is None else embedder.features(sets.source),
-    )
+        views = [of(sets.test, number, config.seed) for number in (0, 1)]
+    pairs = list(zip(*views, strict=True)) or [()] * len(models)
+    columns = (of(sets.train), of(sets.test), pairs, of(sets.source))
+    return [Found(*row) for row in zip(*columns, strict=True)]
 
 
-def _accuracies(config: Any, found: Found) -> dict[str, float]:
+def _accuracies(config: Any, section: Any, found: Found) -> dict[str, float]:
     if found.train is None:
         return {}
-    section, both = config.evaluate, (found.train, found.test)
-    arrays = [array for rows in both for array in (rows.embeddings, rows.labels)]
+    arrays = _arrays(found.train, found.test)
+    linear = dict(l2=section.probe_l2, max_iterations=section.probe_max_iterations)
     nearest = knn.accuracy(
         *arrays, k=section.knn_k, temperature=section.knn_temperature
     )
-    linear = probe.accuracy(
-        *arrays, l2=section.probe_l2, max_iterations=section.probe_max_iterations
+    measured = {"knn": nearest, "probe": probe.accuracy(*arrays, **linear)}
+    if section.wide is None:
+        return measured
+    return measured | _of_wide(config, section, found, measured["probe"])
+
+
+def _arrays(train: Features, test: Features) -> list[Any]:
+    return [array for rows in (train, test) for array in (rows.embeddings, rows.labels)]
+
+
+def _of_wide(
+    config: Any, section: Any, found: Found, linear: float
+) -> dict[str, float]:
+    """METHODS S3: sparse, linearly separable, and robust to being binarised?"""
+    assert found.train is not None
+    bits = [
+        rows._replace(embeddings=sparsity.binarised(rows.embeddings))
+        for rows in (found.train, found.test)
+    ]
+    binary = probe.accuracy(
+        *_arrays(*bits),
+        l2=section.probe_l2,
+        max_iterations=section.probe_max_iterations,
     )
-    return {"knn": nearest, "probe": linear}
+    mlp = probe.mlp_accuracy(
+        *_arrays(found.train, found.test),
+        hidden=section.wide.mlp_hidden,
+        l2=section.probe_l2,
+        max_iterations=section.wide.mlp_max_iterations,
+        seed=config.seed,
+    )
+    return {
+        "zeros": sparsity.zeros(found.test.embeddings),
+        "binarised": binary,
+        "mlp": mlp,
+        "mlp_gap": mlp - linear,
+    }
 
 
 def _drift(config: Any, found: Found, initial: Found) -> dict[str, float]:

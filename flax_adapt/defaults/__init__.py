@@ -23,6 +23,7 @@ from flax_adapt.defaults.shared import (
     replay,
     resize,
     stage_model,
+    wide,
 )
 from flax_adapt.defaults.text import (
     TEXT_ARGUMENTS,
@@ -87,4 +88,5 @@ __all__ = [
     "text_optim",
     "text_pretrain_stage",
     "views",
+    "wide",
 ]

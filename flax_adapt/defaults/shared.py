@@ -236,7 +236,8 @@ def evaluate(
 
     source: the data the model came from; given, the drift of the features of `test` and
     of `source` is measured, too (alignment: if `test` has two views; of texts two
-    dropout masks at `view_dropout`).
+    dropout masks at `view_dropout`). wide: see `wide`, or None. models_at_once: how many
+    models share a pass over the data; all of them are in memory.
     """
     section = dict(
         train=train,
@@ -249,14 +250,27 @@ def evaluate(
         knn_temperature=0.07,
         probe_l2=1e-3,
         probe_max_iterations=1_000,
+        wide=None,
+        models_at_once=8,
     )
+    return change(section, changes)
+
+
+def wide(**changes: Any) -> dict[str, Any]:
+    """What is measured of wide features beside the rest (METHODS S3); values are ours.
+
+    The share of zeros, the probe where only h != 0 is known, and a probe with a hidden
+    layer, which is penalised as the linear one.
+    """
+    section = dict(mlp_hidden=256, mlp_max_iterations=100)
     return change(section, changes)
 
 
 def experiment(**sections: Any) -> dict[str, Any]:
     """The top level of a config; `init`, `model`, `evaluate` and `stages` must be given.
 
-    init_format "": what `init` looks like. init_known: see `weights`.
+    init_format "": what `init` looks like. init_known: see `weights`. more_evaluations:
+    further sections like `evaluate`, on other data.
     """
     section = dict(
         init_format="",
@@ -266,6 +280,7 @@ def experiment(**sections: Any) -> dict[str, Any]:
         mesh=dict(data=-1, fsdp=1, tensor=1),
         checkpoint=dict(every_steps=1_000, keep_last=2, keep_best=1),
         log_every_steps=50,
+        more_evaluations=(),
     )
     return {**section, **sections}
 

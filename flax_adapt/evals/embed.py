@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,8 +12,7 @@ from ml_collections import ConfigDict
 from flax_adapt import config as configs
 from flax_adapt import data, defaults, keys, models, sharding, weights
 from flax_adapt.data import image
-from flax_adapt.evals import features
-from flax_adapt.evals.features import Features
+from flax_adapt.evals.features import Encode, Features, extract_all
 from flax_adapt.types import Array, Batch, Key, Params
 
 log = logging.getLogger(__name__)
@@ -83,15 +82,14 @@ class Embedder:
 
     def features(self, examples: data.Examples) -> Features:
         """Of every example as it is."""
-        return self._extract(examples, None, 0)
+        return extract([self], examples)[0]
 
     def view(self, examples: data.Examples, number: int, seed: int) -> Features:
-        """Of one view of every example: by `data.views[number]`; of texts by dropout."""
-        return self._extract(examples, number, seed)
+        """Of one view of every example, see `extract`."""
+        return extract([self], examples, number, seed)[0]
 
-    def _extract(
-        self, examples: data.Examples, number: int | None, seed: int
-    ) -> Features:
+    def encoder(self, examples: data.Examples, number: int | None, seed: int) -> Encode:
+        """Returns what encodes the batches of `examples`, see `extract`."""
         if isinstance(examples, data.TextExamples):
             models.check_fits(self.model.config, **examples.row_sizes)
         modality = self.model.modality
@@ -101,8 +99,7 @@ class Embedder:
             rows = sharding.put_batch((batch[modality], batch["index"]), self.mesh)
             return encode(self.params, *rows, seed)
 
-        batches = data.eval_batches(examples, self.batch_size, 0, 1)
-        return features.extract(encode_batch, batches)
+        return encode_batch
 
     def _program(self, config: ConfigDict, number: int | None) -> Callable[..., Array]:
         prepare = (_image if self.model.modality == "image" else _text)(config, number)
@@ -119,6 +116,22 @@ class Embedder:
             )
 
         return self._programs.setdefault(prepare.name, jax.jit(encode))
+
+
+def extract(
+    embedders: Sequence[Embedder],
+    examples: data.Examples,
+    number: int | None = None,
+    seed: int = 0,
+) -> list[Features]:
+    """Returns the features of every model, from one pass over the examples.
+
+    number: of a view of every example: by `data.views[number]`, of texts by dropout;
+    None: the example as it is.
+    """
+    encoders = [one.encoder(examples, number, seed) for one in embedders]
+    batches = data.eval_batches(examples, embedders[0].batch_size, 0, 1)
+    return extract_all(encoders, batches)
 
 
 class _Prepared(NamedTuple):

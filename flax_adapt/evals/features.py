@@ -1,6 +1,6 @@
 """Embeddings of a whole data set on the host, every example exactly once."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,25 +18,37 @@ class Features(NamedTuple):
     indices: np.ndarray  # int32 [n], strictly increasing
 
 
-def extract(encode: Callable[[Batch], ArrayLike], batches: Iterable[Batch]) -> Features:
-    """Encodes every batch (`encode` returns [B, D]) and drops rows of weight 0.
+Encode = Callable[[Batch], ArrayLike]
 
-    Encoding a batch overlaps with fetching the result of the one before it.
+
+def extract(encode: Encode, batches: Iterable[Batch]) -> Features:
+    """`extract_all` of one encoder."""
+    return extract_all([encode], batches)[0]
+
+
+def extract_all(encoders: Sequence[Encode], batches: Iterable[Batch]) -> list[Features]:
+    """Encodes every batch with every encoder (batch -> [B, D]); the data is read once.
+
+    Rows of weight 0 are dropped. Encoding a batch overlaps with fetching the results of
+    the one before it.
     """
-    rows: list[Features] = []
-    waiting: tuple[ArrayLike, Batch] | None = None
+    rows: list[list[Features]] = [[] for _ in encoders]
+    waiting: tuple[list[ArrayLike], Batch] | None = None
     for batch in batches:
-        ahead = (encode(batch), batch)
-        if waiting is not None:
-            rows.append(_fetch(*waiting))
+        ahead = ([encode(batch) for encode in encoders], batch)
+        _collect(rows, waiting)
         waiting = ahead
-    if waiting is not None:
-        rows.append(_fetch(*waiting))
-    if not sum(len(row.indices) for row in rows):
-        raise UserError(
-            "there is no example to encode: check the data's split and subset"
-        )
-    return _in_order(rows)
+    _collect(rows, waiting)
+    return [_in_order(found) for found in rows]
+
+
+def _collect(
+    rows: list[list[Features]], waiting: tuple[list[ArrayLike], Batch] | None
+) -> None:
+    if waiting is None:
+        return
+    for found, embeddings in zip(rows, waiting[0], strict=True):
+        found.append(_fetch(embeddings, waiting[1]))
 
 
 def _fetch(embeddings: ArrayLike, batch: Batch) -> Features:
@@ -49,6 +61,10 @@ def _fetch(embeddings: ArrayLike, batch: Batch) -> Features:
 
 
 def _in_order(rows: list[Features]) -> Features:
+    if not sum(len(row.indices) for row in rows):
+        raise UserError(
+            "there is no example to encode: check the data's split and subset"
+        )
     joined = [np.concatenate(column) for column in zip(*rows, strict=True)]
     order = np.argsort(joined[2], kind="stable")
     features = Features(*(column[order] for column in joined))
