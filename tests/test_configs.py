@@ -29,6 +29,10 @@ RUNS = {
         "",
         "pretrain finetune_only further further_finetune distill distill_finetune",
     ),
+    "resize_last_block": (
+        "dataset={images},init={init},width=8+24,hidden=8,variant=resized+random+same",
+        "resized_8 resized_24 random_8 random_24 same",
+    ),
     "small_pretrain": ("dataset={images}", "pretrain"),
     "small_adapt": (
         "dataset={images},init={init},per_class=2",
@@ -52,6 +56,7 @@ RUNS = {
 NEEDS_INIT = {
     "small_adapt": "small_adapt needs init=PATH",
     "unsup_finetune": "the config needs dataset=TARGET, source=SOURCE .* and init=PATH",
+    "resize_last_block": "the config needs dataset=DATA to train on and init=PATH",
     **dict.fromkeys(
         ("bert_further_pretrain", "bert_self_distill", "text_finetune"),
         "the config needs dataset=SOURCE .* and init=PATH",

@@ -77,9 +77,10 @@ def shrink(config):
 
 
 def data_sections(config):
-    yield from (config.evaluate.train, config.evaluate.test)
-    if config.evaluate.source is not None:
-        yield config.evaluate.source
+    for section in (config.evaluate, *config.more_evaluations):
+        yield from (section.train, section.test)
+        if section.source is not None:
+            yield section.source
     for stage in config.stages:
         yield stage.data
         yield from (

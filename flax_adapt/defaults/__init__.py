@@ -4,6 +4,7 @@ The values of S1 (Lee et al. 2023) are those of its released code, METHODS table
 code leaves open, and all that concerns text, is said to be ours.
 """
 
+from flax_adapt.defaults.resizing import RESIZING_ARGUMENTS, Resizing
 from flax_adapt.defaults.shared import (
     ALL,
     NO_MIXING,
@@ -55,10 +56,12 @@ __all__ = [
     "MOCO_V3_VIEWS",
     "NO_AUGMENT",
     "NO_MIXING",
+    "RESIZING_ARGUMENTS",
     "S1_ARGUMENTS",
     "S1_PRETRAIN_ARGUMENTS",
     "TEXT_ARGUMENTS",
     "UNSUPERVISED_ARGUMENTS",
+    "Resizing",
     "S1Data",
     "TextData",
     "Unsupervised",

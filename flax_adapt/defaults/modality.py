@@ -1,0 +1,167 @@
+"""Sections of images and of texts that configs for both modalities are made of."""
+
+from typing import Any, NamedTuple
+
+from flax_adapt import data, weights
+from flax_adapt.defaults import shared, text, vision
+from flax_adapt.errors import UserError, choose, reworded
+
+
+class Form(NamedTuple):
+    """One of the forms of contrast: its own values of `contrast`, of `projector`."""
+
+    objective: dict[str, Any]
+    heads: dict[str, Any]
+    fresh: tuple[str, ...]
+
+
+FORMS = {
+    "moco_v3": Form({}, {}, ("projector", "predictor")),
+    # He et al. 2020, Chen et al. 2020, official code: m 0.999, a head of two layers.
+    "moco_v2": Form(
+        dict(momentum=0.999, momentum_schedule="constant"),
+        dict(layers=2, width=128, predictor_layers=0, batch_norm=False),
+        ("projector",),
+    ),
+}
+
+
+# The head that masked modelling starts from, and how to get one.
+HEADS = {
+    "mae": ("decoder", "vit_further_pretrain:decoder_warmup=STEPS"),
+    "mlm": ("mlm", "bert_further_pretrain:mlm_warmup=STEPS"),
+}
+
+
+class Images:
+    """Sections of images, as the weights take them."""
+
+    objectives = ("contrast", "mae")
+
+    def __init__(self, args: Any, model: dict[str, Any]):
+        size, channels = model["image_size"], model["channels"]
+        mean, std = vision.pixel_statistics(
+            args.init, channels, args.init_format or None
+        )
+        self.fits = dict(image_size=size, channels=channels, mean=mean, std=std)
+        # Only RGB has colours; the published sigmas are of images of 224 pixels.
+        changes: dict[str, Any] = {} if channels == 3 else dict(vision.NO_COLOURS)
+        changes["blur_sigma"] = tuple(s * size / 224 for s in vision.MOCO_V3_SIGMA)
+        self.views = vision.views(min_crop_area=args.min_crop_area, **changes)
+        self.model = shared.stage_model()
+        self.data_dir = args.data_dir
+
+    def labelled(self, source: str, split: str, **changes: Any) -> dict[str, Any]:
+        fields = {"data_dir": self.data_dir, **self.fits, **changes}
+        return vision.image_data(vision.dataset(source), split, **fields)
+
+    plain = unlabelled = labelled
+
+    def twice(self, section: dict[str, Any]) -> dict[str, Any]:
+        """With the two views that contrast and alignment compare."""
+        return {**section, "views": self.views}
+
+    def masked(self, section: dict[str, Any]) -> dict[str, Any]:
+        """The objective with this section `mixing`."""
+        return {**shared.reconstruct(), "mixing": section}
+
+
+class Texts:
+    """Sections of texts, as the weights take them; two views differ by dropout."""
+
+    objectives = ("contrast", "mlm")
+
+    def __init__(self, args: Any, model: dict[str, Any]):
+        del model
+        self.args, self.model = args, text.text_model()
+
+    def labelled(self, source: str, split: str, **changes: Any) -> dict[str, Any]:
+        args = self.args
+        fields = dict(
+            data_dir=args.data_dir,
+            seq_len=args.seq_len,
+            text_fields=(args.text_field,),
+            label_field=args.label_field,
+        )
+        return text.text_data(source, split, args.init, **{**fields, **changes})
+
+    def plain(self, source: str, split: str, **changes: Any) -> dict[str, Any]:
+        return self.labelled(source, split, label_field="", **changes)
+
+    def unlabelled(self, source: str, split: str) -> dict[str, Any]:
+        layout = "packed" if self.args.objective == "mlm" else "padded"
+        return self.plain(source, split, layout=layout)
+
+    def twice(self, section: dict[str, Any]) -> dict[str, Any]:
+        return section
+
+    def masked(self, section: dict[str, Any]) -> dict[str, Any]:
+        if section["operator"] != "none":
+            raise UserError(
+                f"method={self.args.method} mixes examples, which objective=mlm cannot: "
+                "use objective=contrast, or method=naive or replay"
+            )
+        return text.mlm(data.open_tokenizer(self.args.init).mask_id)
+
+
+class Start(NamedTuple):
+    """The weights that a config starts from, and the sections that fit them."""
+
+    args: Any
+    model: dict[str, Any]
+    known: dict[str, Any]
+    told: dict[str, Any]
+    make: Images | Texts
+
+    @property
+    def is_image(self) -> bool:
+        return isinstance(self.make, Images)
+
+    def choose_objective(self, more: tuple[str, ...] = ()) -> None:
+        """Says so where the weights cannot start `args.objective`."""
+        objective, init = self.args.objective, self.args.init
+        choose("objective", objective, dict.fromkeys((*self.make.objectives, *more)))
+        if objective not in HEADS:
+            return
+        part, how = HEADS[objective]
+        if part not in weights.parts(init, objective, **self.told):
+            raise UserError(
+                f"init={init} has no {part}, which objective={objective} starts from; "
+                f"use objective=contrast, or first train one with {how}"
+            )
+
+    def optim(self, *, freezes: bool) -> dict[str, Any]:
+        """AdamW to 0 after 10 % of warm-up; weight decay of MoCo-v3, and of S1's MAE.
+
+        freezes: the encoder. Else positions of images are; in contrast the patch
+        embedding, too (MoCo-v3, 4.2).
+        """
+        args, contrasts = self.args, self.args.objective == "contrast"
+        image = (r".*/position", *[r"encoder/patch_embed/.*"] * contrasts)
+        freeze = image if self.is_image else ()
+        return shared.pretrain_optim(
+            lr=args.lr,
+            schedule="cosine",
+            warmup_steps=args.steps // 10,
+            b2=0.999 if contrasts else 0.95,
+            weight_decay=0.1 if contrasts else 0.01,
+            freeze=(r"encoder/.*",) if freezes else freeze,
+        )
+
+    def evaluate(self, dataset: str, **changes: Any) -> dict[str, Any]:
+        """kNN and probe of a set from `args.per_class` labels a class."""
+        args, labelled = self.args, self.make.labelled
+        few = {**shared.ALL, "per_class": args.per_class}
+        test = self.make.twice(labelled(dataset, args.test_split))
+        train = labelled(dataset, args.label_split, subset=few)
+        return shared.evaluate(train, test, **changes)
+
+
+def start(args: Any) -> Start:
+    """`args`: init, init_format and what it does not tell; what `Images`, `Texts` need."""
+    known = {name: args[name] for name in shared.UNKNOWN}
+    told = shared.told(args.init, args.init_format, known)
+    with reworded(shared.ARGUMENTS):
+        model = weights.model_config(args.init, **told)
+    kind = Images if model["kind"] == "vit" else Texts
+    return Start(args, model, known, told, kind(args, model))

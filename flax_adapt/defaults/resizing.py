@@ -1,0 +1,189 @@
+"""Another width of the last block, several widths side by side (METHODS S3)."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from flax_adapt.defaults import modality, shared
+from flax_adapt.errors import UserError, choose
+from flax_adapt.surgery import last_block
+
+# The arguments of resize_last_block, which explains them.
+RESIZING_ARGUMENTS = dict(
+    dataset="",
+    init="",
+    init_format="",
+    **shared.UNKNOWN,
+    data_dir="",
+    split="train",
+    label_split="train",
+    test_split="test",
+    probe_on="",
+    per_class=0,
+    width="",
+    start="auto",
+    noise=1.0,
+    tokens="all",
+    relu=False,
+    objective="contrast",
+    projector=True,
+    hidden=4096,
+    variant="resized",
+    pooling="cls",
+    seeds=1,
+    steps=1_000,
+    batch_size=64,
+    lr=1.5e-4,
+    min_crop_area=0.08,
+    seq_len=128,
+    text_field="text",
+    label_field="label",
+)
+SUPERVISED = "classify"
+
+
+class Variant(NamedTuple):
+    """One of VARIANTS: what is at the end of the encoder, and what trains.
+
+    mlp_dim: (model config, width) -> that of an extra block. start: "" as asked for.
+    """
+
+    kind: str
+    mlp_dim: Callable[[dict[str, Any], int], int]
+    start: str
+    freezes: bool
+
+
+def _none(model: dict[str, Any], width: int) -> int:
+    return 0
+
+
+VARIANTS = {
+    "resized": Variant("resized", _none, "", False),
+    # Controls: random features of frozen ones, a linear layer that is kept, and as many
+    # parameters elsewhere.
+    "random": Variant("linear", _none, "random", True),
+    "linear": Variant("linear", _none, "", False),
+    "extra": Variant("extra", last_block.matched_mlp_dim, "", False),
+    # The model as it is, trained alike.
+    "same": Variant("", _none, "", False),
+}
+
+
+class Resizing:
+    """What resize_last_block makes of RESIZING_ARGUMENTS."""
+
+    def __init__(self, args: Any):
+        if not (args.dataset and args.init):
+            raise UserError(
+                "the config needs dataset=DATA to train on and init=PATH of weights"
+            )
+        self.args, self.start = args, modality.start(args)
+        choose("start", args.start, {"auto": None, **last_block.INITS})
+        self.start.choose_objective((SUPERVISED,))
+        self.widths = _widths(args.width)
+
+    def stages(self) -> list[dict[str, Any]]:
+        """One for every variant and width, each from `init`, with the same seeds."""
+        found = []
+        for name in self.args.variant.split("+"):
+            variant = choose("variant", name, VARIANTS)
+            widths = self.widths if variant.kind else (0,)
+            found += [self._stage(name, variant, width) for width in widths]
+        return found
+
+    def _stage(self, name: str, variant: Variant, width: int) -> dict[str, Any]:
+        args = self.args
+        resize = self._resize(variant, width) if variant.kind else None
+        model = {**self.start.make.model, "resize": resize, "pooling": args.pooling}
+        contrasts, labels = args.objective == "contrast", args.objective == SUPERVISED
+        make = self.start.make
+        data = (make.labelled if labels else make.unlabelled)(args.dataset, args.split)
+        heads = self._heads()
+        fresh = ("projector",) * (args.projector and (contrasts or labels))
+        fresh += ("predictor",) * contrasts + ("head",) * labels
+        return shared.pretrain_stage(
+            f"{name}_{width}" if width else name,
+            make.twice(data) if contrasts else data,
+            seeds=tuple(range(args.seeds)),
+            objective=self._objective(),
+            # A frozen encoder stays what it is: a step is enough to write it down.
+            num_steps=1 if variant.freezes else args.steps,
+            batch_size=args.batch_size,
+            optim=self._optim(variant),
+            model={**model, "fresh": fresh, "projector": heads},
+        )
+
+    def _resize(self, variant: Variant, width: int) -> dict[str, Any]:
+        args, model = self.args, self.start.model
+        old = model["width"]
+        start = variant.start or args.start
+        if start == "auto":
+            start = "preserve" if width >= old else "pca"
+        is_extra = variant.kind == "extra"
+        if is_extra and not self.start.is_image:
+            start = "random"  # a post-norm block cannot add nothing
+        return shared.resize(
+            old if is_extra else width,
+            kind=variant.kind,
+            relu=args.relu,
+            mlp_dim=variant.mlp_dim(model, width),
+            init=start,
+            noise=args.noise,
+            tokens=args.tokens,
+        )
+
+    def _heads(self) -> dict[str, Any] | None:
+        """MoCo-v3's; without a projector its predictor alone. Of labels: two layers."""
+        args = self.args
+        if args.objective == "contrast":
+            layers = {} if args.projector else {"layers": 0}
+            return shared.projector(hidden=args.hidden, **layers)
+        if args.objective == SUPERVISED and args.projector:
+            return shared.projector(
+                layers=2, hidden=args.hidden, predictor_layers=0, batch_norm=False
+            )
+        return None
+
+    def _objective(self) -> dict[str, Any]:
+        if self.args.objective == "contrast":
+            return shared.contrast()
+        if self.args.objective == SUPERVISED:
+            return shared.classify()
+        return self.start.make.masked(shared.NO_MIXING)
+
+    def _optim(self, variant: Variant) -> dict[str, Any]:
+        optim = self.start.optim(freezes=variant.freezes)
+        return {**optim, "warmup_steps": 0} if variant.freezes else optim
+
+    def experiment(self) -> dict[str, Any]:
+        args = self.args
+        sets = [args.dataset, *filter(None, args.probe_on.split("+"))]
+        stages = tuple(self.stages())
+        changes = dict(
+            wide=shared.wide(),
+            pooling=args.pooling,
+            # One pass over the data for the start and all that was trained.
+            models_at_once=1 + len(stages) * args.seeds,
+        )
+        first, *more = (self.start.evaluate(one, **changes) for one in sets)
+        return shared.experiment(
+            init=args.init,
+            init_format=args.init_format,
+            init_known=self.start.known,
+            model=self.start.model,
+            evaluate=first,
+            more_evaluations=tuple(more),
+            stages=stages,
+        )
+
+
+def _widths(text: str) -> tuple[int, ...]:
+    try:
+        widths = tuple(int(width) for width in text.split("+"))
+    except ValueError:
+        widths = ()
+    if not widths or min(widths) < 1:
+        raise UserError(
+            f"width={text!r} must be a number of features, or several: 96+768"
+        )
+    return widths
