@@ -29,6 +29,7 @@ MODEL = dict(
     gelu="erf",
     pooler=False,
     last_block=None,
+    adaptor=None,
     decoder=dict(width=64, depth=2, heads=4, mlp_dim=256),
 )
 

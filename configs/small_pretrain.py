@@ -28,6 +28,7 @@ MODEL = dict(
     gelu="erf",
     pooler=False,
     last_block=None,
+    adaptor=None,
     decoder=dict(width=128, depth=1, heads=4, mlp_dim=512),
 )
 

@@ -28,6 +28,7 @@ def experiment(config: Any) -> None:
             _projector(section)
             _contrast(section)
             _resize(config, section)
+            _adaptor(section)
             objectives.check_mixing(section.objective)
             _pairs(section)
             if section.replay is not None:
@@ -125,6 +126,21 @@ def _projector(section: Any) -> None:
 def _resize(config: Any, section: Any) -> None:
     if section.model.resize is not None:
         last_block.check(section.model.resize, config.model, section.init_from)
+
+
+def _adaptor(section: Any) -> None:
+    """GLAD needs adaptors, a classifier may have them."""
+    name, adaptor = section.objective.name, section.model.adaptor
+    if name == "glad" and adaptor is None:
+        raise UserError(
+            "model.adaptor must be given for objective 'glad', such as "
+            "dict(kind='vector', keywise=False, hidden=0)"
+        )
+    if adaptor is not None and name not in ("glad", "classify"):
+        raise UserError(
+            f"model.adaptor must be None for objective {name!r}; 'glad' and 'classify' "
+            "can have adaptors"
+        )
 
 
 def _contrast(section: Any) -> None:

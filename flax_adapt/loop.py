@@ -77,7 +77,7 @@ class Run:
             *sharding.share_of_process(self.mesh),
         )
         classes = inputs.num_classes(stage, self.examples)
-        self.model = stages.build_model(stage, classes, stage.task)
+        self.model = stages.build_model(stage, classes)
         inputs.check_text(stage, self.model, config.data, self.examples)
         params, self.report = stages.warm_start(
             stage, self.model, self.examples, self.mesh
@@ -85,7 +85,7 @@ class Run:
         self.names = rules.names(params)
         self.schedule = optim.schedule(config.optim, config.num_steps)
         tx = optim.build(config.optim, config.num_steps, params)
-        frozen = stages.frozen(stage)
+        frozen = stages.frozen(stage, params)
         carry = objectives.build_carry(config.objective, config.num_steps)
         self.state = states.create(
             params, tx, self.mesh, seed=stage.seed, frozen=frozen, carry=carry
@@ -101,7 +101,10 @@ class Run:
         self._open_folder()
 
     def _loss(self, config_data: Any, *, train: bool) -> LossFn:
-        loss_fn = objectives.build(self.config.objective, self.model, train=train)
+        beside = stages.build_beside(self.stage) if train else None
+        loss_fn = objectives.build(
+            self.config.objective, self.model, train=train, beside=beside
+        )
         return objectives.on_pixels(
             loss_fn, self.config.objective, config_data, train=train
         )

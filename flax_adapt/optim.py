@@ -10,17 +10,18 @@ from flax_adapt import rules
 from flax_adapt.errors import UserError, choose
 from flax_adapt.types import LossFn, Params
 
-# Which leaves weight decay shrinks: True / False.
+# Which leaves weight decay shrinks: True / False. Not adaptors (ours): at zero they are
+# off already.
 DECAY = {
     # MAE pre-training: matrices and tokens, nothing 1-D (METHODS S1). BERT the same: not
     # biases and LayerNorms (Devlin et al. 2019, official code).
     "pretrain": (
-        (r".*/(bias|scale)", False),
+        (r".*/(bias|scale)|(.*/)?adaptor/[^/]+", False),
         (r".*/(kernel|cls_token|mask_token|position|token|token_type)", True),
     ),
     # Fine-tuning: not biases, positions and CLS; LayerNorm scales ARE decayed (METHODS S1).
     "finetune": (
-        (r".*/(bias|cls_token|position)", False),
+        (r".*/(bias|cls_token|position)|(.*/)?adaptor/[^/]+", False),
         (r".*/(kernel|scale|mask_token|token|token_type)", True),
     ),
 }

@@ -25,6 +25,8 @@ RULES = (
         PartitionSpec("fsdp", None),
     ),
     (r"(.*/)?(projector|predictor)/layer_\d+/kernel", PartitionSpec("fsdp", None)),
+    # Small, and met by every token.
+    (r"(.*/)?adaptor/[^/]+", PartitionSpec()),
     # Keys of earlier steps (`objectives.contrast`): rows as a batch has them.
     (r"(.*/)?queue", BATCH),
     (

@@ -12,9 +12,10 @@ from flax import linen as nn
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from flax_adapt import check, data, models, objectives, stage_resize, weights
+from flax_adapt import check, data, models, objectives, rules, stage_resize, weights
 from flax_adapt import config as configs
 from flax_adapt.errors import UserError, reworded
+from flax_adapt.surgery import adaptors
 from flax_adapt.types import Params
 
 # What errors of `weights` name -> the fields of the config.
@@ -50,9 +51,10 @@ class Stage(NamedTuple):
 
     @property
     def architecture(self) -> dict[str, Any]:
-        """The model config of the stage: the experiment's, its last block resized."""
-        model, resize = self.experiment.model, self.config.model.resize
-        return models.with_resize(configs.plain(model), resize)
+        """The model config of the stage: its last block resized, adaptors added."""
+        return models.of_stage(
+            configs.plain(self.experiment.model), configs.plain(self.config.model)
+        )
 
     @property
     def task(self) -> str:
@@ -62,9 +64,13 @@ class Stage(NamedTuple):
     def kept_task(self) -> str:
         """The task whose weights the stage starts from and exports.
 
-        Where there is a projector only the encoder: what stands on it is dropped with it.
+        Where there is a projector, or adaptors, only the encoder (and what was trained
+        beside): what stands on them is dropped with them.
         """
-        return "encoder" if self.config.model.projector is not None else self.task
+        options = self.config.model
+        if options.projector is None and options.adaptor is None:
+            return self.task
+        return objectives.beside_of(self.config.objective) or "encoder"
 
 
 def resolve(stage: Stage, field: str) -> Path:
@@ -95,18 +101,25 @@ def told_of_init(config: Any) -> dict[str, Any]:
 
 
 def check_architecture(
-    stage: Stage, found: dict[str, Any], path: Path, task: str
+    stage: Stage,
+    found: dict[str, Any],
+    path: Path,
+    task: str,
+    *,
+    is_teacher: bool = False,
 ) -> None:
     """Weights only mean something in the model they were made for.
 
     `model.reshape` names what may differ, and an ordinary last block can become what
-    `model.resize` asks for. A file without a decoder, or a decoder that shall be new, is
-    left to `weights.adopt`.
+    `model.resize` asks for; adaptors may be new. A file without a decoder, or a decoder
+    that shall be new, is left to `weights.adopt`.
     """
     options = stage.config.model
     skipped = {"pooler", *weights.reshape.may_differ(options.reshape)}
-    if resizes(stage, found) and task != "encoder":
+    if resizes(stage, found) and not is_teacher:
         skipped.add("last_block")
+    if found["adaptor"] is None:
+        skipped.add("adaptor")
     if task != "mae" or found["decoder"] is None or "decoder" in options.fresh:
         skipped.add("decoder")
     both = (found, stage.architecture)
@@ -128,10 +141,23 @@ def _how_to_reshape(changes: list[str]) -> str:
     return f"; to resize the weights, name in the stage's model.reshape one of {rules}"
 
 
-def build_model(stage: Stage, classes: int, task: str) -> nn.Module:
+def build_model(stage: Stage, classes: int) -> nn.Module:
+    """The model of the stage's task."""
+    return _build(stage, stage.architecture, stage.task, classes)
+
+
+def build_beside(stage: Stage) -> nn.Module | None:
+    """The model of what is trained beside the stage's task, on the same parameters."""
+    task = objectives.beside_of(stage.config.objective)
+    if task is None:
+        return None
+    return _build(stage, {**stage.architecture, "adaptor": None}, task, 0)
+
+
+def _build(stage: Stage, config: dict[str, Any], task: str, classes: int) -> nn.Module:
     options = stage.config.model
     return models.build(
-        stage.architecture,
+        config,
         task,
         dtype=stage.experiment.precision,
         dropout=options.dropout,
@@ -147,6 +173,14 @@ def resizes(stage: Stage, found: dict[str, Any]) -> bool:
     return stage.config.model.resize is not None and found["last_block"] is None
 
 
+def init_params(stage: Stage, model: nn.Module) -> dict[str, Any]:
+    """Fresh parameters of the stage's seed, of the model and of what is trained beside."""
+    key, beside = jax.random.key(stage.seed), build_beside(stage)
+    params = dict(models.init_params(model, key))
+    # Both have the encoder; the model's has the adaptors.
+    return params if beside is None else {**models.init_params(beside, key), **params}
+
+
 @reworded(FIELDS)
 def warm_start(
     stage: Stage, model: nn.Module, examples: data.Examples, mesh: Mesh
@@ -155,7 +189,7 @@ def warm_start(
 
     examples: of the stage, which a last block may be fitted to.
     """
-    params = models.init_params(model, jax.random.key(stage.seed))
+    params = init_params(stage, model)
     if stage.config.init_from == "scratch":
         return params, None
     path, known = resolve(stage, "init_from"), told(stage, "init_from")
@@ -164,8 +198,8 @@ def warm_start(
         found, loaded, report = weights.load(
             path, stage.kept_task, pooling=options.pooling, **known
         )
-        check_architecture(stage, found, path, stage.task)
-        if options.projector is not None:
+        check_architecture(stage, found, path, stage.kept_task)
+        if stage.kept_task != stage.task:
             loaded, without = _without_pooler(loaded)
             report = report.merge(without)
         wanted = stage.architecture
@@ -174,6 +208,8 @@ def warm_start(
         if resizes(stage, found):
             loaded, resized, new = _resize(stage, loaded, params, examples, mesh)
             report, fresh = report.merge(resized), (*fresh, *new)
+        adapted = adaptors.leaves_of(rules.names(params))
+        fresh = (*fresh, *(adapted if found["adaptor"] is None else ()))
         params, adopted = weights.adopt(params, loaded, fresh)
     except UserError as error:
         raise UserError(f"stage {stage.label}: {path}: {error}") from None
@@ -206,32 +242,36 @@ def _without_pooler(
     return kept, weights.Report(ignored=dict.fromkeys(unused, rule))
 
 
+def frozen(stage: Stage, start: Params) -> dict[str, Params]:
+    """What the objective compares with, by name; `start`: the parameters of `warm_start`.
+
+    teacher: the encoder that `teacher` refers to. start: the encoder as it starts.
+    """
+    found = {} if stage.config.teacher == "none" else {"teacher": _teacher(stage)}
+    if objectives.keeps_start(stage.config.objective):
+        found["start"] = adaptors.drop({"encoder": start["encoder"]})
+    return found
+
+
 @reworded(FIELDS)
-def frozen(stage: Stage) -> dict[str, Params]:
-    """{"teacher": params} of the encoder that `teacher` refers to, or nothing."""
-    if stage.config.teacher == "none":
-        return {}
+def _teacher(stage: Stage) -> Params:
     path, known = resolve(stage, "teacher"), told(stage, "teacher")
-    check_architecture(stage, weights.model_config(path, **known), path, "encoder")
+    found = weights.model_config(path, **known)
+    check_architecture(stage, found, path, "encoder", is_teacher=True)
     sizes = weights.reshape.sizes_of(stage.experiment.model)
     fit = dict(reshape=stage.config.model.reshape, **sizes)
     _, params, _ = weights.from_pretrained(path, "encoder", **fit, **known)
-    return {"teacher": params}
+    return params
 
 
-def _encoder_of(model: nn.Module, params: Params) -> tuple[nn.Module, Params]:
-    """The model without heads."""
-    config = {**models.config_of(model), "pooler": False}
-    encoder = models.build(
-        config,
-        "encoder",
-        dtype="float32",
-        dropout=0.0,
-        drop_path=0.0,
-        pooling="cls",
-        num_classes=0,
-    )
-    return encoder, {"encoder": params["encoder"]}
+def _kept(stage: Stage, model: nn.Module, params: Params) -> tuple[nn.Module, Params]:
+    """The model of `kept_task`, without what was there for training alone."""
+    if stage.kept_task == stage.task:
+        return model, params
+    config = {**stage.architecture, "adaptor": None, "pooler": False}
+    kept = _build(stage, config, stage.kept_task, 0)
+    names = weights.shapes(kept)
+    return kept, adaptors.drop({name: params[name] for name in names})
 
 
 def export(
@@ -240,8 +280,7 @@ def export(
     """Writes the Hugging Face folder of the stage (process 0 writes, all take part)."""
     if jax.process_count() > 1:
         params = multihost_utils.process_allgather(params, tiled=True)
-    if stage.config.model.projector is not None:
-        model, params = _encoder_of(model, params)
+    model, params = _kept(stage, model, params)
     folder, section = stage.folder / "export", stage.config.data
     if jax.process_index() == 0:
         classes = stage.kept_task == "classify" and examples.class_names

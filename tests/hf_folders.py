@@ -22,6 +22,7 @@ CONFIG = dict(
     gelu="erf",
     pooler=False,
     last_block=None,
+    adaptor=None,
     decoder=dict(width=4, depth=1, heads=2, mlp_dim=6),
 )
 TEXT = dict(
@@ -38,6 +39,7 @@ TEXT = dict(
     pad_token_id=1,
     pooler=False,
     last_block=None,
+    adaptor=None,
 )
 QUERY = "vit.encoder.layer.0.attention.attention.query.weight"
 

@@ -72,10 +72,10 @@ def test_a_teacher_takes_it_too(files, tmp_path):
     config = load(files, "vit_finetune", "a.pth", TOLD)
     config.stages[0].teacher = "pretrained"
     (run,) = recipe.stage_runs(config, tmp_path)[:1]
-    assert stage.frozen(run)["teacher"]["encoder"]
+    assert stage.frozen(run, {})["teacher"]["encoder"]
     config.init_known.heads = 0
     with pytest.raises(UserError, match=r"give init=PATH and init_known.heads=NUM"):
-        stage.frozen(run)
+        stage.frozen(run, {})
 
 
 @pytest.mark.parametrize(

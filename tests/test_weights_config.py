@@ -56,6 +56,7 @@ def test_fields_that_are_left_out_have_the_values_of_transformers(tmp_path):
         pad_token_id=1,
         pooler=False,
         last_block=None,
+        adaptor=None,
     )
 
 

@@ -21,6 +21,7 @@ MODEL = dict(
     gelu="erf",
     pooler=False,
     last_block=None,
+    adaptor=None,
     decoder=dict(width=16, depth=1, heads=2, mlp_dim=32),
 )
 
@@ -39,6 +40,7 @@ TEXT_MODEL = dict(
     pad_token_id=0,
     pooler=False,
     last_block=None,
+    adaptor=None,
 )
 CLS, SEP, MASK = 1, 2, 3  # 0 is padding, the rest are words
 

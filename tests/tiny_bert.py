@@ -20,6 +20,7 @@ TINY = dict(
     pad_token_id=0,
     pooler=False,
     last_block=None,
+    adaptor=None,
 )
 OPTIONS = dict(
     dtype="float32", dropout=0.0, drop_path=0.0, pooling="pooler", num_classes=3

@@ -18,6 +18,7 @@ TINY = dict(
     gelu="erf",
     pooler=False,
     last_block=None,
+    adaptor=None,
     decoder=dict(width=8, depth=1, heads=2, mlp_dim=16),
 )
 

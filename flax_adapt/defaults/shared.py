@@ -130,6 +130,25 @@ def classify() -> dict[str, Any]:
     return dict(name="classify", label_smoothing=0.0, mixup_alpha=0.0, cutmix_alpha=0.0)
 
 
+def glad(masked: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+    """METHODS S4, where all of it is ours; weight 1 of 0.1, 1, 10.
+
+    masked: of the regularizer "masked"; None: `reconstruct()`.
+    """
+    section = dict(
+        classify(),
+        name="glad",
+        regularizer="preserve",
+        weight=1.0,
+        preserve="features",
+        state="tokens",
+        layers=(-1,),
+        masked=masked or reconstruct(),
+        stop_backbone=False,
+    )
+    return change(section, changes)
+
+
 def regress() -> dict[str, Any]:
     return dict(name="regress")
 
@@ -145,8 +164,14 @@ def stage_model(**changes: Any) -> dict[str, Any]:
         reshape=(),
         resize=None,
         projector=None,
+        adaptor=None,
     )
     return change(section, changes)
+
+
+def adaptor(**changes: Any) -> dict[str, Any]:
+    """GLAD attention (METHODS S4): a vector for the logits, one for the values; ours."""
+    return change(dict(kind="vector", keywise=False, hidden=0), changes)
 
 
 def resize(width: int, **changes: Any) -> dict[str, Any]:

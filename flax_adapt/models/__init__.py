@@ -2,8 +2,8 @@
 
 A model config is a plain mapping with a `kind`. "vit": the fields of `ViTConfig`, and
 `decoder`, the fields of `DecoderConfig` or None; `vit_config` and `mae_config` make one.
-"bert", "roberta": the fields of `BertConfig`; `bert_config` makes one. `last_block` of all
-are the fields of `LastBlock`, or None.
+"bert", "roberta": the fields of `BertConfig`; `bert_config` makes one. `last_block` and
+`adaptor` of all are the fields of `LastBlock` and of `AdaptorConfig`, or None.
 """
 
 import dataclasses
@@ -17,17 +17,19 @@ import jax.numpy as jnp
 
 from flax_adapt.errors import UserError, choose
 from flax_adapt.models import text, vit
+from flax_adapt.models.adaptors import AdaptorConfig
 from flax_adapt.models.architecture import (
     GELU,
     LastBlock,
     ViTConfig,
     num_blocks,
+    of_stage,
     with_resize,
 )
 from flax_adapt.models.bert import BertConfig, check_fits
 from flax_adapt.models.contrast import Contrast, TextContrast
 from flax_adapt.models.heads import ProjectorConfig
-from flax_adapt.models.layers import SUMS
+from flax_adapt.models.layers import ATTENTIONS, SUMS
 from flax_adapt.models.mae import MAE, DecoderConfig
 from flax_adapt.models.published import (
     PAPER_DECODER,
@@ -50,6 +52,7 @@ from flax_adapt.models.vit import (
 from flax_adapt.types import Key, Params, Text
 
 __all__ = [
+    "ATTENTIONS",
     "CLASSIFIER_POOLING",
     "DTYPES",
     "GELU",
@@ -60,6 +63,7 @@ __all__ = [
     "SIZES",
     "SUMS",
     "TASKS",
+    "AdaptorConfig",
     "Bert",
     "BertConfig",
     "Classifier",
@@ -81,6 +85,7 @@ __all__ = [
     "init_params",
     "mae_config",
     "num_blocks",
+    "of_stage",
     "patchify",
     "pool",
     "sincos_position",
@@ -88,6 +93,7 @@ __all__ = [
     "unpatchify",
     "vit_config",
     "with_resize",
+    "without_adaptor",
 ]
 
 TEXT_TASKS = {
@@ -160,10 +166,10 @@ def build(
 
 
 def _architecture(config_model: Mapping[str, Any]) -> ViTConfig | BertConfig:
-    if config_model.get("last_block") is not None:
-        fields = (config_model["last_block"], "model.last_block", ())
-        last_block = make_config(LastBlock, *fields)
-        config_model = {**config_model, "last_block": last_block}
+    for name, form in {"last_block": LastBlock, "adaptor": AdaptorConfig}.items():
+        if config_model.get(name) is not None:
+            part = make_config(form, config_model[name], f"model.{name}", ())
+            config_model = {**config_model, name: part}
     if config_model["kind"] == "vit":
         return make_config(ViTConfig, config_model, "model", ("kind", "decoder"))
     return make_config(BertConfig, config_model, "model", ())
@@ -220,6 +226,21 @@ def config_of(model: nn.Module) -> dict[str, Any]:
         config["kind"] = "vit"
         config["decoder"] = None if decoder is None else dataclasses.asdict(decoder)
     return config
+
+
+def without_adaptor(model: nn.Module) -> nn.Module:
+    """Returns the encoder alone, which on the same parameters is the unadapted path."""
+    config = {**config_of(model), "adaptor": None, "pooler": False}
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    return build(
+        config,
+        "encoder",
+        dtype=names[model.dtype],
+        dropout=0.0,
+        drop_path=0.0,
+        pooling="cls",
+        num_classes=0,
+    )
 
 
 def task_of(model: nn.Module) -> str:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 
 from flax_adapt.errors import UserError, choose
+from flax_adapt.models.adaptors import AdaptorConfig
 from flax_adapt.types import Array
 
 
@@ -43,6 +44,8 @@ class BlockConfig(Protocol):
     def qkv_bias(self) -> bool: ...
     @property
     def gelu(self) -> str: ...
+    @property
+    def adaptor(self) -> AdaptorConfig | None: ...
 
 
 def check_block(config: BlockConfig) -> None:
@@ -126,7 +129,7 @@ class ViTConfig:
     """The architecture of a vision transformer.
 
     width D, mlp_dim F; `pooler`: there is a tanh layer on the CLS state (Hugging Face
-    ViTModel); last_block: None is an ordinary one.
+    ViTModel); last_block: None is an ordinary one; adaptor: of GLAD attention, or None.
     """
 
     image_size: int
@@ -141,6 +144,7 @@ class ViTConfig:
     gelu: str
     pooler: bool
     last_block: LastBlock | None
+    adaptor: AdaptorConfig | None
 
     def __post_init__(self):
         check_block(self)
@@ -194,12 +198,25 @@ def block_plans(config: Any, drop_path: float) -> list[BlockPlan]:
     ]
 
 
+def of_stage(
+    config_model: Mapping[str, Any], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns the model config of a stage.
+
+    options: its section `model`, of which `resize` asks for another last block (see
+    `surgery`) and `adaptor` for adaptors; None: there is no change.
+    """
+    config = with_resize(config_model, options["resize"])
+    adaptor = options["adaptor"]
+    return config if adaptor is None else {**config, "adaptor": dict(adaptor)}
+
+
 def with_resize(
     config_model: Mapping[str, Any], resize: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Returns the model config of a stage that asks for another last block.
+    """Returns the model config of a model with another last block.
 
-    resize: the stage's section `model.resize`, see `surgery`; None: no change. Where the
+    resize: a section `model.resize`, see `surgery`; None: no change. Where the
     first features are to stay as they are, they alone are normalised by their own mean
     and variance, and the others by the same.
     """

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from flax_adapt.errors import UserError, choose
 from flax_adapt.models import architecture, layers
+from flax_adapt.models.adaptors import AdaptorConfig
 from flax_adapt.models.architecture import LastBlock
 from flax_adapt.models.layers import NORMAL, Dtype
 from flax_adapt.types import Array, Key, Text
@@ -35,7 +36,7 @@ class BertConfig:
 
     kind: a key of POSITION_OFFSETS. max_positions: rows of the table of positions.
     width D, mlp_dim F; `pooler`: there is a tanh layer on the CLS state (Hugging Face
-    BertModel); last_block: None is an ordinary one.
+    BertModel); last_block: None is an ordinary one; adaptor: of GLAD attention, or None.
     """
 
     kind: str
@@ -51,6 +52,7 @@ class BertConfig:
     pad_token_id: int
     pooler: bool
     last_block: LastBlock | None
+    adaptor: AdaptorConfig | None
 
     def __post_init__(self):
         choose("model.kind", self.kind, POSITION_OFFSETS)

@@ -15,12 +15,14 @@ import jax.numpy as jnp
 
 from flax_adapt import keys
 from flax_adapt.models import architecture
+from flax_adapt.models.adaptors import Adaptor, Mix
 from flax_adapt.models.architecture import GELU, BlockConfig, LastBlock, ViTConfig
 from flax_adapt.types import Array, Key
 
 Dtype = Any
-# The collection of what blocks hand to the norm behind them; kept only if it is asked for.
-SUMS = "sums"
+# Collections that are kept only if they are asked for: what blocks hand to the norm behind
+# them, and what attention gives to the residual stream.
+SUMS, ATTENTIONS = "sums", "attentions"
 Initialiser = Callable[..., Array]
 
 # torch's trunc_normal_(std=0.02) cuts at +-2, a hundred deviations: a plain normal.
@@ -107,9 +109,15 @@ def drop_branch(
 
 
 def attend(
-    q_BLHK: Array, k_BMHK: Array, v_BMHK: Array, sees_BLM: Array | None
+    q_BLHK: Array,
+    k_BMHK: Array,
+    v_BMHK: Array,
+    sees_BLM: Array | None,
+    mix: Mix | None = None,
 ) -> Array:
     """Returns x_BLHK: values mixed by softmax(q k / sqrt K), which runs in float32.
+
+    mix: what becomes of the logits before they are masked.
 
     Heads go before tokens first: `jax.nn.dot_product_attention` leaves that to the
     matmuls, which on a CPU take a third longer then.
@@ -119,6 +127,8 @@ def attend(
     logits_BHLM = jnp.einsum(
         "BHLK,BHMK->BHLM", q_BHLK * scale, k_BHMK, preferred_element_type=jnp.float32
     )
+    if mix is not None:
+        logits_BHLM = mix(logits_BHLM)
     if sees_BLM is not None:
         lowest = jnp.finfo(jnp.float32).min
         logits_BHLM = jnp.where(sees_BLM[:, None], logits_BHLM, lowest)
@@ -127,7 +137,7 @@ def attend(
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; softmax in float32."""
+    """Multi-head self-attention; softmax in float32; with `config.adaptor` adapted."""
 
     config: BlockConfig
     kernel_init: Initialiser
@@ -148,8 +158,17 @@ class Attention(nn.Module):
             dense(use_bias=config.qkv_bias, name=name)(x_BLD).reshape(heads)
             for name in ("query", "key", "value")
         )
-        x_BLHK = attend(q_BLHK, k_BMHK, v_BMHK, sees_BLM)
-        return dense(use_bias=True, name="out")(x_BLHK.reshape(x_BLD.shape))
+
+        def mixed(q_BLHK: Array, mix: Mix | None) -> Array:
+            return attend(q_BLHK, k_BMHK, v_BMHK, sees_BLM, mix)
+
+        if config.adaptor is None:
+            x_BLHK = mixed(q_BLHK, None)
+        else:
+            x_BLHK = Adaptor(config.adaptor, name="adaptor")(q_BLHK, mixed)
+        x_BLD = dense(use_bias=True, name="out")(x_BLHK.reshape(x_BLD.shape))
+        self.sow(ATTENTIONS, "added", x_BLD)
+        return x_BLD
 
 
 class MLP(nn.Module):

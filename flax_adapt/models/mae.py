@@ -74,7 +74,10 @@ class MAE(vit.ImageModel):
     def setup(self) -> None:
         self.encoder = self.make_encoder(vit.MAE)
         config = dataclasses.replace(
-            self.config, **dataclasses.asdict(self.decoder_config), last_block=None
+            self.config,
+            **dataclasses.asdict(self.decoder_config),
+            last_block=None,
+            adaptor=None,
         )
         self.decoder = Decoder(config, self.dropout, self.dtype)
 

@@ -45,6 +45,7 @@ def vit_config(
         gelu="erf",
         pooler=False,
         last_block=None,
+        adaptor=None,
         decoder=None,
     )
 
@@ -66,4 +67,12 @@ def bert_config(kind: str, size: str) -> dict[str, Any]:
     """
     values = choose("kind", kind, TEXT_VALUES)
     sizes = choose("size", size, SIZES)
-    return dict(kind=kind, **values, **sizes, gelu="erf", pooler=False, last_block=None)
+    return dict(
+        kind=kind,
+        **values,
+        **sizes,
+        gelu="erf",
+        pooler=False,
+        last_block=None,
+        adaptor=None,
+    )

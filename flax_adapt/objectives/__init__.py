@@ -9,6 +9,7 @@ the model's `modality` says; of images for `contrast` also "views", two. Metrics
 are what parts of a batch are added up by.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -17,16 +18,24 @@ from flax import linen as nn
 from flax_adapt import keys, mixing
 from flax_adapt.data import image
 from flax_adapt.errors import UserError, choose
-from flax_adapt.objectives import classify, contrast, distill, mlm, reconstruct
+from flax_adapt.objectives import (
+    classify,
+    contrast,
+    distill,
+    glad,
+    mlm,
+    reconstruct,
+)
 from flax_adapt.types import NOTHING_CARRIED, Array, Batch, Carry, Key, LossFn
 
-OBJECTIVES = {
+OBJECTIVES: dict[str, Callable[..., LossFn]] = {
     "reconstruct": reconstruct.make_loss,
     "mlm": mlm.make_loss,
     "distill": distill.make_loss,
     "classify": classify.make_loss,
     "regress": classify.make_regression,
     "contrast": contrast.make_loss,
+    "glad": glad.make_loss,
 }
 # The task (see `models.TASKS`) that an objective trains.
 TASKS = {
@@ -35,6 +44,7 @@ TASKS = {
     "classify": "classify",
     "regress": "classify",
     "contrast": "contrast",
+    "glad": "classify",
 }
 # What an objective measures: what `eval.metric` may name.
 METRICS = {
@@ -43,6 +53,7 @@ METRICS = {
     "classify": ("loss", "accuracy", "macro_f1", "micro_f1", "matthews"),
     "regress": ("loss", "spearman"),
     "contrast": ("loss", "contrast", "contrast_accuracy"),
+    "glad": ("loss", "accuracy", "macro_f1", "micro_f1", "matthews"),
 }
 # What an objective takes along from step to step.
 CARRIES = {"contrast": contrast.make_carry}
@@ -69,9 +80,30 @@ def metrics_of(config: Any) -> tuple[str, ...]:
     return METRICS[config.name]
 
 
-def build(config: Any, model: nn.Module, *, train: bool = True) -> LossFn:
-    """Returns the loss of `config.name`. `train=False`: no dropout, mixing, smoothing."""
-    return choose("objective.name", config.name, OBJECTIVES)(config, model, train)
+def beside_of(config: Any) -> str | None:
+    """The task whose head is trained beside that of `task_of`, or None."""
+    return glad.beside_task(config) if config.name == "glad" else None
+
+
+def keeps_start(config: Any) -> bool:
+    """Whether the loss compares with the encoder as it starts, `frozen["start"]`."""
+    return config.name == "glad" and config.regularizer == "preserve"
+
+
+def build(
+    config: Any,
+    model: nn.Module,
+    *,
+    train: bool = True,
+    beside: nn.Module | None = None,
+) -> LossFn:
+    """Returns the loss of `config.name`. `train=False`: no dropout, mixing, smoothing.
+
+    beside: the model of `beside_of`, on the same parameters.
+    """
+    make = choose("objective.name", config.name, OBJECTIVES)
+    given = (config, model, train)
+    return make(*given) if beside is None else make(*given, beside)
 
 
 def build_carry(config: Any, num_steps: int) -> Carry:

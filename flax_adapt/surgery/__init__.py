@@ -1,9 +1,10 @@
-"""Surgery on trained models: another width of the last block.
+"""Surgery on trained models: another width of the last block, adaptors dropped.
 
 surgery.last_block.check(section, config.model)
 resized = surgery.last_block.resize(leaves, init, config_model, section, key, parts)
+    backbone = surgery.adaptors.drop(params)
 """
 
-from flax_adapt.surgery import last_block, moments
+from flax_adapt.surgery import adaptors, last_block, moments
 
-__all__ = ["last_block", "moments"]
+__all__ = ["adaptors", "last_block", "moments"]

@@ -24,7 +24,9 @@ from flax_adapt.weights.files import LazyTensor
 
 TABLE = big_vision_names.BIG_VISION
 SUFFIX, SOURCE = ".npz", "big_vision"
-FIXED = dict(layer_norm_eps=1e-6, gelu="tanh", qkv_bias=True, last_block=None)
+FIXED = dict(
+    layer_norm_eps=1e-6, gelu="tanh", qkv_bias=True, last_block=None, adaptor=None
+)
 KNOWN = ("gelu", "layer_norm_eps")
 POOLING = "cls"
 DROPPED = {"mae": ("head", "pooler"), "encoder": ("head",), "classify": ()}

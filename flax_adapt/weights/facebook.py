@@ -25,6 +25,7 @@ FIXED = dict(
     gelu=torch_vit.GELU,
     qkv_bias=True,
     last_block=None,
+    adaptor=None,
 )
 SOURCE = "Facebook's MAE"
 # Whether the states are normalised after pooling -> how they are pooled.

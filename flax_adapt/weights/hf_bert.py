@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flax_adapt.errors import UserError
-from flax_adapt.weights import bert_names, fields, last_block
+from flax_adapt.weights import bert_names, extras, fields
 
 # What BertForSequenceClassification does; another `pooling` in config.json is ours.
 POOLING = "pooler"
@@ -70,7 +70,7 @@ def model_config(
         "gelu": fields.gelu(where, theirs["hidden_act"]),
         "pad_token_id": padding,
         "pooler": "pooler/kernel" in map(table.leaf_of, found),
-        "last_block": last_block.read(where, theirs),
+        **extras.read(where, theirs),
     }
 
 

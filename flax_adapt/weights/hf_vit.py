@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flax_adapt.errors import UserError
-from flax_adapt.weights import fields, last_block, vit_names
+from flax_adapt.weights import extras, fields, vit_names
 from flax_adapt.weights.names import Names
 
 # transformers knows no other; `pooling` in config.json is ours.
@@ -72,7 +72,7 @@ def model_config(
     config["pooler"] = "pooler/kernel" in map(vit_names.VIT.leaf_of, found)
     if config["pooler"]:
         _check_pooler(where, theirs)
-    config["last_block"] = last_block.read(where, theirs)
+    config |= extras.read(where, theirs)
     decoder = {ours: theirs[name] for ours, name in DECODER_FIELDS.items()}
     is_mae = theirs["model_type"] == "vit_mae"
     return {**config, "decoder": decoder if is_mae else None}

@@ -8,11 +8,11 @@ from typing import Any, Protocol
 from flax_adapt import models
 from flax_adapt.errors import UserError, choose
 from flax_adapt.weights import (
+    extras,
     fields,
     files,
     hf_bert,
     hf_vit,
-    last_block,
     reading,
     translate,
     writing,
@@ -60,7 +60,7 @@ def config_file(folder: Path) -> dict[str, Any]:
     theirs = reading.read_json(folder / reading.CONFIG)
     found = theirs.get("model_type")
     if isinstance(found, str):
-        found = found.removesuffix(last_block.SUFFIX)
+        found = found.removesuffix(extras.SUFFIX)
     if found is None:
         prefixes = {name.split(".")[0] for name in reading.tensor_names(folder)}
         found = next((kind for kind in ("bert", "roberta") if kind in prefixes), None)
@@ -143,6 +143,11 @@ def write(
     class_names: tuple[str, ...] | None,
 ) -> None:
     """Writes the folder of the class `architecture(config, task)`."""
+    if config["adaptor"] is not None:
+        raise UserError(
+            f"{folder}: Hugging Face's folders cannot hold adaptor={config['adaptor']}: "
+            "drop the adaptors (surgery.adaptors.drop), or choose the format orbax"
+        )
     family = FAMILIES[config["kind"]]
     table = family.names(config["kind"], task)
     # A base model is the encoder alone: its names go without the prefix.
@@ -173,5 +178,5 @@ def _config_json(
         "architectures": [family.architecture(config, task)],
         **theirs,
         "torch_dtype": "float32",
-        **last_block.to_json(config, theirs["model_type"]),
+        **extras.to_json(config, theirs["model_type"]),
     }

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 from flax_adapt import models
 from flax_adapt.errors import UserError
 from flax_adapt.weights import (
+    extras,
     fields,
     files,
-    last_block,
     orbax_arrays,
     reading,
     translate,
@@ -87,7 +87,7 @@ def _found(path: Path) -> _Found:
     if stage is None or not isinstance(config.get("model"), dict):
         raise UserError(f"{where}: knows no model and stage {name!r}")
     pooling, pixels = _section(stage, "model").get("pooling"), None
-    model = _model_of(config["model"], _section(stage, "model").get("resize"))
+    model = _model_of(config["model"], _section(stage, "model"))
     data = _section(stage, "data")
     if data.get("modality") == "image":
         pixels = {"image_mean": data.get("mean"), "image_std": data.get("std")}
@@ -95,12 +95,15 @@ def _found(path: Path) -> _Found:
     return _Found(where, state, model, pooling, pixels, {})
 
 
-def _model_of(model: dict[str, Any], resize: Any) -> dict[str, Any]:
-    """The model of a stage, which may have a last block of its own."""
+def _model_of(model: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """The model of a stage, which may have a last block and adaptors of its own."""
+    parts = {name: options.get(name) for name in ("resize", "adaptor")}
     try:
-        return models.with_resize(model, resize)
-    except (KeyError, TypeError):
-        raise UserError(f"model.resize={fields.show(resize)} is not complete") from None
+        return models.of_stage(model, parts)
+    except (KeyError, TypeError, ValueError):
+        raise UserError(
+            f"a stage's model={fields.show(parts)} is not complete"
+        ) from None
 
 
 def _section(stage: dict[str, Any], name: str) -> dict[str, Any]:
@@ -136,7 +139,7 @@ def _config(
     config = found.model | absent
     where = f"{path}: the model of its run"
     fields.check_model(where, config)
-    last_block.check(where, config.get("last_block"))
+    extras.check(where, config)
     return config
 
 

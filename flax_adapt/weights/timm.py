@@ -24,7 +24,7 @@ from flax_adapt.weights import (
 
 TABLE = timm_names.TIMM
 # What a file cannot say otherwise; a folder can say which GELU.
-FIXED = dict(layer_norm_eps=torch_vit.LAYER_NORM_EPS, last_block=None)
+FIXED = dict(layer_norm_eps=torch_vit.LAYER_NORM_EPS, last_block=None, adaptor=None)
 GELU = {None: "erf", "gelu": "erf", "gelu_tanh": "tanh"}
 ACT_LAYER = {"erf": "gelu", "tanh": "gelu_tanh"}
 # Pooling of ours -> timm's; "mean_norm" also has `fc_norm`.

@@ -67,6 +67,7 @@ def model_config(
         "gelu": known.get("gelu", GELU),
         "pooler": False,
         "last_block": None,
+        "adaptor": None,
         "decoder": _decoder(where, tensors, known),
     }
     fields.check_sizes(str(where), config)

@@ -24,6 +24,7 @@ CONFIG = dict(
     gelu="erf",
     pooler=False,
     last_block=None,
+    adaptor=None,
     decoder=None,
 )
 OPTIONS = dict(dtype="float32", dropout=0.0, drop_path=0.0, num_classes=3)

@@ -1,4 +1,4 @@
-"""The last block (`models.LastBlock`) in a config.json: ours, nobody else knows one."""
+"""Parts of a model config that nobody else knows: `LastBlock` and `AdaptorConfig`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,34 +14,42 @@ NOTE = (
     "hidden states of width last_block.width): transformers cannot build it; "
     "flax_adapt.from_pretrained does"
 )
-KINDS: dict[str, type] = dict(
-    kind=str, width=int, relu=bool, norm_width=int, mlp_dim=int
-)
+# Part -> its fields and their types.
+PARTS: dict[str, dict[str, type]] = {
+    FIELD: dict(kind=str, width=int, relu=bool, norm_width=int, mlp_dim=int),
+    "adaptor": dict(kind=str, keywise=bool, hidden=int),
+}
 MAX_SIZE = 1 << 17
 
 
-def check(where: str, value: Any) -> dict[str, Any] | None:
-    """Returns a stranger's last block, or says which field cannot be built."""
+def check(where: str, config: Mapping[str, Any]) -> None:
+    """Says which field of a stranger's model config cannot be built."""
+    for part, kinds in PARTS.items():
+        _check_part(where, part, config.get(part), kinds)
+
+
+def _check_part(where: str, part: str, value: Any, kinds: Mapping[str, type]) -> None:
     if value is None:
-        return None
-    if not isinstance(value, dict) or set(value) != set(KINDS):
+        return
+    if not isinstance(value, dict) or set(value) != set(kinds):
         raise UserError(
-            f"{where}: {FIELD}={fields.show(value)} must be an object of {', '.join(KINDS)}"
+            f"{where}: {part}={fields.show(value)} must be an object of {', '.join(kinds)}"
         )
-    for name, kind in KINDS.items():
+    for name, kind in kinds.items():
         found: Any = value[name]
         wrong = type(found) is not kind
         if wrong or (kind is int and not 0 <= found <= MAX_SIZE):
             raise UserError(
-                f"{where}: {FIELD}.{name}={fields.show(found)} must be a {kind.__name__}"
+                f"{where}: {part}.{name}={fields.show(found)} must be a {kind.__name__}"
                 + (f" in [0, {MAX_SIZE}]" if kind is int else "")
             )
-    return dict(value)
 
 
-def read(where: str, theirs: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns the last block of a config.json."""
-    return check(where, theirs.get(FIELD))
+def read(where: str, theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the parts of our model config that a config.json may tell."""
+    found = {FIELD: theirs.get(FIELD), "adaptor": None}
+    check(where, found)
+    return found
 
 
 def to_json(config: Mapping[str, Any], model_type: str) -> dict[str, Any]:

@@ -1,0 +1,178 @@
+"""GLAD fine-tuning (Yoon et al. 2023, abstract and figure; METHODS S4; no official code).
+
+    L = CE(head(f_adapted(x)), y) + lam * R(f(x))
+
+The path with adaptors solves the task, the one without keeps what is general; both have
+the same backbone. R, and its weight, are open in the paper: ours.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from flax_adapt import keys, models, rules
+from flax_adapt.errors import UserError, choose
+from flax_adapt.metrics import Loss
+from flax_adapt.objectives import classify, distill, mlm, reconstruct
+from flax_adapt.surgery import adaptors
+from flax_adapt.types import Array, Batch, Key, LossFn, Params
+
+_MASKED = 0x61A  # purpose of keys
+# The masked objectives, and the tasks that are trained beside the classifier for them.
+MASKED = {
+    "reconstruct": (reconstruct.make_loss, "mae"),
+    "mlm": (mlm.make_loss, "mlm"),
+}
+
+
+class Unadapted(NamedTuple):
+    """R of the path without adaptors.
+
+    plain: the encoder without adaptors. beside: the model of the masked objective.
+    """
+
+    plain: nn.Module
+    beside: nn.Module | None
+    config: Any
+    train: bool
+
+
+def _nothing(given: Unadapted) -> LossFn | None:
+    return None
+
+
+def _preserve(given: Unadapted) -> LossFn:
+    """Squared distance of states to those of the initial model, `frozen["start"]`.
+
+    "features": states after the layers of `config.layers`; "attention": what every block
+    adds after its attention. A mean over features.
+    """
+    config = given.config
+    states_of = choose("objective.preserve", config.preserve, PRESERVED)
+
+    def loss_fn(params: Params, frozen: Params, batch: Batch, key_B: Key):
+        del key_B  # nothing is dropped: the initial model is at distance 0
+        inputs = batch[given.plain.modality]
+        ours, theirs = (
+            states_of(given.plain, part, inputs, config.layers)
+            for part in (params, jax.lax.stop_gradient(frozen["start"]))
+        )
+        layout = given.plain.layout(inputs)
+        how = (layout, batch["weight"], config.state, "mean")
+        distance = distill.state_distance(ours, theirs, *how)
+        return distance.value(), {"loss": Loss.of(distance), "preserve": distance}
+
+    return loss_fn
+
+
+def _features(plain, params, inputs, layers) -> list[Array]:
+    states = plain.apply({"params": params}, inputs, None, method="encode")
+    return [states[layer].astype(jnp.float32) for layer in layers]
+
+
+def _attentions(plain, params, inputs, layers) -> list[Array]:
+    del layers  # of every block
+    collections = [models.ATTENTIONS]
+    _, found = plain.apply(
+        {"params": params}, inputs, None, method="encode", mutable=collections
+    )
+    blocks = found[models.ATTENTIONS]["encoder"]
+    return [
+        blocks[name]["attention"]["added"][0].astype(jnp.float32) for name in blocks
+    ]
+
+
+# What of the unadapted path is to stay near the initial model's.
+PRESERVED: dict[str, Callable[..., list[Array]]] = {
+    "features": _features,
+    "attention": _attentions,
+}
+
+
+def _masked(given: Unadapted) -> LossFn:
+    """The masked-modelling loss; its decoder trains along."""
+    config = given.config
+    make, task = choose("objective.masked.name", config.masked.name, MASKED)
+    if given.beside is None:
+        raise UserError(
+            f"objective.regularizer='masked' trains the task {task!r} beside: give its model, "
+            "objectives.build(..., beside=models.build(config, task, ...))"
+        )
+    masked_loss = make(config.masked, given.beside, given.train)
+
+    def loss_fn(params: Params, frozen: Params, batch: Batch, key_B: Key):
+        return masked_loss(params, frozen, batch, keys.fold(key_B, _MASKED))
+
+    return loss_fn
+
+
+REGULARIZERS: dict[str, Callable[[Unadapted], LossFn | None]] = {
+    "preserve": _preserve,
+    "masked": _masked,
+    "none": _nothing,
+}
+
+
+def beside_task(config: Any) -> str | None:
+    """The task whose head is trained beside the classifier, or None."""
+    if config.regularizer != "masked":
+        return None
+    return choose("objective.masked.name", config.masked.name, MASKED)[1]
+
+
+def _stop(params: Params) -> Params:
+    """No gradient to the backbone: head and adaptors alone solve the task."""
+
+    def stop(name: str, leaf: Array) -> Array:
+        trains = adaptors.is_adaptor(name) or not name.startswith("encoder/")
+        return leaf if trains else jax.lax.stop_gradient(leaf)
+
+    return rules.map_named(stop, params)
+
+
+def make_loss(
+    config: Any, model: nn.Module, train: bool, beside: nn.Module | None = None
+) -> LossFn:
+    """`config`: regularizer, weight (lam), preserve, state, layers, masked,
+    stop_backbone, and the fields of `classify`.
+
+    model: a classifier with adaptors. beside: with regularizer "masked" the model of that
+    task, without adaptors. Of the two paths the embedding and the first block's queries,
+    keys and values are the same where nothing is dropped; XLA computes them once. All
+    else is run twice: "masked" costs a second pass of what is visible, "preserve" one of
+    the whole input and one of the initial model without a gradient, "none" nothing.
+    """
+    if model.config.adaptor is None:
+        raise UserError(
+            "objective 'glad' needs model.adaptor: what the task's path has and the "
+            "other has not"
+        )
+    solve = classify.make_loss(config, model, train)
+    regularizer = choose("objective.regularizer", config.regularizer, REGULARIZERS)
+    if not train:
+        return solve
+    plain = models.without_adaptor(model)
+    regularize = regularizer(Unadapted(plain, beside, config, train))
+
+    def loss_fn(params: Params, frozen: Params, batch: Batch, key_B: Key):
+        solving = _stop(params) if config.stop_backbone else params
+        metrics = solve(solving, frozen, batch, key_B)[1]
+        loss = metrics["loss"]
+        metrics = {**metrics, "ce": loss.terms[0]}
+        if regularize is not None:
+            more = regularize(params, frozen, batch, key_B)[1]
+            loss = _plus(loss, config.weight, more.pop("loss"))
+            metrics |= more
+        return loss.value(), {**metrics, "loss": loss}
+
+    return loss_fn
+
+
+def _plus(loss: Loss, weight: float, other: Loss) -> Loss:
+    return functools.reduce(
+        lambda whole, term: whole.plus(weight, term), other.terms, loss
+    )
