@@ -137,5 +137,31 @@ def resizes(root, **changes):
     return tiny.experiment(*stages, **changes)
 
 
+# All but adaptors.
+BACKBONE = r"encoder/(?!(.*/)?adaptor/).*"
+
+
+def glads(root, **changes):
+    """GLAD with each regularizer, one after the other, and adaptors alone."""
+    del root
+
+    def stage(name, init_from, **fields):
+        options = dict(dropout=0.1, fresh=("head",), adaptor=defaults.adaptor())
+        model = defaults.stage_model(**options)
+        return tiny.finetune(name, init_from=init_from, model=model, **fields)
+
+    frozen = defaults.finetune_optim(lr=1e-2, warmup_steps=1, freeze=(BACKBONE,))
+    stages = (
+        tiny.pretrain(),
+        stage(
+            "masked", "stage:pretrain", objective=defaults.glad(regularizer="masked")
+        ),
+        stage("preserve", "stage:masked", objective=defaults.glad()),
+        stage("adaptors", "stage:preserve", optim=frozen),
+        tiny.pretrain("further", init_from="stage:masked"),
+    )
+    return tiny.experiment(*stages, **changes)
+
+
 MODALITIES = {"image": images, "text": texts}
-EXPERIMENTS = {**MODALITIES, "contrast": contrasts, "resize": resizes}
+EXPERIMENTS = {**MODALITIES, "contrast": contrasts, "resize": resizes, "glad": glads}
