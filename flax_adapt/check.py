@@ -29,6 +29,7 @@ def experiment(config: Any) -> None:
             _contrast(section)
             _resize(config, section)
             _adaptor(section)
+            _head(section)
             objectives.check_mixing(section.objective)
             _pairs(section)
             if section.replay is not None:
@@ -140,6 +141,19 @@ def _adaptor(section: Any) -> None:
         raise UserError(
             f"model.adaptor must be None for objective {name!r}; 'glad' and 'classify' "
             "can have adaptors"
+        )
+
+
+def _head(section: Any) -> None:
+    """A head that grows is not new, and what it stands on is kept with it."""
+    options = section.model
+    dropped = options.projector is not None or options.adaptor is not None
+    if options.grow_head and (
+        section.objective.name != "classify" or dropped or "head" in options.fresh
+    ):
+        raise UserError(
+            "model.grow_head is of objective 'classify' without projector and adaptor, "
+            "whose head is not in model.fresh"
         )
 
 

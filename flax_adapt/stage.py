@@ -15,8 +15,9 @@ from jax.sharding import Mesh
 from flax_adapt import check, data, models, objectives, rules, stage_resize, weights
 from flax_adapt import config as configs
 from flax_adapt.errors import UserError, reworded
-from flax_adapt.surgery import adaptors
+from flax_adapt.surgery import adaptors, heads
 from flax_adapt.types import Params
+from flax_adapt.weights import strict
 
 # What errors of `weights` name -> the fields of the config.
 FIELDS = weights.formats.words("init=PATH and init_known.", "init=PATH and init_format")
@@ -208,6 +209,9 @@ def warm_start(
         if resizes(stage, found):
             loaded, resized, new = _resize(stage, loaded, params, examples, mesh)
             report, fresh = report.merge(resized), (*fresh, *new)
+        if options.grow_head:
+            loaded, grown = _grow(path, loaded, params, examples)
+            report = report.merge(grown)
         adapted = adaptors.leaves_of(rules.names(params))
         fresh = (*fresh, *(adapted if found["adaptor"] is None else ()))
         params, adopted = weights.adopt(params, loaded, fresh)
@@ -230,6 +234,18 @@ def _resize(
         mesh=mesh,
     )
     return stage_resize.resize(old, loaded, init, section, components_dD, stage.seed)
+
+
+def _grow(
+    path: Path, loaded: Params, init: Params, examples: data.Examples
+) -> tuple[dict[str, Any], weights.Report]:
+    """The head that comes with the weights, for the classes of the stage's data."""
+    names = weights.class_names(path)
+    if "head" not in loaded or names is None:
+        raise UserError("model.grow_head needs weights with a head and class names")
+    flat = (strict.flatten(loaded), strict.flatten(init))
+    leaves, done = heads.grow(*flat, names, examples.class_names)
+    return strict.unflatten(leaves), weights.Report(reshaped=done)
 
 
 def _without_pooler(

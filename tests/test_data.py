@@ -23,6 +23,7 @@ def config(door: str, **changes) -> ConfigDict:
         "source": door,
         "data_dir": "",
         "split": "train",
+        "classes": (),
         "image_size": SIZE,
         "channels": 3,
         "mean": (0.5, 0.5, 0.5),

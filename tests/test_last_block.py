@@ -1,32 +1,15 @@
 """Another width of the last block: what it computes, how it starts, how it is stored."""
 
-import json
-
 import jax
 import numpy as np
 import pytest
 import tiny
-from ml_collections import ConfigDict
+from tiny_resized import KEY, MODELS, WIDTH, inputs_of, resized, run
 
 from flax_adapt import defaults, models, sharding, weights
 from flax_adapt.errors import UserError
-from flax_adapt.surgery import last_block
+from flax_adapt.surgery import last_block, matched
 from flax_adapt.weights import strict
-
-# (model config, task, pooling)
-MODELS = {
-    "mae": (tiny.MODEL, "mae"),
-    "vit": (tiny.MODEL | dict(decoder=None, pooler=True), "encoder"),
-    "classify": (tiny.MODEL | dict(decoder=None), "classify"),
-    "bert": (tiny.TEXT_MODEL | dict(pooler=True), "encoder"),
-    "mlm": (tiny.TEXT_MODEL, "mlm"),
-    "roberta": (
-        tiny.TEXT_MODEL | dict(kind="roberta", token_types=2, max_positions=17),
-        "classify",
-    ),
-}
-WIDTH = tiny.MODEL["width"]
-KEY = jax.random.key(7)
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 
@@ -34,47 +17,6 @@ pytestmark = pytest.mark.usefixtures("compile_fast")
 @pytest.fixture(params=MODELS)
 def name(request):
     return request.param
-
-
-def build(name, config=None):
-    arch, task = MODELS[name]
-    pooling = "pooler" if name == "roberta" else "cls"
-    return tiny.build(task, config or arch, pooling=pooling)
-
-
-def resized(name, **changes):
-    """(the model as it was, its parameters, the new model, its parameters, what was done)"""
-    config, _ = MODELS[name]
-    section = ConfigDict(defaults.resize(**changes))
-    last_block.check(section, config, "pretrained")
-    old = build(name)
-    new = build(name, models.with_resize(config, section))
-    params, init = tiny.params_of(old), models.init_params(new, KEY)
-    components = None
-    if section.init == "pca":
-        rng = np.random.default_rng(3)
-        square = rng.standard_normal((WIDTH, WIDTH))
-        components = np.linalg.qr(square)[0][:, : section.width]
-    flat = (strict.flatten(params), strict.flatten(init))
-    done = last_block.resize(*flat, config, section, KEY, components)
-    made, _ = weights.adopt(init, strict.unflatten(done.leaves), done.fresh)
-    return old, params, new, made, done
-
-
-def inputs_of(model):
-    if model.modality == "image":
-        return tiny.batch_of(4)["image"]
-    return tiny.text_batch_of(4, packed=False)["text"]
-
-
-def run(model, params, *more, **options):
-    """The model of its inputs, nothing dropped."""
-
-    @jax.jit
-    def apply(params):
-        return model.apply({"params": params}, inputs_of(model), *more, None, **options)
-
-    return apply(params)
 
 
 def states_and_sums(model, params):
@@ -190,7 +132,7 @@ def test_random_starts_anew_what_has_another_shape_and_nothing_else(name):
 def test_an_extra_block_has_as_many_parameters_as_the_resized_one():
     for config in (tiny.MODEL | dict(decoder=None), tiny.TEXT_MODEL):
         wide = 6 * WIDTH
-        mlp_dim = last_block.matched_mlp_dim(config, wide)
+        mlp_dim = matched.mlp_dim(config, wide)
         sections = (
             defaults.resize(wide),
             defaults.resize(WIDTH, kind="extra", mlp_dim=mlp_dim),
@@ -208,66 +150,7 @@ def test_an_extra_block_has_as_many_parameters_as_the_resized_one():
         )
         assert 0 <= resized_size - extra_size < 2 * WIDTH + 1
     with pytest.raises(UserError, match="no extra block to compare with"):
-        last_block.matched_mlp_dim(tiny.MODEL, WIDTH)
-
-
-@pytest.mark.parametrize("kind", ["resized", "linear", "extra"])
-@pytest.mark.parametrize("format", ["huggingface", "orbax"])
-def test_a_folder_keeps_the_last_block(tmp_path, name, kind, format):
-    changes = dict(extra=dict(width=WIDTH, mlp_dim=8)).get(kind, dict(width=24))
-    _, _, new, made, _ = resized(name, kind=kind, init="random", **changes)
-    made = tiny.params_of(new)
-    weights.save_pretrained(tmp_path / "a", new, made, format=format)
-    task = models.task_of(new)
-    again, params, report = weights.from_pretrained(tmp_path / "a", task)
-    assert again.config == new.config
-    assert not report.fresh
-    jax.tree.map(np.testing.assert_array_equal, params, made)
-
-
-def test_the_folder_says_that_transformers_cannot_build_it(tmp_path):
-    _, _, new, made, _ = resized("vit", width=WIDTH)
-    weights.save_pretrained(tmp_path, new, made)
-    theirs = json.loads((tmp_path / "config.json").read_text())
-    assert theirs["model_type"] == "vit_resized"
-    assert theirs["last_block"]["norm_width"] == WIDTH
-    assert "transformers cannot build it" in theirs["flax_adapt_note"]
-
-
-@pytest.mark.parametrize("format", ["timm", "big_vision", "facebook_mae"])
-def test_other_formats_refuse_it(tmp_path, format):
-    _, _, new, made, _ = resized("classify", width=24)
-    ending = {"big_vision": ".npz", "facebook_mae": ".safetensors"}.get(format, "")
-    with pytest.raises(UserError, match=r"cannot hold .*last_block=") as error:
-        weights.save_pretrained(tmp_path / f"a{ending}", new, made, format=format)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("change", "text"),
-    [
-        (dict(last_block=3), "last_block=3 must be an object"),
-        (dict(last_block={"kind": "resized"}), "must be an object of kind, width"),
-        (dict(width="24"), "last_block.width='24' must be a int"),
-        (dict(width=1 << 40), r"last_block.width=\d+ must be a int in \[0, 131072\]"),
-        (dict(kind="wide"), "last_block.kind='wide' is unknown"),
-        (dict(norm_width=25), "norm_width=25 must lie in 0 to width=24"),
-        (dict(mlp_dim=2), "mlp_dim=2 must be given for kind='extra', 0 for others"),
-    ],
-)
-def test_a_last_block_that_cannot_be_built_is_named(tmp_path, change, text):
-    _, _, new, made, _ = resized("vit", width=24)
-    weights.save_pretrained(tmp_path, new, made)
-    file = tmp_path / "config.json"
-    theirs = json.loads(file.read_text())
-    if "last_block" in change:
-        theirs |= change
-    else:
-        theirs["last_block"] |= change
-    file.write_text(json.dumps(theirs))
-    with pytest.raises(UserError, match=text) as error:
-        weights.from_pretrained(tmp_path, "encoder")
-    assert "\n" not in str(error.value)
+        matched.mlp_dim(tiny.MODEL, WIDTH)
 
 
 @pytest.mark.parametrize(

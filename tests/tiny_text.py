@@ -105,6 +105,7 @@ def section(source, tokenizer="", **changes):
         text_fields=("text",),
         label_field="label",
         label_kind="class",
+        classes=(),
         layout="padded",
         seq_len=16,
         buckets=(8, 12),

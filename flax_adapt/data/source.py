@@ -11,9 +11,11 @@ texts
     text:PATH            a document a line, or a folder of .txt files; no labels
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from flax_adapt import errors
@@ -40,7 +42,10 @@ SCHEMES: dict[str, dict[str, Open]] = {
 
 
 def open_source(config_data: ConfigDict) -> Source:
-    """Opens `source`, `data_dir` and `split` of a data config, before its subset."""
+    """Opens `source`, `data_dir` and `split` of a data config, before its subset.
+
+    Where it lists `classes`, labels are counted in those.
+    """
     schemes = errors.choose("data.modality", config_data.modality, SCHEMES)
     scheme, colon, rest = config_data.source.partition(":")
     if not colon or not rest:
@@ -48,6 +53,36 @@ def open_source(config_data: ConfigDict) -> Source:
             f"data.source={config_data.source!r} must be SCHEME:WHAT; the schemes of"
             f" modality {config_data.modality!r} are {sorted(schemes)}"
         )
-    return errors.choose("the scheme of data.source", scheme, schemes)(
-        rest, config_data
+    opener = errors.choose("the scheme of data.source", scheme, schemes)
+    return recount(opener(rest, config_data), tuple(config_data.classes))
+
+
+def recount(source: Source, classes: tuple[str, ...]) -> Source:
+    """The same examples with labels 0, 1, ... in `classes`; (): as they are.
+
+    By name: so one number means the same for sets with other classes, or in another
+    order. Ours: a class may have no example, but every example has one of them.
+    """
+    if not classes or classes == source.class_names:
+        return source
+    missing = [name for name in source.class_names if name not in classes]
+    if missing or not source.class_names or len(set(classes)) < len(classes):
+        raise errors.UserError(
+            f"data.classes={classes} must list every class of {source.where} once; it has "
+            f"{source.class_names or 'no classes'}"
+        )
+    number = np.array([classes.index(name) for name in source.class_names], np.int32)
+
+    def label_of(label: Any) -> Any:
+        return np.where(np.asarray(label) < 0, label, number[label]).astype(np.int32)
+
+    def read(i: int) -> tuple[Any, float]:
+        item, label = source.read(i)
+        return item, int(label_of(label))
+
+    return dataclasses.replace(
+        source,
+        class_names=classes,
+        read=read,
+        read_labels=lambda: label_of(source.labels),
     )

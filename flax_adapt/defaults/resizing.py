@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from flax_adapt.defaults import modality, shared
 from flax_adapt.errors import UserError, choose
-from flax_adapt.surgery import last_block
+from flax_adapt.surgery import last_block, matched
 
 # The arguments of resize_last_block, which explains them.
 RESIZING_ARGUMENTS = dict(
@@ -63,7 +63,7 @@ VARIANTS = {
     # parameters elsewhere.
     "random": Variant("linear", _none, "random", True),
     "linear": Variant("linear", _none, "", False),
-    "extra": Variant("extra", last_block.matched_mlp_dim, "", False),
+    "extra": Variant("extra", matched.mlp_dim, "", False),
     # The model as it is, trained alike.
     "same": Variant("", _none, "", False),
 }

@@ -165,6 +165,7 @@ def stage_model(**changes: Any) -> dict[str, Any]:
         resize=None,
         projector=None,
         adaptor=None,
+        grow_head=False,
     )
     return change(section, changes)
 

@@ -25,6 +25,7 @@ def text_data(source: str, split: str, tokenizer: str, **changes: Any) -> dict:
         text_fields=("text",),
         label_field="label",
         label_kind="class",
+        classes=(),
         layout="padded",
         seq_len=128,
         buckets=(16, 32, 48, 64, 96, 128, 192, 256, 384),

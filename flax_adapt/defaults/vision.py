@@ -130,6 +130,7 @@ def image_data(source: str, split: str, **changes: Any) -> dict[str, Any]:
         source=source,
         data_dir="",
         split=split,
+        classes=(),
         image_size=224,
         channels=3,
         mean=IMAGENET_MEAN,

@@ -5,6 +5,6 @@ resized = surgery.last_block.resize(leaves, init, config_model, section, key, pa
     backbone = surgery.adaptors.drop(params)
 """
 
-from flax_adapt.surgery import adaptors, last_block, moments
+from flax_adapt.surgery import adaptors, heads, last_block, matched, moments
 
-__all__ = ["adaptors", "last_block", "moments"]
+__all__ = ["adaptors", "heads", "last_block", "matched", "moments"]

@@ -8,7 +8,7 @@ A section `model.resize` of a stage:
     kind      "resized", or a control: "linear", "extra" (`models.LastBlock`)
     width     D, of the new features; of "extra" that of the model
     relu      a ReLU on the final states, so that they can be sparse
-    mlp_dim   of "extra", 0 for the others: see `matched_mlp_dim`
+    mlp_dim   of "extra", 0 for the others: see `matched.mlp_dim`
     init      how the new leaves start, one of INITS
     noise     of "preserve": the deviation of new features, in that of old ones
     tokens    of "pca": whose features are looked at, one of TOKENS
@@ -279,23 +279,3 @@ INITS = {
     "pca": Init(lambda new, old: new <= old, "at most the model's width", _narrow),
     "random": Init(lambda new, old: True, "any width", _anew),
 }
-
-
-def matched_mlp_dim(config_model: Mapping[str, Any], width: int) -> int:
-    """Returns the mlp_dim of an extra block with as many parameters as a resized one has.
-
-    To the next smaller whole number. A UserError where a block without an MLP has more.
-    """
-    d, hidden = config_model["width"], config_model["mlp_dim"]
-    is_vit = config_model["kind"] == "vit"
-    more = (hidden + 1 + 2) * (width - d) + d * width  # W_2, its bias, the norm, W_s
-    biases = 4 if config_model.get("qkv_bias", True) else 1
-    attention = 4 * d * d + biases * d + 4 * d  # and two norms
-    mlp_dim = (more - attention - d) // (2 * d + 1)
-    if mlp_dim < 1:
-        kind = "pre-norm" if is_vit else "post-norm"
-        raise UserError(
-            f"a {kind} block of width {d} has more parameters than a last block of width "
-            f"{width} adds: there is no extra block to compare with"
-        )
-    return mlp_dim

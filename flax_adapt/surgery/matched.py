@@ -1,0 +1,26 @@
+"""An extra block with as many parameters as a resized one: a control of METHODS S3."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flax_adapt.errors import UserError
+
+
+def mlp_dim(config_model: Mapping[str, Any], width: int) -> int:
+    """Returns the mlp_dim of an extra block with as many parameters as a resized one has.
+
+    To the next smaller whole number. A UserError where a block without an MLP has more.
+    """
+    d, hidden = config_model["width"], config_model["mlp_dim"]
+    is_vit = config_model["kind"] == "vit"
+    more = (hidden + 1 + 2) * (width - d) + d * width  # W_2, its bias, the norm, W_s
+    biases = 4 if config_model.get("qkv_bias", True) else 1
+    attention = 4 * d * d + biases * d + 4 * d  # and two norms
+    mlp_dim = (more - attention - d) // (2 * d + 1)
+    if mlp_dim < 1:
+        kind = "pre-norm" if is_vit else "post-norm"
+        raise UserError(
+            f"a {kind} block of width {d} has more parameters than a last block of width "
+            f"{width} adds: there is no extra block to compare with"
+        )
+    return mlp_dim
