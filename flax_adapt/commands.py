@@ -11,7 +11,16 @@ import numpy as np
 from flax_adapt import config as configs
 from flax_adapt import convert as converting
 from flax_adapt import data as sources
-from flax_adapt import errors, logs, measure, models, recipe, sharding, weights
+from flax_adapt import (
+    errors,
+    logs,
+    measure,
+    models,
+    recipe,
+    sharding,
+    transfer,
+    weights,
+)
 from flax_adapt.errors import UserError
 from flax_adapt.evals import embed
 from flax_adapt.evals import fill as fill_mask
@@ -236,4 +245,8 @@ def evaluate(config: Any, workdir: str) -> None:
     _set_jax_up(Path(workdir), config.precision)
     rows = measure.evaluate(config, Path(workdir))
     print(logs.format_table(rows, tuple(rows[0])))
+    if config.transfer is not None:
+        matrices = transfer.report(config, Path(workdir), rows)
+        print(f"\n{transfer.text(matrices)}\n")
+        print(f"matrices: {Path(workdir) / 'transfer.json'}")
     print(f"results: {Path(workdir) / 'eval.json'}")

@@ -9,6 +9,7 @@ from flax_adapt.evals import drift, embed, knn, probe, sparsity
 from flax_adapt.evals.embed import Embedder
 from flax_adapt.evals.features import Features
 from flax_adapt.stage import told_of_init
+from flax_adapt.types import Params
 
 
 class Sets(NamedTuple):
@@ -23,12 +24,13 @@ class Sets(NamedTuple):
 
 
 class Found(NamedTuple):
-    """The features of one model on `Sets`; views are two of `test`, or none."""
+    """The features of one model on `Sets`, and its encoder; views: two of `test`, or none."""
 
     train: Features | None
     test: Features
     views: tuple[Features, ...]
     source: Features | None
+    params: Params
 
 
 class Model(NamedTuple):
@@ -55,7 +57,12 @@ def evaluate(config: Any, workdir: Path) -> list[dict[str, Any]]:
             f"{workdir} holds no finished stage of this config; run it first"
         )
     models = [Model(label, Path(config.init), fit) for label, fit in _originals(config)]
-    models += [Model(stage.label, stage.folder / "export", {}) for stage in finished]
+    wanted = config.evaluate.stages
+    models += [
+        Model(stage.label, stage.folder / "export", {})
+        for stage in finished
+        if not wanted or stage.config.name in wanted
+    ]
     sections = (config.evaluate, *config.more_evaluations)
     rows = []
     for section in sections:
@@ -74,7 +81,11 @@ def _measure(config: Any, section: Any, models: list[Model]) -> list[dict[str, f
         together = models[start : start + section.models_at_once]
         found += _features(config, section, together, sets)
     return [
-        {**_accuracies(config, section, one), **_drift(config, one, found[0])}
+        {
+            **_accuracies(config, section, one),
+            **_drift(config, one, found[0]),
+            **_moved(section, one, found[0]),
+        }
         for one in found
     ]
 
@@ -170,7 +181,8 @@ def _features(
     if sets.source is not None:
         views = [of(sets.test, number, config.seed) for number in (0, 1)]
     pairs = list(zip(*views, strict=True)) or [()] * len(models)
-    columns = (of(sets.train), of(sets.test), pairs, of(sets.source))
+    encoders = [one.params["encoder"] for one in embedders]
+    columns = (of(sets.train), of(sets.test), pairs, of(sets.source), encoders)
     return [Found(*row) for row in zip(*columns, strict=True)]
 
 
@@ -186,6 +198,16 @@ def _accuracies(config: Any, section: Any, found: Found) -> dict[str, float]:
     if section.wide is None:
         return measured
     return measured | _of_wide(config, section, found, measured["probe"])
+
+
+def _moved(section: Any, found: Found, initial: Found) -> dict[str, float]:
+    """How far features and weights are from those of the first model, if it is asked."""
+    if not section.compare:
+        return {}
+    return {
+        "cka_start": drift.cka(found.test.embeddings, initial.test.embeddings),
+        "weight_distance": drift.weight_distance(found.params, initial.params),
+    }
 
 
 def _arrays(train: Features, test: Features) -> list[Any]:

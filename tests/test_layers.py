@@ -40,6 +40,7 @@ ORDER = (
     "loop",
     "recipe",
     "measure",
+    "transfer",
     "plan",
     "report",
     "convert",

@@ -4,6 +4,8 @@ The values of S1 (Lee et al. 2023) are those of its released code, METHODS table
 code leaves open, and all that concerns text, is said to be ours.
 """
 
+from flax_adapt.defaults.continual import CONTINUAL_ARGUMENTS, Continual
+from flax_adapt.defaults.glad import GLAD_ARGUMENTS, Glad
 from flax_adapt.defaults.resizing import RESIZING_ARGUMENTS, Resizing
 from flax_adapt.defaults.shared import (
     ALL,
@@ -54,7 +56,9 @@ from flax_adapt.defaults.vision import (
 
 __all__ = [
     "ALL",
+    "CONTINUAL_ARGUMENTS",
     "DATASETS",
+    "GLAD_ARGUMENTS",
     "MOCO_V3_VIEWS",
     "NO_AUGMENT",
     "NO_MIXING",
@@ -63,6 +67,8 @@ __all__ = [
     "S1_PRETRAIN_ARGUMENTS",
     "TEXT_ARGUMENTS",
     "UNSUPERVISED_ARGUMENTS",
+    "Continual",
+    "Glad",
     "Resizing",
     "S1Data",
     "TextData",

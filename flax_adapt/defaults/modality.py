@@ -38,7 +38,8 @@ class Images:
 
     objectives = ("contrast", "mae")
 
-    def __init__(self, args: Any, model: dict[str, Any]):
+    def __init__(self, args: Any, model: dict[str, Any], objective: str):
+        del objective
         size, channels = model["image_size"], model["channels"]
         mean, std = vision.pixel_statistics(
             args.init, channels, args.init_format or None
@@ -71,9 +72,10 @@ class Texts:
 
     objectives = ("contrast", "mlm")
 
-    def __init__(self, args: Any, model: dict[str, Any]):
+    def __init__(self, args: Any, model: dict[str, Any], objective: str):
         del model
         self.args, self.model = args, text.text_model()
+        self.layout = "packed" if objective == "mlm" else "padded"
 
     def labelled(self, source: str, split: str, **changes: Any) -> dict[str, Any]:
         args = self.args
@@ -89,8 +91,7 @@ class Texts:
         return self.labelled(source, split, label_field="", **changes)
 
     def unlabelled(self, source: str, split: str) -> dict[str, Any]:
-        layout = "packed" if self.args.objective == "mlm" else "padded"
-        return self.plain(source, split, layout=layout)
+        return self.plain(source, split, layout=self.layout)
 
     def twice(self, section: dict[str, Any]) -> dict[str, Any]:
         return section
@@ -108,6 +109,7 @@ class Start(NamedTuple):
     """The weights that a config starts from, and the sections that fit them."""
 
     args: Any
+    objective: str
     model: dict[str, Any]
     known: dict[str, Any]
     told: dict[str, Any]
@@ -117,13 +119,20 @@ class Start(NamedTuple):
     def is_image(self) -> bool:
         return isinstance(self.make, Images)
 
-    def choose_objective(self, more: tuple[str, ...] = ()) -> None:
-        """Says so where the weights cannot start `args.objective`."""
-        objective, init = self.args.objective, self.args.init
-        choose("objective", objective, dict.fromkeys((*self.make.objectives, *more)))
-        if objective not in HEADS:
-            return
-        part, how = HEADS[objective]
+    @property
+    def masked_task(self) -> str:
+        """The task of masked modelling."""
+        return self.make.objectives[-1]
+
+    def choose_objective(self, choices: tuple[str, ...]) -> None:
+        """Says so where the weights cannot start `objective`, one of `choices`."""
+        choose("objective", self.objective, dict.fromkeys(choices))
+        if self.objective in HEADS:
+            self.check_head(self.objective)
+
+    def check_head(self, objective: str) -> None:
+        """The weights must have what `objective` starts from."""
+        init, (part, how) = self.args.init, HEADS[objective]
         if part not in weights.parts(init, objective, **self.told):
             raise UserError(
                 f"init={init} has no {part}, which objective={objective} starts from; "
@@ -136,7 +145,7 @@ class Start(NamedTuple):
         freezes: the encoder. Else positions of images are; in contrast the patch
         embedding, too (MoCo-v3, 4.2).
         """
-        args, contrasts = self.args, self.args.objective == "contrast"
+        args, contrasts = self.args, self.objective == "contrast"
         image = (r".*/position", *[r"encoder/patch_embed/.*"] * contrasts)
         freeze = image if self.is_image else ()
         return shared.pretrain_optim(
@@ -157,11 +166,14 @@ class Start(NamedTuple):
         return shared.evaluate(train, test, **changes)
 
 
-def start(args: Any) -> Start:
-    """`args`: init, init_format and what it does not tell; what `Images`, `Texts` need."""
+def start(args: Any, *, objective: str) -> Start:
+    """`args`: init, init_format and what it does not tell; what `Images`, `Texts` need.
+
+    objective: what trains without labels, if anything does.
+    """
     known = {name: args[name] for name in shared.UNKNOWN}
     told = shared.told(args.init, args.init_format, known)
     with reworded(shared.ARGUMENTS):
         model = weights.model_config(args.init, **told)
     kind = Images if model["kind"] == "vit" else Texts
-    return Start(args, model, known, told, kind(args, model))
+    return Start(args, objective, model, known, told, kind(args, model, objective))

@@ -77,9 +77,9 @@ class Resizing:
             raise UserError(
                 "the config needs dataset=DATA to train on and init=PATH of weights"
             )
-        self.args, self.start = args, modality.start(args)
+        self.args, self.start = args, modality.start(args, objective=args.objective)
         choose("start", args.start, {"auto": None, **last_block.INITS})
-        self.start.choose_objective((SUPERVISED,))
+        self.start.choose_objective((*self.start.make.objectives, SUPERVISED))
         self.widths = _widths(args.width)
 
     def stages(self) -> list[dict[str, Any]]:

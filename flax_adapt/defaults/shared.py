@@ -263,7 +263,9 @@ def evaluate(
     source: the data the model came from; given, the drift of the features of `test` and
     of `source` is measured, too (alignment: if `test` has two views; of texts two
     dropout masks at `view_dropout`). wide: see `wide`, or None. models_at_once: how many
-    models share a pass over the data; all of them are in memory.
+    models share a pass over the data; all of them are in memory. compare: CKA and distance of
+    the weights to the first model. stages: whose exports are measured (in all
+    evaluations); (): all.
     """
     section = dict(
         train=train,
@@ -277,6 +279,8 @@ def evaluate(
         probe_l2=1e-3,
         probe_max_iterations=1_000,
         wide=None,
+        compare=False,
+        stages=(),
         models_at_once=8,
     )
     return change(section, changes)
@@ -296,7 +300,7 @@ def experiment(**sections: Any) -> dict[str, Any]:
     """The top level of a config; `init`, `model`, `evaluate` and `stages` must be given.
 
     init_format "": what `init` looks like. init_known: see `weights`. more_evaluations:
-    further sections like `evaluate`, on other data.
+    further sections like `evaluate`, on other data. transfer: see `transfer`, or None.
     """
     section = dict(
         init_format="",
@@ -307,6 +311,7 @@ def experiment(**sections: Any) -> dict[str, Any]:
         checkpoint=dict(every_steps=1_000, keep_last=2, keep_best=1),
         log_every_steps=50,
         more_evaluations=(),
+        transfer=None,
     )
     return {**section, **sections}
 

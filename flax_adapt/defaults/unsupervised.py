@@ -73,13 +73,13 @@ class Unsupervised:
                 "the config needs dataset=TARGET, source=SOURCE (what the weights were "
                 "pre-trained on) and init=PATH of the weights"
             )
-        self.args, self.start = args, modality.start(args)
+        self.args, self.start = args, modality.start(args, objective=args.objective)
         self.make = self.start.make
         self.form = choose("form", args.form, modality.FORMS)
         choose("operator", args.operator, dict.fromkeys(("mixup", "cutmix")))
         choose("pairing", args.pairing, {"": None, **mixing.PAIRINGS})
         choose("reading", args.reading, {"": None, **mixing.READINGS})
-        self.start.choose_objective()
+        self.start.choose_objective(self.start.make.objectives)
         self.contrasts = args.objective == "contrast"
 
     def stages(self) -> list[dict[str, Any]]:

@@ -11,8 +11,10 @@ import numpy as np
 from sklearn.cluster import KMeans
 from sklearn.metrics import normalized_mutual_info_score
 
+from flax_adapt import rules
 from flax_adapt.errors import UserError
 from flax_adapt.evals import labelled
+from flax_adapt.types import Params
 
 # Rows at once against all later ones; only memory depends on it: 256 x 50 000 distances
 # take 100 MB.
@@ -156,6 +158,24 @@ def cka(first: np.ndarray, second: np.ndarray) -> float:
     shared = np.linalg.norm(second.T @ first) ** 2
     own = np.linalg.norm(first.T @ first) * np.linalg.norm(second.T @ second)
     return float(shared / own)
+
+
+def weight_distance(params: Params, initial: Params) -> float:
+    """|w - w0| / |w0| over all parameters that both have in the same shape (ours).
+
+    Euclidean norms; without unit, at least 0. A UserError where they share none.
+    """
+    ours, theirs = (rules.named(tree) for tree in (params, initial))
+    shared = [
+        (np.asarray(leaf, np.float64), np.asarray(theirs[name], np.float64))
+        for name, leaf in ours.items()
+        if name in theirs and np.shape(leaf) == np.shape(theirs[name])
+    ]
+    whole = sum(np.sum(old**2) for _, old in shared)
+    if whole == 0:
+        raise UserError("the models share no parameters to measure a distance of")
+    moved = sum(np.sum((new - old) ** 2) for new, old in shared)
+    return float(np.sqrt(moved / whole))
 
 
 def nmi(features: np.ndarray, labels: np.ndarray, *, seed: int) -> float:

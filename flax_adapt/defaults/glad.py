@@ -1,0 +1,159 @@
+"""GLAD fine-tuning, and what its backbone is worth as the start of a next task (S4)."""
+
+from typing import Any
+
+from flax_adapt.defaults import modality, shared
+from flax_adapt.errors import UserError, choose
+from flax_adapt.objectives.glad import PRESERVED, REGULARIZERS
+
+# The arguments of glad_finetune, which explains them.
+GLAD_ARGUMENTS = dict(
+    dataset="",
+    init="",
+    init_format="",
+    **shared.UNKNOWN,
+    data_dir="",
+    split="train",
+    test_split="test",
+    per_class=0,
+    regularizer="preserve",
+    weight=1.0,
+    preserve="features",
+    stop_backbone=False,
+    adaptor="vector",
+    keywise=False,
+    bottleneck=64,
+    then="",
+    then_by="finetune",
+    seeds=3,
+    steps=500,
+    batch_size=32,
+    lr=1e-4,
+    then_steps=500,
+    then_lr=1e-4,
+    dropout=0.1,
+    pooling="cls",
+    min_crop_area=0.08,
+    seq_len=128,
+    text_field="text",
+    label_field="label",
+)
+
+
+class Glad:
+    """What glad_finetune makes of GLAD_ARGUMENTS."""
+
+    def __init__(self, args: Any):
+        if not (args.dataset and args.init):
+            raise UserError(
+                "the config needs dataset=DATA with labels and init=PATH of weights"
+            )
+        # What `then` may be trained by says how its sections are made.
+        self.args = args
+        self.start = modality.start(args, objective=args.then_by)
+        choose("preserve", args.preserve, PRESERVED)
+        choose("then_by", args.then_by, dict.fromkeys(self._ways()))
+        self.regularizers = args.regularizer.split("+")
+        for name in self.regularizers:
+            choose("regularizer", name, REGULARIZERS)
+        masked = self.start.masked_task
+        if args.then_by == masked and set(self.regularizers) != {"masked"}:
+            raise UserError(
+                f"then_by={masked} goes on with the decoder that regularizer=masked "
+                "trains beside; the others drop it"
+            )
+        if "masked" in self.regularizers:
+            self.start.check_head(masked)
+
+    def _ways(self) -> tuple[str, ...]:
+        return ("finetune", "glad", self.start.masked_task)
+
+    def stages(self) -> list[dict[str, Any]]:
+        """A stage for every regularizer, and of each what follows from its backbone."""
+        found = []
+        for name in self.regularizers:
+            found.append(self._glad(name, name, self.args.dataset, "pretrained"))
+            before = f"stage:{name}" if self.args.seeds == 1 else f"stage:{name}/seed_0"
+            for number, data in enumerate(filter(None, self.args.then.split("+")), 1):
+                found.append(self._next(f"{name}_then_{number}", name, data, before))
+        return found
+
+    def _supervised(self, name: str, data: str, init_from: str, **changes: Any) -> dict:
+        args, make = self.args, self.start.make
+        few = {**shared.ALL, "per_class": args.per_class}
+        test = make.labelled(data, args.test_split)
+        fields = dict(
+            seeds=tuple(range(args.seeds)),
+            num_steps=args.steps,
+            batch_size=args.batch_size,
+            optim=shared.finetune_optim(lr=args.lr, warmup_steps=args.steps // 10),
+            model=self._model(),
+            eval=dict(
+                every_steps=0, batch_size=64, data=test, metric="accuracy", mode="max"
+            ),
+            init_from=init_from,
+        )
+        section = make.labelled(data, args.split, subset=few)
+        return shared.finetune_stage(name, section, {}, **{**fields, **changes})
+
+    def _model(self, **changes: Any) -> dict[str, Any]:
+        args = self.args
+        options = dict(dropout=args.dropout, fresh=("head",), pooling=args.pooling)
+        return {**self.start.make.model, **options, **changes}
+
+    def _glad(
+        self, name: str, regularizer: str, data: str, init_from: str, **changes: Any
+    ) -> dict[str, Any]:
+        args = self.args
+        hidden = args.bottleneck if args.adaptor == "bottleneck" else 0
+        adaptor = shared.adaptor(kind=args.adaptor, keywise=args.keywise, hidden=hidden)
+        objective = shared.glad(
+            self.start.make.masked(shared.NO_MIXING),
+            regularizer=regularizer,
+            weight=args.weight,
+            preserve=args.preserve,
+            stop_backbone=args.stop_backbone,
+        )
+        fields = dict(objective=objective, model=self._model(adaptor=adaptor))
+        return self._supervised(name, data, init_from, **{**fields, **changes})
+
+    def _next(
+        self, name: str, regularizer: str, data: str, init_from: str
+    ) -> dict[str, Any]:
+        """The backbone of GLAD as the pre-trained model of a next task."""
+        args, make = self.args, self.start.make
+        steps = args.then_steps
+        optim = shared.finetune_optim(lr=args.then_lr, warmup_steps=steps // 10)
+        how = dict(num_steps=steps, optim=optim)
+        if args.then_by == "finetune":
+            return self._supervised(name, data, init_from, **how)
+        if args.then_by == "glad":
+            return self._glad(name, regularizer, data, init_from, **how)
+        optim = shared.pretrain_optim(lr=args.then_lr, warmup_steps=steps // 10)
+        freeze = optim["freeze"] if self.start.is_image else ()
+        return shared.pretrain_stage(
+            name,
+            make.unlabelled(data, args.split),
+            objective=make.masked(shared.NO_MIXING),
+            num_steps=steps,
+            batch_size=args.batch_size,
+            optim={**optim, "freeze": freeze},
+            model=make.model,
+            init_from=init_from,
+        )
+
+    def experiment(self) -> dict[str, Any]:
+        args, start = self.args, self.start
+        sets = [args.dataset, *filter(None, args.then.split("+"))]
+        first, *more = (
+            start.evaluate(one, pooling=args.pooling, compare=True) for one in sets
+        )
+        return shared.experiment(
+            init=args.init,
+            init_format=args.init_format,
+            init_known=start.known,
+            model=start.model,
+            evaluate=first,
+            more_evaluations=tuple(more),
+            stages=tuple(self.stages()),
+        )

@@ -1,0 +1,58 @@
+"""What a sequence of tasks did to transfer: the matrix, and the figures read off it.
+
+R[t, d] is the accuracy on domain d of the model after t tasks, fine-tuned on d or probed;
+R[0] is the start. Task t learns domain t - 1, so the first `num_tasks` columns are those
+that were learned, in order.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from flax_adapt.errors import UserError
+
+
+def figures(matrix: np.ndarray) -> dict[str, float]:
+    """Returns the figures of float [1 + T, D], D >= T >= 1; without unit, as R.
+
+    average     mean of the last row
+    start       mean of the first row
+    forgetting  mean over all learned domains but the last of how much their best row
+                after the start exceeds the last row; at least 0 (Chaudhry et al. 2018,
+                equation 3)
+    backward    mean over the same of R[T, d] - R[d + 1, d]: what learning more did to a
+                domain since it was learned (Lopez-Paz and Ranzato 2017, equation 3)
+    forward     mean over all domains but the first of R[d, d] - R[0, d], before they are
+                learned (there equation 4; ours: beside the start, not beside chance)
+
+    Two tasks, R = ((.5, .4), (.8, .5), (.7, .9)): .8, .45, .1, -.1, .1.
+    """
+    rows, columns = np.shape(matrix)
+    tasks = rows - 1
+    if not 1 <= tasks <= columns:
+        raise UserError(
+            f"a transfer matrix of {rows} rows and {columns} columns must have a row for "
+            "the start and for each task, and a column for each task's domain"
+        )
+    matrix, last = np.asarray(matrix, np.float64), np.asarray(matrix, np.float64)[-1]
+    found = {"average": last.mean(), "start": matrix[0].mean()}
+    before = range(tasks - 1)
+    if before:
+        best = matrix[1:].max(axis=0)
+        found["forgetting"] = np.mean([best[d] - last[d] for d in before])
+        found["backward"] = np.mean([last[d] - matrix[d + 1, d] for d in before])
+        ahead = range(1, tasks)
+        found["forward"] = np.mean([matrix[d, d] - matrix[0, d] for d in ahead])
+    return {name: float(value) for name, value in found.items()}
+
+
+def table(
+    rows: Sequence[str], columns: Sequence[str], matrix: np.ndarray
+) -> list[dict[str, Any]]:
+    """Returns the matrix as rows to be printed, with the mean of each."""
+    return [
+        {"model": name, **dict(zip(columns, map(float, values), strict=True)),
+         "mean": float(np.mean(values))}
+        for name, values in zip(rows, matrix, strict=True)
+    ]  # fmt: skip

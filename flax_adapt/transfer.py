@@ -1,0 +1,104 @@
+"""The transfer matrices of an experiment whose config says which stage is which cell.
+
+A section `transfer` of a config:
+
+    domains    names, the columns; in the order they were learned, others after them
+    sources    data.source of each
+    rows       stages that are evaluated, the start ("pretrained") first, then after each
+               task; `others` are stages to compare with, such as joint training
+    others
+    finetuned  for every row and other, for every domain, the stage that fine-tunes it;
+               (): there is no such matrix
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flax_adapt import logs
+from flax_adapt.errors import UserError
+from flax_adapt.evals import transfer
+
+# What is measured of frozen features: columns of `measure.evaluate`.
+PROBES = ("probe", "knn")
+
+
+def report(
+    config: Any, workdir: Path, measured: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Returns {name: {"rows", "columns", "matrix", "figures"}}; writes transfer.json.
+
+    "finetune" is the mean over seeds of the fine-tuned stages (results.json), "probe" and
+    "knn" are those of the rows `measured` by `measure.evaluate`.
+    """
+    section = config.transfer
+    names = (*section.rows, *section.others)
+    found = {}
+    if section.finetuned:
+        found["finetune"] = _finetuned(section, workdir)
+    for probe in PROBES:
+        found[probe] = _measured(section, names, measured, probe)
+    tasks = len(section.rows)
+    whole = {
+        name: {
+            "rows": list(names),
+            "columns": list(section.domains),
+            "matrix": matrix.tolist(),
+            "figures": transfer.figures(matrix[:tasks]),
+        }
+        for name, matrix in found.items()
+    }
+    logs.write_json(workdir / "transfer.json", whole)
+    return whole
+
+
+def _finetuned(section: Any, workdir: Path) -> np.ndarray:
+    means = {
+        row["stage"]: row["mean"] for row in logs.read_json(workdir / "results.json")
+    }
+    missing = [one for row in section.finetuned for one in row if one not in means]
+    if missing:
+        raise UserError(
+            f"{workdir}: the transfer matrix lacks {', '.join(missing)}; run the config "
+            "to its end first"
+        )
+    return np.array([[means[one] for one in row] for row in section.finetuned])
+
+
+def _measured(
+    section: Any,
+    names: Sequence[str],
+    measured: Sequence[Mapping[str, Any]],
+    probe: str,
+) -> np.ndarray:
+    """Means over the seeds of a stage."""
+
+    def cell(name: str, source: str) -> float:
+        found = [
+            row[probe]
+            for row in measured
+            if row["stage"].split("/")[0] == name
+            and row.get("data", section.sources[0]) == source
+        ]
+        if not found:
+            raise UserError(
+                f"the transfer matrix lacks {name} on {source}; run the config to its end "
+                "first"
+            )
+        return float(np.mean(found))
+
+    return np.array([[cell(name, one) for one in section.sources] for name in names])
+
+
+def text(whole: Mapping[str, Any]) -> str:
+    """The matrices and their figures, to be printed."""
+    parts = []
+    for name, found in whole.items():
+        rows = transfer.table(
+            found["rows"], found["columns"], np.array(found["matrix"])
+        )
+        figures = ", ".join(f"{k} {v:.4f}" for k, v in found["figures"].items())
+        parts.append(f"{name}\n{logs.format_table(rows, tuple(rows[0]))}\n{figures}")
+    return "\n\n".join(parts)
