@@ -2,8 +2,9 @@
 
 A model config is a plain mapping with a `kind`. "vit": the fields of `ViTConfig`, and
 `decoder`, the fields of `DecoderConfig` or None; `vit_config` and `mae_config` make one.
-"bert", "roberta": the fields of `BertConfig`; `bert_config` makes one. `last_block` of all
-are the fields of `LastBlock`, or None.
+"bert", "roberta": the fields of `BertConfig`; `bert_config` makes one. "resnet": those of
+`ResNetConfig`; `resnet_config` makes one. `last_block` of all are the fields of
+`LastBlock`, or None.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from flax_adapt.errors import UserError, choose
-from flax_adapt.models import text, vit
+from flax_adapt.models import batch_stats, resnet, text, vit
 from flax_adapt.models.architecture import (
     GELU,
     LastBlock,
@@ -33,8 +34,11 @@ from flax_adapt.models.published import (
     PAPER_DECODER,
     bert_config,
     mae_config,
+    resnet_config,
     vit_config,
 )
+from flax_adapt.models.resnet import ResNet, ResNetClassifier, ResNetContrast
+from flax_adapt.models.resnet_config import ResNetConfig
 from flax_adapt.models.text import Bert, MaskedLM, TextClassifier
 from flax_adapt.models.vit import (
     POOLING,
@@ -69,10 +73,15 @@ __all__ = [
     "LastBlock",
     "MaskedLM",
     "ProjectorConfig",
+    "ResNet",
+    "ResNetClassifier",
+    "ResNetConfig",
+    "ResNetContrast",
     "TextClassifier",
     "TextContrast",
     "ViT",
     "ViTConfig",
+    "batch_stats",
     "bert_config",
     "build",
     "check_fits",
@@ -83,6 +92,7 @@ __all__ = [
     "num_blocks",
     "patchify",
     "pool",
+    "resnet_config",
     "sincos_position",
     "task_of",
     "unpatchify",
@@ -106,16 +116,26 @@ TASKS: dict[str, dict[str, type[nn.Module]]] = {
     },
     "bert": TEXT_TASKS,
     "roberta": TEXT_TASKS,
+    "resnet": {
+        "encoder": ResNet,
+        "classify": ResNetClassifier,
+        "contrast": ResNetContrast,
+    },
 }
 # What weights are kept for: the heads of contrast are dropped after training.
 KEPT_TASKS = ("mae", "mlm", "encoder", "classify")
 # What a classifier can stand on; the names in POOLING are known to `embed` of every
-# model, and are what the heads of contrast can stand on.
+# transformer.
 TEXT_POOLING = ("pooler", *text.POOLING)
 CLASSIFIER_POOLING = {
     "vit": tuple(vit.POOLING),
     "bert": TEXT_POOLING,
     "roberta": TEXT_POOLING,
+    "resnet": tuple(resnet.POOLING),
+}
+# What the heads of contrast can stand on.
+CONTRAST_POOLING = dict.fromkeys(TASKS, tuple(POOLING)) | {
+    "resnet": tuple(resnet.POOLING)
 }
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -144,7 +164,11 @@ def build(
     tasks = choose("model.kind", kind, TASKS)
     module = choose(f"task of a {kind} model: task", task, tasks)
     config = _architecture(config_model)
-    common = (config, choose("dtype", dtype, DTYPES), dropout, drop_path)
+    common: tuple[Any, ...] = (config, choose("dtype", dtype, DTYPES))
+    if kind == "resnet":
+        resnet.check_rates(dropout, drop_path)
+    else:
+        common += (dropout, drop_path)
     if task == "classify":
         choose("pooling", pooling, dict.fromkeys(CLASSIFIER_POOLING[kind]))
         if num_classes < 1:
@@ -152,20 +176,24 @@ def build(
         heads = None if projector is None else _projector(projector)
         return module(*common, pooling, num_classes, heads)
     if task == "contrast":
-        choose("pooling", pooling, POOLING)
+        choose("pooling", pooling, dict.fromkeys(CONTRAST_POOLING[kind]))
         return module(*common, pooling, _projector(projector))
     if task == "mae":
         return module(*common, _decoder(config_model))
     return module(*common)
 
 
-def _architecture(config_model: Mapping[str, Any]) -> ViTConfig | BertConfig:
+def _architecture(
+    config_model: Mapping[str, Any],
+) -> ViTConfig | BertConfig | ResNetConfig:
     if config_model.get("last_block") is not None:
         fields = (config_model["last_block"], "model.last_block", ())
         last_block = make_config(LastBlock, *fields)
         config_model = {**config_model, "last_block": last_block}
     if config_model["kind"] == "vit":
         return make_config(ViTConfig, config_model, "model", ("kind", "decoder"))
+    if config_model["kind"] == "resnet":
+        return make_config(ResNetConfig, config_model, "model", ())
     return make_config(BertConfig, config_model, "model", ())
 
 
@@ -230,8 +258,11 @@ def task_of(model: nn.Module) -> str:
 
 @functools.partial(jax.jit, static_argnums=0)
 def init_params(model: nn.Module, key: Key) -> Params:
-    """Returns fresh float32 parameters; the forward pass is traced, never run."""
-    return model.init(key, *_dummy_arguments(model))["params"]
+    """Returns fresh float32 parameters; the forward pass is traced, never run.
+
+    Of a model with batch norm the tree as it is stored, see `batch_stats`.
+    """
+    return batch_stats.stored(model.init(key, *_dummy_arguments(model)))
 
 
 def _dummy_arguments(model: nn.Module) -> tuple[Any, ...]:
@@ -244,7 +275,7 @@ def _dummy_arguments(model: nn.Module) -> tuple[Any, ...]:
             return row, None, weight_B
         return (row, ids, None) if isinstance(model, MaskedLM) else (row, None)
     image = jnp.zeros((1, config.image_size, config.image_size, config.channels))
-    if isinstance(model, Contrast):
+    if isinstance(model, Contrast | ResNetContrast):
         return image, None, weight_B
     if isinstance(model, MAE):
         noise_BL = jnp.zeros((1, config.num_patches))
