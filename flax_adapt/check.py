@@ -7,7 +7,7 @@ from typing import Any
 from flax_adapt import models, objectives, optim, weights
 from flax_adapt.data import replay
 from flax_adapt.errors import UserError, choose
-from flax_adapt.surgery import last_block
+from flax_adapt.surgery import SURGERY
 
 _MAX_SEED = 2**31 - 1
 
@@ -28,6 +28,7 @@ def experiment(config: Any) -> None:
             _projector(section)
             _contrast(section)
             _resize(config, section)
+            _batch_norm(config, section)
             objectives.check_mixing(section.objective)
             _pairs(section)
             if section.replay is not None:
@@ -124,7 +125,21 @@ def _projector(section: Any) -> None:
 
 def _resize(config: Any, section: Any) -> None:
     if section.model.resize is not None:
-        last_block.check(section.model.resize, config.model, section.init_from)
+        surgery = SURGERY[config.model.kind]
+        surgery.check(section.model.resize, config.model, section.init_from)
+
+
+def _batch_norm(config: Any, section: Any) -> None:
+    """A ResNet needs whole batches, and pools in one way."""
+    if config.model.kind != "resnet":
+        return
+    optim.check_layer_decay(section.optim.layer_decay, True)
+    choose("model.pooling", section.model.pooling, models.resnet.POOLING)
+    if section.optim.accum_steps > 1:
+        raise UserError(
+            f"optim.accum_steps={section.optim.accum_steps} must be 1: batch norm goes "
+            "by all examples of a batch"
+        )
 
 
 def _contrast(section: Any) -> None:

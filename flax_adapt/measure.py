@@ -125,13 +125,14 @@ def _originals(config: Any) -> list[tuple[str, dict[str, Any]]]:
 
 def _features(config: Any, folder: Path, fit: dict[str, Any], sets: Sets) -> Found:
     section = config.evaluate
+    is_text = section.test.modality == "text"
     embedder = Embedder(
         folder,
         fit=fit,
         pooling=section.pooling,
         batch_size=section.batch_size,
         precision=config.precision,
-        dropout=section.view_dropout,
+        dropout=section.view_dropout if is_text else 0.0,
         mesh=sharding.one_device(),
     )
     views = []

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from flax_adapt import check, data, models, objectives, stage_resize, weights
 from flax_adapt import config as configs
 from flax_adapt.errors import UserError, reworded
+from flax_adapt.models import batch_stats
 from flax_adapt.types import Params
 
 # What errors of `weights` name -> the fields of the config.
@@ -105,6 +106,7 @@ def check_architecture(
     """
     options = stage.config.model
     skipped = {"pooler", *weights.reshape.may_differ(options.reshape)}
+    skipped |= weights.reshape.free(found["kind"])
     if resizes(stage, found) and task != "encoder":
         skipped.add("last_block")
     if task != "mae" or found["decoder"] is None or "decoder" in options.fresh:
@@ -150,14 +152,15 @@ def resizes(stage: Stage, found: dict[str, Any]) -> bool:
 @reworded(FIELDS)
 def warm_start(
     stage: Stage, model: nn.Module, examples: data.Examples, mesh: Mesh
-) -> tuple[Params, weights.Report | None]:
-    """The parameters a stage begins with: of `init_from`, new leaves from the seed.
+) -> tuple[Params, Params, weights.Report | None]:
+    """Returns (parameters, running statistics, report) that a stage begins with.
 
-    examples: of the stage, which a last block may be fitted to.
+    Of `init_from`, new leaves from the seed. examples: of the stage, which a last block
+    may be fitted to. Statistics: {} of a model without batch norm.
     """
-    params = models.init_params(model, jax.random.key(stage.seed))
+    init = models.init_params(model, jax.random.key(stage.seed))
     if stage.config.init_from == "scratch":
-        return params, None
+        return *batch_stats.split(init), None
     path, known = resolve(stage, "init_from"), told(stage, "init_from")
     options, fresh = stage.config.model, stage.config.model.fresh
     try:
@@ -172,12 +175,12 @@ def warm_start(
         loaded, reshaped = weights.fit(found, loaded, wanted, options.reshape)
         report = report.merge(reshaped)
         if resizes(stage, found):
-            loaded, resized, new = _resize(stage, loaded, params, examples, mesh)
+            loaded, resized, new = _resize(stage, loaded, init, examples, mesh)
             report, fresh = report.merge(resized), (*fresh, *new)
-        params, adopted = weights.adopt(params, loaded, fresh)
+        stored, adopted = weights.adopt(init, loaded, fresh)
     except UserError as error:
         raise UserError(f"stage {stage.label}: {path}: {error}") from None
-    return params, report.merge(adopted)
+    return *batch_stats.split(stored), report.merge(adopted)
 
 
 def _resize(
@@ -220,8 +223,9 @@ def frozen(stage: Stage) -> dict[str, Params]:
 
 
 def _encoder_of(model: nn.Module, params: Params) -> tuple[nn.Module, Params]:
-    """The model without heads."""
-    config = {**models.config_of(model), "pooler": False}
+    """The model without heads; `params` as they are stored."""
+    config = models.config_of(model)
+    config |= {"pooler": False} if "pooler" in config else {}
     encoder = models.build(
         config,
         "encoder",
@@ -231,13 +235,17 @@ def _encoder_of(model: nn.Module, params: Params) -> tuple[nn.Module, Params]:
         pooling="cls",
         num_classes=0,
     )
-    return encoder, {"encoder": params["encoder"]}
+    _, statistics = batch_stats.split(params)
+    return encoder, batch_stats.join({"encoder": params["encoder"]}, statistics)
 
 
 def export(
     stage: Stage, model: nn.Module, params: Params, examples: data.Examples
 ) -> Path:
-    """Writes the Hugging Face folder of the stage (process 0 writes, all take part)."""
+    """Writes the Hugging Face folder of the stage (process 0 writes, all take part).
+
+    params: as they are stored, see `models.batch_stats`.
+    """
     if jax.process_count() > 1:
         params = multihost_utils.process_allgather(params, tiled=True)
     if stage.config.model.projector is not None:

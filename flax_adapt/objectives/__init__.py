@@ -9,6 +9,7 @@ the model's `modality` says; of images for `contrast` also "views", two. Metrics
 are what parts of a batch are added up by.
 """
 
+from types import MappingProxyType
 from typing import Any
 
 import jax.numpy as jnp
@@ -18,7 +19,8 @@ from flax_adapt import keys, mixing
 from flax_adapt.data import image
 from flax_adapt.errors import UserError, choose
 from flax_adapt.objectives import classify, contrast, distill, mlm, reconstruct
-from flax_adapt.types import NOTHING_CARRIED, Array, Batch, Carry, Key, LossFn
+from flax_adapt.objectives.statistics import carry_along
+from flax_adapt.types import NOTHING_CARRIED, Array, Batch, Carry, Key, LossFn, Params
 
 OBJECTIVES = {
     "reconstruct": reconstruct.make_loss,
@@ -74,11 +76,17 @@ def build(config: Any, model: nn.Module, *, train: bool = True) -> LossFn:
     return choose("objective.name", config.name, OBJECTIVES)(config, model, train)
 
 
-def build_carry(config: Any, num_steps: int) -> Carry:
-    """Returns what `config.name` takes along through `num_steps` optimizer steps."""
-    if config.name not in CARRIES:
-        return NOTHING_CARRIED
-    return CARRIES[config.name](config, num_steps)
+def build_carry(
+    config: Any, num_steps: int, statistics: Params = MappingProxyType({})
+) -> Carry:
+    """Returns what `config.name` takes along through `num_steps` optimizer steps.
+
+    statistics: running ones of the model to begin with, see `models.batch_stats`.
+    """
+    carry = NOTHING_CARRIED
+    if config.name in CARRIES:
+        carry = CARRIES[config.name](config, num_steps)
+    return carry_along(carry, statistics) if statistics else carry
 
 
 def mixing_of(config: Any) -> Any | None:
