@@ -174,6 +174,8 @@ class Unsupervised:
         with reworded(shared.ARGUMENTS):
             self.model = weights.model_config(args.init, **self.told)
         self.form = choose("form", args.form, FORMS)
+        if self.model["kind"] == "resnet":
+            raise UserError(f"init={args.init} holds a resnet; this config takes none")
         self.is_image = self.model["kind"] == "vit"
         self.make = (Images if self.is_image else Texts)(args, self.model)
         choose("operator", args.operator, dict.fromkeys(("mixup", "cutmix")))

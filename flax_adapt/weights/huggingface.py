@@ -11,6 +11,7 @@ from flax_adapt.weights import (
     fields,
     files,
     hf_bert,
+    hf_resnet,
     hf_vit,
     last_block,
     reading,
@@ -21,7 +22,7 @@ from flax_adapt.weights.names import Names
 
 
 class Family(Protocol):
-    """What differs between the families: the modules `hf_vit` and `hf_bert`."""
+    """What differs between the families: the modules `hf_vit`, `hf_bert`, `hf_resnet`."""
 
     POOLING: str
 
@@ -40,16 +41,30 @@ class Family(Protocol):
     ) -> dict[str, Any]: ...
 
 
-FAMILIES: dict[str, Family] = {"vit": hf_vit, "bert": hf_bert, "roberta": hf_bert}
+FAMILIES: dict[str, Family] = {
+    "vit": hf_vit,
+    "bert": hf_bert,
+    "roberta": hf_bert,
+    "resnet": hf_resnet,
+}
 # Fields of a model config that no tensor shows -> theirs; old files leave some out.
 UNSEEN = dict(
     heads="num_attention_heads",
     decoder_heads="decoder_num_attention_heads",
     gelu="hidden_act",
     layer_norm_eps="layer_norm_eps",
+    image_size="image_size",
+    batch_norm_eps="batch_norm_eps",
+    batch_norm_momentum="batch_norm_momentum",
 )
 # Their model_type -> our kind.
-KINDS = {"vit": "vit", "vit_mae": "vit", "bert": "bert", "roberta": "roberta"}
+KINDS = {
+    "vit": "vit",
+    "vit_mae": "vit",
+    "bert": "bert",
+    "roberta": "roberta",
+    "resnet": "resnet",
+}
 
 
 def config_file(folder: Path) -> dict[str, Any]:
