@@ -109,7 +109,9 @@ def fit(
     if not rules:
         return dict(leaves), {}
     if "patch_size" not in found or "patch_size" not in wanted:
-        raise UserError(f"reshape={tuple(rules)} is for models of patches of images only")
+        raise UserError(
+            f"reshape={tuple(rules)} is for models of patches of images only"
+        )
     fitted, reshaped = dict(leaves), {}
     grids = [config["image_size"] // config["patch_size"] for config in (found, wanted)]
     if "position" in rules and grids[0] != grids[1]:
