@@ -8,7 +8,7 @@ from flax_adapt.models.architecture import LastBlock
 
 # A block ends in so many times its planes (He et al. 2016, table 1).
 EXPANSION = 4
-NUM_STAGES = 4
+MAX_STAGES = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +17,8 @@ class ResNetConfig:
 
     image_size      of the images that are given to it; no tensor depends on it
     stem_width      channels after the first convolution
-    planes, depths  of each of the four stages: width of the 3x3 convolutions, blocks
+    planes, depths  of each stage: width of the 3x3 convolutions, blocks; four stages in
+                    all that was published
     batch_norm_momentum  what running statistics take of each batch
     last_block      None is an ordinary one; else of kind "resized": `LastBlock`
     """
@@ -41,12 +42,12 @@ class ResNetConfig:
 
 
 def _check_stages(config: ResNetConfig) -> None:
-    for name in ("planes", "depths"):
-        sizes = getattr(config, name)
-        if len(sizes) != NUM_STAGES or min(sizes) < 1:
-            raise UserError(
-                f"model.{name}={sizes} must be {NUM_STAGES} whole numbers of at least 1"
-            )
+    planes, depths = config.planes, config.depths
+    if not 1 <= len(planes) == len(depths) <= MAX_STAGES or min(planes + depths) < 1:
+        raise UserError(
+            f"model.planes={planes} and model.depths={depths} must have a number of at "
+            f"least 1 for each of 1 to {MAX_STAGES} stages"
+        )
     if not 0 < config.batch_norm_momentum <= 1:
         raise UserError(
             f"model.batch_norm_momentum={config.batch_norm_momentum} must lie in (0, 1]"
@@ -84,13 +85,13 @@ def bottleneck_plans(config: ResNetConfig) -> list[BottleneckPlan]:
     et al. 2023: at D = 2048, too).
     """
     plans, width = [], config.stem_width
-    for stage in range(NUM_STAGES):
-        for number in range(config.depths[stage]):
-            end = EXPANSION * config.planes[stage]
-            stride = 2 if stage > 0 and number == 0 else 1
+    sizes = zip(config.planes, config.depths, strict=True)
+    for stage, (planes, depth) in enumerate(sizes, start=1):
+        for number in range(depth):
+            end = EXPANSION * planes
+            stride = 2 if stage > 1 and number == 0 else 1
             projects = stride > 1 or width != end
-            size = (config.planes[stage], end, stride, projects)
-            plans.append(BottleneckPlan(stage + 1, number, *size))
+            plans.append(BottleneckPlan(stage, number, planes, end, stride, projects))
             width = end
     if config.last_block is not None:
         plans[-1] = plans[-1]._replace(width=config.last_block.width, projects=True)

@@ -13,7 +13,7 @@ import numpy as np
 from flax_adapt import models
 from flax_adapt.errors import UserError, choose
 from flax_adapt.models import batch_stats
-from flax_adapt.models.resnet_config import EXPANSION, NUM_STAGES
+from flax_adapt.models.resnet_config import EXPANSION
 from flax_adapt.surgery.last_block import INITS, TOKENS, Leaves, Resized
 from flax_adapt.types import Key
 
@@ -50,8 +50,8 @@ def resize(
     so does the kernel of a head where the width differs.
     """
     del init, key, components_dD
-    last = config_model["depths"][NUM_STAGES - 1] - 1
-    block = f"encoder/stage_{NUM_STAGES}/block_{last:02d}"
+    depths = config_model["depths"]
+    block = f"encoder/stage_{len(depths)}/block_{depths[-1] - 1:02d}"
     new = [f"{block}/{name}" for name in NEW]
     statistics = [f"{batch_stats.NAME}/{name}" for name in new[1:]]
     same_width = section["width"] == EXPANSION * config_model["planes"][-1]

@@ -8,7 +8,7 @@ parameters, see `models.batch_stats`.
 from typing import NamedTuple
 
 from flax_adapt.models import batch_stats
-from flax_adapt.models.resnet_config import NUM_STAGES
+from flax_adapt.models.resnet_config import MAX_STAGES
 from flax_adapt.weights import layouts
 from flax_adapt.weights.names import Names, Spellings
 
@@ -89,7 +89,7 @@ TORCHVISION = _names(
     "fc",
     Spelling(
         stem=("conv1", "bn1"),
-        stages=tuple(f"layer{n}.{{n}}" for n in range(1, NUM_STAGES + 1)),
+        stages=tuple(f"layer{n}.{{n}}" for n in range(1, MAX_STAGES + 1)),
         layers=tuple((f"conv{n}", f"bn{n}") for n in (1, 2, 3)),
         shortcut=("downsample.0", "downsample.1"),
     ),
@@ -105,7 +105,7 @@ HUGGING_FACE = _names(
             "resnet.embedder.embedder.normalization",
         ),
         stages=tuple(
-            f"resnet.encoder.stages.{n}.layers.{{n}}" for n in range(NUM_STAGES)
+            f"resnet.encoder.stages.{n}.layers.{{n}}" for n in range(MAX_STAGES)
         ),
         layers=tuple(
             (f"layer.{n}.convolution", f"layer.{n}.normalization") for n in range(3)

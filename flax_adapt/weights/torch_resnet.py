@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flax_adapt.errors import UserError
-from flax_adapt.models.resnet_config import EXPANSION, NUM_STAGES
+from flax_adapt.models.resnet_config import EXPANSION, MAX_STAGES
 from flax_adapt.weights import fields, reading, translate
 from flax_adapt.weights.files import LazyTensor
 from flax_adapt.weights.resnet_names import TORCHVISION
@@ -49,13 +49,14 @@ def model_config(
             f"{where}: no running statistics (bn1.running_mean): our models have batch "
             "norm, no other"
         )
-    stages = range(1, NUM_STAGES + 1)
+    known = [f"layer{number}" for number in range(1, MAX_STAGES + 1)]
+    stages = [name for name in known if f"{name}.0.conv1.weight" in tensors] or known
     config = {
         "kind": "resnet",
         "channels": channels,
         "stem_width": stem_width,
-        "planes": [_planes(where, tensors, f"layer{n}") for n in stages],
-        "depths": [_depth(tensors, f"layer{n}") for n in stages],
+        "planes": [_planes(where, tensors, stage) for stage in stages],
+        "depths": [_depth(tensors, stage) for stage in stages],
         "last_block": None,
         **ASSUMED,
         **told,
