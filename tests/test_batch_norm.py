@@ -17,7 +17,7 @@ from flax_adapt import step as steps
 from flax_adapt.errors import UserError
 from flax_adapt.models import batch_norm, batch_stats
 
-pytestmark = pytest.mark.usefixtures("strict_dtypes")
+pytestmark = pytest.mark.usefixtures("strict_dtypes", "compile_fast")
 
 
 def normalized(x_BYXC, weight_B, running=None, momentum=0.25, eps=0.0):
@@ -100,7 +100,7 @@ def trained(name, mesh_name, num_steps=2):
     sizes = MESHES[mesh_name]
     devices = jax.devices()[: int(np.prod(list(sizes.values())))]
     mesh = sharding.make_mesh(sizes, devices)
-    model = tiny_resnet.build(name, planes=[4, 8])
+    model = tiny_resnet.build(name, planes=[4], depths=[2])
     params, statistics = batch_stats.split(tiny_resnet.stored_of(model))
     carry = objectives.build_carry(OBJECTIVES[name], 8, statistics)
     state = states.create(params, TX, mesh, seed=3, carry=carry)
@@ -111,7 +111,7 @@ def trained(name, mesh_name, num_steps=2):
         batch = sharding.put_batch(tiny_resnet.views_of(number), mesh)
         state, metrics = train_step(state, batch)
         losses.append(metrics["loss"].value())
-    spread = state.params["encoder"]["stage_2"]["block_01"]["conv1"]["kernel"]
+    spread = state.params["encoder"]["stage_1"]["block_01"]["conv1"]["kernel"]
     assert spread.sharding.is_fully_replicated == (mesh_name == "one")
     statistics = jax.tree.leaves(state.extra[batch_stats.NAME])
     assert all(leaf.sharding.is_fully_replicated for leaf in statistics)

@@ -121,6 +121,37 @@ def test_features_are_the_mean_of_the_last_map_wide_and_not_negative():
     np.testing.assert_allclose(found, embedded, atol=0.1 * np.max(embedded))
 
 
+def test_eps_and_momentum_are_those_of_the_config():
+    """eps is as good as added to every variance; statistics move in proportion."""
+    small = dict(planes=[2], depths=[1])
+    models_of = [
+        build("encoder", batch_norm_eps=eps, batch_norm_momentum=momentum, **small)
+        for eps, momentum in ((0.25, 0.5), (1.25, 0.125))
+    ]
+    stored = stored_of(models_of[0])
+    more = jax.tree.map_with_path(
+        lambda path, leaf: leaf + (path[-1].key == "var"), stored
+    )
+    image, key_B = tiny.batch_of()["image"], jax.random.split(jax.random.key(0), 8)
+
+    def run(model, stored):
+        variables, options = (
+            batch_stats.variables(stored),
+            dict(mutable=["batch_stats"]),
+        )
+        evaluated = model.apply(variables, image, "mean", method="embed")
+        _, moved = model.apply(variables, image, key_B, **options)
+        old, new = (strict.flatten(one["batch_stats"]) for one in (variables, moved))
+        return evaluated, {leaf: new[leaf] - old[leaf] for leaf in old}
+
+    run = jax.jit(run, static_argnums=0)
+    (one, moves), (two, moves_less) = run(models_of[0], more), run(models_of[1], stored)
+    np.testing.assert_allclose(one, two, rtol=1e-4)
+    # Of the first norm alone: the others stand on what it gives.
+    leaf = "encoder/stem/norm/mean"
+    np.testing.assert_allclose(moves[leaf], 4 * moves_less[leaf], rtol=1e-4)
+
+
 def test_a_stored_tree_is_taken_apart_and_put_together():
     stored = {
         "encoder": {"a": 1},

@@ -20,7 +20,6 @@ MODEL = dict(
     batch_norm_momentum=0.1,
     last_block=None,
 )
-WIDTH = 12  # of its features
 RESIZED = dict(kind="resized", width=20, relu=True, norm_width=0, mlp_dim=0)
 # What is not of the paper's last block, in a stage's section `model.resize`.
 RESIZE = dict(
