@@ -30,6 +30,7 @@ from flax_adapt.data import image
 from flax_adapt.errors import UserError
 from flax_adapt.evals import embed
 from flax_adapt.models import batch_stats, resnet
+from flax_adapt.surgery import SURGERY
 from flax_adapt.weights import strict
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
@@ -161,6 +162,19 @@ def test_everything_but_the_last_block_and_the_head_comes_from_the_file(
     taken = {leaf: found[leaf] for leaf in found if leaf not in FRESH}
     assert_same(taken, {leaf: theirs[leaf] for leaf in taken})
     assert found[f"{BLOCK}/conv3/kernel"].shape == (1, 1, 3, RESIZE["width"])
+
+
+@pytest.mark.parametrize(("width", "is_new"), [(12, False), (20, True)])
+def test_the_kernel_of_a_head_is_new_where_the_width_is(width, is_new):
+    leaves = strict.flatten(tiny_resnet.shapes(tiny_resnet.build("classify", **MODEL)))
+    section = {**RESIZE, "width": width}
+    done = SURGERY["resnet"].resize(leaves, {}, MODEL, section, None, None)
+    assert ("head/kernel" in done.fresh) == is_new
+    assert done.leaves == leaves
+    others = {*done.fresh} - {"head/kernel"}
+    assert {
+        leaf for leaf in FRESH if any(leaf.startswith(f"{p}/") for p in others)
+    } == (FRESH - {*HEAD})
 
 
 def test_an_export_and_a_checkpoint_are_the_same_weights(straight, init):
