@@ -4,7 +4,8 @@ As torchvision and timm build them ("v1.5"): a block of stride 2 has it in the 3
 convolution. Only the last block can be resized (Bordes et al. 2023, METHODS S3).
 
 A key means training: batch norm then goes by the batch, see `RunningBatchNorm`. Nothing
-is drawn from it, since nothing is dropped.
+is drawn from it, since nothing is dropped. Parameters that `optim.freeze` names stay as
+they are; running statistics move with every batch all the same.
 """
 
 import functools
@@ -84,7 +85,7 @@ class ConvNorm(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions around a shortcut, a ReLU after each and at the end."""
+    """1x1, 3x3 and 1x1 convolutions beside a shortcut; ReLUs between and after the sum."""
 
     config: ResNetConfig
     plan: BottleneckPlan
