@@ -50,7 +50,7 @@ LARGEST: dict[str, float] = dict(
     batch_norm_momentum=1.0,
 )
 # The same of fields that have a number for each stage of a ResNet.
-LARGEST_OF_STAGES = dict(planes=1 << 14, depths=64)
+LARGEST_OF_STAGES = dict(planes=1 << 14, depths=48)
 # Kind of model -> fields that must be there before any can be compared.
 NEEDED = {
     "vit": ("image_size", "patch_size"),
