@@ -4,8 +4,11 @@ Run     flax-adapt run --workdir=runs/x \
             --config=resize_last_block:dataset=folder:PATH,init=PATH,width=192+768
         flax-adapt eval --workdir=runs/x --config=...the same...
         dataset   what is trained on: any data source (README)
-        init      weights of a ViT, BERT or RoBERTa; init_format, heads, decoder_heads,
-                  gelu, layer_norm_eps: as in vit_self_distill
+        init      weights of a ViT, BERT, RoBERTa or ResNet (width: 2048 and others);
+                  init_format, heads, decoder_heads, gelu, layer_norm_eps: as in
+                  vit_self_distill
+        scratch   instead of init, a model without weights: resnet50 (as the paper has it),
+                  Ti, S, B, L, H; image_size: of it
         data_dir  where TFDS finds its data sets
         width     of the features; several, with + between: a stage for each, from init
         start     of the new leaves: preserve (the first features stay as they were; at

@@ -32,7 +32,7 @@ _RUN = {
     "num_processes": (1, "number of processes, with --coordinator=host:port"),
     "process_id": (0, "this process, 0 to num_processes - 1"),
 }
-_FORMATS = "huggingface, timm, facebook_mae, big_vision, orbax"
+_FORMATS = "huggingface, timm, torchvision, facebook_mae, big_vision, orbax"
 _INIT_FORMAT = {"init_format": ("", f"{_FORMATS}; '': what it looks like")}
 COMMANDS: dict[str, tuple[Callable[..., None], bool, dict]] = {
     # name: (function, takes --config, flags)

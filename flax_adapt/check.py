@@ -7,7 +7,7 @@ from typing import Any
 from flax_adapt import models, objectives, optim, weights
 from flax_adapt.data import replay
 from flax_adapt.errors import UserError, choose
-from flax_adapt.surgery import last_block
+from flax_adapt.surgery import SURGERY
 
 _MAX_SEED = 2**31 - 1
 
@@ -28,8 +28,9 @@ def experiment(config: Any) -> None:
             _projector(section)
             _contrast(section)
             _resize(config, section)
-            _adaptor(section)
+            _adaptor(config, section)
             _head(section)
+            _batch_norm(config, section)
             objectives.check_mixing(section.objective)
             _pairs(section)
             if section.replay is not None:
@@ -126,16 +127,34 @@ def _projector(section: Any) -> None:
 
 def _resize(config: Any, section: Any) -> None:
     if section.model.resize is not None:
-        last_block.check(section.model.resize, config.model, section.init_from)
+        surgery = SURGERY[config.model.kind]
+        surgery.check(section.model.resize, config.model, section.init_from)
 
 
-def _adaptor(section: Any) -> None:
+def _batch_norm(config: Any, section: Any) -> None:
+    """A ResNet needs whole batches, and pools in one way."""
+    if config.model.kind != "resnet":
+        return
+    optim.check_layer_decay(section.optim.layer_decay, True)
+    choose("model.pooling", section.model.pooling, models.resnet.POOLING)
+    if section.optim.accum_steps > 1:
+        raise UserError(
+            f"optim.accum_steps={section.optim.accum_steps} must be 1: batch norm goes "
+            "by all examples of a batch"
+        )
+
+
+def _adaptor(config: Any, section: Any) -> None:
     """GLAD needs adaptors, a classifier may have them."""
     name, adaptor = section.objective.name, section.model.adaptor
     if name == "glad" and adaptor is None:
         raise UserError(
             "model.adaptor must be given for objective 'glad', such as "
             "dict(kind='vector', keywise=False, hidden=0)"
+        )
+    if adaptor is not None and config.model.kind == "resnet":
+        raise UserError(
+            "model.adaptor must be None: a resnet has no attention to adapt"
         )
     if adaptor is not None and name not in ("glad", "classify"):
         raise UserError(

@@ -16,7 +16,7 @@ from flax_adapt.weights import fields, strict
 # Which part of the parameters a task is for; the first that a file has is taken.
 PARTS = {"mae": "decoder", "mlm": "mlm", "classify": "head"}
 # Formats of weights alone; what else a source knows stays behind, and is named.
-BARE = ("facebook_mae", "big_vision")
+BARE = ("facebook_mae", "big_vision", "torchvision")
 NO_TOKENIZER = (*BARE, "timm")
 # What errors of `weights` name -> the flags of the command.
 FLAGS = {
@@ -169,7 +169,8 @@ def _beside(
 ) -> dict[str, Any]:
     """What a source holds beside its tensors, as `weights.save` takes it."""
     config = weights.model_config(source, **told)
-    statistics = one.pixel_statistics(source) if config["kind"] == "vit" else None
+    has_pixels = models.TASKS[config["kind"]]["encoder"].modality == "image"
+    statistics = one.pixel_statistics(source) if has_pixels else None
     images = weights.preprocessor(config, *statistics) if statistics else None
     named = task == "classify" and "head" not in fresh
     own = any((source / name).is_file() for name in tokenizer.FILES)

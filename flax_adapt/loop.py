@@ -79,14 +79,14 @@ class Run:
         classes = inputs.num_classes(stage, self.examples)
         self.model = stages.build_model(stage, classes)
         inputs.check_text(stage, self.model, config.data, self.examples)
-        params, self.report = stages.warm_start(
+        params, statistics, self.report = stages.warm_start(
             stage, self.model, self.examples, self.mesh
         )
         self.names = rules.names(params)
         self.schedule = optim.schedule(config.optim, config.num_steps)
         tx = optim.build(config.optim, config.num_steps, params)
         frozen = stages.frozen(stage, params)
-        carry = objectives.build_carry(config.objective, config.num_steps)
+        carry = objectives.build_carry(config.objective, config.num_steps, statistics)
         self.state = states.create(
             params, tx, self.mesh, seed=stage.seed, frozen=frozen, carry=carry
         )
@@ -276,7 +276,7 @@ class Run:
 
     def finish(self) -> dict[str, Any]:
         """Exports the model and writes the result, which marks the stage as done."""
-        stages.export(self.stage, self.model, self.state.params, self.examples)
+        stages.export(self.stage, self.model, self.state.stored, self.examples)
         measured = self.progress["eval"] or self.progress["train"]
         result = {
             "stage": self.config.name,

@@ -159,6 +159,7 @@ def _features(
     config: Any, section: Any, models: list[Model], sets: Sets
 ) -> list[Found]:
     """Of all models, from one pass over each set."""
+    is_text = section.test.modality == "text"
     embedders = [
         Embedder(
             model.folder,
@@ -166,7 +167,7 @@ def _features(
             pooling=section.pooling,
             batch_size=section.batch_size,
             precision=config.precision,
-            dropout=section.view_dropout,
+            dropout=section.view_dropout if is_text else 0.0,
             mesh=sharding.one_device(),
         )
         for model in models

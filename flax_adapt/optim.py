@@ -89,12 +89,22 @@ def layer_rules(decay: float, depth: int) -> rules.Rules[float]:
     )
 
 
+def check_layer_decay(decay: float, is_resnet: bool) -> None:
+    """Layers are those of a transformer."""
+    if decay != 1.0 and is_resnet:
+        raise UserError(
+            f"optim.layer_decay={decay} must be 1.0: the stages of a resnet are no layers "
+            "that a published decay is of"
+        )
+
+
 def _depth(params: Params) -> int:
     return sum(name.startswith("block_") for name in params["encoder"])
 
 
 def scale_by_layer(decay: float, params: Params) -> optax.GradientTransformation:
     """Multiplies the whole update (decay included) of every leaf by its layer's rate."""
+    check_layer_decay(decay, "stem" in params["encoder"])
     table = layer_rules(decay, _depth(params))
     scales = rules.assign("optim.layer_decay", table, params)
     by_name = dict(zip(rules.names(params), jax.tree.leaves(scales), strict=True))

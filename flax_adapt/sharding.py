@@ -18,6 +18,8 @@ RULES = (
     (r".*/(query|key|value|up)/kernel", PartitionSpec("fsdp", "tensor")),
     (r".*/(out|down|shortcut|linear)/kernel", PartitionSpec("tensor", "fsdp")),
     (r".*/patch_embed/kernel", PartitionSpec(None, "fsdp")),
+    # Convolutions [Y, X, in, out].
+    (r".*/conv[123]?/kernel", PartitionSpec(None, None, None, "fsdp")),
     # The vocabulary is the long side of the embedding, and of the logits made with it.
     (r".*/embed/token", PartitionSpec("tensor", "fsdp")),
     (
@@ -33,6 +35,7 @@ RULES = (
         r".*/(bias|scale|cls_token|mask_token|position|token_type)",
         PartitionSpec(),
     ),
+    (r"(.*/)?batch_stats/.*/(mean|var)", PartitionSpec()),
     (r"(.*/)?(step|count|seed)", PartitionSpec()),
 )
 

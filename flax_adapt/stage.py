@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from flax_adapt import check, data, models, objectives, rules, stage_resize, weights
 from flax_adapt import config as configs
 from flax_adapt.errors import UserError, reworded
+from flax_adapt.models import batch_stats
 from flax_adapt.surgery import adaptors, heads
 from flax_adapt.types import Params
 from flax_adapt.weights import strict
@@ -117,9 +118,10 @@ def check_architecture(
     """
     options = stage.config.model
     skipped = {"pooler", *weights.reshape.may_differ(options.reshape)}
+    skipped |= weights.reshape.free(found["kind"])
     if resizes(stage, found) and not is_teacher:
         skipped.add("last_block")
-    if found["adaptor"] is None:
+    if found.get("adaptor") is None:
         skipped.add("adaptor")
     if task != "mae" or found["decoder"] is None or "decoder" in options.fresh:
         skipped.add("decoder")
@@ -185,14 +187,15 @@ def init_params(stage: Stage, model: nn.Module) -> dict[str, Any]:
 @reworded(FIELDS)
 def warm_start(
     stage: Stage, model: nn.Module, examples: data.Examples, mesh: Mesh
-) -> tuple[Params, weights.Report | None]:
-    """The parameters a stage begins with: of `init_from`, new leaves from the seed.
+) -> tuple[Params, Params, weights.Report | None]:
+    """Returns (parameters, running statistics, report) that a stage begins with.
 
-    examples: of the stage, which a last block may be fitted to.
+    Of `init_from`, new leaves from the seed. examples: of the stage, which a last block
+    may be fitted to. Statistics: {} of a model without batch norm.
     """
-    params = init_params(stage, model)
+    init = init_params(stage, model)
     if stage.config.init_from == "scratch":
-        return params, None
+        return *batch_stats.split(init), None
     path, known = resolve(stage, "init_from"), told(stage, "init_from")
     options, fresh = stage.config.model, stage.config.model.fresh
     try:
@@ -207,17 +210,17 @@ def warm_start(
         loaded, reshaped = weights.fit(found, loaded, wanted, options.reshape)
         report = report.merge(reshaped)
         if resizes(stage, found):
-            loaded, resized, new = _resize(stage, loaded, params, examples, mesh)
+            loaded, resized, new = _resize(stage, loaded, init, examples, mesh)
             report, fresh = report.merge(resized), (*fresh, *new)
         if options.grow_head:
-            loaded, grown = _grow(path, loaded, params, examples)
+            loaded, grown = _grow(path, loaded, init, examples)
             report = report.merge(grown)
-        adapted = adaptors.leaves_of(rules.names(params))
-        fresh = (*fresh, *(adapted if found["adaptor"] is None else ()))
-        params, adopted = weights.adopt(params, loaded, fresh)
+        adapted = adaptors.leaves_of(rules.names(init))
+        fresh = (*fresh, *(adapted if found.get("adaptor") is None else ()))
+        stored, adopted = weights.adopt(init, loaded, fresh)
     except UserError as error:
         raise UserError(f"stage {stage.label}: {path}: {error}") from None
-    return params, report.merge(adopted)
+    return *batch_stats.split(stored), report.merge(adopted)
 
 
 def _resize(
@@ -281,7 +284,10 @@ def _teacher(stage: Stage) -> Params:
 
 
 def _kept(stage: Stage, model: nn.Module, params: Params) -> tuple[nn.Module, Params]:
-    """The model of `kept_task`, without what was there for training alone."""
+    """The model of `kept_task`, without what was there for training alone.
+
+    params: as they are stored.
+    """
     if stage.kept_task == stage.task:
         return model, params
     config = {**stage.architecture, "adaptor": None, "pooler": False}
@@ -293,7 +299,10 @@ def _kept(stage: Stage, model: nn.Module, params: Params) -> tuple[nn.Module, Pa
 def export(
     stage: Stage, model: nn.Module, params: Params, examples: data.Examples
 ) -> Path:
-    """Writes the Hugging Face folder of the stage (process 0 writes, all take part)."""
+    """Writes the Hugging Face folder of the stage (process 0 writes, all take part).
+
+    params: as they are stored, see `models.batch_stats`.
+    """
     if jax.process_count() > 1:
         params = multihost_utils.process_allgather(params, tiled=True)
     model, params = _kept(stage, model, params)

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from flax_adapt import data, models, sharding, weights
 from flax_adapt.data import image
-from flax_adapt.surgery import last_block, moments
+from flax_adapt.surgery import SURGERY, last_block, moments
 from flax_adapt.types import Array, Batch, Params
 from flax_adapt.weights import strict
 
@@ -30,7 +30,8 @@ def resize(
     """
     key = jax.random.fold_in(jax.random.key(seed), _DRAW)
     leaves = (strict.flatten(loaded), strict.flatten(init))
-    done = last_block.resize(*leaves, found, section, key, components_dD)
+    surgery = SURGERY[found["kind"]]
+    done = surgery.resize(*leaves, found, section, key, components_dD)
     return (
         strict.unflatten(done.leaves),
         weights.Report(reshaped=done.rules),

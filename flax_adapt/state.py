@@ -9,6 +9,7 @@ from flax import struct
 from jax.sharding import Mesh
 
 from flax_adapt import sharding
+from flax_adapt.models import batch_stats
 from flax_adapt.types import NOTHING_CARRIED, Array, Carry, Params
 
 _CARRY = 0x7FFFFFFE  # its key never meets those of steps and of evaluation
@@ -32,6 +33,11 @@ class TrainState(struct.PyTreeNode):
         """What a loss gets beside the parameters: `frozen` and what is carried."""
         carried = {name: leaf for name, leaf in self.extra.items() if name != "seed"}
         return {**self.frozen, **carried}
+
+    @property
+    def stored(self) -> Params:
+        """The weights as they are stored: with running statistics, if there are any."""
+        return batch_stats.join(self.params, batch_stats.split(self.extra)[1])
 
 
 def create(

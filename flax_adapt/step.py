@@ -116,7 +116,7 @@ def make_train_step(
     if accum_steps > 1 and carry is not NOTHING_CARRIED:
         raise UserError(
             f"optim.accum_steps={accum_steps} must be 1: the objective compares the "
-            "examples of a whole batch with each other"
+            "examples of a whole batch with each other, or batch norm does"
         )
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
 

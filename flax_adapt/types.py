@@ -67,7 +67,7 @@ HANDED = "handed"
 
 
 class Carry(NamedTuple):
-    """What an objective takes along from step to step, not trained: an EMA, a queue.
+    """What is taken along from step to step, not trained: an EMA, a queue, statistics.
 
     It lives in `TrainState.extra` under `names`; the loss sees it beside `frozen`. State
     and step are made with the same one.

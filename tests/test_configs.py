@@ -56,7 +56,7 @@ RUNS = {
 NEEDS_INIT = {
     "small_adapt": "small_adapt needs init=PATH",
     "unsup_finetune": "the config needs dataset=TARGET, source=SOURCE .* and init=PATH",
-    "resize_last_block": "the config needs dataset=DATA to train on and init=PATH",
+    "resize_last_block": r"the config needs dataset=DATA to train on, and init=PATH",
     **dict.fromkeys(
         ("bert_further_pretrain", "bert_self_distill", "text_finetune"),
         "the config needs dataset=SOURCE .* and init=PATH",

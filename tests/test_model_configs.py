@@ -95,7 +95,9 @@ def test_fields_that_nothing_reads_or_that_are_missing_are_named(kind):
         rest = {name: value for name, value in kind.TINY.items() if name != field}
         with pytest.raises(UserError, match=rf"missing \['{field}'\]"):
             built_from(rest)
-    with pytest.raises(UserError, match=r"model\.kind is missing; .*'bert', 'roberta'"):
+    with pytest.raises(
+        UserError, match=r"model\.kind is missing; .*'bert', 'resnet', 'roberta'"
+    ):
         built_from({})
     with pytest.raises(UserError, match=r"unknown \['decoder'\]"):
         built_from({**tiny_bert.TINY, "decoder": None})
@@ -113,7 +115,7 @@ def test_fields_that_nothing_reads_or_that_are_missing_are_named(kind):
         ("encoder", dict(dtype="float16"), "dtype"),
         ("detect", {}, "task"),
         ("mlm", {}, "vit model"),
-        ("encoder", dict(kind="resnet"), "kind"),
+        ("encoder", dict(kind="convnext"), "kind"),
     ],
 )
 def test_a_wrong_config_names_the_field(task, changes, text):

@@ -60,7 +60,10 @@ class Continual:
                 "the config needs domains=A+B+..., learned in that order, and init=PATH "
                 "of weights"
             )
-        self.args, self.start = args, modality.start(args, objective=args.objective)
+        self.args, self.start = (
+            args,
+            modality.transformer(args, objective=args.objective),
+        )
         self.start.choose_objective((self.start.masked_task, *SUPERVISED))
         self.learned = [vision.dataset(one) if self.start.is_image else one
                         for one in args.domains.split("+")]  # fmt: skip

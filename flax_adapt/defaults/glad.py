@@ -50,7 +50,7 @@ class Glad:
             )
         # What `then` may be trained by says how its sections are made.
         self.args = args
-        self.start = modality.start(args, objective=args.then_by)
+        self.start = modality.transformer(args, objective=args.then_by)
         choose("preserve", args.preserve, PRESERVED)
         choose("then_by", args.then_by, dict.fromkeys(self._ways()))
         self.regularizers = args.regularizer.split("+")

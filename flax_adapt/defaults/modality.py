@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from flax_adapt import data, weights
+from flax_adapt import data, models, weights
 from flax_adapt.defaults import shared, text, vision
 from flax_adapt.errors import UserError, choose, reworded
 
@@ -120,6 +120,10 @@ class Start(NamedTuple):
         return isinstance(self.make, Images)
 
     @property
+    def is_transformer(self) -> bool:
+        return self.model["kind"] != "resnet"
+
+    @property
     def masked_task(self) -> str:
         """The task of masked modelling."""
         return self.make.objectives[-1]
@@ -133,6 +137,8 @@ class Start(NamedTuple):
     def check_head(self, objective: str) -> None:
         """The weights must have what `objective` starts from."""
         init, (part, how) = self.args.init, HEADS[objective]
+        if not init:
+            return  # everything is new
         if part not in weights.parts(init, objective, **self.told):
             raise UserError(
                 f"init={init} has no {part}, which objective={objective} starts from; "
@@ -146,8 +152,8 @@ class Start(NamedTuple):
         embedding, too (MoCo-v3, 4.2).
         """
         args, contrasts = self.args, self.objective == "contrast"
-        image = (r".*/position", *[r"encoder/patch_embed/.*"] * contrasts)
-        freeze = image if self.is_image else ()
+        of_vit = (r".*/position", *[r"encoder/patch_embed/.*"] * contrasts)
+        freeze = of_vit if self.model["kind"] == "vit" else ()
         return shared.pretrain_optim(
             lr=args.lr,
             schedule="cosine",
@@ -175,5 +181,21 @@ def start(args: Any, *, objective: str) -> Start:
     told = shared.told(args.init, args.init_format, known)
     with reworded(shared.ARGUMENTS):
         model = weights.model_config(args.init, **told)
-    kind = Images if model["kind"] == "vit" else Texts
-    return Start(args, objective, model, known, told, kind(args, model, objective))
+    is_image = models.TASKS[model["kind"]]["encoder"].modality == "image"
+    make = (Images if is_image else Texts)(args, model, objective)
+    return Start(args, objective, model, known, told, make)
+
+
+def transformer(args: Any, *, objective: str) -> Start:
+    """As `start`; other models are refused."""
+    found = start(args, objective=objective)
+    if not found.is_transformer:
+        raise UserError(f"init={args.init} holds a resnet; this config takes none")
+    return found
+
+
+def from_scratch(args: Any, model: dict[str, Any], *, objective: str) -> Start:
+    """As `start`, of a model of images without weights."""
+    known, told = shared.UNKNOWN, shared.told("", "", {})
+    make = Images(args, model, objective)
+    return Start(args, objective, model, known, told, make)

@@ -1,8 +1,10 @@
 """Another width of the last block, several widths side by side (METHODS S3)."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from flax_adapt import models
 from flax_adapt.defaults import modality, shared
 from flax_adapt.errors import UserError, choose
 from flax_adapt.surgery import last_block, matched
@@ -13,6 +15,8 @@ RESIZING_ARGUMENTS = dict(
     init="",
     init_format="",
     **shared.UNKNOWN,
+    scratch="",
+    image_size=224,
     data_dir="",
     split="train",
     label_split="train",
@@ -53,6 +57,18 @@ class Variant(NamedTuple):
     freezes: bool
 
 
+def _vit(size: str, image_size: int) -> dict[str, Any]:
+    sizes = dict(image_size=image_size, patch_size=16, channels=3)
+    return models.mae_config(size, **sizes)
+
+
+def _start(args: Any) -> modality.Start:
+    if args.init:
+        return modality.start(args, objective=args.objective)
+    model = choose("scratch", args.scratch, SCRATCH)(args.image_size)
+    return modality.from_scratch(args, model, objective=args.objective)
+
+
 def _none(model: dict[str, Any], width: int) -> int:
     return 0
 
@@ -69,24 +85,38 @@ VARIANTS = {
 }
 
 
+# A ResNet-50 is what the paper resizes; there are no controls of its shape.
+OF_RESNETS = {name: VARIANTS[name] for name in ("resized", "same")}
+# What can be trained without weights to start from.
+SCRATCH: dict[str, Callable[[int], dict[str, Any]]] = {
+    "resnet50": lambda size: models.resnet_config("50", image_size=size, channels=3),
+    **{size: functools.partial(_vit, size) for size in models.SIZES},
+}
+
+
 class Resizing:
     """What resize_last_block makes of RESIZING_ARGUMENTS."""
 
     def __init__(self, args: Any):
-        if not (args.dataset and args.init):
+        if not args.dataset or bool(args.init) == bool(args.scratch):
             raise UserError(
-                "the config needs dataset=DATA to train on and init=PATH of weights"
+                "the config needs dataset=DATA to train on, and init=PATH of weights or "
+                f"scratch=MODEL, one of {sorted(SCRATCH)}"
             )
-        self.args, self.start = args, modality.start(args, objective=args.objective)
+        self.args, self.start = args, _start(args)
         choose("start", args.start, {"auto": None, **last_block.INITS})
-        self.start.choose_objective((*self.start.make.objectives, SUPERVISED))
+        unlabelled = self.start.make.objectives
+        if not self.start.is_transformer:
+            unlabelled = ("contrast",)
+        self.start.choose_objective((*unlabelled, SUPERVISED))
+        self.variants = VARIANTS if self.start.is_transformer else OF_RESNETS
         self.widths = _widths(args.width)
 
     def stages(self) -> list[dict[str, Any]]:
         """One for every variant and width, each from `init`, with the same seeds."""
         found = []
         for name in self.args.variant.split("+"):
-            variant = choose("variant", name, VARIANTS)
+            variant = choose("variant", name, self.variants)
             widths = self.widths if variant.kind else (0,)
             found += [self._stage(name, variant, width) for width in widths]
         return found
@@ -94,7 +124,7 @@ class Resizing:
     def _stage(self, name: str, variant: Variant, width: int) -> dict[str, Any]:
         args = self.args
         resize = self._resize(variant, width) if variant.kind else None
-        model = {**self.start.make.model, "resize": resize, "pooling": args.pooling}
+        model = {**self.start.make.model, "resize": resize, "pooling": self._pooling}
         contrasts, labels = args.objective == "contrast", args.objective == SUPERVISED
         make = self.start.make
         data = (make.labelled if labels else make.unlabelled)(args.dataset, args.split)
@@ -110,22 +140,29 @@ class Resizing:
             num_steps=1 if variant.freezes else args.steps,
             batch_size=args.batch_size,
             optim=self._optim(variant),
+            init_from="pretrained" if args.init else "scratch",
             model={**model, "fresh": fresh, "projector": heads},
         )
 
+    @property
+    def _pooling(self) -> str:
+        return self.args.pooling if self.start.is_transformer else "mean"
+
     def _resize(self, variant: Variant, width: int) -> dict[str, Any]:
         args, model = self.args, self.start.model
-        old = model["width"]
+        old = models.output_width(model)
         start = variant.start or args.start
-        if start == "auto":
+        if start == "auto" and args.init and self.start.is_transformer:
             start = "preserve" if width >= old else "pca"
+        elif start == "auto":
+            start = "random"  # there is nothing to keep, or (a ResNet) no way to
         is_extra = variant.kind == "extra"
         if is_extra and not self.start.is_image:
             start = "random"  # a post-norm block cannot add nothing
         return shared.resize(
             old if is_extra else width,
             kind=variant.kind,
-            relu=args.relu,
+            relu=args.relu or not self.start.is_transformer,
             mlp_dim=variant.mlp_dim(model, width),
             init=start,
             noise=args.noise,
@@ -161,7 +198,7 @@ class Resizing:
         stages = tuple(self.stages())
         changes = dict(
             wide=shared.wide(),
-            pooling=args.pooling,
+            pooling=self._pooling,
             # One pass over the data for the start and all that was trained.
             models_at_once=1 + len(stages) * args.seeds,
         )

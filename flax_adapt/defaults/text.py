@@ -5,7 +5,7 @@ they have one.
 
 from typing import Any
 
-from flax_adapt import data, weights
+from flax_adapt import data, models, weights
 from flax_adapt.defaults import shared
 from flax_adapt.defaults.shared import ALL
 from flax_adapt.errors import UserError, choose, reworded
@@ -164,9 +164,10 @@ class TextData:
         self.told = shared.told(args.init, args.init_format, {})
         with reworded(shared.ARGUMENTS):
             self.model = weights.model_config(args.init, **self.told)
-        if self.model["kind"] == "vit":
+        kind = self.model["kind"]
+        if models.TASKS[kind]["encoder"].modality != "text":
             raise UserError(
-                f"init={args.init} holds a vit; this config takes text models"
+                f"init={args.init} holds a {kind}; this config takes text models"
             )
         self.mask_token_id = data.open_tokenizer(args.init).mask_id
         few = {**ALL, "per_class": args.per_class}

@@ -73,7 +73,10 @@ class Unsupervised:
                 "the config needs dataset=TARGET, source=SOURCE (what the weights were "
                 "pre-trained on) and init=PATH of the weights"
             )
-        self.args, self.start = args, modality.start(args, objective=args.objective)
+        self.args, self.start = (
+            args,
+            modality.transformer(args, objective=args.objective),
+        )
         self.make = self.start.make
         self.form = choose("form", args.form, modality.FORMS)
         choose("operator", args.operator, dict.fromkeys(("mixup", "cutmix")))

@@ -110,7 +110,7 @@ class Embedder:
                 key = jax.random.fold_in(jax.random.key(seed), _VIEW + number)
                 key_B = keys.example_keys(key, index_B)
             given = prepare.inputs(inputs, key_B)
-            variables = {"params": params}
+            variables = models.batch_stats.variables(params)
             return self.model.apply(
                 variables, given[0], self.pooling, given[1], method="embed"
             )

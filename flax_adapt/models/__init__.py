@@ -3,7 +3,8 @@
 A model config is a plain mapping with a `kind`. "vit": the fields of `ViTConfig`, and
 `decoder`, the fields of `DecoderConfig` or None; `vit_config` and `mae_config` make one.
 "bert", "roberta": the fields of `BertConfig`; `bert_config` makes one. `last_block` and
-`adaptor` of all are the fields of `LastBlock` and of `AdaptorConfig`, or None.
+`adaptor` of these are the fields of `LastBlock` and of `AdaptorConfig`, or None. "resnet":
+the fields of `ResNetConfig`; `resnet_config` makes one.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from flax_adapt.errors import UserError, choose
-from flax_adapt.models import text, vit
+from flax_adapt.models import batch_stats, resnet, text, vit
 from flax_adapt.models.adaptors import AdaptorConfig
 from flax_adapt.models.architecture import (
     GELU,
@@ -28,6 +29,7 @@ from flax_adapt.models.architecture import (
 )
 from flax_adapt.models.bert import BertConfig, check_fits
 from flax_adapt.models.contrast import Contrast, TextContrast
+from flax_adapt.models.fresh import init_params
 from flax_adapt.models.heads import ProjectorConfig
 from flax_adapt.models.layers import ATTENTIONS, SUMS
 from flax_adapt.models.mae import MAE, DecoderConfig
@@ -35,8 +37,11 @@ from flax_adapt.models.published import (
     PAPER_DECODER,
     bert_config,
     mae_config,
+    resnet_config,
     vit_config,
 )
+from flax_adapt.models.resnet import ResNet, ResNetClassifier, ResNetContrast
+from flax_adapt.models.resnet_config import ResNetConfig, output_width
 from flax_adapt.models.text import Bert, MaskedLM, TextClassifier
 from flax_adapt.models.vit import (
     POOLING,
@@ -73,10 +78,15 @@ __all__ = [
     "LastBlock",
     "MaskedLM",
     "ProjectorConfig",
+    "ResNet",
+    "ResNetClassifier",
+    "ResNetConfig",
+    "ResNetContrast",
     "TextClassifier",
     "TextContrast",
     "ViT",
     "ViTConfig",
+    "batch_stats",
     "bert_config",
     "build",
     "check_fits",
@@ -86,8 +96,10 @@ __all__ = [
     "mae_config",
     "num_blocks",
     "of_stage",
+    "output_width",
     "patchify",
     "pool",
+    "resnet_config",
     "sincos_position",
     "task_of",
     "unpatchify",
@@ -112,16 +124,26 @@ TASKS: dict[str, dict[str, type[nn.Module]]] = {
     },
     "bert": TEXT_TASKS,
     "roberta": TEXT_TASKS,
+    "resnet": {
+        "encoder": ResNet,
+        "classify": ResNetClassifier,
+        "contrast": ResNetContrast,
+    },
 }
 # What weights are kept for: the heads of contrast are dropped after training.
 KEPT_TASKS = ("mae", "mlm", "encoder", "classify")
 # What a classifier can stand on; the names in POOLING are known to `embed` of every
-# model, and are what the heads of contrast can stand on.
+# transformer.
 TEXT_POOLING = ("pooler", *text.POOLING)
 CLASSIFIER_POOLING = {
     "vit": tuple(vit.POOLING),
     "bert": TEXT_POOLING,
     "roberta": TEXT_POOLING,
+    "resnet": tuple(resnet.POOLING),
+}
+# What the heads of contrast can stand on.
+CONTRAST_POOLING = dict.fromkeys(TASKS, tuple(POOLING)) | {
+    "resnet": tuple(resnet.POOLING)
 }
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -150,7 +172,11 @@ def build(
     tasks = choose("model.kind", kind, TASKS)
     module = choose(f"task of a {kind} model: task", task, tasks)
     config = _architecture(config_model)
-    common = (config, choose("dtype", dtype, DTYPES), dropout, drop_path)
+    common: tuple[Any, ...] = (config, choose("dtype", dtype, DTYPES))
+    if kind == "resnet":
+        resnet.check_rates(dropout, drop_path)
+    else:
+        common += (dropout, drop_path)
     if task == "classify":
         choose("pooling", pooling, dict.fromkeys(CLASSIFIER_POOLING[kind]))
         if num_classes < 1:
@@ -158,20 +184,24 @@ def build(
         heads = None if projector is None else _projector(projector)
         return module(*common, pooling, num_classes, heads)
     if task == "contrast":
-        choose("pooling", pooling, POOLING)
+        choose("pooling", pooling, dict.fromkeys(CONTRAST_POOLING[kind]))
         return module(*common, pooling, _projector(projector))
     if task == "mae":
         return module(*common, _decoder(config_model))
     return module(*common)
 
 
-def _architecture(config_model: Mapping[str, Any]) -> ViTConfig | BertConfig:
+def _architecture(
+    config_model: Mapping[str, Any],
+) -> ViTConfig | BertConfig | ResNetConfig:
     for name, form in {"last_block": LastBlock, "adaptor": AdaptorConfig}.items():
         if config_model.get(name) is not None:
             part = make_config(form, config_model[name], f"model.{name}", ())
             config_model = {**config_model, name: part}
     if config_model["kind"] == "vit":
         return make_config(ViTConfig, config_model, "model", ("kind", "decoder"))
+    if config_model["kind"] == "resnet":
+        return make_config(ResNetConfig, config_model, "model", ())
     return make_config(BertConfig, config_model, "model", ())
 
 
@@ -247,27 +277,3 @@ def task_of(model: nn.Module) -> str:
     """Returns the name of the model's task in TASKS."""
     tasks = TASKS[config_of(model)["kind"]]
     return next(task for task, module in tasks.items() if type(model) is module)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def init_params(model: nn.Module, key: Key) -> Params:
-    """Returns fresh float32 parameters; the forward pass is traced, never run."""
-    return model.init(key, *_dummy_arguments(model))["params"]
-
-
-def _dummy_arguments(model: nn.Module) -> tuple[Any, ...]:
-    """The smallest inputs that a model takes."""
-    config, weight_B = model.config, jnp.ones(1)
-    if isinstance(model, text.TextModel):
-        ids = jnp.zeros((1, 1), jnp.int32)
-        row = Text(*[ids] * len(Text._fields))
-        if isinstance(model, TextContrast):
-            return row, None, weight_B
-        return (row, ids, None) if isinstance(model, MaskedLM) else (row, None)
-    image = jnp.zeros((1, config.image_size, config.image_size, config.channels))
-    if isinstance(model, Contrast):
-        return image, None, weight_B
-    if isinstance(model, MAE):
-        noise_BL = jnp.zeros((1, config.num_patches))
-        return image, noise_BL, None, 0.0  # any hidden_ratio will do
-    return image, None

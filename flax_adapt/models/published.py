@@ -8,6 +8,14 @@ from flax_adapt.models.vit import SIZES
 # The decoder of the paper's models (He et al. 2022, section 4).
 PAPER_DECODER = dict(width=512, depth=8, heads=16, mlp_dim=2048)
 
+# Blocks of each stage: He et al. 2016, table 1; 26 is timm's.
+RESNET_DEPTHS = {
+    "26": (2, 2, 2, 2),
+    "50": (3, 4, 6, 3),
+    "101": (3, 4, 23, 3),
+    "152": (3, 8, 36, 3),
+}
+
 # bert-base-uncased and roberta-base; the large ones have the same.
 TEXT_VALUES: dict[str, dict[str, Any]] = {
     "bert": dict(
@@ -58,6 +66,24 @@ def mae_config(
         size, image_size=image_size, patch_size=patch_size, channels=channels
     )
     return {**config, "decoder": dict(PAPER_DECODER)}
+
+
+def resnet_config(depth: str, *, image_size: int, channels: int) -> dict[str, Any]:
+    """Returns the model config of a ResNet, `depth` one of RESNET_DEPTHS.
+
+    Batch norm as torchvision's: torch's defaults.
+    """
+    return dict(
+        kind="resnet",
+        image_size=image_size,
+        channels=channels,
+        stem_width=64,
+        planes=(64, 128, 256, 512),
+        depths=choose("depth", depth, RESNET_DEPTHS),
+        batch_norm_eps=1e-5,
+        batch_norm_momentum=0.1,
+        last_block=None,
+    )
 
 
 def bert_config(kind: str, size: str) -> dict[str, Any]:

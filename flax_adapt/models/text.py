@@ -42,6 +42,7 @@ class TextModel(nn.Module):
     dropout: float
     drop_path: float
     modality: ClassVar[str] = "text"
+    keeps_statistics: ClassVar[bool] = False
 
     def make_encoder(self) -> bert.Encoder:
         """Returns the encoder, to be kept as `self.encoder`."""

@@ -18,6 +18,7 @@ from flax_adapt.models import architecture, layers
 from flax_adapt.models.architecture import ViTConfig
 from flax_adapt.models.heads import ProjectorConfig, make_projector, project
 from flax_adapt.models.layers import NORMAL, Dtype, Initialiser
+from flax_adapt.models.resnet_config import ResNetConfig
 from flax_adapt.types import Array, Key, Layout
 
 # Ti, S: Touvron et al. 2021; B, L, H: Dosovitskiy et al. 2021.
@@ -165,7 +166,7 @@ def prepend(token_11D: Array, x_BLD: Array) -> Array:
     return jnp.concatenate([token_B1D, x_BLD], axis=1)
 
 
-def check_image(image_BYXC: Array, config: ViTConfig) -> Array:
+def check_image(image_BYXC: Array, config: ViTConfig | ResNetConfig) -> Array:
     """Returns the image; another size than the model's is the user's mistake."""
     expected = (config.image_size, config.image_size, config.channels)
     if image_BYXC.shape[1:] != expected:
@@ -202,6 +203,7 @@ class ImageModel(nn.Module):
     dropout: float
     drop_path: float
     modality: ClassVar[str] = "image"
+    keeps_statistics: ClassVar[bool] = False
 
     def make_encoder(self, variant: Variant) -> Encoder:
         """Returns the encoder, to be kept as `self.encoder`."""

@@ -10,6 +10,7 @@ are what parts of a batch are added up by.
 """
 
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import Any
 
 import jax.numpy as jnp
@@ -26,7 +27,8 @@ from flax_adapt.objectives import (
     mlm,
     reconstruct,
 )
-from flax_adapt.types import NOTHING_CARRIED, Array, Batch, Carry, Key, LossFn
+from flax_adapt.objectives.statistics import carry_along
+from flax_adapt.types import NOTHING_CARRIED, Array, Batch, Carry, Key, LossFn, Params
 
 OBJECTIVES: dict[str, Callable[..., LossFn]] = {
     "reconstruct": reconstruct.make_loss,
@@ -106,11 +108,17 @@ def build(
     return make(*given) if beside is None else make(*given, beside)
 
 
-def build_carry(config: Any, num_steps: int) -> Carry:
-    """Returns what `config.name` takes along through `num_steps` optimizer steps."""
-    if config.name not in CARRIES:
-        return NOTHING_CARRIED
-    return CARRIES[config.name](config, num_steps)
+def build_carry(
+    config: Any, num_steps: int, statistics: Params = MappingProxyType({})
+) -> Carry:
+    """Returns what `config.name` takes along through `num_steps` optimizer steps.
+
+    statistics: running ones of the model to begin with, see `models.batch_stats`.
+    """
+    carry = NOTHING_CARRIED
+    if config.name in CARRIES:
+        carry = CARRIES[config.name](config, num_steps)
+    return carry_along(carry, statistics) if statistics else carry
 
 
 def mixing_of(config: Any) -> Any | None:

@@ -9,7 +9,8 @@ from flax import linen as nn
 from flax_adapt import keys, mixing
 from flax_adapt.errors import UserError
 from flax_adapt.metrics import Loss, Mean, Spearman, accuracy, confusion
-from flax_adapt.types import Array, LossFn, Metrics
+from flax_adapt.models import batch_stats
+from flax_adapt.types import HANDED, Array, Batch, Key, LossFn, Metrics, Params
 
 _MIX = 0x313
 
@@ -43,6 +44,21 @@ def _mixed(config: Any, batch, targets_BN: Array, key_B) -> tuple[Array, Array]:
     return image_BYXC, lam_B1 * targets_BN + (1 - lam_B1) * partner_BN
 
 
+def _outputs(
+    model: nn.Module, params: Params, frozen: Params, batch: Batch, key_B: Key | None
+) -> tuple[Array, Metrics]:
+    """Returns what the model says of a batch; HANDED, where it keeps statistics."""
+    variables = batch_stats.given_to(model, params, frozen)
+    # Batch norm must know which rows count.
+    rows = (batch["weight"],) if model.keeps_statistics else ()
+    train = key_B is not None
+    outputs, variables = batch_stats.apply(
+        model, variables, batch[model.modality], key_B, *rows, train=train
+    )
+    handed = batch_stats.handed(variables, train)
+    return outputs, {HANDED: handed} if handed else {}
+
+
 def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
     """`config`: label_smoothing, mixup_alpha, cutmix_alpha (0: off; images only).
 
@@ -54,18 +70,18 @@ def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
         raise UserError("objective.mixup_alpha and cutmix_alpha mix images, not text")
 
     def loss_fn(params, frozen, batch, key_B):
-        del frozen
-        inputs = batch[model.modality]
         targets_BN = smooth(batch["label"], model.num_classes, smoothing)
         if mixes and train:
-            inputs, targets_BN = _mixed(config, batch, targets_BN, key_B)
-        logits_BN = model.apply({"params": params}, inputs, key_B if train else None)
+            image_BYXC, targets_BN = _mixed(config, batch, targets_BN, key_B)
+            batch = {**batch, "image": image_BYXC}
+        key_B = key_B if train else None
+        logits_BN, handed = _outputs(model, params, frozen, batch, key_B)
         loss = Mean.of(cross_entropy(logits_BN, targets_BN), batch["weight"])
         correct = accuracy(logits_BN, batch["label"], batch["weight"])
         metrics = {"loss": Loss.of(loss), "accuracy": correct}
         if not train:
             metrics |= confusion(logits_BN, batch["label"], batch["weight"])
-        return loss.value(), metrics
+        return loss.value(), metrics | handed
 
     return loss_fn
 
@@ -83,14 +99,13 @@ def make_regression(config: Any, model: nn.Module, train: bool) -> LossFn:
         )
 
     def loss_fn(params, frozen, batch, key_B):
-        del frozen
         key_B = key_B if train else None
-        guess_B1 = model.apply({"params": params}, batch[model.modality], key_B)
+        guess_B1, handed = _outputs(model, params, frozen, batch, key_B)
         guess_B, label_B = guess_B1[:, 0], batch["label"].astype(jnp.float32)
         loss = Mean.of(jnp.square(guess_B - label_B), batch["weight"])
         metrics: Metrics = {"loss": Loss.of(loss)}
         if not train:
             metrics["spearman"] = Spearman(guess_B, label_B, batch["weight"])
-        return loss.value(), metrics
+        return loss.value(), metrics | handed
 
     return loss_fn

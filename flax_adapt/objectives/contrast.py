@@ -17,6 +17,8 @@ from flax import linen as nn
 from flax_adapt import keys, mixing
 from flax_adapt.errors import UserError, choose
 from flax_adapt.metrics import Loss
+from flax_adapt.models import batch_stats
+from flax_adapt.models.batch_stats import Variables
 from flax_adapt.objectives.info_nce import FORMS, Keys, Soft, measure, normalize
 from flax_adapt.types import HANDED, Array, Batch, Carry, Key, LossFn, Metrics, Params
 
@@ -134,6 +136,7 @@ def _reading(config_mixing: Any, modality: str, train: bool) -> str:
 def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
     """`config`: form, temperature, momentum, momentum_schedule, queue_size, mixing.
 
+    A key encoder with batch norm goes by the batch always and keeps no statistics.
     The mean over the queries that count. The batch has two inputs under "views", or one
     "text", which is both; with replay also "domain". `frozen` holds what `make_carry`
     carries; no gradient reaches it.
@@ -153,26 +156,26 @@ def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
         carried = jax.lax.stop_gradient({name: frozen[name] for name in names})
 
         def keys_of(view: int) -> Keys:
-            part, purpose = carried["key_encoder"], _KEY + view
-            key_BD = encode(part, key_views[view], purpose, "project")
+            variables, purpose = {"params": carried["key_encoder"]}, _KEY + view
+            key_BD, _ = encode(variables, key_views[view], purpose, "project")
             return Keys(key_BD, weight_B, carried.get("queue"))
 
         found = {view: keys_of(view) for _, view in form.directions}
-
-        def pairs(number: int, views: Views) -> list[tuple[Array, Keys]]:
-            purpose = _QUERY + 2 * number
-            return [
-                (encode(params, views[one], purpose + one, "__call__"), found[other])
-                for one, other in form.directions
-            ]
-
-        metrics = _metrics(
-            measure(pairs(number, views), soft, config.form, config.temperature)
-            for number, (views, soft) in enumerate(terms)
-        )
+        variables, measured = batch_stats.given_to(model, params, frozen), []
+        for number, (views, soft) in enumerate(terms):
+            pairs = []
+            for one, other in form.directions:
+                purpose = _QUERY + 2 * number + one
+                # Running statistics are those of one query after the other.
+                query_BD, variables = encode(variables, views[one], purpose, "__call__")
+                pairs.append((query_BD, found[other]))
+            measured.append(measure(pairs, soft, config.form, config.temperature))
+        metrics, handed = _metrics(measured), batch_stats.handed(variables, train)
         if form.queue and train:
-            (handed,) = found.values()
-            metrics[HANDED] = {"key_BD": handed.key_BD, "weight_B": weight_B}
+            (queued,) = found.values()
+            handed |= {"key_BD": queued.key_BD, "weight_B": weight_B}
+        if handed:
+            metrics[HANDED] = handed
         return metrics["loss"].value(), metrics
 
     return loss_fn
@@ -182,16 +185,22 @@ def _encode(
     model: nn.Module,
     weight_B: Array,
     key_B: Key | None,
-    params: Params,
+    variables: Variables,
     view: View,
     purpose: int,
     method: str,
-) -> Array:
-    """Returns x_BD of length 1; `purpose` is folded into the keys of what is dropped."""
-    inputs, *mix = view
+) -> tuple[Array, Variables]:
+    """Returns x_BD of length 1, and the variables after that, see `batch_stats.apply`.
+
+    `purpose` is folded into the keys of what is dropped.
+    """
+    (inputs, *mix), train = view, key_B is not None
     key_B = None if key_B is None else keys.fold(key_B, purpose)
     arguments = (inputs, key_B, weight_B, *mix)
-    return normalize(model.apply({"params": params}, *arguments, method=method))
+    x_BD, variables = batch_stats.apply(
+        model, variables, *arguments, train=train, method=method
+    )
+    return normalize(x_BD), variables
 
 
 def _metrics(measured: Any) -> Metrics:

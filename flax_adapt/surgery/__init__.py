@@ -1,10 +1,51 @@
 """Surgery on trained models: another width of the last block, adaptors dropped.
 
-surgery.last_block.check(section, config.model)
-resized = surgery.last_block.resize(leaves, init, config_model, section, key, parts)
-    backbone = surgery.adaptors.drop(params)
+surgery = SURGERY[config.model.kind]
+surgery.check(section, config.model, init_from)
+resized = surgery.resize(leaves, init, config_model, section, key, components)
+backbone = adaptors.drop(params)
 """
 
-from flax_adapt.surgery import adaptors, heads, last_block, matched, moments
+from typing import Any, Protocol
 
-__all__ = ["adaptors", "heads", "last_block", "matched", "moments"]
+import numpy as np
+
+from flax_adapt.surgery import adaptors, heads, last_block, matched, moments, resnet
+from flax_adapt.surgery.last_block import Leaves, Resized
+from flax_adapt.types import Key
+
+__all__ = [
+    "SURGERY",
+    "Surgery",
+    "adaptors",
+    "heads",
+    "last_block",
+    "matched",
+    "moments",
+    "resnet",
+]
+
+
+class Surgery(Protocol):
+    """What differs between the kinds of models: the modules `last_block` and `resnet`."""
+
+    def check(self, section: Any, config_model: Any, init_from: str) -> None: ...
+
+    def resize(
+        self,
+        leaves: Leaves,
+        init: Leaves,
+        config_model: Any,
+        section: Any,
+        key: Key,
+        components_dD: np.ndarray | None,
+    ) -> Resized: ...
+
+
+# Kind of model -> how its last block is resized.
+SURGERY: dict[str, Surgery] = {
+    "vit": last_block,
+    "bert": last_block,
+    "roberta": last_block,
+    "resnet": resnet,
+}

@@ -148,11 +148,11 @@ def save(
 ) -> None:
     """Writes a folder or file, one of WRITERS, whole or not at all.
 
-    "timm" is a folder, "big_vision" a .npz file, "facebook_mae" one of safetensors; they
-    cannot hold every config, and the error says which field. "orbax" is a folder that
-    holds all. Of "huggingface" the class is that of `task` in transformers:
-    ViTMAEForPreTraining, BertForMaskedLM, ...; "encoder" is ViTModel, or ViTMAEModel
-    where the config has a decoder, BertModel or RobertaModel.
+    "timm" is a folder, "big_vision" a .npz file, "facebook_mae" and "torchvision" are ones
+    of safetensors; they cannot hold every config, and the error says which field. "orbax"
+    is a folder that holds all. Of "huggingface" the class is that of `task` in
+    transformers: ViTMAEForPreTraining, BertForMaskedLM, ...; "encoder" is ViTModel, or
+    ViTMAEModel where the config has a decoder, BertModel, RobertaModel or ResNetModel.
     pooling: matters to "classify" only; transformers ignores one that is not its own,
     `from_pretrained` does not. tokenizer: a folder whose tokenizer is copied.
     class_names: of the first classes; the others are LABEL_i.

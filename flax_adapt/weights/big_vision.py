@@ -18,6 +18,7 @@ from flax_adapt.weights import (
     fields,
     npz_file,
     translate,
+    writable,
     writing,
 )
 from flax_adapt.weights.files import LazyTensor
@@ -173,10 +174,10 @@ def write(
     **beside: Any,
 ) -> None:
     """Writes a .npz file as those of AugReg."""
-    fields.check_writable(path, SOURCE, config, FIXED)
-    fields.check_nothing_beside(path, SOURCE, **beside)
-    fields.check_file(path, SOURCE, SUFFIX)
-    fields.check_pooling(path, SOURCE, task, pooling, (POOLING,))
+    writable.check_config(path, SOURCE, config, FIXED, kind="vit")
+    writable.check_nothing_beside(path, SOURCE, **beside)
+    writable.check_file(path, SOURCE, SUFFIX)
+    writable.check_pooling(path, SOURCE, task, pooling, (POOLING,))
     if task == "mae":
         raise UserError(f"{path}: {SOURCE} has no decoder; save the task 'encoder'")
     tensors = translate.to_tensors(TABLE, leaves, config, "")

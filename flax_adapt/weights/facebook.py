@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from flax_adapt.weights import (
-    fields,
     reading,
     timm_names,
     torch_vit,
     translate,
+    writable,
     writing,
 )
 
@@ -76,10 +76,10 @@ def write(
     **beside: Any,
 ) -> None:
     """Writes a file of safetensors; a classifier is one of POOLING."""
-    fields.check_writable(path, SOURCE, config, FIXED)
-    fields.check_nothing_beside(path, SOURCE, **beside)
-    fields.check_file(path, SOURCE, SUFFIX)
-    fields.check_pooling(path, SOURCE, task, pooling, tuple(POOLING.values()))
+    writable.check_config(path, SOURCE, config, FIXED, kind="vit")
+    writable.check_nothing_beside(path, SOURCE, **beside)
+    writable.check_file(path, SOURCE, SUFFIX)
+    writable.check_pooling(path, SOURCE, task, pooling, tuple(POOLING.values()))
     table = timm_names.pooled(TABLE) if pooling == "mean_norm" else TABLE
     tensors = translate.to_tensors(table, leaves, config, "")
     writing.write_file(path, tensors, writing.save_safetensors)

@@ -3,7 +3,6 @@
 import math
 import reprlib
 from collections.abc import Collection, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from flax_adapt import models
@@ -29,6 +28,8 @@ NAMES = dict(
 )
 # Fields of a model config that weights alone do not tell.
 KNOWN = dict(heads=int, decoder_heads=int, gelu=str, layer_norm_eps=float)
+# The same of a ResNet; nobody need tell them, since files of other values are not known.
+OF_RESNET = ("image_size", "batch_norm_eps", "batch_norm_momentum")
 HIDDEN_ACT = {"erf": "gelu", "tanh": "gelu_pytorch_tanh"}
 # The largest values of our model config that are built; larger ones would take minutes
 # and all memory before the tensors could show that they are wrong.
@@ -44,7 +45,17 @@ LARGEST: dict[str, float] = dict(
     max_positions=1 << 20,
     token_types=1 << 16,
     layer_norm_eps=1.0,
+    stem_width=1 << 14,
+    batch_norm_eps=1.0,
+    batch_norm_momentum=1.0,
 )
+# The same of fields that have a number for each stage of a ResNet.
+LARGEST_OF_STAGES = dict(planes=1 << 14, depths=48)
+# Kind of model -> fields that must be there before any can be compared.
+NEEDED = {
+    "vit": ("image_size", "patch_size"),
+    "resnet": ("image_size", "channels", "planes", "depths"),
+}
 MAX_POSITION_SIZE = 1 << 24  # patches times width: 1024 pixels, patch 8 and width 1024
 # An encoder cannot be larger than the file that it is in; a decoder may be fresh.
 MAX_DECODER_SIZE = 1 << 28
@@ -85,20 +96,37 @@ def check_sizes(where: str, config: Mapping[str, Any]) -> None:
                     f"{where}: {num_patches:.0f} patches of width {part['width']} are "
                     "too many"
                 )
+    check_stages(where, config)
     if decoder and _num_weights(decoder) > MAX_DECODER_SIZE:
         raise UserError(f"{where}: a decoder of {show(decoder)} is too large")
 
 
+def check_stages(where: str, config: Mapping[str, Any]) -> None:
+    """Those of LARGEST_OF_STAGES that a config has must be whole numbers within it."""
+    for name, largest in LARGEST_OF_STAGES.items():
+        found = config.get(name, [])
+        numbers = [*found] if isinstance(found, list | tuple) else [None]
+        if not all(_is_within(number, largest) for number in numbers):
+            raise UserError(
+                f"{where}: {name}={show(found)} must be whole numbers in [1, {largest}]"
+            )
+
+
 def check_model(where: str, config: Mapping[str, Any]) -> None:
     """A model config that stands in a file must be one that can be built."""
-    for name in ("kind", "gelu"):
-        if not isinstance(config.get(name), str):
-            raise UserError(f"{where}: {name}={show(config.get(name))} must be a name")
+    _check_text(where, config, "kind")
     choose(f"{where}: kind", config["kind"], models.TASKS)
-    missing = [name for name in ("image_size", "patch_size") if name not in config]
-    if config["kind"] == "vit" and missing:
+    if config["kind"] != "resnet":
+        _check_text(where, config, "gelu")
+    needed = NEEDED.get(config["kind"], ())
+    if missing := [name for name in needed if name not in config]:
         raise UserError(f"{where}: has no {', '.join(missing)}")
     check_sizes(where, config)
+
+
+def _check_text(where: str, config: Mapping[str, Any], name: str) -> None:
+    if not isinstance(config.get(name), str):
+        raise UserError(f"{where}: {name}={show(config.get(name))} must be a name")
 
 
 def _is_within(value: Any, largest: float) -> bool:
@@ -229,55 +257,12 @@ def assumed(
 ) -> dict[str, Any]:
     """Returns {name: value} of what no tensor shows, less what a source has `told`.
 
-    The names of KNOWN, and for a classifier its `pooling`.
+    The names of KNOWN or OF_RESNET, and for a classifier its `pooling`.
     """
-    values = {name: config[name] for name in KNOWN if name in config}
+    names = OF_RESNET if config["kind"] == "resnet" else KNOWN
+    values = {name: config[name] for name in names if name in config}
     if task == "mae" and config["decoder"] is not None:
         values["decoder_heads"] = config["decoder"]["heads"]
     if task == "classify":
         values["pooling"] = pooling
     return {name: value for name, value in values.items() if name not in told}
-
-
-def check_writable(
-    where: object, source: str, config: Mapping[str, Any], fixed: Mapping[str, Any]
-) -> None:
-    """What a format has no place for must be as all its readers assume."""
-    if config["kind"] != "vit":
-        raise UserError(f"{where}: {source} is for images, not for {config['kind']}")
-    wrong = {name: value for name, value in fixed.items() if config[name] != value}
-    if wrong:
-        texts = [f"{name}={config[name]!r} but {v!r}" for name, v in wrong.items()]
-        raise UserError(
-            f"{where}: {source} cannot hold {', '.join(texts)}: outputs would change; "
-            + (
-                "save with that in the model config if it is meant"
-                if set(wrong) <= set(KNOWN)
-                else "choose another format"
-            )
-        )
-
-
-def check_nothing_beside(where: object, source: str, **beside: Any) -> None:
-    """A format of weights alone has no place for anything beside them."""
-    given = [name for name, value in beside.items() if value is not None]
-    if given:
-        raise UserError(f"{where}: {source} has no place for {', '.join(given)}")
-
-
-def check_file(path: Path, source: str, suffix: str) -> None:
-    """A format of one file has its ending."""
-    if path.suffix != suffix:
-        raise UserError(f"{path}: {source} is written as a file; end it in {suffix}")
-
-
-def check_pooling(
-    path: Path, source: str, task: str, pooling: str, allowed: Collection[str]
-) -> None:
-    """The readers of a format know some classifiers only, and norms of those alone."""
-    matters = task == "classify" or pooling == "mean_norm"
-    if matters and pooling not in allowed:
-        raise UserError(
-            f"{path}: {source} has no model with pooling {pooling!r}, only with "
-            f"{', '.join(allowed)}"
-        )

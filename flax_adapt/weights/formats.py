@@ -12,6 +12,7 @@ from flax_adapt.weights import (
     huggingface,
     orbax_folder,
     timm,
+    torchvision,
     translate,
 )
 
@@ -40,6 +41,7 @@ AFTER = "mean_norm"
 FORMATS: dict[str, Format] = {
     "huggingface": huggingface,
     "timm": timm,
+    "torchvision": torchvision,
     "facebook_mae": facebook,
     "big_vision": big_vision,
     "orbax": orbax_folder,
@@ -49,6 +51,7 @@ FORMATS: dict[str, Format] = {
 WRITERS = {
     "huggingface": huggingface,
     "timm": timm,
+    "torchvision": torchvision,
     "facebook_mae": facebook,
     "big_vision": big_vision,
     "orbax": orbax_folder,
@@ -74,7 +77,8 @@ def detect(path: Path) -> str:
     if not found:
         raise UserError(
             f"{path}: is none of {tuple(FORMATS)}: give a folder with config.json, a file "
-            "of a ViT (.safetensors, .pth, .bin, .npz) or a folder of our checkpoints"
+            "of a ViT or ResNet (.safetensors, .pth, .bin, .npz) or a folder of our "
+            "checkpoints"
         )
     return found[0]
 

@@ -12,6 +12,7 @@ from flax_adapt.weights import (
     fields,
     files,
     hf_bert,
+    hf_resnet,
     hf_vit,
     reading,
     translate,
@@ -21,7 +22,7 @@ from flax_adapt.weights.names import Names
 
 
 class Family(Protocol):
-    """What differs between the families: the modules `hf_vit` and `hf_bert`."""
+    """What differs between the families: the modules `hf_vit`, `hf_bert`, `hf_resnet`."""
 
     POOLING: str
 
@@ -40,16 +41,30 @@ class Family(Protocol):
     ) -> dict[str, Any]: ...
 
 
-FAMILIES: dict[str, Family] = {"vit": hf_vit, "bert": hf_bert, "roberta": hf_bert}
+FAMILIES: dict[str, Family] = {
+    "vit": hf_vit,
+    "bert": hf_bert,
+    "roberta": hf_bert,
+    "resnet": hf_resnet,
+}
 # Fields of a model config that no tensor shows -> theirs; old files leave some out.
 UNSEEN = dict(
     heads="num_attention_heads",
     decoder_heads="decoder_num_attention_heads",
     gelu="hidden_act",
     layer_norm_eps="layer_norm_eps",
+    image_size="image_size",
+    batch_norm_eps="batch_norm_eps",
+    batch_norm_momentum="batch_norm_momentum",
 )
 # Their model_type -> our kind.
-KINDS = {"vit": "vit", "vit_mae": "vit", "bert": "bert", "roberta": "roberta"}
+KINDS = {
+    "vit": "vit",
+    "vit_mae": "vit",
+    "bert": "bert",
+    "roberta": "roberta",
+    "resnet": "resnet",
+}
 
 
 def config_file(folder: Path) -> dict[str, Any]:
@@ -143,7 +158,7 @@ def write(
     class_names: tuple[str, ...] | None,
 ) -> None:
     """Writes the folder of the class `architecture(config, task)`."""
-    if config["adaptor"] is not None:
+    if config.get("adaptor") is not None:
         raise UserError(
             f"{folder}: Hugging Face's folders cannot hold adaptor={config['adaptor']}: "
             "drop the adaptors (surgery.adaptors.drop), or choose the format orbax"

@@ -1,7 +1,8 @@
 """Layouts of tensors: what torch and flax make of the layers that our leaves describe.
 
-Ours: kernels [in, out]; the patch embedding's [P, D], pixels in (row, column, channel)
-order; queries, keys and values with the heads side by side.
+Ours: kernels [in, out], of convolutions [row, column, in, out]; the patch embedding's
+[P, D], pixels in (row, column, channel) order; queries, keys and values with the heads
+side by side.
 """
 
 from collections.abc import Mapping
@@ -29,6 +30,23 @@ def _to_torch(leaf: str, array: np.ndarray, config: Mapping[str, Any]) -> np.nda
         image = array.reshape(size, size, -1, array.shape[-1])
         return image.transpose(3, 2, 0, 1)
     return array.T if leaf.endswith("/kernel") else array
+
+
+def _from_convolution(leaf: str, tensor: np.ndarray) -> np.ndarray:
+    """From [out, in], and [out, in, row, column] of a convolution."""
+    if leaf.endswith("/kernel") and tensor.ndim == 4:
+        return tensor.transpose(2, 3, 1, 0)
+    return _from_torch(leaf, tensor)
+
+
+def _to_convolution(
+    leaf: str, array: np.ndarray, config: Mapping[str, Any]
+) -> np.ndarray:
+    return (
+        array.transpose(3, 2, 0, 1)
+        if array.ndim == 4
+        else _to_torch(leaf, array, config)
+    )
 
 
 def _from_flax(leaf: str, tensor: np.ndarray) -> np.ndarray:
@@ -63,6 +81,14 @@ TORCH = Style(
     norm={"scale": ("weight", "gamma"), "bias": ("bias", "beta")},
     to_ours=_from_torch,
     to_theirs=_to_torch,
+)
+# torch's again, of models whose kernels of rank 4 are convolutions.
+CONVOLUTIONS = Style(
+    join=".",
+    dense={"kernel": ("weight",), "bias": ("bias",)},
+    norm={"scale": ("weight",), "bias": ("bias",)},
+    to_ours=_from_convolution,
+    to_theirs=_to_convolution,
 )
 FLAX = Style(
     join="/",

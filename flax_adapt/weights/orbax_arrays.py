@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,15 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from flax_adapt.errors import UserError
+from flax_adapt.models import batch_stats
 from flax_adapt.weights import files, strict
 from flax_adapt.weights.files import LazyTensor
 from flax_adapt.weights.npz_file import FREE_BYTES, MAX_RATIO
 from flax_adapt.weights.translate import LazyLeaf
 
 PARAMS, KIND = "params", "checkpoint"
+# What training carries; running statistics are there.
+EXTRA = "extra"
 
 
 class _OneByOne(ocp.type_handlers.NumpyHandler):
@@ -67,17 +70,26 @@ def _handler() -> ocp.PyTreeCheckpointHandler:
 
 
 def opened(state: Path) -> dict[str, LazyTensor]:
-    """Returns the parameters by leaf; any fault of the folder is a UserError."""
+    """Returns the weights by leaf; any fault of the folder is a UserError."""
     with files.one_line(state, KIND):
-        tree = _handler().metadata(epath.Path(state)).tree[PARAMS]
         tensors = {}
-        for leaf, found in strict.flatten(tree).items():
+        for place, found in _weights(_handler().metadata(epath.Path(state)).tree):
+            leaf = place.partition("/")[2]
             files.check_name(leaf)
             what, shape = f"{state}: {leaf}", tuple(found.shape)
-            read = functools.partial(_read, state, leaf)
+            read = functools.partial(_read, state, place)
             tensors[leaf] = LazyTensor(what, shape, np.dtype(found.dtype).name, read)
         _check_size(state, tensors)
     return tensors
+
+
+def _weights(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Gives the parameters and running statistics of a checkpoint: place, what it is."""
+    for leaf, found in strict.flatten(tree[PARAMS]).items():
+        yield f"{PARAMS}/{leaf}", found
+    for leaf, found in strict.flatten(tree.get(EXTRA, {})).items():
+        if leaf.startswith(f"{batch_stats.NAME}/"):
+            yield f"{EXTRA}/{leaf}", found
 
 
 def _check_size(state: Path, tensors: Mapping[str, LazyTensor]) -> None:
@@ -88,13 +100,13 @@ def _check_size(state: Path, tensors: Mapping[str, LazyTensor]) -> None:
         raise UserError(f"has {length} bytes and would unpack to {size}")
 
 
-def _read(state: Path, leaf: str) -> np.ndarray:
+def _read(state: Path, place: str) -> np.ndarray:
     """Orbax wants the tree of what is to be read; a value in it matters to nobody."""
     with files.one_line(state, KIND):
-        item = {PARAMS: strict.unflatten({leaf: np.empty(0)})}
+        item = strict.unflatten({place: np.empty(0)})
         what = ocp.args.PyTreeRestore(item, partial_restore=True)
         tree = _handler().restore(epath.Path(state), args=what)
-        return strict.flatten(tree[PARAMS])[leaf]
+        return strict.flatten(tree)[place]
 
 
 def write(state: Path, leaves: Mapping[str, Any]) -> None:

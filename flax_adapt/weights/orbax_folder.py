@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from flax_adapt import models
 from flax_adapt.errors import UserError
+from flax_adapt.models import batch_stats
 from flax_adapt.weights import (
     extras,
     fields,
@@ -28,8 +29,8 @@ STAGES = "stages"
 KEPT = {
     "mae": ("encoder", "decoder"),
     "mlm": ("encoder", "mlm"),
-    "encoder": ("encoder",),
-    "classify": ("encoder", "head", "pooler"),
+    "encoder": ("encoder", batch_stats.NAME),
+    "classify": ("encoder", "head", "pooler", batch_stats.NAME),
 }
 
 
@@ -171,7 +172,7 @@ def opened(
     config = _config(path, found, tensors)
     fields.check_task(path, config, task)
     kept = [part for part in KEPT[task] if part != "pooler" or pooling == "pooler"]
-    if config["pooler"] and task == "encoder":
+    if task == "encoder" and config.get("pooler"):
         kept.append("pooler")
     wanted = {k: tensor for k, tensor in tensors.items() if k.split("/")[0] in kept}
     ignored = {

@@ -40,6 +40,8 @@ RULES: dict[str, tuple[str, ...]] = {
     "channels:sum": ("channels",),
     "channels:average": ("channels",),
 }
+# Kind of model -> the fields that no tensor depends on, so that they may always differ.
+FREE = {"resnet": ("image_size", "batch_norm_momentum")}
 FIELDS = ("image_size", "patch_size", "channels")
 CHANNELS: dict[str, Callable[..., np.ndarray]] = {"sum": np.sum, "average": np.mean}
 
@@ -60,6 +62,11 @@ def may_differ(rules: Sequence[str]) -> set[str]:
     """Returns the fields of the model config that may differ from the source's."""
     check(rules)
     return {field for rule in rules for field in RULES[rule]}
+
+
+def free(kind: str) -> set[str]:
+    """Returns the fields that no tensor of a kind of model depends on."""
+    return {*FREE[kind]} if kind in FREE else set()
 
 
 def sizes_of(config: Mapping[str, Any]) -> dict[str, int]:
@@ -101,8 +108,10 @@ def fit(
     check(rules)
     if not rules:
         return dict(leaves), {}
-    if "image_size" not in found or "image_size" not in wanted:
-        raise UserError(f"reshape={tuple(rules)} is for models of images only")
+    if "patch_size" not in found or "patch_size" not in wanted:
+        raise UserError(
+            f"reshape={tuple(rules)} is for models of patches of images only"
+        )
     fitted, reshaped = dict(leaves), {}
     grids = [config["image_size"] // config["patch_size"] for config in (found, wanted)]
     if "position" in rules and grids[0] != grids[1]:

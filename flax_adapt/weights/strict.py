@@ -85,6 +85,8 @@ class Report:
         """As `table`, with one row for what happened alike to every block."""
         counts = collections.Counter(
             (_BLOCK.sub("*", source), _BLOCK.sub("*", leaf), note)
+            if note != "assumed"
+            else (source, leaf, note)
             for source, leaf, note in self._rows()
         )
         rows = [(*row, str(count)) for row, count in counts.items()]

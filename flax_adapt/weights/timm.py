@@ -5,6 +5,7 @@ alone the architecture is read off the tensors (see `torch_vit`).
 """
 
 import math
+import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -19,6 +20,7 @@ from flax_adapt.weights import (
     timm_names,
     torch_vit,
     translate,
+    writable,
     writing,
 )
 
@@ -41,18 +43,32 @@ ARCHITECTURES = {
     "L": "vit_large_patch16_224",
     "H": "vit_huge_patch14_224",
 }
+# Those that `torchvision` reads, or refuses by name.
+RESNET = re.compile(r"(?!vit_).*resne[xs]?t")
 MEAN, STD = "mean", "std"
 
 
 def detect(path: Path) -> bool:
     """Whether it is a folder of timm's, or a file of a ViT with timm's names."""
     if path.is_dir():
-        file = path / reading.CONFIG
-        return files.is_file(file) and "architecture" in reading.read_json(file)
+        return _architecture(path) is not None and not has_resnet(path)
     return torch_vit.is_vit(path) and not torch_vit.has_decoder(path)
 
 
-def _config_json(path: Path) -> dict[str, Any]:
+def has_resnet(folder: Path) -> bool:
+    """Whether it is a folder of timm's, not with a ViT but with a kind of ResNet."""
+    return bool(RESNET.match(fields.text(_architecture(folder))))
+
+
+def _architecture(folder: Path) -> Any:
+    """What config.json says; None: it is no folder of timm's."""
+    file = folder / reading.CONFIG
+    if not files.is_file(file):
+        return None
+    return reading.read_json(file).get("architecture")
+
+
+def config_json(path: Path) -> dict[str, Any]:
     """Returns config.json with a dict of `model_args`; of a file, {}."""
     if not path.is_dir():
         return {"model_args": {}, "pretrained_cfg": {}}
@@ -71,7 +87,7 @@ def model_config(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
 
 def _known(path: Path) -> dict[str, Any]:
     """What config.json tells and tensors do not."""
-    theirs, where = _config_json(path), f"{path}/{reading.CONFIG}"
+    theirs, where = config_json(path), f"{path}/{reading.CONFIG}"
     args = theirs["model_args"]
     fields.check_supported(where, args, SUPPORTED)
     if "quickgelu" in fields.text(theirs.get("architecture")):
@@ -95,7 +111,7 @@ def _pooling(path: Path) -> tuple[str, bool]:
 
     Of a file alone it is the mean where there is a norm for that, else taken to be CLS.
     """
-    theirs, has_norm = _config_json(path), torch_vit.has_fc_norm(path)
+    theirs, has_norm = config_json(path), torch_vit.has_fc_norm(path)
     found = theirs["model_args"].get("global_pool", theirs.get("global_pool"))
     default = "avg" if has_norm else "token"
     known = {"token": "cls", "": "cls", "avg": "mean_norm" if has_norm else "mean"}
@@ -106,7 +122,7 @@ def _pooling(path: Path) -> tuple[str, bool]:
 
 def class_names(path: Path) -> tuple[str, ...] | None:
     """Returns the names of the classes, if a folder has them in order."""
-    found = _config_json(path).get("label_names")
+    found = config_json(path).get("label_names")
     if found is None or isinstance(found, dict):
         return None
     if not isinstance(found, list) or {*map(type, found)} != {str}:
@@ -116,7 +132,7 @@ def class_names(path: Path) -> tuple[str, ...] | None:
 
 def pixel_statistics(path: Path) -> tuple[list[float], list[float]] | None:
     """Returns (mean, std) of pixels in [0, 1], if a folder tells."""
-    theirs = _config_json(path)["pretrained_cfg"]
+    theirs = config_json(path)["pretrained_cfg"]
     if MEAN not in theirs or STD not in theirs:
         return None
     renamed = {"image_mean": theirs[MEAN], "image_std": theirs[STD]}
@@ -145,8 +161,8 @@ def write(
     class_names: tuple[str, ...] | None,
 ) -> None:
     """Writes a folder for `timm.create_model("local-dir:PATH", pretrained=True)`."""
-    fields.check_writable(path, "timm", config, FIXED)
-    fields.check_nothing_beside(path, "timm", tokenizer=tokenizer)
+    writable.check_config(path, "timm", config, FIXED, kind="vit")
+    writable.check_nothing_beside(path, "timm", tokenizer=tokenizer)
     if task == "mae":
         raise UserError(f"{path}: timm has no decoder; save the task 'encoder'")
     bias = leaves.get("head/bias")

@@ -1,0 +1,73 @@
+"""Running statistics of batch norm: what a model keeps of its batches.
+
+Stored weights are one tree: the parts of the parameters ("encoder", "head", ...), and
+for a model that keeps statistics NAME, under which the parts come again. Training takes
+the tree apart: parameters have a gradient and an optimizer, statistics have neither and
+live in `TrainState.extra`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+
+from flax_adapt.errors import UserError
+from flax_adapt.types import Params
+
+NAME = "batch_stats"  # linen's own word for the collection
+
+Variables = Mapping[str, Any]
+
+
+def split(stored: Params) -> tuple[Params, Params]:
+    """Returns (parameters, statistics) of a stored tree; {} where it has none."""
+    params = {part: leaves for part, leaves in stored.items() if part != NAME}
+    return params, stored.get(NAME, {})
+
+
+def join(params: Params, statistics: Params) -> Params:
+    """Undoes `split`."""
+    return {**params, NAME: statistics} if statistics else params
+
+
+def variables(stored: Params) -> Variables:
+    """Returns what `Module.apply` takes of a stored tree."""
+    params, statistics = split(stored)
+    return join({"params": params}, statistics)
+
+
+def stored(variables: Variables) -> Params:
+    """Undoes `variables`; other collections are left out."""
+    return join(variables["params"], split(variables)[1])
+
+
+def given_to(model: nn.Module, params: Params, given: Params) -> Variables:
+    """Returns the variables of a loss; `given`: what it has beside the parameters."""
+    if not model.keeps_statistics:
+        return {"params": params}
+    if NAME not in given:
+        raise UserError(
+            f"the running statistics of the model are missing: `frozen` needs {NAME!r}; "
+            "split the weights by models.batch_stats.split, give them to "
+            "objectives.build_carry, and that to create_state and make_train_step"
+        )
+    return {"params": params, NAME: given[NAME]}
+
+
+def apply(
+    model: nn.Module,
+    variables: Variables,
+    *arguments: Any,
+    train: bool,
+    method: str = "__call__",
+) -> tuple[Any, Variables]:
+    """Returns (output, variables); in training its statistics are those after the pass."""
+    if not train or NAME not in variables:
+        return model.apply(variables, *arguments, method=method), variables
+    output, moved = model.apply(variables, *arguments, method=method, mutable=[NAME])
+    return output, {**variables, **moved}
+
+
+def handed(variables: Variables, train: bool) -> dict[str, Any]:
+    """Returns what a loss hands over of them (see `types.Carry`); {}: nothing."""
+    return {NAME: variables[NAME]} if train and NAME in variables else {}

@@ -1,0 +1,58 @@
+"""Another width of the last block of a ResNet (Bordes et al. 2023, METHODS S3).
+
+As the paper has it: of the last block conv3 ends in D features, and the shortcut projects
+to them. The paper trains all of it from scratch; to take the other weights from a
+checkpoint is ours.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from flax_adapt import models
+from flax_adapt.errors import UserError, choose
+from flax_adapt.models import batch_stats
+from flax_adapt.surgery.last_block import INITS, TOKENS, Leaves, Resized
+from flax_adapt.types import Key
+
+# What of the last block is of another shape, or was not there.
+NEW = ("conv3", "norm3", "shortcut")
+# What reads the features.
+READER = "head/kernel"
+
+
+def check(section: Any, config_model: Mapping[str, Any], init_from: str) -> None:
+    """Raises UserError for a `model.resize` that cannot be made of the model."""
+    del init_from
+    choose("model.resize.init", section["init"], INITS)
+    choose("model.resize.tokens", section["tokens"], TOKENS)
+    if section["init"] != "random":
+        raise UserError(
+            f"model.resize.init={section['init']!r} must be 'random' for a resnet: there "
+            "is no other start of its last block"
+        )
+    models.check_resize(config_model, section)
+
+
+def resize(
+    leaves: Leaves,
+    init: Leaves,
+    config_model: Mapping[str, Any],
+    section: Any,
+    key: Key,
+    components_dD: np.ndarray | None,
+) -> Resized:
+    """Returns the leaves of a model with another last block, as `last_block.resize` does.
+
+    "random": what is new or of another shape starts anew, with its running statistics;
+    so does the kernel of a head where the width differs.
+    """
+    del init, key, components_dD
+    depths = config_model["depths"]
+    block = f"encoder/stage_{len(depths)}/block_{depths[-1] - 1:02d}"
+    new = [f"{block}/{name}" for name in NEW]
+    statistics = [f"{batch_stats.NAME}/{name}" for name in new[1:]]
+    same_width = section["width"] == models.output_width(config_model)
+    readers = [READER] if READER in leaves and not same_width else []
+    return Resized(dict(leaves), {}, (*new, *statistics, *readers))

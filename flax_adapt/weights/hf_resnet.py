@@ -1,0 +1,105 @@
+"""config.json of Hugging Face's ResNet, in both directions.
+
+Fields that transformers has not are ours: `image_size`, and eps and momentum of batch
+norm, which are torch's defaults there. A resized last block is of `extras`.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from flax_adapt.errors import UserError
+from flax_adapt.models.resnet_config import EXPANSION
+from flax_adapt.weights import extras, fields
+from flax_adapt.weights.names import Names
+from flax_adapt.weights.resnet_names import HUGGING_FACE
+from flax_adapt.weights.torch_resnet import ASSUMED
+
+# transformers knows no other, nor do our models.
+POOLING = "mean"
+# What a task has no place for.
+IGNORED = {"encoder": ("head",), "classify": ()}
+# Defaults of transformers' ResNetConfig, and ours.
+DEFAULTS: dict[str, Any] = dict(
+    num_channels=3,
+    embedding_size=64,
+    hidden_sizes=[256, 512, 1024, 2048],
+    depths=[3, 4, 6, 3],
+    **ASSUMED,
+)
+FIELDS = dict(
+    image_size="image_size",
+    channels="num_channels",
+    stem_width="embedding_size",
+    batch_norm_eps="batch_norm_eps",
+    batch_norm_momentum="batch_norm_momentum",
+)
+# The only values that our model can build.
+SUPPORTED: dict[str, Any] = dict(
+    layer_type="bottleneck",
+    hidden_act="relu",
+    downsample_in_first_stage=False,
+    downsample_in_bottleneck=False,
+)
+ARCHITECTURES = {"encoder": "ResNetModel", "classify": "ResNetForImageClassification"}
+
+
+def names(kind: str, task: str) -> Names:
+    """Returns the table of names; the same for all."""
+    del kind, task
+    return HUGGING_FACE
+
+
+def ignored(task: str, pooling: str) -> tuple[str, ...]:
+    """Returns the parts of the parameters that a task has no place for."""
+    del pooling
+    return IGNORED[task]
+
+
+def model_config(
+    where: str, kind: str, theirs: Mapping[str, Any], found: Iterable[str]
+) -> dict[str, Any]:
+    """Returns our model config."""
+    del found
+    theirs = {**DEFAULTS, **theirs}
+    fields.check_numbers(where, theirs, DEFAULTS, FIELDS.values())
+    fields.check_supported(where, theirs, SUPPORTED)
+    widths, depths = theirs["hidden_sizes"], theirs["depths"]
+    for name in ("hidden_sizes", "depths"):
+        _check_stages(f"{where}: {name}", theirs[name])
+    if any(width % EXPANSION for width in widths):
+        raise UserError(
+            f"{where}: hidden_sizes={fields.show(widths)} must be multiples of {EXPANSION}"
+        )
+    return {
+        "kind": kind,
+        **{ours: theirs[name] for ours, name in FIELDS.items()},
+        "planes": [width // EXPANSION for width in widths],
+        "depths": list(depths),
+        "last_block": extras.read(where, theirs)["last_block"],
+    }
+
+
+def _check_stages(what: str, value: Any) -> None:
+    numbers = value if isinstance(value, list) else []
+    if {*map(type, numbers)} != {int}:
+        raise UserError(f"{what}={fields.show(value)} must be a list of whole numbers")
+
+
+def architecture(config: Mapping[str, Any], task: str) -> str:
+    """Returns the transformers class that a model is written as."""
+    del config
+    return ARCHITECTURES[task]
+
+
+def config_json(
+    config: Mapping[str, Any], task: str, num_classes: int
+) -> dict[str, Any]:
+    """Returns the config.json of a model, but for what all families share."""
+    del task, num_classes
+    return {
+        "model_type": "resnet",
+        **{name: config[ours] for ours, name in FIELDS.items()},
+        "hidden_sizes": [EXPANSION * planes for planes in config["planes"]],
+        "depths": list(config["depths"]),
+        **SUPPORTED,
+    }

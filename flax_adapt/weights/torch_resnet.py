@@ -1,0 +1,96 @@
+"""The architecture of a ResNet, read off tensors with torchvision's names.
+
+Not seen in them: the size of images, eps and momentum of batch norm, where a block of
+stride 2 has it (torchvision and timm: in the 3x3 convolution), anti-aliasing by timm.
+"""
+
+import functools
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flax_adapt.errors import UserError
+from flax_adapt.models.resnet_config import EXPANSION, MAX_STAGES
+from flax_adapt.weights import fields, reading, translate
+from flax_adapt.weights.files import LazyTensor
+from flax_adapt.weights.resnet_names import TORCHVISION
+
+# Of torch.nn.BatchNorm2d, and of ImageNet's models.
+ASSUMED = dict(image_size=224, batch_norm_eps=1e-5, batch_norm_momentum=0.1)
+STEM_SIZE = 7
+KIND = "ResNet of bottleneck blocks"
+SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
+FIRST = "layer1.0.conv1.weight"
+Tensors = Mapping[str, LazyTensor]
+_shape = functools.partial(translate.shape_of, KIND)
+
+
+def is_resnet(path: Path) -> bool:
+    """Whether it is a file of tensors with torchvision's names."""
+    if path.suffix not in SUFFIXES or path.is_dir():
+        return False
+    return FIRST in reading.tensor_names(path)
+
+
+def model_config(
+    where: Path, tensors: Tensors, told: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns our model config of the tensors; `told`: of ASSUMED, what is known."""
+    translate.check_names(where, TORCHVISION, tensors)
+    stem_width, channels, rows, columns = _shape(where, tensors, "conv1.weight", 4)
+    if (rows, columns) != (STEM_SIZE, STEM_SIZE):
+        raise UserError(
+            f"{where}: conv1.weight is a convolution of {rows} x {columns}: our stem has "
+            f"{STEM_SIZE} x {STEM_SIZE}"
+        )
+    if "bn1.running_mean" not in tensors:
+        raise UserError(
+            f"{where}: no running statistics (bn1.running_mean): our models have batch "
+            "norm, no other"
+        )
+    known = [f"layer{number}" for number in range(1, MAX_STAGES + 1)]
+    stages = [name for name in known if f"{name}.0.conv1.weight" in tensors] or known
+    config = {
+        "kind": "resnet",
+        "channels": channels,
+        "stem_width": stem_width,
+        "planes": [_planes(where, tensors, stage) for stage in stages],
+        "depths": [_depth(tensors, stage) for stage in stages],
+        "last_block": None,
+        **ASSUMED,
+        **told,
+    }
+    fields.check_sizes(str(where), config)
+    return config
+
+
+def _planes(where: Path, tensors: Tensors, stage: str) -> int:
+    """The width of the 3x3 convolutions, if the first block is one of ours."""
+    if (
+        f"{stage}.0.conv3.weight" not in tensors
+        and f"{stage}.0.conv2.weight" in tensors
+    ):
+        raise UserError(
+            f"{where}: blocks of two convolutions (ResNet-18, ResNet-34): our models "
+            "have bottleneck blocks alone"
+        )
+    planes = _shape(where, tensors, f"{stage}.0.conv1.weight", 4)[0]
+    inner = _shape(where, tensors, f"{stage}.0.conv2.weight", 4)[1]
+    width = _shape(where, tensors, f"{stage}.0.conv3.weight", 4)[0]
+    if inner != planes:
+        raise UserError(
+            f"{where}: grouped convolutions ({stage}.0.conv2.weight; ResNeXt): our models "
+            "cannot do this"
+        )
+    if width != EXPANSION * planes:
+        raise UserError(
+            f"{where}: {stage}.0 widens {planes} channels to {width}, not {EXPANSION} "
+            "times (wide ResNets): our models cannot do this"
+        )
+    return planes
+
+
+def _depth(tensors: Tensors, stage: str) -> int:
+    pattern = re.compile(rf"{stage}\.(\d{{1,4}})\.")
+    return len({int(found[1]) for name in tensors if (found := pattern.match(name))})

@@ -1,0 +1,111 @@
+"""ResNets with torchvision's names: a file of its or of timm's, or a folder of timm's hub.
+
+Read are `.pth` and `.safetensors`; written is a file of safetensors, for
+`model.load_state_dict(safetensors.torch.load_file(path))`.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from flax_adapt.errors import UserError, choose
+from flax_adapt.weights import (
+    fields,
+    reading,
+    timm,
+    torch_resnet,
+    translate,
+    writable,
+    writing,
+)
+from flax_adapt.weights.resnet_names import TORCHVISION
+
+TABLE = TORCHVISION
+SOURCE, SUFFIX, POOLING = "torchvision", ".safetensors", "mean"
+# All readers of such a file assume the same.
+FIXED = dict(last_block=None, batch_norm_eps=torch_resnet.ASSUMED["batch_norm_eps"])
+# Of timm's: others with such tensors compute something else (anti-aliasing, ...).
+ARCHITECTURES = dict.fromkeys(
+    ("resnet26", "resnet50", "resnet101", "resnet152", "resnet200")
+)
+# Arguments of timm's whose other values leave no trace in the tensors.
+SUPPORTED: dict[str, Any] = dict(
+    output_stride=32, aa_layer=None, act_layer=None, block=None, norm_layer=None
+)
+# What a task has no place for.
+DROPPED = {"encoder": ("head",), "classify": ()}
+
+
+def detect(path: Path) -> bool:
+    """Whether it is such a file, or a folder of timm's with a ResNet."""
+    return timm.has_resnet(path) if path.is_dir() else torch_resnet.is_resnet(path)
+
+
+def _told(path: Path) -> dict[str, Any]:
+    """What config.json tells and tensors do not; of a file nothing."""
+    if not path.is_dir():
+        return {}
+    theirs, where = timm.config_json(path), f"{path}/{reading.CONFIG}"
+    choose(
+        f"{where}: architecture", fields.text(theirs.get("architecture")), ARCHITECTURES
+    )
+    fields.check_supported(where, theirs["model_args"], SUPPORTED)
+    found = theirs["model_args"].get("global_pool", theirs.get("global_pool", "avg"))
+    choose(f"{where}: global_pool", fields.text(found), {"avg": None, "": None})
+    size = theirs["pretrained_cfg"].get("input_size")
+    if size is None:
+        return {}
+    if not isinstance(size, list) or len(size) != 3 or size[1] != size[2]:
+        raise UserError(f"{where}: input_size={fields.show(size)}: only squares")
+    return {"image_size": size[1]}
+
+
+def model_config(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns our model config of a folder or file; nothing can be `known`."""
+    fields.check_known(path, known, ())
+    with reading.open_tensors(path) as tensors:
+        return torch_resnet.model_config(path, tensors, _told(path))
+
+
+def pooling(path: Path) -> str:
+    """Returns the only one."""
+    del path
+    return POOLING
+
+
+class_names = timm.class_names
+pixel_statistics = timm.pixel_statistics
+
+
+@contextlib.contextmanager
+def opened(
+    path: Path, task: str, pooling: str, known: Mapping[str, Any]
+) -> Iterator[translate.Opened]:
+    """Gives (model config, {leaf: what reads it}, fields of `strict.Report`)."""
+    fields.check_known(path, known, ())
+    told = _told(path)
+    with reading.open_tensors(path) as tensors:
+        config = torch_resnet.model_config(path, tensors, told)
+        fields.check_task(path, config, task)
+        leaves, found = translate.to_leaves(TABLE, tensors, DROPPED[task], task)
+        found["assumed"] = fields.assumed(config, pooling, {*told, "pooling"}, task)
+        yield config, leaves, found
+
+
+def write(
+    path: Path,
+    config: Mapping[str, Any],
+    leaves: Mapping[str, Any],
+    task: str,
+    *,
+    pooling: str,
+    **beside: Any,
+) -> None:
+    """Writes a file of safetensors."""
+    del task, pooling  # there is one pooling
+    writable.check_config(path, SOURCE, config, FIXED, kind="resnet")
+    writable.check_nothing_beside(path, SOURCE, **beside)
+    writable.check_file(path, SOURCE, SUFFIX)
+    tensors = translate.to_tensors(TABLE, leaves, config, "")
+    writing.write_file(path, tensors, writing.save_safetensors)
