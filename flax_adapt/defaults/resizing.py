@@ -105,7 +105,7 @@ class Resizing:
             )
         self.args, self.start = args, _start(args)
         choose("start", args.start, {"auto": None, **last_block.INITS})
-        unlabelled = self.start.make.objectives
+        unlabelled: tuple[str, ...] = self.start.make.objectives
         if not self.start.is_transformer:
             unlabelled = ("contrast",)
         self.start.choose_objective((*unlabelled, SUPERVISED))

@@ -8,12 +8,10 @@ the fields of `ResNetConfig`; `resnet_config` makes one.
 """
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from flax_adapt.errors import UserError, choose
@@ -54,7 +52,6 @@ from flax_adapt.models.vit import (
     sincos_position,
     unpatchify,
 )
-from flax_adapt.types import Key, Params, Text
 
 __all__ = [
     "ATTENTIONS",
