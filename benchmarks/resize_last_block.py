@@ -59,8 +59,12 @@ def experiment(objective):
     config = configs.load(f"resize_last_block:{text}")
     config.evaluate.test.split = "test[:2000]"
     config.evaluate.batch_size = 200
-    for section in (config.evaluate, *config.more_evaluations):
-        section.test.views = ()
+    config.evaluate.wide.mlp_max_iterations = 50
+    with config.unlocked():
+        for section in (config.evaluate, *config.more_evaluations):
+            section.test.views = ()
+        for section in config.more_evaluations:
+            section.wide = None
     return config
 
 
