@@ -290,7 +290,7 @@ def _kept(stage: Stage, model: nn.Module, params: Params) -> tuple[nn.Module, Pa
     """
     if stage.kept_task == stage.task:
         return model, params
-    config = {**stage.architecture, "adaptor": None, "pooler": False}
+    config = models.bare(stage.architecture)
     kept = _build(stage, config, stage.kept_task, 0)
     names = weights.shapes(kept)
     return kept, adaptors.drop({name: params[name] for name in names})

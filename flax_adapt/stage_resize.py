@@ -71,7 +71,7 @@ def _batch_moments(
 ) -> Callable[[Params, Batch], tuple[Array, Array, Array]]:
     """(params, batch) -> `moments.of_batch` of the features that the last block gives."""
     model = models.build(
-        {**found, "pooler": False},
+        models.bare(found),
         "encoder",
         dtype=precision,
         dropout=0.0,

@@ -21,6 +21,7 @@ from flax_adapt.models.architecture import (
     GELU,
     LastBlock,
     ViTConfig,
+    bare,
     num_blocks,
     of_stage,
     with_resize,
@@ -83,6 +84,7 @@ __all__ = [
     "TextContrast",
     "ViT",
     "ViTConfig",
+    "bare",
     "batch_stats",
     "bert_config",
     "build",
@@ -257,7 +259,7 @@ def config_of(model: nn.Module) -> dict[str, Any]:
 
 def without_adaptor(model: nn.Module) -> nn.Module:
     """Returns the encoder alone, which on the same parameters is the unadapted path."""
-    config = {**config_of(model), "adaptor": None, "pooler": False}
+    config = bare(config_of(model))
     names = {dtype: name for name, dtype in DTYPES.items()}
     return build(
         config,

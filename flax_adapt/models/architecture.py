@@ -211,6 +211,12 @@ def of_stage(
     return config if adaptor is None else {**config, "adaptor": dict(adaptor)}
 
 
+def bare(config_model: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the config of the encoder alone: no adaptors, no pooler, of any kind."""
+    none = {"adaptor": None, "pooler": False}
+    return {**config_model, **{k: v for k, v in none.items() if k in config_model}}
+
+
 def with_resize(
     config_model: Mapping[str, Any], resize: Mapping[str, Any] | None
 ) -> dict[str, Any]:
