@@ -9,7 +9,7 @@ from flax import struct
 from jax.sharding import Mesh
 
 from flax_adapt import sharding
-from flax_adapt.types import NOTHING_CARRIED, Array, Carry, Params
+from flax_adapt.types import AVERAGE, NOTHING_CARRIED, Array, Carry, Params
 
 _CARRY = 0x7FFFFFFE  # its key never meets those of steps and of evaluation
 
@@ -32,6 +32,11 @@ class TrainState(struct.PyTreeNode):
         """What a loss gets beside the parameters: `frozen` and what is carried."""
         carried = {name: leaf for name, leaf in self.extra.items() if name != "seed"}
         return {**self.frozen, **carried}
+
+    @property
+    def evaluated(self) -> Params:
+        """What is measured and exported: the average of the parameters if there is one."""
+        return self.extra.get(AVERAGE, self.params)
 
 
 def create(
