@@ -66,7 +66,7 @@ def _numbers(section: Any) -> None:
     for name, value in fields.items():
         if value < 1:
             raise UserError(f"{name}={value} must be at least 1")
-    optim.schedule(section.optim, section.num_steps)
+    optim.check(section.optim, section.num_steps)
 
 
 def _names(section: Any) -> None:
@@ -74,7 +74,6 @@ def _names(section: Any) -> None:
     choose("objective.name", objective, objectives.OBJECTIVES)
     objectives.task_of(section.objective)
     weights.reshape.check(section.model.reshape)
-    choose("optim.decay", section.optim.decay, optim.DECAY)
     if section.eval is not None:
         measured = dict.fromkeys(objectives.metrics_of(section.objective))
         choose("eval.metric", section.eval.metric, measured)

@@ -22,6 +22,11 @@ def names(tree: Any) -> list[str]:
     return [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
+def named(tree: Any) -> dict[str, Any]:
+    """Returns {name: leaf} of all leaves."""
+    return dict(zip(names(tree), jax.tree.leaves(tree), strict=True))
+
+
 def map_named(function: Callable[..., Any], tree: Any) -> Any:
     """Maps `function(name, leaf)` over a tree."""
     return jax.tree_util.tree_map_with_path(

@@ -25,6 +25,7 @@ ORDER = (
     "defaults",
     "surgery",
     "objectives",
+    "anchors",
     "optim",
     "sharding",
     "state",

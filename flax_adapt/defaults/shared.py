@@ -38,6 +38,8 @@ def pretrain_optim(**changes: Any) -> dict[str, Any]:
         layer_decay=1.0,
         freeze=(r".*/position",),
         accum_steps=1,
+        recadam=None,
+        mars_radius=0.0,
     )
     return change(section, changes)
 
@@ -57,6 +59,8 @@ def finetune_optim(**changes: Any) -> dict[str, Any]:
         layer_decay=1.0,
         freeze=(),
         accum_steps=1,
+        recadam=None,
+        mars_radius=0.0,
     )
     return change(section, changes)
 
