@@ -7,7 +7,8 @@ from typing import Any
 from flax_adapt import models, objectives, optim, weights
 from flax_adapt.data import replay
 from flax_adapt.errors import UserError, choose
-from flax_adapt.surgery import last_block
+from flax_adapt.objectives import ema
+from flax_adapt.surgery import last_block, lora
 
 _MAX_SEED = 2**31 - 1
 
@@ -28,6 +29,7 @@ def experiment(config: Any) -> None:
             _projector(section)
             _contrast(section)
             _resize(config, section)
+            _anchors(section)
             objectives.check_mixing(section.objective)
             _pairs(section)
             if section.replay is not None:
@@ -124,6 +126,27 @@ def _projector(section: Any) -> None:
 def _resize(config: Any, section: Any) -> None:
     if section.model.resize is not None:
         last_block.check(section.model.resize, config.model, section.init_from)
+
+
+def _anchors(section: Any) -> None:
+    """What holds on to a start needs one, of something that trains."""
+    if section.ema is not None:
+        ema.check(section.ema)
+    if section.model.lora is not None:
+        lora.check(section.model.lora, section.init_from)
+    fields = {
+        "recadam": section.optim.recadam,
+        "mars_radius": section.optim.mars_radius,
+    }
+    for name in (name for name, value in fields.items() if value):
+        if section.init_from == "scratch":
+            raise UserError(
+                f"optim.{name} needs weights to stay near, but init_from='scratch'"
+            )
+        if section.model.lora is not None:
+            raise UserError(
+                f"optim.{name} and model.lora do not fit: all that trains is new"
+            )
 
 
 def _contrast(section: Any) -> None:

@@ -15,6 +15,8 @@ from flax_adapt import anchors, rules
 from flax_adapt.errors import UserError, choose
 from flax_adapt.types import LossFn, Params
 
+# Adaptors of LoRA are matrices like their kernels.
+_LOW_RANK = (r"lora/.*", True)
 # Which leaves weight decay shrinks: True / False.
 DECAY = {
     # MAE pre-training: matrices and tokens, nothing 1-D (METHODS S1). BERT the same: not
@@ -22,11 +24,13 @@ DECAY = {
     "pretrain": (
         (r".*/(bias|scale)", False),
         (r".*/(kernel|cls_token|mask_token|position|token|token_type)", True),
+        _LOW_RANK,
     ),
     # Fine-tuning: not biases, positions and CLS; LayerNorm scales ARE decayed (METHODS S1).
     "finetune": (
         (r".*/(bias|cls_token|position)", False),
         (r".*/(kernel|scale|mask_token|token|token_type)", True),
+        _LOW_RANK,
     ),
 }
 
@@ -92,13 +96,13 @@ def layer_rules(decay: float, depth: int) -> rules.Rules[float]:
     Source: METHODS, layer-wise lr decay (MAE fine-tuning, BEiT).
     """
     blocks = [
-        (rf"encoder/block_{index:02d}/.*", decay ** (depth - index))
+        (rf"(lora/)?encoder/block_{index:02d}/.*", decay ** (depth - index))
         for index in range(depth)
     ]
     return (
         (r"encoder/(patch_embed/.*|embed/.*|cls_token|position)", decay ** (depth + 1)),
         *blocks,
-        (r"encoder/(norm|linear)/.*|(?!encoder/).*", 1.0),
+        (r"encoder/(norm|linear)/.*|(?!(lora/)?encoder/).*", 1.0),
     )
 
 

@@ -25,6 +25,11 @@ RULES = (
         PartitionSpec("fsdp", None),
     ),
     (r"(.*/)?(projector|predictor)/layer_\d+/kernel", PartitionSpec("fsdp", None)),
+    # Low-rank adaptors (`surgery.lora`): the long side as that of their kernel.
+    (r"(.*/)?lora/.*/(query|key|value|up)/a", PartitionSpec("fsdp", None)),
+    (r"(.*/)?lora/.*/(query|key|value|up)/b", PartitionSpec(None, "tensor")),
+    (r"(.*/)?lora/.*/(out|down)/a", PartitionSpec("tensor", None)),
+    (r"(.*/)?lora/.*/(out|down)/b", PartitionSpec(None, "fsdp")),
     # Keys of earlier steps (`objectives.contrast`): rows as a batch has them.
     (r"(.*/)?queue", BATCH),
     (

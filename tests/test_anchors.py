@@ -9,6 +9,7 @@ import optax
 import pytest
 import tiny
 from ml_collections import ConfigDict
+from tiny_meshes import WAYS, mesh_of
 
 from flax_adapt import anchors, defaults, objectives, optim, rules, sharding
 from flax_adapt import state as states
@@ -177,17 +178,9 @@ def test_mars_holds_what_recadam_and_layer_decay_give():
     assert max(map(np.max, distances)) == pytest.approx(TIGHT, rel=1e-4)
 
 
-MESHES = {
-    "one": dict(data=1, fsdp=1, tensor=1),
-    "eight": dict(data=2, fsdp=2, tensor=2),
-}
-
-
 @functools.cache
 def train(mesh_name, accum_steps=1):
-    sizes = MESHES[mesh_name]
-    count = int(np.prod(list(sizes.values())))
-    mesh = sharding.make_mesh(sizes, jax.devices()[:count])
+    mesh = mesh_of(mesh_name)
     model = tiny.build("classify")
     params = tiny.params_of(model)
     # eps far above the rounding of a gradient that is zero: a key's bias.
@@ -201,7 +194,7 @@ def train(mesh_name, accum_steps=1):
     return state
 
 
-@pytest.mark.parametrize(("mesh", "accum_steps"), [("eight", 1), ("one", 4)])
+@pytest.mark.parametrize(("mesh", "accum_steps"), WAYS)
 def test_neither_depends_on_devices_or_on_parts(mesh, accum_steps):
     close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-5)
     ours, theirs = train(mesh, accum_steps), train("one")

@@ -9,6 +9,7 @@ import optax
 import pytest
 import tiny
 from ml_collections import ConfigDict
+from tiny_meshes import WAYS, mesh_of
 
 from flax_adapt import defaults, objectives, sharding, types
 from flax_adapt import state as states
@@ -19,10 +20,6 @@ from flax_adapt.objectives import ema
 from flax_adapt.types import AVERAGE, HANDED, Carry
 
 TOTAL = 6
-MESHES = {
-    "one": dict(data=1, fsdp=1, tensor=1),
-    "eight": dict(data=2, fsdp=2, tensor=2),
-}
 TX = optax.sgd(0.5)
 ROWS = {"position": np.arange(2, dtype=np.int32)}
 
@@ -40,9 +37,7 @@ def momentum_at(schedule, step):
 @functools.cache
 def train(schedule, mesh_name="one", accum_steps=1, num_steps=4):
     """[(parameters, extra)] before the first and after every step."""
-    sizes = MESHES[mesh_name]
-    count = int(np.prod(list(sizes.values())))
-    mesh = sharding.make_mesh(sizes, jax.devices()[:count])
+    mesh = mesh_of(mesh_name)
     model = tiny.build("classify")
     loss_fn = objectives.build(ConfigDict(defaults.classify()), model)
     carry = ema.make_carry(section(schedule=schedule), TOTAL)
@@ -74,7 +69,7 @@ def test_the_average_follows_the_parameters_as_numpy_says(schedule):
     assert max(jax.tree.leaves(moved)) > 1e-3
 
 
-@pytest.mark.parametrize(("mesh", "accum_steps"), [("eight", 1), ("one", 4)])
+@pytest.mark.parametrize(("mesh", "accum_steps"), WAYS)
 def test_the_average_depends_neither_on_devices_nor_on_parts(mesh, accum_steps):
     ours, theirs = train("cosine", mesh, accum_steps)[-1], train("cosine")[-1]
     close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-5)

@@ -38,6 +38,7 @@ ORDER = (
     "stage_resize",
     "stage",
     "stage_data",
+    "stage_training",
     "loop",
     "recipe",
     "measure",

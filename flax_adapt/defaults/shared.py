@@ -149,6 +149,7 @@ def stage_model(**changes: Any) -> dict[str, Any]:
         reshape=(),
         resize=None,
         projector=None,
+        lora=None,
     )
     return change(section, changes)
 
@@ -163,6 +164,9 @@ def pretrain_stage(name: str, data: dict[str, Any], **changes: Any) -> dict[str,
         batch_size=64,
         data=data,
         replay=None,
+        penalties=(),
+        fisher=None,
+        ema=None,
         optim=pretrain_optim(),
         model=stage_model(),
         eval=None,
@@ -201,6 +205,9 @@ def finetune_stage(
         batch_size=32,
         data=data,
         replay=None,
+        penalties=(),
+        fisher=None,
+        ema=None,
         optim=finetune_optim(),
         model=stage_model(dropout=0.1, fresh=("head",)),
         eval=dict(
