@@ -4,10 +4,10 @@ later. What only the data or the weights can tell is checked when a stage starts
 
 from typing import Any
 
-from flax_adapt import models, objectives, optim, weights
+from flax_adapt import fisher, models, objectives, optim, weights
 from flax_adapt.data import replay
 from flax_adapt.errors import UserError, choose
-from flax_adapt.objectives import ema
+from flax_adapt.objectives import ema, penalties
 from flax_adapt.surgery import last_block, lora
 
 _MAX_SEED = 2**31 - 1
@@ -30,6 +30,7 @@ def experiment(config: Any) -> None:
             _contrast(section)
             _resize(config, section)
             _anchors(section)
+            _penalties(section)
             objectives.check_mixing(section.objective)
             _pairs(section)
             if section.replay is not None:
@@ -149,6 +150,26 @@ def _anchors(section: Any) -> None:
             )
 
 
+def _penalties(section: Any) -> None:
+    penalties.check(section)
+    name, sources = section.objective.name, section.replay and section.replay.data
+    for penalty, named in penalties.references(section).items():
+        count = len(sources) if isinstance(sources, tuple) else 1
+        if penalty == "der" and len(named) != count:
+            raise UserError(
+                f"penalties: `of` of 'der' names {len(named)} stages for {count} sources of "
+                "replay.data: one for each, that learnt it"
+            )
+    if section.fisher is None:
+        return
+    fisher.check(section.fisher)
+    if name != "classify" or section.model.projector is not None:
+        raise UserError(
+            f"fisher is of a classifier's predictions: objective {name!r} must be "
+            "'classify', model.projector None"
+        )
+
+
 def _contrast(section: Any) -> None:
     """Contrast needs two views of an image and whole batches; others none."""
     contrast = section.objective.name == "contrast"
@@ -198,8 +219,10 @@ def _references(config: Any, section: Any, earlier: list[str]) -> None:
             f"objective {section.objective.name!r} and teacher={section.teacher!r} do not "
             "fit: 'distill' needs a teacher, the others have 'none'"
         )
-    for field in ("init_from", "teacher"):
-        text = section[field]
+    fields = [(field, section[field]) for field in ("init_from", "teacher")]
+    for penalty, named in penalties.references(section).items():
+        fields += [(f"penalties: `of` of {penalty!r}", text) for text in named]
+    for field, text in fields:
         if text.startswith("stage:") and text.removeprefix("stage:") not in earlier:
             raise UserError(
                 f"{field}={text!r} is no earlier stage; there are: {', '.join(earlier)}"
@@ -208,4 +231,11 @@ def _references(config: Any, section: Any, earlier: list[str]) -> None:
             raise UserError(
                 f"{field}='pretrained' but the config's `init` is empty; give init=PATH "
                 "of a Hugging Face folder"
+            )
+    for text in penalties.references(section).get("ewc", ()):
+        found = [s for s in config.stages if text.removeprefix("stage:") in labels(s)]
+        if not found or found[0].fisher is None:
+            raise UserError(
+                f"penalties: `of` of 'ewc', {text!r}, must be 'stage:NAME' of a stage with "
+                "a section `fisher`"
             )

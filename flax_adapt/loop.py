@@ -256,8 +256,7 @@ class Run:
 
     def finish(self) -> dict[str, Any]:
         """Exports the model and writes the result, which marks the stage as done."""
-        params = training.trained(self.stage, self.state)
-        stages.export(self.stage, self.model, params, self.examples)
+        training.finish(self.stage, self.model, self.state, self.examples, self.mesh)
         measured = self.progress["eval"] or self.progress["train"]
         result = {
             "stage": self.config.name,

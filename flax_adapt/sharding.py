@@ -32,6 +32,8 @@ RULES = (
     (r"(.*/)?lora/.*/(out|down)/b", PartitionSpec(None, "fsdp")),
     # Keys of earlier steps (`objectives.contrast`): rows as a batch has them.
     (r"(.*/)?queue", BATCH),
+    # Logits of all rows that are replayed (`objectives.prediction_penalties`).
+    (r"(.*/)?der/(logits|first)", PartitionSpec()),
     (
         r".*/(bias|scale|cls_token|mask_token|position|token_type)",
         PartitionSpec(),

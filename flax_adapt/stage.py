@@ -69,7 +69,11 @@ class Stage(NamedTuple):
 
 def resolve(stage: Stage, field: str) -> Path:
     """The folder or file that `init_from` or `teacher` refers to (see `check`)."""
-    text = stage.config[field]
+    return locate(stage, field, stage.config[field])
+
+
+def locate(stage: Stage, field: str, text: str) -> Path:
+    """The folder or file that `text` refers to, which a field of the config has."""
     if text.startswith("stage:"):
         folder = stage.workdir / "stages" / text.removeprefix("stage:") / "export"
     else:
@@ -85,8 +89,12 @@ def resolve(stage: Stage, field: str) -> Path:
 
 def told(stage: Stage, field: str) -> dict[str, Any]:
     """What the config says of the weights that a field refers to, see `weights.told`."""
-    pretrained = stage.config[field] == "pretrained"
-    return told_of_init(stage.experiment) if pretrained else {}
+    return told_of(stage, stage.config[field])
+
+
+def told_of(stage: Stage, text: str) -> dict[str, Any]:
+    """As `told`, of what `text` refers to."""
+    return told_of_init(stage.experiment) if text == "pretrained" else {}
 
 
 def told_of_init(config: Any) -> dict[str, Any]:

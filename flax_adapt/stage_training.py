@@ -8,12 +8,23 @@ from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from flax_adapt import data, objectives, optim, rules, types, weights
+from flax_adapt import (
+    data,
+    objectives,
+    optim,
+    rules,
+    sharding,
+    stage_fisher,
+    stage_frozen,
+    types,
+    weights,
+)
 from flax_adapt import stage as stages
 from flax_adapt import state as states
 from flax_adapt import step as steps
-from flax_adapt.objectives import ema
+from flax_adapt.objectives import ema, penalties
 from flax_adapt.stage import Stage
+from flax_adapt.stage_frozen import Given
 from flax_adapt.state import TrainState
 from flax_adapt.surgery import lora
 from flax_adapt.types import Carry, LossFn, Params
@@ -32,34 +43,53 @@ class Begun(NamedTuple):
 def begin(stage: Stage, model: nn.Module, examples: data.Examples, mesh: Mesh) -> Begun:
     """Makes the state and the step; the same each time, so that a run can go on."""
     config = stage.config
+    if config.fisher is not None:
+        sharding.check_batch_size(config.fisher.batch_size, 1, mesh)
     params, report = stages.warm_start(stage, model, examples, mesh)
     fresh: Collection[str] = () if report is None else report.fresh
-    frozen = stages.frozen(stage)
+    frozen = stage_frozen.frozen(Given(stage, model, params, examples, mesh))
     params, section, fresh = _with_adaptors(stage, params, fresh)
     tx = optim.build(section, config.num_steps, params, fresh)
     carry = _carry(config)
     state = states.create(params, tx, mesh, seed=stage.seed, frozen=frozen, carry=carry)
-    loss_fn = make_loss(stage, model, config.data, train=True)
+    loss_fn = make_loss(stage, model, config.data, train=True, fresh=fresh)
     loss_fn = optim.stop_frozen(loss_fn, section.freeze)
     step = steps.make_train_step(loss_fn, tx, mesh, section.accum_steps, carry)
     return Begun(state, step, report)
 
 
 def make_loss(
-    stage: Stage, model: nn.Module, config_data: Any, *, train: bool
+    stage: Stage,
+    model: nn.Module,
+    config_data: Any,
+    *,
+    train: bool,
+    fresh: Collection[str] = (),
 ) -> LossFn:
-    """The loss of the parameters that train, on batches of the host."""
-    objective = stage.config.objective
-    loss_fn = objectives.build(objective, model, train=train)
-    loss_fn = objectives.on_pixels(loss_fn, objective, config_data, train=train)
-    return lora.merged(loss_fn, stage.config.model.lora)
+    """The loss of the parameters that train, on batches of the host.
+
+    fresh: leaves that are new, for the penalties, which evaluation has not.
+    """
+    config = stage.config
+    loss_fn = objectives.build(config.objective, model, train=train)
+    if train:
+        loss_fn = penalties.add(loss_fn, config.penalties, model, fresh)
+    loss_fn = objectives.on_pixels(loss_fn, config.objective, config_data, train=train)
+    return lora.merged(loss_fn, config.model.lora)
 
 
-def trained(stage: Stage, state: TrainState) -> Params:
-    """What a stage made: the parameters of an ordinary model."""
-    return jax.jit(lambda params: lora.merge(params, stage.config.model.lora))(
-        state.evaluated
-    )
+def finish(
+    stage: Stage,
+    model: nn.Module,
+    state: TrainState,
+    examples: data.Examples,
+    mesh: Mesh,
+) -> None:
+    """Writes what a stage made, the parameters of an ordinary model, and their Fisher."""
+    merge = jax.jit(lambda params: lora.merge(params, stage.config.model.lora))
+    params = merge(state.evaluated)
+    stages.export(stage, model, params, examples)
+    stage_fisher.write(stage, model, params, examples, mesh)
 
 
 def _carry(config: Any) -> Carry:

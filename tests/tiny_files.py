@@ -6,7 +6,7 @@ import tiny_runs
 import tiny_text
 from PIL import Image
 
-from flax_adapt import weights
+from flax_adapt import data, weights
 
 MODEL = {**tiny.MODEL, "channels": 3, "depth": 1}
 PIXELS = dict(mean=(0.5,) * 3, std=(0.25,) * 3)
@@ -82,6 +82,7 @@ def data_sections(config):
         yield config.evaluate.source
     for stage in config.stages:
         yield stage.data
-        yield from (
-            part.data for part in (stage.eval, stage.replay) if part is not None
-        )
+        if stage.eval is not None:
+            yield stage.eval.data
+        if stage.replay is not None:
+            yield from data.replay_sections(stage.replay)

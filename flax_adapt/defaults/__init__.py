@@ -4,6 +4,20 @@ The values of S1 (Lee et al. 2023) are those of its released code, METHODS table
 code leaves open, and all that concerns text, is said to be ours.
 """
 
+from flax_adapt.defaults.baselines import (
+    MARS_RADIUS,
+    der,
+    ema,
+    er,
+    ewc,
+    fisher,
+    l2_sp,
+    lora,
+    lwf,
+    r3f,
+    recadam,
+    weight_distance,
+)
 from flax_adapt.defaults.shared import (
     ALL,
     NO_MIXING,
@@ -49,6 +63,7 @@ from flax_adapt.defaults.vision import (
 __all__ = [
     "ALL",
     "DATASETS",
+    "MARS_RADIUS",
     "MOCO_V3_VIEWS",
     "NO_AUGMENT",
     "NO_MIXING",
@@ -62,18 +77,28 @@ __all__ = [
     "classify",
     "contrast",
     "dataset",
+    "der",
     "distill",
     "distill_stages",
+    "ema",
+    "er",
     "evaluate",
+    "ewc",
     "experiment",
     "finetune_optim",
     "finetune_stage",
+    "fisher",
     "image_data",
+    "l2_sp",
+    "lora",
+    "lwf",
     "mlm",
     "pixel_statistics",
     "pretrain_optim",
     "pretrain_stage",
     "projector",
+    "r3f",
+    "recadam",
     "reconstruct",
     "regress",
     "replay",
@@ -83,4 +108,5 @@ __all__ = [
     "text_optim",
     "text_pretrain_stage",
     "views",
+    "weight_distance",
 ]

@@ -117,14 +117,19 @@ def projector(**changes: Any) -> dict[str, Any]:
     return change(section, changes)
 
 
-def replay(source: dict[str, Any], ratio: float, **changes: Any) -> dict[str, Any]:
-    """`ratio` source examples for one of the target, the same share in every batch."""
+def replay(source: Any, ratio: float, **changes: Any) -> dict[str, Any]:
+    """`ratio` source examples for one of the target, the same share in every batch.
+
+    source: a data section, or a tuple of them. buffer_size: draw so many in all (0: as
+    many as the ratio says); the ratio is then that of the batches alone.
+    """
     section = dict(
         data=source,
         ratio=ratio,
         final_ratio=ratio,
         schedule="constant",
         sampling="stratified",
+        buffer_size=0,
         seed=0,
     )
     return change(section, changes)

@@ -19,6 +19,8 @@ from flax_adapt.models.architecture import GELU, BlockConfig, LastBlock, ViTConf
 from flax_adapt.types import Array, Key
 
 Dtype = Any
+# What becomes of embeddings x_BLD before the first block.
+Mix = Callable[[Array], Array]
 # The collection of what blocks hand to the norm behind them; kept only if it is asked for.
 SUMS = "sums"
 Initialiser = Callable[..., Array]
