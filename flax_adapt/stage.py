@@ -216,14 +216,15 @@ def _without_pooler(
 
 @reworded(FIELDS)
 def frozen(stage: Stage) -> dict[str, Params]:
-    """{"teacher": params} of the encoder that `teacher` refers to, or nothing."""
+    """{"teacher": params} of the model that `teacher` refers to, or nothing."""
     if stage.config.teacher == "none":
         return {}
     path, known = resolve(stage, "teacher"), told(stage, "teacher")
-    check_architecture(stage, weights.model_config(path, **known), path, "encoder")
+    task = objectives.teacher_task(stage.config.objective)
+    check_architecture(stage, weights.model_config(path, **known), path, task)
     sizes = weights.reshape.sizes_of(stage.experiment.model)
     fit = dict(reshape=stage.config.model.reshape, **sizes)
-    _, params, _ = weights.from_pretrained(path, "encoder", **fit, **known)
+    _, params, _ = weights.from_pretrained(path, task, **fit, **known)
     return {"teacher": params}
 
 

@@ -4,6 +4,7 @@ The values of S1 (Lee et al. 2023) are those of its released code, METHODS table
 code leaves open, and all that concerns text, is said to be ours.
 """
 
+from flax_adapt.defaults.ablations import self_distill_stages
 from flax_adapt.defaults.baselines import (
     MARS_RADIUS,
     der,
@@ -102,6 +103,7 @@ __all__ = [
     "reconstruct",
     "regress",
     "replay",
+    "self_distill_stages",
     "text_data",
     "text_finetune_optim",
     "text_finetune_stage",

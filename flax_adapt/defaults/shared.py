@@ -88,6 +88,8 @@ def distill(masked: dict[str, Any] | None = None) -> dict[str, Any]:
     return dict(
         name="distill",
         masked=masked or reconstruct(),
+        masked_weight=1.0,
+        match="states",
         state="cls",
         layers=(-1,),
         reduce="sum",

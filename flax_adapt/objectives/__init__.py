@@ -65,8 +65,14 @@ def task_of(config: Any) -> str:
 def metrics_of(config: Any) -> tuple[str, ...]:
     """What an objective measures: what `eval.metric` may name."""
     if config.name == "distill":
-        return (*METRICS[config.masked.name], "distill")
+        measured = METRICS[config.masked.name] if config.masked_weight else ("loss",)
+        return (*measured, "distill")
     return METRICS[config.name]
+
+
+def teacher_task(config: Any) -> str:
+    """The task of the teacher: of hidden states, the encoder does."""
+    return task_of(config) if config.match == "predictions" else "encoder"
 
 
 def build(config: Any, model: nn.Module, *, train: bool = True) -> LossFn:
