@@ -69,6 +69,8 @@ def shrink(config):
     for stage in config.stages:
         stage.update(num_steps=2, batch_size=8, seeds=(0,))
         stage.optim.update(lr=1e-3, warmup_steps=0)
+        if stage.optim.recadam is not None:
+            stage.optim.recadam.gamma = 1.0
         if stage.model.projector is not None:
             stage.model.projector.update(hidden=8, width=8)
         if stage.eval is not None:

@@ -19,6 +19,7 @@ from flax_adapt.defaults.baselines import (
     recadam,
     weight_distance,
 )
+from flax_adapt.defaults.finetuning import BASELINE_ARGUMENTS, Baselines
 from flax_adapt.defaults.shared import (
     ALL,
     NO_MIXING,
@@ -63,6 +64,7 @@ from flax_adapt.defaults.vision import (
 
 __all__ = [
     "ALL",
+    "BASELINE_ARGUMENTS",
     "DATASETS",
     "MARS_RADIUS",
     "MOCO_V3_VIEWS",
@@ -72,6 +74,7 @@ __all__ = [
     "S1_PRETRAIN_ARGUMENTS",
     "TEXT_ARGUMENTS",
     "UNSUPERVISED_ARGUMENTS",
+    "Baselines",
     "S1Data",
     "TextData",
     "Unsupervised",
