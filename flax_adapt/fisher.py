@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flax_adapt import keys, sharding
 from flax_adapt.errors import UserError, choose
@@ -60,8 +60,12 @@ def estimate(
     batches: of the host, weight 0: does not count. prepare(batch) makes the inputs of
     them that a classifier takes. labels: of LABELS. Nothing is dropped.
     """
-    add = jax.jit(_adding(model, prepare, labels))
-    total, count = jax.jit(lambda p: jax.tree.map(jnp.zeros_like, p))(params), 0.0
+    laid_out = sharding.tree_shardings(params, mesh)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    zeros = jax.jit(lambda p: jax.tree.map(jnp.zeros_like, p), out_shardings=laid_out)
+    adding = _adding(model, prepare, labels)
+    add = jax.jit(adding, out_shardings=(laid_out, everywhere))
+    total, count = zeros(params), 0.0
     for batch in batches:
         placed = sharding.put_batch(batch, mesh)
         total, number = add(total, params, placed, seed)

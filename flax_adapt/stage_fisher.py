@@ -1,7 +1,7 @@
 """The Fisher information of what a stage made: written beside its export, held to later."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -79,24 +79,37 @@ def _rows(stage: Stage, examples: data.Examples) -> np.ndarray:
 def _before(stage: Stage) -> dict[str, np.ndarray]:
     """The Fisher information that the stage itself was held by; {} if it was by none."""
     of = [penalty.of for penalty in stage.config.penalties if penalty.name == EWC]
-    return fisher.load(_file(_export(stage, of[0]))) if of else {}
+    return _load(stage, of[0]) if of else {}
 
 
 def _export(stage: Stage, text: str) -> Path:
     return stages.locate(stage, "penalties: `of` of 'ewc'", text)
 
 
+def _load(stage: Stage, text: str) -> dict[str, np.ndarray]:
+    path = _file(_export(stage, text))
+    if not path.exists():
+        raise UserError(
+            f"stage {stage.label}: penalties: 'ewc' of {text!r}: there is no {path}; that "
+            "stage was run without a section `fisher`"
+        )
+    return fisher.load(path)
+
+
 def _file(export: Path) -> Path:
     return export.parent / fisher.FILE
 
 
-def held(stage: Stage, text: str, params: Params) -> dict[str, Params]:
+def held(
+    stage: Stage, text: str, params: Params, fresh: Collection[str]
+) -> dict[str, Params]:
     """Returns {"fisher": F, "center": theta*}, trees, of an earlier stage `text`.
 
-    Of the leaves that it has in one shape with `params`; the log says which are free.
+    Of the leaves that it has in one shape with `params`, but those that are new; the log
+    says which are free.
     """
     export = _export(stage, text)
-    importance = fisher.load(_file(export))
+    importance = _load(stage, text)
     _, loaded, _ = weights.load(export, "classify", pooling=None)
     center, ours = strict.flatten(loaded), strict.flatten(params)
     wrong = {*importance} ^ {*center} or {*center} - {
@@ -106,7 +119,7 @@ def held(stage: Stage, text: str, params: Params) -> dict[str, Params]:
         raise UserError(
             f"{_file(export)} is not of the model beside it: {', '.join(sorted(wrong)[:3])}"
         )
-    names = fisher.shared(ours, center)
+    names = [name for name in fisher.shared(ours, center) if name not in fresh]
     if not any(name.startswith("encoder/") for name in names):
         raise UserError(
             f"stage {stage.label}: its model shares no parameter with {export}; 'ewc' "

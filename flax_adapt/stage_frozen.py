@@ -3,7 +3,7 @@
 All of it follows from the config and from earlier stages: it is made anew on resume.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -23,11 +23,14 @@ _LABEL_I = "LABEL_"  # a class without a name
 
 
 class Given(NamedTuple):
-    """A stage at its start. params: those it starts from, without adaptors."""
+    """A stage at its start. params: those it starts from, without adaptors; fresh: the
+    names of the leaves among them that are new.
+    """
 
     stage: Stage
     model: nn.Module
     params: Params
+    fresh: Collection[str]
     examples: data.Examples
     mesh: Mesh
 
@@ -47,7 +50,7 @@ def _start(given: Given, section: Any) -> dict[str, Any]:
 
 
 def _ewc(given: Given, section: Any) -> dict[str, Any]:
-    return {EWC: stage_fisher.held(given.stage, section.of, given.params)}
+    return {EWC: stage_fisher.held(given.stage, section.of, given.params, given.fresh)}
 
 
 def _old_classifier(

@@ -47,7 +47,7 @@ def begin(stage: Stage, model: nn.Module, examples: data.Examples, mesh: Mesh) -
         sharding.check_batch_size(config.fisher.batch_size, 1, mesh)
     params, report = stages.warm_start(stage, model, examples, mesh)
     fresh: Collection[str] = () if report is None else report.fresh
-    frozen = stage_frozen.frozen(Given(stage, model, params, examples, mesh))
+    frozen = stage_frozen.frozen(Given(stage, model, params, fresh, examples, mesh))
     params, section, fresh = _with_adaptors(stage, params, fresh)
     tx = optim.build(section, config.num_steps, params, fresh)
     carry = _carry(config)

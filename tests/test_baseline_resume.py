@@ -187,7 +187,7 @@ def test_stored_logits_are_those_of_the_model_of_the_old_task(straight):
         straight / "stages/task/export", "classify"
     )
     mesh = sharding.make_mesh(run.experiment.mesh)
-    given = stage_frozen.Given(run, model, params, examples, mesh)
+    given = stage_frozen.Given(run, model, params, (), examples, mesh)
     found = stage_frozen.frozen(given)["der"]
     first = len(examples.target)
     assert (found["first"], found["logits"].shape) == (first, (12, 10))

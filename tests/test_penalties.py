@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import numpy as np
 import optax
@@ -22,7 +23,7 @@ from tiny_penalties import (
     section,
 )
 
-from flax_adapt import defaults, objectives, sharding
+from flax_adapt import defaults, models, objectives, sharding
 from flax_adapt import state as states
 from flax_adapt import step as steps
 from flax_adapt.errors import UserError
@@ -45,6 +46,31 @@ def test_with_replay_of_labels_the_objective_is_of_the_target_alone():
     own = plain(params, frozen, target, keys_of(batch))[0]
     expected = own + 0.8 * metrics["er"].value() + 0.9 * metrics["der"].value()
     np.testing.assert_allclose(metrics["loss"].value(), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("names", "passes"),
+    [
+        (["er", "der"], ["ours"]),
+        (["lwf"], ["ours", "old"]),
+        (["r3f"], ["ours", "noised"]),
+        (["l2_sp", "ewc"], ["ours"]),
+    ],
+)
+def test_the_model_runs_once_for_the_objective_and_all_penalties(names, passes):
+    model, batch, seen = model_of("classify"), batch_of("classify"), []
+    params = tiny.params_of(model)
+    plain = objectives.build(ConfigDict(defaults.classify()), model)
+    loss_fn = penalties.add(plain, [section(name) for name in names], model, FRESH)
+
+    def record(call, arguments, options, context):
+        if isinstance(context.module, models.Classifier):
+            seen.append(context.method_name)
+        return call(*arguments, **options)
+
+    with nn.intercept_methods(record):
+        jax.eval_shape(loss_fn, params, given(params), batch, keys_of(batch))
+    assert seen.count("__call__") == len(passes)
 
 
 def names_for(name):

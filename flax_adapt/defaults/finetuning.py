@@ -56,7 +56,8 @@ METHODS = {
     # Its head is fitted first, by a stage of its own (Kumar et al. 2022).
     "lp_ft": Sections(),
     "lora": Sections(fields=_lora),
-    "l2_sp": Sections((baselines.l2_sp(),)),
+    # In the place of weight decay, as Li et al. have it.
+    "l2_sp": Sections((baselines.l2_sp(),), _optim(weight_decay=0.0)),
     "recadam": Sections(fields=_optim(recadam=baselines.recadam())),
     "mars": Sections(fields=_optim(mars_radius=baselines.MARS_RADIUS)),
     "r3f": Sections((baselines.r3f(),)),

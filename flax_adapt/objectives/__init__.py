@@ -6,7 +6,7 @@
 every example. The batch has "image" (float32, normalised) or "text" (`types.Text`), as
 the model's `modality` says; of images for `contrast` also "views", two. Metrics are sums
 (`metrics`), divided once. The metric "loss" is always there, a `metrics.Loss`: its terms
-are what parts of a batch are added up by.
+are what parts of a batch are added up by. `penalties` go with any of them.
 """
 
 from typing import Any
@@ -18,6 +18,8 @@ from flax_adapt import keys, mixing
 from flax_adapt.data import image
 from flax_adapt.errors import UserError, choose
 from flax_adapt.objectives import classify, contrast, distill, mlm, reconstruct
+from flax_adapt.objectives import ema as ema
+from flax_adapt.objectives import penalties as penalties
 from flax_adapt.types import NOTHING_CARRIED, Array, Batch, Carry, Key, LossFn
 
 OBJECTIVES = {

@@ -9,8 +9,10 @@ from flax import linen as nn
 from flax_adapt import keys, mixing
 from flax_adapt.errors import UserError
 from flax_adapt.metrics import Loss, Mean, Spearman, accuracy, confusion
-from flax_adapt.types import Array, LossFn, Metrics
+from flax_adapt.types import Array, Batch, Key, LossFn, Metrics, Params
 
+# A batch may bring what the model makes of it: penalties look at the same logits.
+LOGITS = "logits"
 _MIX = 0x313
 
 
@@ -23,6 +25,15 @@ def smooth(labels_B: Array, num_classes: int, smoothing: float) -> Array:
 def cross_entropy(logits_BN: Array, targets_BN: Array) -> Array:
     """Returns loss_B. Logits (0, 0) and target (1, 0): log 2."""
     return -jnp.sum(targets_BN * jax.nn.log_softmax(logits_BN), axis=-1)
+
+
+def logits_of(
+    model: nn.Module, params: Params, batch: Batch, key_B: Key | None
+) -> Array:
+    """Returns logits_BN of a batch, float32, unless it brings them."""
+    if LOGITS in batch:
+        return batch[LOGITS]
+    return model.apply({"params": params}, batch[model.modality], key_B)
 
 
 def _mixed(config: Any, batch, targets_BN: Array, key_B) -> tuple[Array, Array]:
@@ -55,11 +66,12 @@ def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
 
     def loss_fn(params, frozen, batch, key_B):
         del frozen
-        inputs = batch[model.modality]
         targets_BN = smooth(batch["label"], model.num_classes, smoothing)
         if mixes and train:
             inputs, targets_BN = _mixed(config, batch, targets_BN, key_B)
-        logits_BN = model.apply({"params": params}, inputs, key_B if train else None)
+            logits_BN = model.apply({"params": params}, inputs, key_B)
+        else:
+            logits_BN = logits_of(model, params, batch, key_B if train else None)
         loss = Mean.of(cross_entropy(logits_BN, targets_BN), batch["weight"])
         correct = accuracy(logits_BN, batch["label"], batch["weight"])
         metrics = {"loss": Loss.of(loss), "accuracy": correct}

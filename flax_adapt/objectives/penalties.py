@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from flax_adapt.errors import UserError, choose
+from flax_adapt.objectives import classify
 from flax_adapt.objectives.parameter_penalties import (
     Penalty,
     ewc,
@@ -92,8 +93,12 @@ def add(
         for section, kind in zip(sections, kinds, strict=True)
     ]
     own = _of_target if any(kind.replays for kind in kinds) else lambda batch: batch
+    classifies = any(kind.classifies for kind in kinds)
 
     def penalised(params: Params, frozen: Params, batch: Batch, key_B: Key):
+        if classifies:  # one pass for the objective and all penalties
+            logits_BN = classify.logits_of(model, params, batch, key_B)
+            batch = {**batch, classify.LOGITS: logits_BN}
         metrics = loss_fn(params, frozen, own(batch), key_B)[1]
         found = {
             name: penalty(params, frozen, batch, key_B) for name, _, penalty in made

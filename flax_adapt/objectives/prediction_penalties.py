@@ -52,7 +52,7 @@ def r3f(config: Any, model: nn.Module, fresh: Collection[str]) -> Penalty:
             return x_BLD + (config.eps * noise_BLD).astype(x_BLD.dtype)
 
         inputs, dropped_B = batch[model.modality], keys.fold(key_B, _DROP)
-        clean_BN = model.apply({"params": params}, inputs, key_B)
+        clean_BN = classify.logits_of(model, params, batch, key_B)
         noised_BN = model.apply({"params": params}, inputs, dropped_B, mix)
         return Mean.of(symmetric_kl(clean_BN, noised_BN), batch["weight"])
 
@@ -85,7 +85,7 @@ def lwf(config: Any, model: nn.Module, fresh: Collection[str]) -> Penalty:
         inputs = batch[model.modality]
         old_model = model.clone(num_classes=count, projector_config=None)
         old_BN = old_model.apply({"params": old}, inputs, None)
-        new_BN = model.apply({"params": params}, inputs, key_B)[:, :count]
+        new_BN = classify.logits_of(model, params, batch, key_B)[:, :count]
         error_B = distillation(old_BN, new_BN, config.temperature)
         return Mean.of(error_B, batch["weight"])
 
@@ -106,7 +106,7 @@ def er(config: Any, model: nn.Module, fresh: Collection[str]) -> Penalty:
 
     def penalty(params, frozen, batch, key_B):
         del frozen
-        logits_BN = model.apply({"params": params}, batch[model.modality], key_B)
+        logits_BN = classify.logits_of(model, params, batch, key_B)
         targets_BN = classify.smooth(batch["label"], model.num_classes, 0.0)
         error_B = classify.cross_entropy(logits_BN, targets_BN)
         return Mean.of(error_B, _of_source(batch))
@@ -127,7 +127,7 @@ def der(config: Any, model: nn.Module, fresh: Collection[str]) -> Penalty:
     def penalty(params, frozen, batch, key_B):
         stored_nN, first = frozen[DER]["logits"], frozen[DER]["first"]
         row_B = jnp.clip(batch["index"] - first, 0, len(stored_nN) - 1)
-        logits_BN = model.apply({"params": params}, batch[model.modality], key_B)
+        logits_BN = classify.logits_of(model, params, batch, key_B)
         stored_BN = jax.lax.stop_gradient(jnp.take(stored_nN, row_B, axis=0))
         error_BN = jnp.square(logits_BN - stored_BN)
         return Mean.of(jnp.mean(error_BN, axis=-1), _of_source(batch))
