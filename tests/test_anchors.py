@@ -216,6 +216,17 @@ def test_the_start_is_laid_out_like_the_parameters_and_outlives_them(nans_allowe
             np.testing.assert_array_equal(found[name], first["kernel"])
 
 
+def test_the_start_has_buffers_of_its_own():
+    """Those of the parameters are donated to the first step."""
+    params = jax.tree.map(jnp.asarray, small(0))
+    tx = optim.build(section(recadam=RECALL, mars_radius=1.0), 10, params)
+    named = rules.named(tx.init(params))
+    starts = [leaf for name, leaf in named.items() if "/start/" in name]
+    places = {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(params)}
+    assert len(starts) == 5 + 2
+    assert not places & {leaf.unsafe_buffer_pointer() for leaf in starts}
+
+
 @pytest.mark.parametrize(
     ("changes", "text"),
     [

@@ -2,13 +2,15 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 import tiny_files
 from safetensors.numpy import load_file
 
-from flax_adapt import check, defaults, fisher, recipe
+from flax_adapt import check, data, defaults, fisher, recipe, weights
 from flax_adapt import config as configs
+from flax_adapt.data import image
 from flax_adapt.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
@@ -107,7 +109,23 @@ def test_an_average_is_another_model_than_the_last_step(run):
     assert moved(run, "ema", "full")
 
 
-def test_mars_and_recadam_are_nearer_to_the_start(run):
+@pytest.mark.parametrize("name", ["ema", "lora"])
+def test_what_is_evaluated_is_what_is_exported(run, name):
+    """An average in the place of the last parameters, adaptors merged."""
+    workdir, config, _ = run
+    section = stage_of(config, f"finetune_{name}").eval
+    model, params, _ = weights.from_pretrained(
+        workdir / f"stages/finetune_{name}/export", "classify"
+    )
+    examples = data.open_examples(section.data, "")
+    batch = examples.batch(np.arange(len(examples)), np.arange(len(examples)))
+    inputs = image.preprocess(batch["image"], None, section.data, None)
+    log_p_BN = jax.nn.log_softmax(model.apply({"params": params}, inputs, None))
+    loss = -np.mean(log_p_BN[np.arange(len(examples)), batch["label"]])
+    np.testing.assert_allclose(result(run, name)["eval"]["loss"], loss, rtol=1e-5)
+
+
+def test_recadam_is_nearer_to_the_start(run):
     def distance(name):
         start, end = tensors(run, "previous"), tensors(run, name)
         return sum(np.sum((end[k] - start[k]) ** 2) for k in end if "encoder" in k)

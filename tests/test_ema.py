@@ -91,15 +91,17 @@ def test_an_average_of_momentum_one_stays_where_it_began(strict_dtypes):
 
 
 def counter(name, **options):
-    """Carries the sum of what it is handed."""
-    return Carry(
-        (name,),
-        lambda params, key: {name: jnp.float32(0)},
-        lambda carried, params, handed, step: {
-            name: carried[name] + handed.get(name, jnp.float32(100))
-        },
-        **options,
-    )
+    """Carries the sum of what it is handed; of others' things it may see nothing."""
+
+    def update(carried, params, handed, step):
+        assert {*carried} == {name}
+        assert {*handed} <= {name}
+        return {name: carried[name] + handed.get(name, jnp.float32(100))}
+
+    def init(params, key):
+        return {name: jnp.float32(0)}
+
+    return Carry((name,), init, update, **options)
 
 
 def test_what_is_carried_together_is_handed_its_own_part_alone():
