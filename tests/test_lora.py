@@ -153,10 +153,14 @@ def test_layer_decay_goes_by_the_block_of_an_adaptor():
     )
 
 
-def test_a_new_pooler_trains_with_the_adaptors():
-    pattern = lora.frozen(("pooler/kernel", "pooler/bias", *FRESH))
-    names = ("pooler/kernel", "head/bias", "lora/encoder/x/a", "encoder/norm/scale")
-    assert [bool(re.fullmatch(pattern, name)) for name in names] == [False] * 3 + [True]
+def test_a_head_and_what_is_new_train_with_the_adaptors():
+    names = ("lora/encoder/x/a", "head/bias", "pooler/kernel", "encoder/norm/scale")
+    for fresh, frozen in (
+        ((), [False, False, True, True]),
+        (("pooler/kernel", "head/bias"), [False, False, False, True]),
+    ):
+        pattern = lora.frozen(fresh)
+        assert [bool(re.fullmatch(pattern, name)) for name in names] == frozen
 
 
 def test_frozen_leaves_have_no_gradient():
