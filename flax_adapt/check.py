@@ -5,7 +5,7 @@ later. What only the data or the weights can tell is checked when a stage starts
 from typing import Any
 
 from flax_adapt import fisher, models, objectives, optim, weights
-from flax_adapt.data import replay
+from flax_adapt.data import drawing, replay
 from flax_adapt.errors import UserError, choose
 from flax_adapt.objectives import ema, penalties
 from flax_adapt.surgery import last_block, lora
@@ -152,10 +152,10 @@ def _anchors(section: Any) -> None:
 
 def _penalties(section: Any) -> None:
     penalties.check(section)
-    name, sources = section.objective.name, section.replay and section.replay.data
-    for penalty, named in penalties.references(section).items():
-        count = len(sources) if isinstance(sources, tuple) else 1
-        if penalty == "der" and len(named) != count:
+    named = penalties.references(section).get("der")
+    if named is not None:
+        count = len(drawing.sections(section.replay))
+        if len(named) != count:
             raise UserError(
                 f"penalties: `of` of 'der' names {len(named)} stages for {count} sources of "
                 "replay.data: one for each, that learnt it"
@@ -163,6 +163,7 @@ def _penalties(section: Any) -> None:
     if section.fisher is None:
         return
     fisher.check(section.fisher)
+    name = section.objective.name
     if name != "classify" or section.model.projector is not None:
         raise UserError(
             f"fisher is of a classifier's predictions: objective {name!r} must be "

@@ -57,7 +57,8 @@ def _mixed(config: Any, batch, targets_BN: Array, key_B) -> tuple[Array, Array]:
 def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
     """`config`: label_smoothing, mixup_alpha, cutmix_alpha (0: off; images only).
 
-    Labels int32 [B]. F1 and Matthews correlation are measured in evaluation.
+    Labels int32 [B]. F1 and Matthews correlation are measured in evaluation. A batch may
+    bring its own logits, see `logits_of`; those of mixed images are computed always.
     """
     smoothing = config.label_smoothing if train else 0.0
     mixes = max(config.mixup_alpha, config.cutmix_alpha) > 0
