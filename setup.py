@@ -41,6 +41,7 @@ EXTRAS = {
     ],
     # What the goldens of tests/parity are made with; the tests do not need it.
     "parity": ["timm>=1.0", "torch>=2.13", "transformers>=5.23"],
+    "benchmarks": ["matplotlib>=3.11"],  # plots
     "tpu": ["jax[tpu]>=0.10.2"],
     "cuda": ["jax[cuda12]>=0.10.2"],
     # Only to build the TFDS data sets whose build step needs TensorFlow.

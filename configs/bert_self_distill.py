@@ -9,6 +9,10 @@ Run     flax-adapt run --workdir=runs/x \
         rounds    of self-distillation, each from the original weights
         seq_len   tokens of a row: texts are cut to it for fine-tuning, and packed into
                   it for masked pre-training
+        ablation  what takes the place of self-distillation: no_masked (the rounds without
+                  the masked loss), predictions (matched in place of hidden states),
+                  weight_distance (to the start, in place of distillation), twice (as
+                  many steps of further pre-training); none: nothing
         compare   also fine-tune the start and the further pre-trained model
         mlm_warmup  steps that train a NEW masked-language head, the encoder frozen: for
                   an `init` without one (0: it has one)
@@ -35,15 +39,12 @@ from flax_adapt import defaults
 
 def get_config(arguments: str = ""):
     args = configs.parse_arguments(
-        arguments, **defaults.TEXT_ARGUMENTS, rounds=1, compare=True
+        arguments,
+        **defaults.TEXT_ARGUMENTS,
+        rounds=1,
+        compare=True,
+        ablation="none",
     )
     texts = defaults.TextData(args)
-    stages = [texts.finetune_stage("finetune_start", "pretrained")]
-    stages = stages if args.compare else []
-    stages += [*texts.warmup_stages(), texts.pretrain_stage("further")]
-    if args.compare:
-        stages += [texts.finetune_stage("finetune_further", "stage:further")]
-    stages += texts.distill_stages("further", args.rounds)
-    last = f"stage:distill_{args.rounds}"
-    stages += [texts.finetune_stage("finetune_distilled", last)]
+    stages = defaults.self_distill_stages(texts, args, start=True)
     return configs.build(texts.experiment(stages))

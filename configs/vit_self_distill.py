@@ -18,6 +18,10 @@ Run     flax-adapt run --workdir=runs/dtd \
                   without one or with patches of other pixels (0: it has one); all rounds
                   start from that. --config.model.decoder.width=... sizes it
         rounds    of self-distillation, each from the original weights (released code: 1)
+        ablation  what takes the place of self-distillation: no_masked (the rounds without
+                  the masked loss), predictions (matched in place of hidden states),
+                  weight_distance (to the start, in place of distillation), twice (as
+                  many steps of further pre-training); none: nothing
         compare   also fine-tune the start and the further pre-trained model
         per_class labels of every class to fine-tune on (0: all)
         test_split  what to test on; "rest": all that per_class left over
@@ -34,15 +38,12 @@ from flax_adapt import defaults
 
 def get_config(arguments: str = ""):
     args = configs.parse_arguments(
-        arguments, **defaults.S1_PRETRAIN_ARGUMENTS, rounds=1, compare=True
+        arguments,
+        **defaults.S1_PRETRAIN_ARGUMENTS,
+        rounds=1,
+        compare=True,
+        ablation="none",
     )
-    data, stages = defaults.S1Data(args), []
-    if args.compare and args.init:
-        stages += [data.finetune_stage("finetune_start", data.original)]
-    stages += [*data.warmup_stages(), data.pretrain_stage("further")]
-    if args.compare:
-        stages += [data.finetune_stage("finetune_further", "stage:further")]
-    stages += data.distill_stages("further", args.rounds)
-    last = f"stage:distill_{args.rounds}"
-    stages += [data.finetune_stage("finetune_distilled", last)]
+    data = defaults.S1Data(args)
+    stages = defaults.self_distill_stages(data, args, start=bool(args.init))
     return configs.build(data.experiment(stages))

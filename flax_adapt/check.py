@@ -4,10 +4,11 @@ later. What only the data or the weights can tell is checked when a stage starts
 
 from typing import Any
 
-from flax_adapt import models, objectives, optim, weights
-from flax_adapt.data import replay
+from flax_adapt import fisher, models, objectives, optim, weights
+from flax_adapt.data import drawing, replay
 from flax_adapt.errors import UserError, choose
-from flax_adapt.surgery import SURGERY
+from flax_adapt.objectives import ema, penalties
+from flax_adapt.surgery import SURGERY, lora
 
 _MAX_SEED = 2**31 - 1
 
@@ -31,6 +32,8 @@ def experiment(config: Any) -> None:
             _adaptor(config, section)
             _head(section)
             _batch_norm(config, section)
+            _anchors(section)
+            _penalties(section)
             objectives.check_mixing(section.objective)
             _pairs(section)
             if section.replay is not None:
@@ -69,7 +72,7 @@ def _numbers(section: Any) -> None:
     for name, value in fields.items():
         if value < 1:
             raise UserError(f"{name}={value} must be at least 1")
-    optim.schedule(section.optim, section.num_steps)
+    optim.check(section.optim, section.num_steps)
 
 
 def _names(section: Any) -> None:
@@ -77,7 +80,6 @@ def _names(section: Any) -> None:
     choose("objective.name", objective, objectives.OBJECTIVES)
     objectives.task_of(section.objective)
     weights.reshape.check(section.model.reshape)
-    choose("optim.decay", section.optim.decay, optim.DECAY)
     if section.eval is not None:
         measured = dict.fromkeys(objectives.metrics_of(section.objective))
         choose("eval.metric", section.eval.metric, measured)
@@ -142,6 +144,14 @@ def _batch_norm(config: Any, section: Any) -> None:
             f"optim.accum_steps={section.optim.accum_steps} must be 1: batch norm goes "
             "by all examples of a batch"
         )
+    compares = [
+        p.name for p in section.penalties if penalties.PENALTIES[p.name].classifies
+    ]
+    if compares or section.fisher is not None:
+        raise UserError(
+            f"penalties {compares} and fisher are not of a resnet: they take examples out "
+            "of the batch that its batch norm goes by"
+        )
 
 
 def _adaptor(config: Any, section: Any) -> None:
@@ -173,6 +183,48 @@ def _head(section: Any) -> None:
         raise UserError(
             "model.grow_head is of objective 'classify' without projector and adaptor, "
             "whose head is not in model.fresh"
+        )
+
+
+def _anchors(section: Any) -> None:
+    """What holds on to a start needs one, of something that trains."""
+    if section.ema is not None:
+        ema.check(section.ema)
+    if section.model.lora is not None:
+        lora.check(section.model.lora, section.init_from)
+    fields = {
+        "recadam": section.optim.recadam,
+        "mars_radius": section.optim.mars_radius,
+    }
+    for name in (name for name, value in fields.items() if value):
+        if section.init_from == "scratch":
+            raise UserError(
+                f"optim.{name} needs weights to stay near, but init_from='scratch'"
+            )
+        if section.model.lora is not None:
+            raise UserError(
+                f"optim.{name} and model.lora do not fit: all that trains is new"
+            )
+
+
+def _penalties(section: Any) -> None:
+    penalties.check(section)
+    named = penalties.references(section).get("der")
+    if named is not None:
+        count = len(drawing.sections(section.replay))
+        if len(named) != count:
+            raise UserError(
+                f"penalties: `of` of 'der' names {len(named)} stages for {count} sources of "
+                "replay.data: one for each, that learnt it"
+            )
+    if section.fisher is None:
+        return
+    fisher.check(section.fisher)
+    name = section.objective.name
+    if name != "classify" or section.model.projector is not None:
+        raise UserError(
+            f"fisher is of a classifier's predictions: objective {name!r} must be "
+            "'classify', model.projector None"
         )
 
 
@@ -225,8 +277,10 @@ def _references(config: Any, section: Any, earlier: list[str]) -> None:
             f"objective {section.objective.name!r} and teacher={section.teacher!r} do not "
             "fit: 'distill' needs a teacher, the others have 'none'"
         )
-    for field in ("init_from", "teacher"):
-        text = section[field]
+    fields = [(field, section[field]) for field in ("init_from", "teacher")]
+    for penalty, named in penalties.references(section).items():
+        fields += [(f"penalties: `of` of {penalty!r}", text) for text in named]
+    for field, text in fields:
         if text.startswith("stage:") and text.removeprefix("stage:") not in earlier:
             raise UserError(
                 f"{field}={text!r} is no earlier stage; there are: {', '.join(earlier)}"
@@ -235,4 +289,11 @@ def _references(config: Any, section: Any, earlier: list[str]) -> None:
             raise UserError(
                 f"{field}='pretrained' but the config's `init` is empty; give init=PATH "
                 "of a Hugging Face folder"
+            )
+    for text in penalties.references(section).get("ewc", ()):
+        found = [s for s in config.stages if text.removeprefix("stage:") in labels(s)]
+        if not found or found[0].fisher is None:
+            raise UserError(
+                f"penalties: `of` of 'ewc', {text!r}, must be 'stage:NAME' of a stage with "
+                "a section `fisher`"
             )

@@ -7,17 +7,17 @@ from typing import Any
 
 import jax
 
-from flax_adapt import checkpoint, data, logs, objectives, optim, rules, sharding
+from flax_adapt import checkpoint, data, logs, optim, rules, sharding
 from flax_adapt import config as configs
 from flax_adapt import stage as stages
 from flax_adapt import stage_data as inputs
-from flax_adapt import state as states
+from flax_adapt import stage_training as training
 from flax_adapt import step as steps
 from flax_adapt.errors import UserError
 from flax_adapt.metrics import Meter
 from flax_adapt.preemption import Preempted, Preemption
 from flax_adapt.stage import Stage
-from flax_adapt.types import LossFn, Metrics
+from flax_adapt.types import Metrics
 
 RESULT = "result.json"
 log = logging.getLogger(__name__)
@@ -79,35 +79,16 @@ class Run:
         classes = inputs.num_classes(stage, self.examples)
         self.model = stages.build_model(stage, classes)
         inputs.check_text(stage, self.model, config.data, self.examples)
-        params, statistics, self.report = stages.warm_start(
+        self.schedule = optim.schedule(config.optim, config.num_steps)
+        self.state, self.train_step, self.report = training.begin(
             stage, self.model, self.examples, self.mesh
         )
-        self.names = rules.names(params)
-        self.schedule = optim.schedule(config.optim, config.num_steps)
-        tx = optim.build(config.optim, config.num_steps, params)
-        frozen = stages.frozen(stage, params)
-        carry = objectives.build_carry(config.objective, config.num_steps, statistics)
-        self.state = states.create(
-            params, tx, self.mesh, seed=stage.seed, frozen=frozen, carry=carry
-        )
-        loss_fn = optim.stop_frozen(
-            self._loss(config.data, train=True), config.optim.freeze
-        )
-        self.train_step = steps.make_train_step(loss_fn, tx, self.mesh, parts, carry)
+        self.names = rules.names(self.state.params)
         if config.eval is not None:
             self._prepare_eval()
         self.bar: Any = None
         self.warned = False
         self._open_folder()
-
-    def _loss(self, config_data: Any, *, train: bool) -> LossFn:
-        beside = stages.build_beside(self.stage) if train else None
-        loss_fn = objectives.build(
-            self.config.objective, self.model, train=train, beside=beside
-        )
-        return objectives.on_pixels(
-            loss_fn, self.config.objective, config_data, train=train
-        )
 
     def _prepare_eval(self) -> None:
         config = self.config.eval
@@ -118,9 +99,8 @@ class Run:
         self.eval_batches = lambda: data.eval_batches(
             examples, config.batch_size, *sharding.share_of_process(self.mesh)
         )
-        self.eval_step = steps.make_eval_step(
-            self._loss(config.data, train=False), self.mesh
-        )
+        loss_fn = training.make_loss(self.stage, self.model, config.data, train=False)
+        self.eval_step = steps.make_eval_step(loss_fn, self.mesh)
 
     def _open_folder(self) -> None:
         """Nothing is written before everything above was found to be right."""
@@ -243,7 +223,7 @@ class Run:
         sums = Meter()
         for batch in self.eval_batches():
             metrics = self.eval_step(
-                self.state.params,
+                self.state.evaluated,
                 self.state.given,
                 sharding.put_batch(batch, self.mesh),
                 self.stage.seed,
@@ -276,7 +256,7 @@ class Run:
 
     def finish(self) -> dict[str, Any]:
         """Exports the model and writes the result, which marks the stage as done."""
-        stages.export(self.stage, self.model, self.state.stored, self.examples)
+        training.finish(self.stage, self.model, self.state, self.examples, self.mesh)
         measured = self.progress["eval"] or self.progress["train"]
         result = {
             "stage": self.config.name,

@@ -76,6 +76,10 @@ class Loss(struct.PyTreeNode):
         """Adds the term weight * mean."""
         return Loss((*self.terms, Mean(weight * mean.total, mean.count)))
 
+    def times(self, weight: float) -> "Loss":
+        """Multiplies every term."""
+        return Loss(tuple(Mean(weight * one.total, one.count) for one in self.terms))
+
     @property
     def counts(self) -> tuple[jax.Array, ...]:
         return tuple(term.count for term in self.terms)

@@ -1,28 +1,37 @@
-"""One optax transformation from tables: decay, freeze, layer decay, schedule, clipping."""
+"""One optax transformation from tables: decay, freeze, layer decay, schedule, clipping.
+
+AdamW, or RecAdam where `optim.recadam` is given; with `optim.mars_radius` what trains
+stays near its start (`anchors`).
+"""
 
 import re
+from collections.abc import Collection
 from typing import Any
 
 import jax
 import optax
 
-from flax_adapt import rules
+from flax_adapt import anchors, rules
 from flax_adapt.errors import UserError, choose
 from flax_adapt.types import LossFn, Params
 
-# Which leaves weight decay shrinks: True / False. Not adaptors (ours): at zero they are
-# off already.
+# Adaptors of LoRA are matrices like their kernels.
+_LOW_RANK = (r"lora/.*", True)
+# Which leaves weight decay shrinks: True / False. Not GLAD's adaptors (ours): at zero they
+# are off already.
 DECAY = {
     # MAE pre-training: matrices and tokens, nothing 1-D (METHODS S1). BERT the same: not
     # biases and LayerNorms (Devlin et al. 2019, official code).
     "pretrain": (
         (r".*/(bias|scale)|(.*/)?adaptor/[^/]+", False),
         (r".*/(kernel|cls_token|mask_token|position|token|token_type)", True),
+        _LOW_RANK,
     ),
     # Fine-tuning: not biases, positions and CLS; LayerNorm scales ARE decayed (METHODS S1).
     "finetune": (
         (r".*/(bias|cls_token|position)|(.*/)?adaptor/[^/]+", False),
         (r".*/(kernel|scale|mask_token|token|token_type)", True),
+        _LOW_RANK,
     ),
 }
 
@@ -32,6 +41,15 @@ SCHEDULES = {
     "cosine": lambda lr, num_steps: optax.cosine_decay_schedule(lr, num_steps),
     "constant": lambda lr, num_steps: optax.constant_schedule(lr),
 }
+
+
+def check(config: Any, num_steps: int) -> None:
+    """Raises UserError for what can be seen before there are parameters."""
+    schedule(config, num_steps)
+    choose("optim.decay", config.decay, DECAY)
+    anchors.check_radius(config.mars_radius)
+    if config.recadam is not None:
+        anchors.check_recadam(config.recadam, config.lr)
 
 
 def schedule(config: Any, num_steps: int) -> optax.Schedule:
@@ -79,13 +97,13 @@ def layer_rules(decay: float, depth: int) -> rules.Rules[float]:
     Source: METHODS, layer-wise lr decay (MAE fine-tuning, BEiT).
     """
     blocks = [
-        (rf"encoder/block_{index:02d}/.*", decay ** (depth - index))
+        (rf"(lora/)?encoder/block_{index:02d}/.*", decay ** (depth - index))
         for index in range(depth)
     ]
     return (
         (r"encoder/(patch_embed/.*|embed/.*|cls_token|position)", decay ** (depth + 1)),
         *blocks,
-        (r"encoder/(norm|linear)/.*|(?!encoder/).*", 1.0),
+        (r"encoder/(norm|linear)/.*|(?!(lora/)?encoder/).*", 1.0),
     )
 
 
@@ -107,42 +125,63 @@ def scale_by_layer(decay: float, params: Params) -> optax.GradientTransformation
     check_layer_decay(decay, "stem" in params["encoder"])
     table = layer_rules(decay, _depth(params))
     scales = rules.assign("optim.layer_decay", table, params)
-    by_name = dict(zip(rules.names(params), jax.tree.leaves(scales), strict=True))
+    by_name = rules.named(scales)
     return optax.stateless(
         lambda updates, _: rules.map_named(lambda name, u: u * by_name[name], updates)
     )
 
 
-def _adamw(config: Any, num_steps: int, params: Params) -> optax.GradientTransformation:
-    table = choose("optim.decay", config.decay, DECAY)
-    rules.check(f"optim.decay={config.decay!r}", table, params)
+def _adam(
+    config: Any, num_steps: int, fresh: Collection[str]
+) -> optax.GradientTransformation:
+    """AdamW or RecAdam."""
+    table, rate = DECAY[config.decay], schedule(config, num_steps)
+
+    def decays(tree: Params) -> Any:
+        return rules.assign("optim.decay", table, tree)
+
+    if config.recadam is not None:
+        return anchors.recadam(config, rate, decays, fresh)
+    return optax.adamw(
+        rate,
+        b1=config.b1,
+        b2=config.b2,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        mask=decays,
+    )
+
+
+def _steps(
+    config: Any, num_steps: int, params: Params, fresh: Collection[str]
+) -> optax.GradientTransformation:
+    """What is done to the gradients of the leaves that train, one after the other."""
     steps = []
     if config.clip_norm > 0:
         steps.append(optax.clip_by_global_norm(config.clip_norm))
-    steps.append(
-        optax.adamw(
-            schedule(config, num_steps),
-            b1=config.b1,
-            b2=config.b2,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            mask=lambda tree: rules.assign("optim.decay", table, tree),
-        )
-    )
+    steps.append(_adam(config, num_steps, fresh))
     if config.layer_decay != 1.0:
         steps.append(scale_by_layer(config.layer_decay, params))
+    if config.mars_radius > 0:
+        steps.append(anchors.mars(config.mars_radius, fresh))
     return optax.chain(*steps)
 
 
-def build(config: Any, num_steps: int, params: Params) -> optax.GradientTransformation:
-    """AdamW as `config` says; frozen leaves get no update and no optimizer state.
+def build(
+    config: Any, num_steps: int, params: Params, fresh: Collection[str] = ()
+) -> optax.GradientTransformation:
+    """The optimizer of `config`; frozen leaves get no update and no optimizer state.
 
-    `params` may be arrays or their shapes. Raises UserError for a leaf that is covered by
-    no decay rule or by two, and for a freeze pattern that matches nothing.
+    `params` may be arrays or their shapes. fresh: names of leaves that are new, so that
+    RecAdam and MARS leave them free (`Report.fresh` of `weights`). Raises UserError for a
+    leaf that is covered by no decay rule or by two, and for a freeze pattern that matches
+    nothing.
     """
+    check(config, num_steps)
+    rules.check(f"optim.decay={config.decay!r}", DECAY[config.decay], params)
     tree = trainable(config.freeze, params)
     if not any(jax.tree.leaves(tree)):
         raise UserError(f"optim.freeze={config.freeze} leaves nothing to train")
     labels = jax.tree.map(lambda trains: "train" if trains else "frozen", tree)
-    tx = _adamw(config, num_steps, params)
+    tx = _steps(config, num_steps, params, fresh)
     return optax.multi_transform({"train": tx, "frozen": optax.set_to_zero()}, labels)

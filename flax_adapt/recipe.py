@@ -56,9 +56,12 @@ def _check_sources(config: Any, workdir: Path) -> None:
     """Opens what is left to be read: a missing split is told now, not hours later."""
     opened: list[Any] = []
     for stage in stage_runs(config, workdir):
-        sections = [stage.config.data]
-        beside = (stage.config.eval, stage.config.replay)
-        sections += [part.data for part in beside if part is not None]
+        config_stage = stage.config
+        sections = [config_stage.data]
+        if config_stage.eval is not None:
+            sections.append(config_stage.eval.data)
+        if config_stage.replay is not None:
+            sections += data.replay_sections(config_stage.replay)
         for section in sections:
             where = {name: section[name] for name in ("source", "data_dir", "split")}
             if where not in opened and not (stage.folder / loop.RESULT).exists():

@@ -23,7 +23,7 @@ def names(tree: Any) -> list[str]:
 
 
 def named(tree: Any) -> dict[str, Any]:
-    """{name: leaf}, in the order of `jax.tree.leaves`."""
+    """Returns {name: leaf} of all leaves, in the order of `jax.tree.leaves`."""
     return dict(zip(names(tree), jax.tree.leaves(tree), strict=True))
 
 

@@ -29,8 +29,15 @@ RULES = (
     (r"(.*/)?(projector|predictor)/layer_\d+/kernel", PartitionSpec("fsdp", None)),
     # Small, and met by every token.
     (r"(.*/)?adaptor/[^/]+", PartitionSpec()),
+    # Low-rank adaptors (`surgery.lora`): the long side as that of their kernel.
+    (r"(.*/)?lora/.*/(query|key|value|up)/a", PartitionSpec("fsdp", None)),
+    (r"(.*/)?lora/.*/(query|key|value|up)/b", PartitionSpec(None, "tensor")),
+    (r"(.*/)?lora/.*/(out|down)/a", PartitionSpec("tensor", None)),
+    (r"(.*/)?lora/.*/(out|down)/b", PartitionSpec(None, "fsdp")),
     # Keys of earlier steps (`objectives.contrast`): rows as a batch has them.
     (r"(.*/)?queue", BATCH),
+    # Logits of all rows that are replayed (`objectives.prediction_penalties`).
+    (r"(.*/)?der/(logits|first)", PartitionSpec()),
     (
         r".*/(bias|scale|cls_token|mask_token|position|token_type)",
         PartitionSpec(),

@@ -40,10 +40,16 @@ def _open_replay(stage: Stage) -> data.ReplayExamples:
     examples = data.open_replay(config.data, config.replay, log_file, config.num_steps)
     if stage.task == "classify" and not examples.same_classes:
         raise UserError(
-            f"stage {stage.label}: replay.data {config.replay.data.source} has other "
-            f"classes than {config.data.source}; a classifier can only replay its own"
+            f"stage {stage.label}: replay.data {_replayed(stage)} has other classes than "
+            f"{config.data.source}; a classifier can only replay its own"
         )
     return examples
+
+
+def _replayed(stage: Stage) -> str:
+    """The sources that are replayed, for messages."""
+    data_sections = data.replay_sections(stage.config.replay)
+    return " + ".join(section.source for section in data_sections)
 
 
 def _check_queue(stage: Stage, count: int) -> None:
@@ -99,7 +105,7 @@ def check_text(
 ) -> None:
     """Rows and vocabulary must fit the model, and a label needs a row of its own."""
     if isinstance(examples, data.ReplayExamples):
-        replayed = stage.config.replay.data
+        replayed = data.replay_sections(stage.config.replay)[0]
         check_text(stage, model, section, examples.target)
         check_text(stage, model, replayed, examples.source)
     if not isinstance(examples, data.TextExamples):
@@ -148,7 +154,7 @@ def check_same_data(stage: Stage, examples: data.Examples) -> None:
     now = {"rows": len(examples), "class_names": list(examples.class_names)}
     _check_same(stage, "data.json", stage.config.data.source, now)
     if isinstance(examples, data.ReplayExamples):
-        source = f"replay.data {stage.config.replay.data.source}"
+        source = f"replay.data {_replayed(stage)}"
         _check_same(stage, "replay.json", source, examples.record())
 
 

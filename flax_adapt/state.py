@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from flax_adapt import sharding
 from flax_adapt.models import batch_stats
-from flax_adapt.types import NOTHING_CARRIED, Array, Carry, Params
+from flax_adapt.types import AVERAGE, NOTHING_CARRIED, Array, Carry, Params
 
 _CARRY = 0x7FFFFFFE  # its key never meets those of steps and of evaluation
 
@@ -35,9 +35,14 @@ class TrainState(struct.PyTreeNode):
         return {**self.frozen, **carried}
 
     @property
-    def stored(self) -> Params:
-        """The weights as they are stored: with running statistics, if there are any."""
-        return batch_stats.join(self.params, batch_stats.split(self.extra)[1])
+    def evaluated(self) -> Params:
+        """What is measured and exported: the average of the parameters if there is one."""
+        return self.extra.get(AVERAGE, self.params)
+
+    @property
+    def statistics(self) -> Params:
+        """Running statistics that are carried along, if there are any."""
+        return batch_stats.split(self.extra)[1]
 
 
 def create(

@@ -110,10 +110,10 @@ def make_train_step(
     One jit; params, optimizer state and gradients are laid out by the sharding table,
     the batch over ("data", "fsdp"). `accum_steps` parts of the batch are run one after
     the other and give the gradient of the whole (mixup and cutmix pair examples of the
-    same part). `metrics` holds the loss's own, and grad_norm and bad_leaf. `carry` is the
-    objective's own, as the state was created with; it needs whole batches.
+    same part). `metrics` holds the loss's own, and grad_norm and bad_leaf. `carry` is
+    what the state was created with; that of an objective needs whole batches.
     """
-    if accum_steps > 1 and carry is not NOTHING_CARRIED:
+    if accum_steps > 1 and carry.whole_batches:
         raise UserError(
             f"optim.accum_steps={accum_steps} must be 1: the objective compares the "
             "examples of a whole batch with each other, or batch norm does"
@@ -134,7 +134,7 @@ def make_train_step(
         grads, metrics = gradients(state.params, given, batch, key_B)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         step, params = state.step + 1, optax.apply_updates(state.params, updates)
-        carried = carry.update(state.extra, params, metrics.pop(HANDED, None), step)
+        carried = carry.update(state.extra, params, metrics.pop(HANDED, {}), step)
         new = state.replace(
             step=step,
             params=params,

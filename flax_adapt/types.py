@@ -10,7 +10,7 @@ A tensor's name ends in its shape; `bool` masks say what *true* means (`hidden_B
     V  visible patches, or vocabulary   Y, X, C  image rows, columns, channels
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -62,8 +62,11 @@ Batch: TypeAlias = Mapping[str, Any]
 Metrics: TypeAlias = dict[str, Any]
 # loss_fn(params, frozen, batch, key_B) -> (scalar loss, metrics)
 LossFn: TypeAlias = Callable[[Params, Params, Batch, Key], tuple[Array, Metrics]]
-# Beside its metrics a loss may put here what `Carry.update` is to be handed.
+# Beside its metrics a loss may put here what `Carry.update` is to be handed: a dict, by
+# the name of what is carried.
 HANDED = "handed"
+# An average of all parameters, carried under this name, is evaluated and exported for them.
+AVERAGE = "ema"
 
 
 class Carry(NamedTuple):
@@ -74,14 +77,42 @@ class Carry(NamedTuple):
 
     init(params, key) -> dict of arrays, at step 0
     update(carried, new_params, handed, step) -> the dict after optimizer step `step`
-        (1, 2, ...); `handed` is what the loss put under HANDED, None if nothing. Jitted.
+        (1, 2, ...); `handed` is what the loss put under HANDED, {} if nothing. Jitted.
+    whole_batches: it is wrong where a batch is run in parts (`optim.accum_steps`)
     """
 
     names: tuple[str, ...]
     init: Callable[[Params, Key], dict[str, Any]]
-    update: Callable[[dict[str, Any], Params, Any, Array], dict[str, Any]]
+    update: Callable[[dict[str, Any], Params, dict[str, Any], Array], dict[str, Any]]
+    whole_batches: bool = True
 
 
 NOTHING_CARRIED = Carry(
-    (), lambda params, key: {}, lambda carried, params, handed, step: {}
+    (), lambda params, key: {}, lambda carried, params, handed, step: {}, False
 )
+
+
+def together(carries: Sequence[Carry]) -> Carry:
+    """Returns several as one: each sees, and is handed, what is under its own names."""
+    names = tuple(name for carry in carries for name in carry.names)
+    if len({*names}) < len(names):
+        raise ValueError(f"two of what is carried have one name: {names}")
+
+    def own(carry: Carry, parts: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: parts[name] for name in carry.names if name in parts}
+
+    def init(params: Params, key: Key) -> dict[str, Any]:
+        made = [carry.init(params, key) for carry in carries]
+        return {name: part for parts in made for name, part in parts.items()}
+
+    def update(
+        carried: dict[str, Any], params: Params, handed: dict[str, Any], step: Array
+    ) -> dict[str, Any]:
+        made = [
+            carry.update(own(carry, carried), params, own(carry, handed), step)
+            for carry in carries
+        ]
+        return {name: part for parts in made for name, part in parts.items()}
+
+    whole_batches = any(carry.whole_batches for carry in carries)
+    return Carry(names, init, update, whole_batches)

@@ -18,6 +18,10 @@ SHIPPED = configs.shipped()
 # What each config is run with, and the stages that this gives. A new config needs a line.
 START = "finetune_start further finetune_further"
 RUNS = {
+    "baseline_finetune": (
+        "dataset={images},init={init},per_class=3,method=full+lp_ft",
+        "finetune_full finetune_lp_ft_head finetune_lp_ft",
+    ),
     "bert_further_pretrain": ("dataset={texts},init={bert}", "further"),
     "bert_self_distill": (
         "dataset={texts},init={bert},rounds=1,mlm_warmup=2",
@@ -57,6 +61,7 @@ NEEDS_INIT = {
     "small_adapt": "small_adapt needs init=PATH",
     "unsup_finetune": "the config needs dataset=TARGET, source=SOURCE .* and init=PATH",
     "resize_last_block": r"the config needs dataset=DATA to train on, and init=PATH",
+    "baseline_finetune": "the config needs dataset=SOURCE and init=PATH",
     **dict.fromkeys(
         ("bert_further_pretrain", "bert_self_distill", "text_finetune"),
         "the config needs dataset=SOURCE .* and init=PATH",

@@ -129,7 +129,7 @@ def test_keys_are_handed_over_in_training_where_there_is_a_queue():
     assert HANDED not in outcome("moco_v2", train=False)[1]
     _, metrics, embeddings, _ = outcome("moco_v2")
     _, key_VBD = embeddings["plain"]
-    handed = metrics[HANDED]
+    handed = metrics[HANDED]["queue"]
     np.testing.assert_allclose(handed["key_BD"], unit(key_VBD)[1], atol=1e-6)
     np.testing.assert_array_equal(handed["weight_B"], WEIGHT_B)
 

@@ -44,7 +44,7 @@ def gradients_on(name, form):
         key_B = keys.example_keys(jax.random.key(0), batch["position"])
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
         (loss, metrics), grads = grad_fn(params, carried, batch, key_B)
-        handed = metrics.get(HANDED)
+        handed = metrics.get(HANDED, {})
         return loss, grads, carry.update(carried, params, handed, jnp.int32(2))
 
     params, other = (tiny.params_of(model, seed) for seed in (0, 1))
@@ -114,7 +114,7 @@ def test_keys_replace_the_oldest_and_none_where_they_do_not_count(strict_dtypes)
     for step in range(1, 6):
         key_BD = rng.standard_normal((2, 3), np.float32)
         weight_B = np.float32([step != 4, 1])
-        handed = {"key_BD": key_BD, "weight_B": weight_B}
+        handed = {"queue": {"key_BD": key_BD, "weight_B": weight_B}}
         carried = update(carried, small(1), handed, jnp.int32(step))
         for row in range(2):
             if weight_B[row]:
@@ -182,6 +182,6 @@ def test_moco_v2_refuses_a_predictor():
 def test_a_queue_that_no_number_of_batches_fills_is_refused():
     carry = contrast.make_carry(section("moco_v2", queue_size=6), 10)
     carried = carry.init(small(1), jax.random.key(0))
-    handed = {"key_BD": jnp.ones((4, 3)), "weight_B": jnp.ones(4)}
+    handed = {"queue": {"key_BD": jnp.ones((4, 3)), "weight_B": jnp.ones(4)}}
     with pytest.raises(UserError, match="queue_size=6 must be a multiple of the 4"):
         carry.update(carried, small(1), handed, jnp.int32(1))

@@ -8,7 +8,16 @@ import tiny
 import tiny_runs
 from runner import assert_identical, last_seen, launch, tensors
 
-from flax_adapt import check, data, defaults, measure, recipe, stage, weights
+from flax_adapt import (
+    check,
+    data,
+    defaults,
+    measure,
+    recipe,
+    stage,
+    stage_weights,
+    weights,
+)
 from flax_adapt.data import image
 from flax_adapt.errors import UserError
 from flax_adapt.logs import read_json
@@ -135,4 +144,4 @@ def test_the_masked_regularizer_needs_the_decoder_of_the_weights(straight, tmp_p
     (run,) = recipe.stage_runs(config, tmp_path)
     model = stage.build_model(run, 10)
     with pytest.raises(UserError, match="an encoder without the decoder"):
-        stage.warm_start(run, model, None, None)
+        stage_weights.warm_start(run, model, None, None)

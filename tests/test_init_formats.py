@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from safetensors.numpy import load_file
 
 from flax_adapt import config as configs
-from flax_adapt import convert, defaults, measure, recipe, stage, weights
+from flax_adapt import convert, defaults, measure, recipe, stage_weights, weights
 from flax_adapt.errors import UserError
 
 FACEBOOK = {**tiny_files.MODEL, "layer_norm_eps": 1e-6, "decoder": None}
@@ -72,10 +72,10 @@ def test_a_teacher_takes_it_too(files, tmp_path):
     config = load(files, "vit_finetune", "a.pth", TOLD)
     config.stages[0].teacher = "pretrained"
     (run,) = recipe.stage_runs(config, tmp_path)[:1]
-    assert stage.frozen(run, {})["teacher"]["encoder"]
+    assert stage_weights.frozen(run)["teacher"]["encoder"]
     config.init_known.heads = 0
     with pytest.raises(UserError, match=r"give init=PATH and init_known.heads=NUM"):
-        stage.frozen(run, {})
+        stage_weights.frozen(run)
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ from flax_adapt import (
     models,
     recipe,
     sharding,
-    stage,
     stage_resize,
+    stage_weights,
     weights,
 )
 from flax_adapt.data import image
@@ -202,8 +202,8 @@ def test_a_teacher_has_the_width_of_its_student(straight):
     config = tiny.experiment(tiny.pretrain(), student)
     (run,) = recipe.stage_runs(config, straight)[1:]
     with pytest.raises(UserError, match=r"`model` is not what .*last_block"):
-        stage.frozen(run, {})
+        stage_weights.frozen(run)
     expanded = ConfigDict({**config.stages[1], "teacher": "stage:expand"})
-    teacher = stage.frozen(run._replace(config=expanded), {})["teacher"]
+    teacher = stage_weights.frozen(run._replace(config=expanded))["teacher"]
     kernel = teacher["encoder"]["block_01"]["shortcut"]["kernel"]
     assert jax.tree.leaves(kernel)[0].shape == (16, 24)

@@ -24,6 +24,7 @@ from flax_adapt import (
     recipe,
     sharding,
     stage,
+    stage_weights,
     weights,
 )
 from flax_adapt.data import image
@@ -151,9 +152,9 @@ def test_everything_but_the_last_block_and_the_head_comes_from_the_file(
     named = set(report["ignored"].values())
     assert named == {"named fresh"}
     (run, _) = recipe.stage_runs(config, tmp_path)
-    model = stage.build_model(run, 10, run.task)
+    model = stage.build_model(run, 10)
     examples = data.open_examples(run.config.data, "")
-    params, statistics, _ = stage.warm_start(
+    params, statistics, _ = stage_weights.warm_start(
         run, model, examples, sharding.one_device()
     )
     found = strict.flatten(batch_stats.join(params, statistics))

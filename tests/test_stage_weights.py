@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from safetensors.numpy import load_file
 
 from flax_adapt import config as configs
-from flax_adapt import measure, recipe, stage, weights
+from flax_adapt import measure, recipe, stage_weights, weights
 from flax_adapt.errors import UserError
 
 MODEL = tiny_files.MODEL
@@ -123,7 +123,7 @@ def test_a_teacher_is_reshaped_as_the_student_is(files, tmp_path):
     config = larger(files, "vit_self_distill", ",compare=False,rounds=1")
     (run,) = (s for s in recipe.stage_runs(config, tmp_path) if s.label == "distill_1")
     run.config.teacher = "pretrained"
-    position = stage.frozen(run, {})["teacher"]["encoder"]["position"]
+    position = stage_weights.frozen(run)["teacher"]["encoder"]["position"]
     assert position.shape == (1, 17, MODEL["width"])
 
 

@@ -6,7 +6,7 @@ import tiny_runs
 import tiny_text
 from PIL import Image
 
-from flax_adapt import weights
+from flax_adapt import data, weights
 
 MODEL = {**tiny.MODEL, "channels": 3, "depth": 1}
 PIXELS = dict(mean=(0.5,) * 3, std=(0.25,) * 3)
@@ -69,6 +69,8 @@ def shrink(config):
     for stage in config.stages:
         stage.update(num_steps=2, batch_size=8, seeds=(0,))
         stage.optim.update(lr=1e-3, warmup_steps=0)
+        if stage.optim.recadam is not None:
+            stage.optim.recadam.gamma = 1.0
         if stage.model.projector is not None:
             stage.model.projector.update(hidden=8, width=8)
         if stage.eval is not None:
@@ -83,6 +85,7 @@ def data_sections(config):
             yield section.source
     for stage in config.stages:
         yield stage.data
-        yield from (
-            part.data for part in (stage.eval, stage.replay) if part is not None
-        )
+        if stage.eval is not None:
+            yield stage.eval.data
+        if stage.replay is not None:
+            yield from data.replay_sections(stage.replay)

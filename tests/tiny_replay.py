@@ -29,6 +29,7 @@ def replay(source, ratio=0.5, **changes):
         final_ratio=ratio,
         schedule="constant",
         sampling="uniform",
+        buffer_size=0,
         seed=0,
     )
     return ConfigDict({**fields, **changes})

@@ -23,8 +23,10 @@ from ml_collections import ConfigDict
 
 from flax_adapt import errors
 from flax_adapt.data import replay
+from flax_adapt.data.drawing import OneDomain
+from flax_adapt.data.drawing import sections as replay_sections
 from flax_adapt.data.examples import ImageExamples, open_images
-from flax_adapt.data.replay import OneDomain, ReplayExamples
+from flax_adapt.data.replay import ReplayExamples
 from flax_adapt.data.text import TextExamples, open_texts
 from flax_adapt.data.tokenizer import Tokenizer, open_tokenizer
 
@@ -40,6 +42,7 @@ __all__ = [
     "open_examples",
     "open_replay",
     "open_tokenizer",
+    "replay_sections",
 ]
 
 Examples: TypeAlias = OneDomain | ReplayExamples
@@ -63,8 +66,9 @@ def open_replay(
 ) -> ReplayExamples:
     """Opens the target `config_data`, and the source's examples that are replayed.
 
-    `config_replay`: `data` (a whole section), ratio, final_ratio, schedule, sampling,
-    seed. Over `num_steps` batches the ratio goes from ratio to final_ratio.
+    `config_replay`: `data` (a whole section, or several), ratio, final_ratio, schedule,
+    sampling, buffer_size, seed. Over `num_steps` batches the ratio goes from ratio to
+    final_ratio.
     """
     replay.check(config_data, config_replay)
     target = open_examples(config_data, bad_log)
@@ -103,20 +107,26 @@ def _shuffled(count: int, seed: int) -> grain.MapDataset:
 
 
 def eval_batches(
-    examples: Examples, batch_size: int, process_index: int, process_count: int
+    examples: Examples,
+    batch_size: int,
+    process_index: int,
+    process_count: int,
+    rows: np.ndarray | None = None,
 ) -> Iterator[dict]:
     """Every example exactly once, in order; as many batches in every process.
 
-    The last batch is filled up with rows of index -1 and weight 0.
+    rows: int [m], the examples to take, in this order; None: all. The last batch is
+    filled up with rows of index -1 and weight 0.
     """
     position_b = _rows_of_process(batch_size, process_index, process_count)
-    num_batches = -(-len(examples) // batch_size)
+    rows = np.arange(len(examples)) if rows is None else rows
+    num_batches = -(-len(rows) // batch_size)
+    filled = np.full(num_batches * batch_size, -1)
+    filled[: len(rows)] = rows
 
     def batch(k: int) -> dict:
-        index_B = np.arange(k * batch_size, (k + 1) * batch_size)
-        return examples.batch(
-            np.where(index_B < len(examples), index_B, -1), position_b
-        )
+        index_B = filled[k * batch_size : (k + 1) * batch_size]
+        return examples.batch(index_B, position_b)
 
     return _prefetch(grain.MapDataset.range(num_batches).map(batch), examples)
 

@@ -53,6 +53,42 @@ class Source:
         )
 
 
+def union(sources: Sequence[Source]) -> Source:
+    """All examples of several sources, one after the other; one source stays itself.
+
+    Where they do not name the same classes there are none, and no labels.
+    """
+    if len(sources) == 1:
+        return sources[0]
+    ends = np.cumsum([len(source) for source in sources])
+    classes = {source.class_names for source in sources}
+    is_labelled = len(classes) == 1
+
+    def read(i: int) -> tuple[Any, float]:
+        number = origin(ends, i)
+        first = ends[number] - len(sources[number])
+        item, label = sources[number].read(int(i - first))
+        return item, label if is_labelled else UNLABELLED
+
+    def read_labels() -> np.ndarray:
+        labels = np.concatenate([source.labels for source in sources])
+        return labels if is_labelled else np.full(len(labels), UNLABELLED, np.int32)
+
+    return Source(
+        where=" + ".join(source.where for source in sources),
+        names=functools.reduce(Chained, [source.names for source in sources]),
+        class_names=next(iter(classes)) if is_labelled else (),
+        read=read,
+        read_labels=read_labels,
+        broken={name: why for source in sources for name, why in source.broken.items()},
+    )
+
+
+def origin(ends: np.ndarray, rows: Any) -> Any:
+    """Which of several sources the rows of their union are of; ends: where each ends."""
+    return np.searchsorted(ends, rows, side="right")
+
+
 class Picked(Sequence[str]):
     """Some of the names, by row."""
 

@@ -33,7 +33,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 class Mixture(NamedTuple):
     """Rows of two domains: 0, 1, ... of the target, and those of the source after them.
 
-    config     replay section: ratio, final_ratio and schedule are read here
+    config     replay section: ratio, final_ratio, schedule and buffer_size are read here
     num_steps  batches of training; the batch after the last has final_ratio
     """
 
@@ -53,10 +53,12 @@ class Mixture(NamedTuple):
 def uniform(mixture: Mixture, batch_size: int, seed: int) -> grain.MapDataset:
     """Every row of a batch is one of the source with the same probability.
 
-    With a constant ratio an epoch is the union of both domains, shuffled. Else the
-    number of source rows is drawn, Binomial(batch_size, share of batch k).
+    With a constant ratio an epoch is the union of both domains, shuffled. Else, or where
+    a buffer has another size than the ratio says, the number of source rows is drawn,
+    Binomial(batch_size, share of batch k).
     """
-    if mixture.config.ratio == mixture.config.final_ratio:
+    config = mixture.config
+    if config.ratio == config.final_ratio and not config.buffer_size:
         union = _stream(mixture.num_target + mixture.num_source, seed, _UNION)
         return _endless(lambda k: union(k * batch_size, (k + 1) * batch_size))
 

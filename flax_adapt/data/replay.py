@@ -1,14 +1,16 @@
 """Replay: the target's examples and a few of the source the model came from (METHODS S2).
 
-The few are drawn once, by `replay.seed`, and stay the same for the whole stage. Which of
-them a batch holds is said in `order`.
+Or of several sources, such as earlier tasks: `replay.data` is one data section or a tuple
+of them, and the few are drawn from all together. They are drawn once, by `replay.seed`,
+and stay the same for the whole stage: a share of the target (`replay.ratio`), or
+`replay.buffer_size` of them. The latter is what a reservoir holds at the end of a stream
+of the sources: each example with the same probability (Vitter 1985). Which of them a
+batch holds is said in `order`.
 """
 
-import dataclasses
-import logging
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import grain
 import jax
@@ -16,32 +18,25 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from flax_adapt import errors
-from flax_adapt.data import order, text
-from flax_adapt.data.base import UNLABELLED, Chained, Source
-from flax_adapt.data.examples import ImageExamples, open_images
+from flax_adapt.data import drawing, order
+from flax_adapt.data.base import UNLABELLED, Chained
+from flax_adapt.data.drawing import BadOfSeveral, Drawn, OneDomain
 from flax_adapt.data.text import TextExamples
 
-log = logging.getLogger(__name__)
-
-OneDomain: TypeAlias = ImageExamples | TextExamples
-# What there is to draw from, and how examples are made of what was drawn.
-Opened: TypeAlias = tuple[Source, Callable[[Source], OneDomain]]
 # modality -> the fields in which target and source must agree: one batch holds both
 SAME = {
     "image": ("image_size", "channels", "mean", "std"),
     "text": ("tokenizer", "seq_len", "layout", "buckets"),
 }
-_DRAW = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class BadOfBoth:
-    """The bad examples of two sources: how many, and their names."""
-
-    names: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.names)
+# ... and what several sources must have alike: one set of examples is made of them
+ALIKE: dict[str, dict[str, Callable[[ConfigDict], Any]]] = {
+    "image": {},
+    "text": {
+        "the number of text_fields": lambda config: len(config.text_fields),
+        "label_kind": lambda config: config.label_kind,
+        "having a label_field": lambda config: bool(config.label_field),
+    },
+}
 
 
 class ReplayExamples:
@@ -49,19 +44,21 @@ class ReplayExamples:
 
     `target` and `source` are the two sets; `config` is the target's: the source's rows
     are augmented and fetched ahead as it says. `same_classes`: a label means the same in
-    both; where it does not, the source's rows have none.
+    both; where it does not, the source's rows have none. `origins`: int [m], which of
+    several sources each image or document that was drawn is of.
     """
 
     def __init__(
         self,
         target: OneDomain,
         source: OneDomain,
-        drawn_names: Sequence[str],
+        drawn: Drawn,
         config_replay: ConfigDict,
         num_steps: int,
     ):
         self.target, self.source, self.config = target, source, target.config
-        self._replay, self._drawn_names = config_replay, drawn_names
+        self._replay, self._drawn_names = config_replay, drawn.source.names
+        self.origins = drawn.origins
         sizes = (len(target), len(source))
         self._mixture = order.Mixture(*sizes, config_replay, num_steps)
         self.names: Sequence[str] = Chained(target.names, source.names)
@@ -80,9 +77,11 @@ class ReplayExamples:
         return np.concatenate([ours, theirs])
 
     @property
-    def bad_files(self) -> BadOfBoth:
+    def bad_files(self) -> BadOfSeveral:
         """What could not be decoded so far."""
-        return BadOfBoth((*self.target.bad_files.names, *self.source.bad_files.names))
+        return BadOfSeveral(
+            (*self.target.bad_files.names, *self.source.bad_files.names)
+        )
 
     def order(self, batch_size: int, seed: int) -> grain.MapDataset:
         """Element k: index_B, int64 [batch_size], the rows of training batch k.
@@ -125,9 +124,13 @@ class ReplayExamples:
 
     def record(self) -> dict[str, Any]:
         """What was drawn, as JSON can hold it: `names` are of images or documents."""
-        fields = ("seed", "ratio", "final_ratio", "schedule", "sampling")
-        where = {name: self._replay.data[name] for name in ("source", "split")}
-        names = list(self._drawn_names)
+        fields = ["seed", "ratio", "final_ratio", "schedule", "sampling"]
+        fields += ["buffer_size"] if self._replay.buffer_size else []
+        data, names = drawing.sections(self._replay), list(self._drawn_names)
+        where = {name: [section[name] for section in data]
+                 for name in ("source", "split")}  # fmt: skip
+        if len(data) == 1:
+            where = {name: values[0] for name, values in where.items()}
         return {name: self._replay[name] for name in fields} | where | {"names": names}
 
 
@@ -153,10 +156,29 @@ def check(config_data: ConfigDict, config_replay: ConfigDict) -> None:
     _check_ratios(config_replay)
     if config_replay.seed < 0:
         raise errors.UserError(f"replay.seed={config_replay.seed} must be >= 0")
-    _check_same("modality", config_data, config_replay.data)
+    if config_replay.buffer_size < 0:
+        raise errors.UserError(
+            f"replay.buffer_size={config_replay.buffer_size} must be the number of "
+            "examples to draw, or 0: as many as the ratio says"
+        )
     modality = errors.choose("data.modality", config_data.modality, SAME)
-    for field in modality:
-        _check_same(field, config_data, config_replay.data)
+    data = drawing.sections(config_replay)
+    if not data:
+        raise errors.UserError("replay.data=() must name a source or several")
+    for section in data:
+        for field in ("modality", *modality):
+            _check_same(field, config_data, section)
+        _check_alike(data[0], section)
+
+
+def _check_alike(config_first: ConfigDict, config_other: ConfigDict) -> None:
+    for what, value in ALIKE[config_first.modality].items():
+        first, other = value(config_first), value(config_other)
+        if first != other:
+            raise errors.UserError(
+                f"replay.data: {what} must be the same for all sources, not {first!r} "
+                f"and {other!r}"
+            )
 
 
 def _check_ratios(config_replay: ConfigDict) -> None:
@@ -186,52 +208,17 @@ def _check_same(field: str, config_data: ConfigDict, config_source: ConfigDict) 
 def add_source(
     target: OneDomain, config_replay: ConfigDict, bad_log: str, num_steps: int
 ) -> ReplayExamples:
-    """Draws from the source of `config_replay`, which has passed `check`.
+    """Draws from the sources of `config_replay`, which has passed `check`.
 
-    round(max(ratio, final_ratio) * number of target examples) of them; of packed texts
-    documents are counted, and drawn before they are packed.
+    `buffer_size` of them, or where that is 0 round(max(ratio, final_ratio) * number of
+    target examples); of packed texts documents are counted, and drawn before they are
+    packed.
     """
-    config = config_replay.data
+    data = drawing.sections(config_replay)
     try:
-        whole, make = SOURCES[config.modality](config, bad_log)
-        drawn = _draw(whole, target, config_replay)
-        source = make(drawn)
+        sources, make = drawing.SOURCES[data[0].modality](data, bad_log)
+        drawn = drawing.draw(sources, target, config_replay)
+        source = make(drawn.source)
     except errors.UserError as error:
         raise errors.UserError(f"replay: {error}") from error
-    return ReplayExamples(target, source, drawn.names, config_replay, num_steps)
-
-
-def _draw(whole: Source, target: OneDomain, config_replay: ConfigDict) -> Source:
-    """A larger ratio keeps what a smaller one drew; in the order of the source."""
-    num_target = target.num_texts if isinstance(target, TextExamples) else len(target)
-    ratio = max(config_replay.ratio, config_replay.final_ratio)
-    seed = config_replay.seed
-    count = round(ratio * num_target)
-    if not 0 < count <= len(whole):
-        raise errors.UserError(
-            f"ratio {ratio} of {num_target} target examples asks for {count} of the"
-            f" {len(whole)} examples of {whole.where}; change the ratio, or give more data"
-        )
-    rows = np.random.default_rng([seed, _DRAW]).permutation(len(whole))[:count]
-    log.info(
-        "replay: drew %d of %d examples of %s with seed %d, for a ratio of %g to %d"
-        " target examples",
-        *(count, len(whole), whole.where, seed, ratio, num_target),
-    )
-    return whole.take(np.sort(rows))
-
-
-def _images(config_data: ConfigDict, bad_log: str) -> Opened:
-    opened = open_images(config_data, bad_log)  # nothing is decoded yet
-    return opened.source, lambda drawn: ImageExamples(drawn, config_data, bad_log)
-
-
-def _texts(config_data: ConfigDict, bad_log: str) -> Opened:
-    whole, bad_files = text.open_documents(config_data, bad_log)
-    return whole, lambda drawn: TextExamples(drawn, config_data, bad_files)
-
-
-SOURCES: dict[str, Callable[[ConfigDict, str], Opened]] = {
-    "image": _images,
-    "text": _texts,
-}
+    return ReplayExamples(target, source, drawn, config_replay, num_steps)

@@ -4,30 +4,48 @@ The values of S1 (Lee et al. 2023) are those of its released code, METHODS table
 code leaves open, and all that concerns text, is said to be ours.
 """
 
+from flax_adapt.defaults.ablations import self_distill_stages
+from flax_adapt.defaults.baselines import (
+    MARS_RADIUS,
+    der,
+    ema,
+    er,
+    ewc,
+    fisher,
+    l2_sp,
+    lora,
+    lwf,
+    r3f,
+    recadam,
+    weight_distance,
+)
 from flax_adapt.defaults.continual import CONTINUAL_ARGUMENTS, Continual
+from flax_adapt.defaults.finetuning import BASELINE_ARGUMENTS, Baselines
 from flax_adapt.defaults.glad import GLAD_ARGUMENTS, Glad
 from flax_adapt.defaults.resizing import RESIZING_ARGUMENTS, Resizing
-from flax_adapt.defaults.shared import (
-    ALL,
+from flax_adapt.defaults.sections import (
     NO_MIXING,
     adaptor,
     classify,
     contrast,
     distill,
-    distill_stages,
-    evaluate,
-    experiment,
-    finetune_optim,
-    finetune_stage,
     glad,
-    pretrain_optim,
-    pretrain_stage,
     projector,
     reconstruct,
     regress,
     replay,
     resize,
     stage_model,
+)
+from flax_adapt.defaults.shared import (
+    ALL,
+    distill_stages,
+    evaluate,
+    experiment,
+    finetune_optim,
+    finetune_stage,
+    pretrain_optim,
+    pretrain_stage,
     wide,
 )
 from flax_adapt.defaults.text import (
@@ -56,9 +74,11 @@ from flax_adapt.defaults.vision import (
 
 __all__ = [
     "ALL",
+    "BASELINE_ARGUMENTS",
     "CONTINUAL_ARGUMENTS",
     "DATASETS",
     "GLAD_ARGUMENTS",
+    "MARS_RADIUS",
     "MOCO_V3_VIEWS",
     "NO_AUGMENT",
     "NO_MIXING",
@@ -67,6 +87,7 @@ __all__ = [
     "S1_PRETRAIN_ARGUMENTS",
     "TEXT_ARGUMENTS",
     "UNSUPERVISED_ARGUMENTS",
+    "Baselines",
     "Continual",
     "Glad",
     "Resizing",
@@ -77,23 +98,34 @@ __all__ = [
     "classify",
     "contrast",
     "dataset",
+    "der",
     "distill",
     "distill_stages",
+    "ema",
+    "er",
     "evaluate",
+    "ewc",
     "experiment",
     "finetune_optim",
     "finetune_stage",
+    "fisher",
     "glad",
     "image_data",
+    "l2_sp",
+    "lora",
+    "lwf",
     "mlm",
     "pixel_statistics",
     "pretrain_optim",
     "pretrain_stage",
     "projector",
+    "r3f",
+    "recadam",
     "reconstruct",
     "regress",
     "replay",
     "resize",
+    "self_distill_stages",
     "stage_model",
     "text_data",
     "text_finetune_optim",
@@ -101,5 +133,6 @@ __all__ = [
     "text_optim",
     "text_pretrain_stage",
     "views",
+    "weight_distance",
     "wide",
 ]

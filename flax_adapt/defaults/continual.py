@@ -6,7 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from flax_adapt import data
-from flax_adapt.defaults import modality, shared, vision
+from flax_adapt.defaults import modality, sections, shared, vision
 from flax_adapt.errors import UserError
 
 # The arguments of continual_pretrain, which explains them.
@@ -102,7 +102,7 @@ class Continual:
         earlier = tuple(self._unlabelled(d) for d in range(t))
         replay = None
         if self.args.rho and earlier:
-            replay = shared.replay(earlier, self.args.rho)
+            replay = sections.replay(earlier, self.args.rho)
         return self._masked(name, self._unlabelled(t), replay, init_from)
 
     def _unlabelled(self, d: int) -> dict[str, Any]:
@@ -118,7 +118,7 @@ class Continual:
         return shared.pretrain_stage(
             name,
             section,
-            objective=self.start.make.masked(shared.NO_MIXING),
+            objective=self.start.make.masked(sections.NO_MIXING),
             num_steps=args.steps,
             batch_size=args.batch_size,
             replay=replay,
@@ -135,7 +135,7 @@ class Continual:
                 "joint=True trains on all domains at once: give several, or joint=False"
             )
         count = sum(_opened(section, size=True) for section in others)
-        replay = shared.replay(
+        replay = sections.replay(
             tuple(others), 1.0, buffer_size=count, sampling="uniform"
         )
         stage = self._masked(JOINT, first, replay, START)
@@ -161,7 +161,7 @@ class Continual:
         changes: dict[str, Any] = dict(fresh=("head",), pooling=args.pooling)
         if kind == "glad":
             hidden = 64 if args.adaptor == "bottleneck" else 0
-            changes["adaptor"] = shared.adaptor(kind=args.adaptor, hidden=hidden)
+            changes["adaptor"] = sections.adaptor(kind=args.adaptor, hidden=hidden)
         if kind == "grow" and t:
             changes |= dict(grow_head=True, fresh=())
         classes = self._classes(t) if kind == "grow" else ()
@@ -173,7 +173,7 @@ class Continual:
             num_steps=args.steps,
             batch_size=args.batch_size,
             optim=shared.finetune_optim(lr=args.lr, warmup_steps=args.steps // 10),
-            objective=self._glad() if kind == "glad" else shared.classify(),
+            objective=self._glad() if kind == "glad" else sections.classify(),
             model=model,
             eval=None,
             init_from=init_from,
@@ -181,9 +181,9 @@ class Continual:
 
     def _glad(self) -> dict[str, Any]:
         args = self.args
-        masked = self.start.make.masked(shared.NO_MIXING)
+        masked = self.start.make.masked(sections.NO_MIXING)
         fields = dict(regularizer=args.regularizer, weight=args.weight)
-        return shared.glad(masked, **fields)
+        return sections.glad(masked, **fields)
 
     def _classes(self, t: int) -> tuple[str, ...]:
         """Of the tasks so far: what is new comes last."""

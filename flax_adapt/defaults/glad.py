@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from flax_adapt.defaults import modality, shared
+from flax_adapt.defaults import modality, sections, shared
 from flax_adapt.errors import UserError, choose
 from flax_adapt.objectives.glad import PRESERVED, REGULARIZERS
 
@@ -106,9 +106,11 @@ class Glad:
     ) -> dict[str, Any]:
         args = self.args
         hidden = args.bottleneck if args.adaptor == "bottleneck" else 0
-        adaptor = shared.adaptor(kind=args.adaptor, keywise=args.keywise, hidden=hidden)
-        objective = shared.glad(
-            self.start.make.masked(shared.NO_MIXING),
+        adaptor = sections.adaptor(
+            kind=args.adaptor, keywise=args.keywise, hidden=hidden
+        )
+        objective = sections.glad(
+            self.start.make.masked(sections.NO_MIXING),
             regularizer=regularizer,
             weight=args.weight,
             preserve=args.preserve,
@@ -134,7 +136,7 @@ class Glad:
         return shared.pretrain_stage(
             name,
             make.unlabelled(data, args.split),
-            objective=make.masked(shared.NO_MIXING),
+            objective=make.masked(sections.NO_MIXING),
             num_steps=steps,
             batch_size=args.batch_size,
             optim={**optim, "freeze": freeze},

@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 from flax_adapt import data, models, weights
-from flax_adapt.defaults import shared, text, vision
+from flax_adapt.defaults import sections, shared, text, vision
 from flax_adapt.errors import UserError, choose, reworded
 
 
@@ -49,7 +49,7 @@ class Images:
         changes: dict[str, Any] = {} if channels == 3 else dict(vision.NO_COLOURS)
         changes["blur_sigma"] = tuple(s * size / 224 for s in vision.MOCO_V3_SIGMA)
         self.views = vision.views(min_crop_area=args.min_crop_area, **changes)
-        self.model = shared.stage_model()
+        self.model = sections.stage_model()
         self.data_dir = args.data_dir
 
     def labelled(self, source: str, split: str, **changes: Any) -> dict[str, Any]:
@@ -64,7 +64,7 @@ class Images:
 
     def masked(self, section: dict[str, Any]) -> dict[str, Any]:
         """The objective with this section `mixing`."""
-        return {**shared.reconstruct(), "mixing": section}
+        return {**sections.reconstruct(), "mixing": section}
 
 
 class Texts:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from flax_adapt import models
-from flax_adapt.defaults import modality, shared
+from flax_adapt.defaults import modality, sections, shared
 from flax_adapt.errors import UserError, choose
 from flax_adapt.surgery import last_block, matched
 
@@ -159,7 +159,7 @@ class Resizing:
         is_extra = variant.kind == "extra"
         if is_extra and not self.start.is_image:
             start = "random"  # a post-norm block cannot add nothing
-        return shared.resize(
+        return sections.resize(
             old if is_extra else width,
             kind=variant.kind,
             relu=args.relu or not self.start.is_transformer,
@@ -174,19 +174,19 @@ class Resizing:
         args = self.args
         if args.objective == "contrast":
             layers = {} if args.projector else {"layers": 0}
-            return shared.projector(hidden=args.hidden, **layers)
+            return sections.projector(hidden=args.hidden, **layers)
         if args.objective == SUPERVISED and args.projector:
-            return shared.projector(
+            return sections.projector(
                 layers=2, hidden=args.hidden, predictor_layers=0, batch_norm=False
             )
         return None
 
     def _objective(self) -> dict[str, Any]:
         if self.args.objective == "contrast":
-            return shared.contrast()
+            return sections.contrast()
         if self.args.objective == SUPERVISED:
-            return shared.classify()
-        return self.start.make.masked(shared.NO_MIXING)
+            return sections.classify()
+        return self.start.make.masked(sections.NO_MIXING)
 
     def _optim(self, variant: Variant) -> dict[str, Any]:
         optim = self.start.optim(freezes=variant.freezes)

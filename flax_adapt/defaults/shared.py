@@ -1,9 +1,10 @@
-"""What both modalities share: optimizers, stages, objectives, the top level."""
+"""What both modalities share: optimizers, stages, evaluation, the top level."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from flax_adapt import weights
+from flax_adapt.defaults import sections
 from flax_adapt.errors import UserError
 
 # What is known of `init` beyond what it tells itself: 0 or "" a field, nothing.
@@ -38,8 +39,10 @@ def pretrain_optim(**changes: Any) -> dict[str, Any]:
         layer_decay=1.0,
         freeze=(r".*/position",),
         accum_steps=1,
+        recadam=None,
+        mars_radius=0.0,
     )
-    return change(section, changes)
+    return sections.change(section, changes)
 
 
 def finetune_optim(**changes: Any) -> dict[str, Any]:
@@ -57,139 +60,10 @@ def finetune_optim(**changes: Any) -> dict[str, Any]:
         layer_decay=1.0,
         freeze=(),
         accum_steps=1,
+        recadam=None,
+        mars_radius=0.0,
     )
-    return change(section, changes)
-
-
-# What METHODS S2 calls data mixing, turned off; a mixture for MAE is a new instance.
-NO_MIXING = dict(
-    operator="none", alpha=1.0, pairing="target_source", reading="instance"
-)
-
-
-def reconstruct() -> dict[str, Any]:
-    return dict(
-        name="reconstruct",
-        hidden_ratio=0.75,
-        normalize_patches=True,
-        mixing=NO_MIXING,
-    )
-
-
-def distill(masked: dict[str, Any] | None = None) -> dict[str, Any]:
-    """S1: squared distance of the final CLS states, summed over features, weight 1.
-
-    masked: the masked part; None: `reconstruct()`.
-    """
-    return dict(
-        name="distill",
-        masked=masked or reconstruct(),
-        state="cls",
-        layers=(-1,),
-        reduce="sum",
-        weight=1.0,
-    )
-
-
-def contrast(**changes: Any) -> dict[str, Any]:
-    """MoCo-v3 as published."""
-    section = dict(
-        name="contrast",
-        form="moco_v3",
-        temperature=0.2,
-        momentum=0.99,
-        momentum_schedule="cosine",
-        queue_size=0,
-        mixing={**NO_MIXING, "reading": "imix"},
-    )
-    return change(section, changes)
-
-
-def projector(**changes: Any) -> dict[str, Any]:
-    """MoCo-v3's heads of a ViT: 3 layers 4096-4096-256 and a predictor of 2."""
-    section = dict(
-        layers=3, hidden=4096, width=256, predictor_layers=2, batch_norm=True
-    )
-    return change(section, changes)
-
-
-def replay(source: dict[str, Any], ratio: float, **changes: Any) -> dict[str, Any]:
-    """`ratio` source examples for one of the target, the same share in every batch."""
-    section = dict(
-        data=source,
-        ratio=ratio,
-        final_ratio=ratio,
-        schedule="constant",
-        sampling="stratified",
-        seed=0,
-    )
-    return change(section, changes)
-
-
-def classify() -> dict[str, Any]:
-    return dict(name="classify", label_smoothing=0.0, mixup_alpha=0.0, cutmix_alpha=0.0)
-
-
-def glad(masked: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
-    """METHODS S4, where all of it is ours; weight 1 of 0.1, 1, 10.
-
-    masked: of the regularizer "masked"; None: `reconstruct()`.
-    """
-    section = dict(
-        classify(),
-        name="glad",
-        regularizer="preserve",
-        weight=1.0,
-        preserve="features",
-        state="tokens",
-        layers=(-1,),
-        masked=masked or reconstruct(),
-        stop_backbone=False,
-    )
-    return change(section, changes)
-
-
-def regress() -> dict[str, Any]:
-    return dict(name="regress")
-
-
-def stage_model(**changes: Any) -> dict[str, Any]:
-    """What a stage makes of the model: no dropout, nothing new, nothing resized."""
-    section = dict(
-        dropout=0.0,
-        drop_path=0.0,
-        pooling="cls",
-        num_classes=0,
-        fresh=(),
-        reshape=(),
-        resize=None,
-        projector=None,
-        adaptor=None,
-        grow_head=False,
-    )
-    return change(section, changes)
-
-
-def adaptor(**changes: Any) -> dict[str, Any]:
-    """GLAD attention (METHODS S4): a vector for the logits, one for the values; ours."""
-    return change(dict(kind="vector", keywise=False, hidden=0), changes)
-
-
-def resize(width: int, **changes: Any) -> dict[str, Any]:
-    """A last block of `width` features, which computes what the model did (METHODS S3).
-
-    `surgery.last_block` explains the fields.
-    """
-    section = dict(
-        kind="resized",
-        width=width,
-        relu=False,
-        mlp_dim=0,
-        init="preserve",
-        noise=1.0,
-        tokens="all",
-    )
-    return change(section, changes)
+    return sections.change(section, changes)
 
 
 def pretrain_stage(name: str, data: dict[str, Any], **changes: Any) -> dict[str, Any]:
@@ -197,18 +71,21 @@ def pretrain_stage(name: str, data: dict[str, Any], **changes: Any) -> dict[str,
     section = dict(
         name=name,
         seeds=(0,),
-        objective=reconstruct(),
+        objective=sections.reconstruct(),
         num_steps=20_000,
         batch_size=64,
         data=data,
         replay=None,
+        penalties=(),
+        fisher=None,
+        ema=None,
         optim=pretrain_optim(),
-        model=stage_model(),
+        model=sections.stage_model(),
         eval=None,
         init_from="pretrained",
         teacher="none",
     )
-    return change(section, changes)
+    return sections.change(section, changes)
 
 
 def distill_stages(
@@ -219,7 +96,11 @@ def distill_stages(
         raise UserError(f"rounds={rounds} must be at least 1")
     stages, teacher = [], first_teacher
     for number in range(1, rounds + 1):
-        fields = {"objective": distill(), **changes, "teacher": f"stage:{teacher}"}
+        fields = {
+            "objective": sections.distill(),
+            **changes,
+            "teacher": f"stage:{teacher}",
+        }
         stages.append(pretrain_stage(f"distill_{number}", data, **fields))
         teacher = f"distill_{number}"
     return stages
@@ -235,13 +116,16 @@ def finetune_stage(
     section = dict(
         name=name,
         seeds=(0, 1, 2, 3, 4),
-        objective=classify(),
+        objective=sections.classify(),
         num_steps=10_000,
         batch_size=32,
         data=data,
         replay=None,
+        penalties=(),
+        fisher=None,
+        ema=None,
         optim=finetune_optim(),
-        model=stage_model(dropout=0.1, fresh=("head",)),
+        model=sections.stage_model(dropout=0.1, fresh=("head",)),
         eval=dict(
             every_steps=1_000,
             batch_size=64,
@@ -252,7 +136,7 @@ def finetune_stage(
         init_from="pretrained",
         teacher="none",
     )
-    return change(section, changes)
+    return sections.change(section, changes)
 
 
 def evaluate(
@@ -283,7 +167,7 @@ def evaluate(
         stages=(),
         models_at_once=8,
     )
-    return change(section, changes)
+    return sections.change(section, changes)
 
 
 def wide(**changes: Any) -> dict[str, Any]:
@@ -293,7 +177,7 @@ def wide(**changes: Any) -> dict[str, Any]:
     layer, which is penalised as the linear one.
     """
     section = dict(mlp_hidden=256, mlp_max_iterations=100)
-    return change(section, changes)
+    return sections.change(section, changes)
 
 
 def experiment(**sections: Any) -> dict[str, Any]:
@@ -314,10 +198,3 @@ def experiment(**sections: Any) -> dict[str, Any]:
         transfer=None,
     )
     return {**section, **sections}
-
-
-def change(section: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    unknown = sorted(set(changes) - set(section))
-    if unknown:
-        raise TypeError(f"no such fields: {unknown}")
-    return {**section, **changes}

@@ -6,7 +6,7 @@ they have one.
 from typing import Any
 
 from flax_adapt import data, models, weights
-from flax_adapt.defaults import shared
+from flax_adapt.defaults import sections, shared
 from flax_adapt.defaults.shared import ALL
 from flax_adapt.errors import UserError, choose, reworded
 
@@ -33,7 +33,7 @@ def text_data(source: str, split: str, tokenizer: str, **changes: Any) -> dict:
         prefetch_batches=4,
         max_bad_fraction=0.01,
     )
-    return shared.change(section, changes)
+    return sections.change(section, changes)
 
 
 def mlm(mask_token_id: int) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def text_optim(num_steps: int, **changes: Any) -> dict[str, Any]:
         clip_norm=1.0,
         freeze=(),
     )
-    return shared.change(section, changes)
+    return sections.change(section, changes)
 
 
 def text_finetune_optim(num_steps: int, **changes: Any) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def text_finetune_optim(num_steps: int, **changes: Any) -> dict[str, Any]:
     section = shared.finetune_optim(
         lr=2e-5, warmup_steps=num_steps * 6 // 100, decay="pretrain"
     )
-    return shared.change(section, changes)
+    return sections.change(section, changes)
 
 
 def text_pretrain_stage(
@@ -87,12 +87,12 @@ def text_pretrain_stage(
         optim=text_optim(num_steps),
         model=text_model(),
     )
-    return shared.change(section, changes)
+    return sections.change(section, changes)
 
 
 def text_model(**changes: Any) -> dict[str, Any]:
     """Dropout 0.1, as BERT and RoBERTa were pre-trained; nothing new."""
-    return shared.stage_model(**{"dropout": 0.1, **changes})
+    return sections.stage_model(**{"dropout": 0.1, **changes})
 
 
 def text_finetune_stage(
@@ -119,7 +119,7 @@ def text_finetune_stage(
             every_steps=0, batch_size=64, data=test, metric="macro_f1", mode="max"
         ),
     )
-    return shared.change(section, changes)
+    return sections.change(section, changes)
 
 
 # The arguments that all configs of text take; bert_self_distill explains them.
@@ -197,7 +197,7 @@ class TextData:
             label_field=args.label_field,
             label_kind="number" if args.regress else "class",
         )
-        return shared.change(section, changes)
+        return sections.change(section, changes)
 
     @property
     def start(self) -> str:
@@ -252,7 +252,7 @@ class TextData:
     def distill_stages(self, first_teacher: str, rounds: int) -> list[dict[str, Any]]:
         """S1's rounds on text: the masked part is `mlm`."""
         state = choose("pooling", self.args.pooling, STATES)
-        objective = {**shared.distill(mlm(self.mask_token_id)), "state": state}
+        objective = {**sections.distill(mlm(self.mask_token_id)), "state": state}
         return shared.distill_stages(
             self.texts,
             first_teacher,
@@ -276,7 +276,7 @@ class TextData:
             optim=text_finetune_optim(args.finetune_steps, lr=args.finetune_lr),
         )
         if args.regress:
-            stage["objective"] = shared.regress()
+            stage["objective"] = sections.regress()
             stage["eval"] = {**stage["eval"], "metric": "spearman"}
         return stage
 

@@ -7,7 +7,7 @@ those of the contrastive objective after MoCo-v3 (Chen et al. 2021, official cod
 from typing import Any, NamedTuple
 
 from flax_adapt import mixing
-from flax_adapt.defaults import modality, shared
+from flax_adapt.defaults import modality, sections, shared
 from flax_adapt.errors import UserError, choose
 
 
@@ -94,7 +94,7 @@ class Unsupervised:
         args, make = self.args, self.make
         target, model = make.unlabelled(args.dataset, args.split), make.model
         if self.contrasts:
-            heads = shared.projector(**{"hidden": args.hidden, **self.form.heads})
+            heads = sections.projector(**{"hidden": args.hidden, **self.form.heads})
             target = make.twice(target)
             model = {**model, "fresh": self.form.fresh, "projector": heads}
         return shared.pretrain_stage(
@@ -112,7 +112,7 @@ class Unsupervised:
     def _objective(self, method: Method) -> dict[str, Any]:
         if not self.contrasts:
             return self.make.masked(self._mixing(method, "instance"))
-        return shared.contrast(
+        return sections.contrast(
             form=self.args.form,
             queue_size=self.args.queue_size,
             mixing=self._mixing(method, "imix"),
@@ -135,7 +135,7 @@ class Unsupervised:
         if not method.replays:
             return None
         source = self.make.unlabelled(args.source, args.source_split)
-        return shared.replay(source, args.rho, sampling=args.sampling)
+        return sections.replay(source, args.rho, sampling=args.sampling)
 
     def experiment(self) -> dict[str, Any]:
         args = self.args

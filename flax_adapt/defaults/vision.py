@@ -7,7 +7,7 @@ from typing import Any
 
 from flax_adapt import models, weights
 from flax_adapt.data import image
-from flax_adapt.defaults import shared
+from flax_adapt.defaults import sections, shared
 from flax_adapt.defaults.shared import ALL, UNKNOWN
 from flax_adapt.errors import UserError, choose, reworded
 
@@ -62,7 +62,7 @@ MOCO_V3_VIEWS: tuple[dict[str, Any], ...] = (
 
 def views(**changes: Any) -> tuple[dict[str, Any], ...]:
     """MOCO_V3_VIEWS with these fields changed in both, as small images need it."""
-    return tuple(shared.change(view, changes) for view in MOCO_V3_VIEWS)
+    return tuple(sections.change(view, changes) for view in MOCO_V3_VIEWS)
 
 
 def dataset(name: str) -> str:
@@ -142,7 +142,7 @@ def image_data(source: str, split: str, **changes: Any) -> dict[str, Any]:
         prefetch_batches=4,
         max_bad_fraction=0.01,
     )
-    return shared.change(section, changes)
+    return sections.change(section, changes)
 
 
 # The arguments that all configs of S1 take; vit_self_distill explains them.

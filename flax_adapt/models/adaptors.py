@@ -56,7 +56,7 @@ class Adaptor(nn.Module):
 
     @nn.compact
     def __call__(
-        self, q_BLHK: Array, attend: Callable[[Array, "Mix | None"], Array]
+        self, q_BLHK: Array, attend: Callable[[Array, "MixLogits | None"], Array]
     ) -> Array:
         """Returns x_BLHK, adapted. `attend(q_BLHK, mix) -> x_BLHK` mixes the values, the
         logits having gone through `mix` where it is not None.
@@ -69,7 +69,7 @@ class Adaptor(nn.Module):
 
 
 # logits_BHLM -> logits_BHLM
-Mix = Callable[[Array], Array]
+MixLogits = Callable[[Array], Array]
 
 
 def _scale(adaptor: Adaptor, q_BLHK: Array) -> tuple[Array, None]:
@@ -81,7 +81,7 @@ def _scale(adaptor: Adaptor, q_BLHK: Array) -> tuple[Array, None]:
     return q_BLHK * factor_HK[None, None], None
 
 
-def _mix_heads(adaptor: Adaptor, q_BLHK: Array) -> tuple[Array, Mix]:
+def _mix_heads(adaptor: Adaptor, q_BLHK: Array) -> tuple[Array, MixLogits]:
     heads = q_BLHK.shape[2]
     mix_GH = adaptor.zeros("head_mixing", heads, heads, like=q_BLHK)
 
@@ -121,9 +121,9 @@ def _squeeze(adaptor: Adaptor, x_BLD: Array) -> Array:
 
 
 class Kind(NamedTuple):
-    """psi1, on queries (and, as a Mix, on logits); psi2, on the mixed values."""
+    """psi1, on queries (and, as a MixLogits, on logits); psi2, on the mixed values."""
 
-    logits: Callable[[Adaptor, Array], tuple[Array, Mix | None]]
+    logits: Callable[[Adaptor, Array], tuple[Array, MixLogits | None]]
     values: Callable[[Adaptor, Array], Array]
 
 

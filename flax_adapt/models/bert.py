@@ -7,7 +7,6 @@ stays within a document; padding is a document of its own: it influences no real
 
 import dataclasses
 import functools
-from collections.abc import Callable
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -16,11 +15,8 @@ from flax_adapt.errors import UserError, choose
 from flax_adapt.models import architecture, layers
 from flax_adapt.models.adaptors import AdaptorConfig
 from flax_adapt.models.architecture import LastBlock
-from flax_adapt.models.layers import NORMAL, Dtype
+from flax_adapt.models.layers import NORMAL, Dtype, Mix
 from flax_adapt.types import Array, Key, Text
-
-# What becomes of embeddings x_BLD before the first block.
-Mix = Callable[[Array], Array]
 
 # Row of the first token's position. RoBERTa's positions count on from the id of padding
 # (fairseq): rows 0 to pad_token_id are never a real token's.

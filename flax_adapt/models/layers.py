@@ -15,11 +15,13 @@ import jax.numpy as jnp
 
 from flax_adapt import keys
 from flax_adapt.models import architecture
-from flax_adapt.models.adaptors import Adaptor, Mix
+from flax_adapt.models.adaptors import Adaptor, MixLogits
 from flax_adapt.models.architecture import GELU, BlockConfig, LastBlock, ViTConfig
 from flax_adapt.types import Array, Key
 
 Dtype = Any
+# What becomes of embeddings x_BLD before the first block.
+Mix = Callable[[Array], Array]
 # Collections that are kept only if they are asked for: what blocks hand to the norm behind
 # them, and what attention gives to the residual stream.
 SUMS, ATTENTIONS = "sums", "attentions"
@@ -113,7 +115,7 @@ def attend(
     k_BMHK: Array,
     v_BMHK: Array,
     sees_BLM: Array | None,
-    mix: Mix | None = None,
+    mix: MixLogits | None = None,
 ) -> Array:
     """Returns x_BLHK: values mixed by softmax(q k / sqrt K), which runs in float32.
 
@@ -159,7 +161,7 @@ class Attention(nn.Module):
             for name in ("query", "key", "value")
         )
 
-        def mixed(q_BLHK: Array, mix: Mix | None) -> Array:
+        def mixed(q_BLHK: Array, mix: MixLogits | None) -> Array:
             return attend(q_BLHK, k_BMHK, v_BMHK, sees_BLM, mix)
 
         if config.adaptor is None:

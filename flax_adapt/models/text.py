@@ -15,7 +15,7 @@ from flax_adapt.models import architecture, bert, layers
 from flax_adapt.models.architecture import GELU
 from flax_adapt.models.bert import BertConfig
 from flax_adapt.models.heads import ProjectorConfig, make_projector, project
-from flax_adapt.models.layers import NORMAL, Dtype
+from flax_adapt.models.layers import NORMAL, Dtype, Mix
 from flax_adapt.types import Array, Key, Layout, Text
 
 
@@ -48,9 +48,11 @@ class TextModel(nn.Module):
         """Returns the encoder, to be kept as `self.encoder`."""
         return bert.Encoder(self.config, self.dropout, self.drop_path, self.dtype)
 
-    def encode(self, text: Text, key_B: Key | None) -> tuple[Array, ...]:
+    def encode(
+        self, text: Text, key_B: Key | None, mix: Mix | None = None
+    ) -> tuple[Array, ...]:
         """Returns the token states of `bert.Encoder`."""
-        return self.encoder(text, key_B)
+        return self.encoder(text, key_B, mix)
 
     def embed(self, text: Text, pooling: str, key_B: Key | None = None) -> Array:
         """Returns x_BD, float32: the last states, pooled; `key_B` as for `encode`."""
@@ -150,9 +152,9 @@ class TextClassifier(TextModel):
         self.projector = make_projector(self.projector_config)
         self.head = layers.Dense(self.num_classes, True, NORMAL, jnp.float32)
 
-    def __call__(self, text: Text, key_B: Key | None) -> Array:
-        """Returns logits_BN, float32."""
-        x_BLD = self.encode(text, key_B)[-1].astype(jnp.float32)
+    def __call__(self, text: Text, key_B: Key | None, mix: Mix | None = None) -> Array:
+        """Returns logits_BN, float32; `mix` as for `bert.Encoder`."""
+        x_BLD = self.encode(text, key_B, mix)[-1].astype(jnp.float32)
         key_B = layers.fold_or_none(key_B, 1 + architecture.num_blocks(self.config))
         x_BD = project(self.projector, self._pool(x_BLD, text.segments_BL))
         return self.head(layers.dropout(x_BD, self.dropout, key_B))

@@ -17,7 +17,7 @@ from flax_adapt.errors import UserError, choose
 from flax_adapt.models import architecture, layers
 from flax_adapt.models.architecture import ViTConfig
 from flax_adapt.models.heads import ProjectorConfig, make_projector, project
-from flax_adapt.models.layers import NORMAL, Dtype, Initialiser
+from flax_adapt.models.layers import NORMAL, Dtype, Initialiser, Mix
 from flax_adapt.models.resnet_config import ResNetConfig
 from flax_adapt.types import Array, Key, Layout
 
@@ -119,11 +119,19 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, image_BYXC: Array, key_B: Key | None, visible_BV: Array | None = None
+        self,
+        image_BYXC: Array,
+        key_B: Key | None,
+        visible_BV: Array | None = None,
+        mix: Mix | None = None,
     ) -> tuple[Array, ...]:
-        """`visible_BV` names the patches to look at; None is all of them."""
+        """`visible_BV` names the patches to look at; None is all of them.
+
+        `mix` None: the embeddings, CLS and positions included, stay as they are.
+        """
         config, variant = self.config, self.variant
         x_BLD = self._embed(image_BYXC, visible_BV)
+        x_BLD = x_BLD if mix is None else mix(x_BLD)
         if variant.dropout_embedding:
             key_0 = layers.fold_or_none(key_B, 0)
             x_BLD = layers.dropout(x_BLD, self.dropout, key_0)
@@ -209,9 +217,11 @@ class ImageModel(nn.Module):
         """Returns the encoder, to be kept as `self.encoder`."""
         return Encoder(self.config, variant, self.dropout, self.drop_path, self.dtype)
 
-    def encode(self, image_BYXC: Array, key_B: Key | None) -> tuple[Array, ...]:
+    def encode(
+        self, image_BYXC: Array, key_B: Key | None, mix: Mix | None = None
+    ) -> tuple[Array, ...]:
         """Returns the token states of `Encoder`, of the full image."""
-        return self.encoder(image_BYXC, key_B)
+        return self.encoder(image_BYXC, key_B, mix=mix)
 
     def embed(self, image_BYXC: Array, pooling: str, key_B: Key | None = None) -> Array:
         """Returns x_BD, float32: the final states, pooled; `key_B` as for `encode`."""
@@ -271,7 +281,9 @@ class Classifier(ImageModel):
         self.projector = make_projector(self.projector_config)
         self.head = layers.Dense(self.num_classes, True, NORMAL, jnp.float32)
 
-    def __call__(self, image_BYXC: Array, key_B: Key | None) -> Array:
-        """Returns logits_BN, float32."""
-        x_BD = self.pool(self.encode(image_BYXC, key_B), self.pooling)
+    def __call__(
+        self, image_BYXC: Array, key_B: Key | None, mix: Mix | None = None
+    ) -> Array:
+        """Returns logits_BN, float32; `mix` as for `Encoder`."""
+        x_BD = self.pool(self.encode(image_BYXC, key_B, mix), self.pooling)
         return self.head(project(self.projector, x_BD))

@@ -6,7 +6,7 @@
 every example. The batch has "image" (float32, normalised) or "text" (`types.Text`), as
 the model's `modality` says; of images for `contrast` also "views", two. Metrics are sums
 (`metrics`), divided once. The metric "loss" is always there, a `metrics.Loss`: its terms
-are what parts of a batch are added up by.
+are what parts of a batch are added up by. `penalties` go with any of them.
 """
 
 from collections.abc import Callable
@@ -26,9 +26,20 @@ from flax_adapt.objectives import (
     glad,
     mlm,
     reconstruct,
+    statistics,
 )
-from flax_adapt.objectives.statistics import carry_along
-from flax_adapt.types import NOTHING_CARRIED, Array, Batch, Carry, Key, LossFn, Params
+from flax_adapt.objectives import ema as ema
+from flax_adapt.objectives import penalties as penalties
+from flax_adapt.types import (
+    NOTHING_CARRIED,
+    Array,
+    Batch,
+    Carry,
+    Key,
+    LossFn,
+    Params,
+    together,
+)
 
 OBJECTIVES: dict[str, Callable[..., LossFn]] = {
     "reconstruct": reconstruct.make_loss,
@@ -78,13 +89,19 @@ def task_of(config: Any) -> str:
 def metrics_of(config: Any) -> tuple[str, ...]:
     """What an objective measures: what `eval.metric` may name."""
     if config.name == "distill":
-        return (*METRICS[config.masked.name], "distill")
+        measured = METRICS[config.masked.name] if config.masked_weight else ("loss",)
+        return (*measured, "distill")
     return METRICS[config.name]
 
 
 def beside_of(config: Any) -> str | None:
     """The task whose head is trained beside that of `task_of`, or None."""
     return glad.beside_task(config) if config.name == "glad" else None
+
+
+def teacher_task(config: Any) -> str:
+    """The task of the teacher: of hidden states, the encoder does."""
+    return task_of(config) if config.match == "predictions" else "encoder"
 
 
 def keeps_start(config: Any) -> bool:
@@ -109,16 +126,18 @@ def build(
 
 
 def build_carry(
-    config: Any, num_steps: int, statistics: Params = MappingProxyType({})
+    config: Any, num_steps: int, running: Params = MappingProxyType({})
 ) -> Carry:
     """Returns what `config.name` takes along through `num_steps` optimizer steps.
 
-    statistics: running ones of the model to begin with, see `models.batch_stats`.
+    running: statistics of the model to begin with, see `models.batch_stats`.
     """
-    carry = NOTHING_CARRIED
-    if config.name in CARRIES:
-        carry = CARRIES[config.name](config, num_steps)
-    return carry_along(carry, statistics) if statistics else carry
+    carries = (
+        [CARRIES[config.name](config, num_steps)] if config.name in CARRIES else []
+    )
+    if running:
+        carries.append(statistics.make_carry(running))
+    return together(carries) if carries else NOTHING_CARRIED
 
 
 def mixing_of(config: Any) -> Any | None:

@@ -12,6 +12,8 @@ from flax_adapt.metrics import Loss, Mean, Spearman, accuracy, confusion
 from flax_adapt.models import batch_stats
 from flax_adapt.types import HANDED, Array, Batch, Key, LossFn, Metrics, Params
 
+# A batch may bring what the model makes of it: penalties look at the same logits.
+LOGITS = "logits"
 _MIX = 0x313
 
 
@@ -24,6 +26,15 @@ def smooth(labels_B: Array, num_classes: int, smoothing: float) -> Array:
 def cross_entropy(logits_BN: Array, targets_BN: Array) -> Array:
     """Returns loss_B. Logits (0, 0) and target (1, 0): log 2."""
     return -jnp.sum(targets_BN * jax.nn.log_softmax(logits_BN), axis=-1)
+
+
+def logits_of(
+    model: nn.Module, params: Params, batch: Batch, key_B: Key | None
+) -> Array:
+    """Returns logits_BN of a batch, float32, unless it brings them."""
+    if LOGITS in batch:
+        return batch[LOGITS]
+    return model.apply({"params": params}, batch[model.modality], key_B)
 
 
 def _mixed(config: Any, batch, targets_BN: Array, key_B) -> tuple[Array, Array]:
@@ -47,7 +58,12 @@ def _mixed(config: Any, batch, targets_BN: Array, key_B) -> tuple[Array, Array]:
 def _outputs(
     model: nn.Module, params: Params, frozen: Params, batch: Batch, key_B: Key | None
 ) -> tuple[Array, Metrics]:
-    """Returns what the model says of a batch; HANDED, where it keeps statistics."""
+    """Returns what the model says of a batch; HANDED, where it keeps statistics.
+
+    A batch may bring what is said of it, see `logits_of`.
+    """
+    if LOGITS in batch:
+        return batch[LOGITS], {}
     variables = batch_stats.given_to(model, params, frozen)
     # Batch norm must know which rows count.
     rows = (batch["weight"],) if model.keeps_statistics else ()
@@ -62,7 +78,8 @@ def _outputs(
 def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
     """`config`: label_smoothing, mixup_alpha, cutmix_alpha (0: off; images only).
 
-    Labels int32 [B]. F1 and Matthews correlation are measured in evaluation.
+    Labels int32 [B]. F1 and Matthews correlation are measured in evaluation. A batch may
+    bring its own logits, see `logits_of`; those of mixed images are computed always.
     """
     smoothing = config.label_smoothing if train else 0.0
     mixes = max(config.mixup_alpha, config.cutmix_alpha) > 0
@@ -73,7 +90,8 @@ def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
         targets_BN = smooth(batch["label"], model.num_classes, smoothing)
         if mixes and train:
             image_BYXC, targets_BN = _mixed(config, batch, targets_BN, key_B)
-            batch = {**batch, "image": image_BYXC}
+            plain = {name: rows for name, rows in batch.items() if name != LOGITS}
+            batch = {**plain, "image": image_BYXC}
         key_B = key_B if train else None
         logits_BN, handed = _outputs(model, params, frozen, batch, key_B)
         loss = Mean.of(cross_entropy(logits_BN, targets_BN), batch["weight"])

@@ -19,6 +19,7 @@ from flax_adapt.errors import UserError, choose
 from flax_adapt.metrics import Loss
 from flax_adapt.models import batch_stats
 from flax_adapt.models.batch_stats import Variables
+from flax_adapt.objectives import ema
 from flax_adapt.objectives.info_nce import FORMS, Keys, Soft, measure, normalize
 from flax_adapt.types import HANDED, Array, Batch, Carry, Key, LossFn, Metrics, Params
 
@@ -31,13 +32,6 @@ AVERAGED = ("encoder", "projector")
 # What a model takes: (images,), (text,), or (text, how its embeddings are mixed).
 View = tuple[Any, ...]
 Views = Sequence[View]
-
-# 1 - m, what the average takes of the new parameters, by the share of the steps done.
-MOMENTUM_SCHEDULES: dict[str, Callable[[float, Array], Any]] = {
-    "constant": lambda momentum, done: 1 - momentum,
-    # Chen et al. 2021, official code: m rises to 1.
-    "cosine": lambda momentum, done: (1 - momentum) * (1 + jnp.cos(math.pi * done)) / 2,
-}
 
 # Reading -> (views of the keys, [(views of the queries, their labels), ...]): the terms
 # of the loss. Labels None: the own key. "none": nothing is mixed here.
@@ -95,7 +89,7 @@ def _inputs(
 
 
 def _check(config: Any) -> None:
-    choose("objective.momentum_schedule", config.momentum_schedule, MOMENTUM_SCHEDULES)
+    choose("objective.momentum_schedule", config.momentum_schedule, ema.SCHEDULES)
     queue = choose("objective.form", config.form, FORMS).queue
     if not 0 < config.temperature < math.inf:
         raise UserError(
@@ -173,7 +167,7 @@ def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
         metrics, handed = _metrics(measured), batch_stats.handed(variables, train)
         if form.queue and train:
             (queued,) = found.values()
-            handed |= {"key_BD": queued.key_BD, "weight_B": weight_B}
+            handed["queue"] = dict(key_BD=queued.key_BD, weight_B=weight_B)
         if handed:
             metrics[HANDED] = handed
         return metrics["loss"].value(), metrics
@@ -226,7 +220,7 @@ def make_carry(config: Any, num_steps: int) -> Carry:
     """
     _check(config)
     has_queue = FORMS[config.form].queue
-    share = MOMENTUM_SCHEDULES[config.momentum_schedule]
+    share = ema.SCHEDULES[config.momentum_schedule]
 
     def init(params: Params, key: Key) -> dict[str, Any]:
         carried = {"key_encoder": _averaged(params)}
@@ -243,16 +237,13 @@ def make_carry(config: Any, num_steps: int) -> Carry:
         }
 
     def update(
-        carried: dict[str, Any], params: Params, handed: Any, step: Array
+        carried: dict[str, Any], params: Params, handed: dict[str, Any], step: Array
     ) -> dict[str, Any]:
         rate = share(config.momentum, step.astype(jnp.float32) / num_steps)
-        average = jax.tree.map(
-            lambda known, new: known + rate * (new - known),
-            *(carried["key_encoder"], _averaged(params)),
-        )
+        average = ema.moved(carried["key_encoder"], _averaged(params), rate)
         if not has_queue:
             return {"key_encoder": average}
-        queue_KD = _enqueue(carried["queue"], **handed, number=step - 1)
+        queue_KD = _enqueue(carried["queue"], **handed["queue"], number=step - 1)
         return {"key_encoder": average, "queue": queue_KD}
 
     return Carry(_carried(config), init, update)

@@ -3,8 +3,9 @@
 One implementation for images and text.
 """
 
+import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from flax_adapt import models
 from flax_adapt.errors import UserError, choose
 from flax_adapt.metrics import Loss, Mean
 from flax_adapt.objectives import mlm, reconstruct
-from flax_adapt.types import Array, Layout, LossFn
+from flax_adapt.types import Array, Batch, Key, Layout, LossFn, Params
 
 
 def _cls(x_BLD: Array, layout: Layout) -> tuple[Array, Array]:
@@ -42,7 +43,21 @@ STATES: dict[str, Callable[[Array, Layout], tuple[Array, Array]]] = {
     "mean": _mean,
 }
 REDUCE = {"sum": jnp.sum, "mean": jnp.mean}
-MASKED = {"reconstruct": reconstruct.make_loss, "mlm": mlm.make_loss}
+# (params, teacher, batch, key_B) -> Mean
+Distance = Callable[[Params, Params, Batch, Key], Mean]
+
+
+class Masked(NamedTuple):
+    """A masked objective: its loss, and the distance of two models' predictions."""
+
+    make_loss: Callable[[Any, nn.Module, bool], LossFn]
+    make_distance: Callable[[Any, nn.Module, bool], Distance]
+
+
+MASKED = {
+    "reconstruct": Masked(reconstruct.make_loss, reconstruct.make_distance),
+    "mlm": Masked(mlm.make_loss, mlm.make_distance),
+}
 
 
 def state_distance(
@@ -69,7 +84,12 @@ def state_distance(
 
 
 def _check(config: Any, num_states: int) -> None:
+    choose("objective.match", config.match, MATCHES)
     choose("objective.state", config.state, STATES)
+    if not 0 <= config.masked_weight < math.inf:
+        raise UserError(
+            f"objective.masked_weight={config.masked_weight} must be at least 0"
+        )
     choose("objective.reduce", config.reduce, REDUCE)
     outside = [i for i in config.layers if not -num_states <= i < num_states]
     if outside or not config.layers:
@@ -79,35 +99,63 @@ def _check(config: Any, num_states: int) -> None:
         )
 
 
-def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
-    """`config`: masked (an objective), state, layers, reduce, weight.
-
-    L = L_masked + weight * distance(student, stop_gradient(teacher)), both on the FULL
-    unmasked input, without dropout: a student that is its teacher is at distance 0 (ours;
-    the reference trains without any). The teacher is `frozen["teacher"]`. The defaults of
-    the reference: cls, after the last layer (its final LayerNorm included), sum over
-    features, weight 1.
+def _match_states(config: Any, model: nn.Module, train: bool) -> Distance:
+    """On the FULL unmasked input, without dropout: a student that is its teacher is at
+    distance 0 (ours; the reference trains without any).
     """
-    masked = choose("objective.masked.name", config.masked.name, MASKED)
-    masked_loss = masked(config.masked, model, train)
-    _check(config, models.num_blocks(model.config) + 1)
+    del train
 
     def states(params, inputs):
         hidden = model.apply({"params": params}, inputs, None, method="encode")
         return [hidden[layer].astype(jnp.float32) for layer in config.layers]
 
-    def loss_fn(params, frozen, batch, key_B):
+    def distance(params: Params, teacher: Params, batch: Batch, key_B: Key) -> Mean:
+        del key_B
         inputs = batch[model.modality]
-        metrics = masked_loss(params, frozen, batch, key_B)[1]
-        distance = state_distance(
+        return state_distance(
             states(params, inputs),
-            jax.lax.stop_gradient(states(frozen["teacher"], inputs)),
+            jax.lax.stop_gradient(states(teacher, inputs)),
             model.layout(inputs),
             batch["weight"],
             config.state,
             config.reduce,
         )
-        loss: Loss = metrics["loss"].plus(config.weight, distance)
+
+    return distance
+
+
+def _match_predictions(config: Any, model: nn.Module, train: bool) -> Distance:
+    return MASKED[config.masked.name].make_distance(config.masked, model, train)
+
+
+# What of the student is to be near the teacher's. Predictions: an ablation of S1, for
+# which the teacher must be the whole model, decoder or head included.
+MATCHES: dict[str, Callable[[Any, nn.Module, bool], Distance]] = {
+    "states": _match_states,
+    "predictions": _match_predictions,
+}
+
+
+def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
+    """`config`: masked (an objective), masked_weight, match, state, layers, reduce, weight.
+
+    L = masked_weight * L_masked + weight * distance(student, stop_gradient(teacher)). The
+    teacher is `frozen["teacher"]`. The defaults of the reference: both weights 1, states,
+    cls, after the last layer (its final LayerNorm included), sum over features.
+    masked_weight 0, an ablation of S1: the masked objective is left out.
+    """
+    masked = choose("objective.masked.name", config.masked.name, MASKED)
+    masked_loss = masked.make_loss(config.masked, model, train)
+    _check(config, models.num_blocks(model.config) + 1)
+    measure = MATCHES[config.match](config, model, train)
+
+    def loss_fn(params, frozen, batch, key_B):
+        metrics, loss = {}, Loss(())
+        if config.masked_weight:
+            metrics = masked_loss(params, frozen, batch, key_B)[1]
+            loss = metrics["loss"].times(config.masked_weight)
+        distance = measure(params, frozen["teacher"], batch, key_B)
+        loss = loss.plus(config.weight, distance)
         return loss.value(), {**metrics, "loss": loss, "distill": distance}
 
     return loss_fn

@@ -1,6 +1,7 @@
 """Masked language modelling (Devlin et al. 2019, section 3.1)."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from flax import linen as nn
 from flax_adapt import keys, masking
 from flax_adapt.errors import UserError
 from flax_adapt.metrics import Loss, Mean, Perplexity, Sum
-from flax_adapt.types import Array, Key, LossFn, Text
+from flax_adapt.types import Array, Batch, Key, LossFn, Params, Text
 
 _MASK = 0x3A7
 
@@ -42,22 +43,27 @@ def _check(config: Any, vocab_size: int) -> None:
         )
 
 
-def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
-    """`config`: mask_rate, mask_token_id, mask_share, random_share, whole_word,
-    max_masked_fraction.
+class Predicted(NamedTuple):
+    """Logits of the tokens at places of their row; weight 0: none is hidden there."""
 
-    The mean over all hidden tokens of the batch. Only `max_masked_fraction` of a row is
-    projected onto the vocabulary; what is hidden beyond that is not learnt from, and
-    counted as "overflow". The mask is drawn from the keys, unless the batch brings a
-    `masking.Hidden` under "hidden".
+    logits_BMV: Array
+    at_BM: Array
+    weight_BM: Array
+    overflow: Sum
+
+
+def _make_predict(
+    config: Any, model: nn.Module, train: bool
+) -> Callable[[Params, Batch, Key], Predicted]:
+    """The mask is drawn from the keys, unless the batch brings a `masking.Hidden` under
+    "hidden".
     """
     vocab_size = model.config.vocab_size
     _check(config, vocab_size)
     names = ("mask_rate", "mask_token_id", "mask_share", "random_share", "whole_word")
     how = {name: config[name] for name in names} | {"vocab_size": vocab_size}
 
-    def loss_fn(params, frozen, batch, key_B):
-        del frozen
+    def predict(params: Params, batch: Batch, key_B: Key) -> Predicted:
         text: Text = batch["text"]
         hidden = batch.get("hidden") or hide(text, key_B)
         count = masking.max_hidden(text.tokens_BL.shape[1], config.max_masked_fraction)
@@ -68,14 +74,60 @@ def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
             at_BM,
             key_B if train else None,
         )
-        targets_BM = jnp.take_along_axis(text.tokens_BL, at_BM, axis=1)
         weight_BM = jnp.where(chosen_BM, batch["weight"][:, None], 0)
         weight_BL = jnp.where(hidden.hidden_BL, batch["weight"][:, None], 0)
         overflow = Sum(jnp.sum(weight_BL) - jnp.sum(weight_BM))
-        return _measured(logits_BMV, targets_BM, weight_BM, overflow)
+        return Predicted(logits_BMV, at_BM, weight_BM, overflow)
 
     def hide(text: Text, key_B: Key) -> masking.Hidden:
         return masking.hide_tokens(text, keys.fold(key_B, _MASK), **how)
+
+    return predict
+
+
+def divergence(logits_BMV: Array, teacher_BMV: Array) -> Array:
+    """Returns KL(teacher, student) of every token, [B, M], in nats.
+
+    Student (0, 0), teacher (log 3, 0): 3/4 log(3/2) + 1/4 log(1/2).
+    """
+    log_q_BMV, log_p_BMV = map(jax.nn.log_softmax, (logits_BMV, teacher_BMV))
+    return jnp.sum(jnp.exp(log_p_BMV) * (log_p_BMV - log_q_BMV), axis=-1)
+
+
+def make_distance(
+    config: Any, model: nn.Module, train: bool
+) -> Callable[[Params, Params, Batch, Key], Mean]:
+    """(params, teacher, batch, key_B) -> mean divergence of the student's predictions.
+
+    Of the tokens hidden from both alike; ours, for an ablation of S1. The teacher drops
+    nothing.
+    """
+    student, teacher = (_make_predict(config, model, drops) for drops in (train, False))
+
+    def distance(params: Params, other: Params, batch: Batch, key_B: Key) -> Mean:
+        ours = student(params, batch, key_B)
+        theirs = jax.lax.stop_gradient(teacher(other, batch, key_B))
+        error_BM = divergence(ours.logits_BMV, theirs.logits_BMV)
+        return Mean.of(error_BM, ours.weight_BM)
+
+    return distance
+
+
+def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
+    """`config`: mask_rate, mask_token_id, mask_share, random_share, whole_word,
+    max_masked_fraction.
+
+    The mean over all hidden tokens of the batch. Only `max_masked_fraction` of a row is
+    projected onto the vocabulary; what is hidden beyond that is not learnt from, and
+    counted as "overflow".
+    """
+    predict = _make_predict(config, model, train)
+
+    def loss_fn(params, frozen, batch, key_B):
+        del frozen
+        logits_BMV, at_BM, weight_BM, overflow = predict(params, batch, key_B)
+        targets_BM = jnp.take_along_axis(batch["text"].tokens_BL, at_BM, axis=1)
+        return _measured(logits_BMV, targets_BM, weight_BM, overflow)
 
     return loss_fn
 

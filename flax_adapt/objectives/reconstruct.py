@@ -1,13 +1,15 @@
 """Masked auto-encoding of images (He et al. 2022, section 3; METHODS S1)."""
 
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from flax_adapt import keys, masking, models
 from flax_adapt.metrics import Loss, Mean
-from flax_adapt.types import Array, LossFn
+from flax_adapt.types import Array, Batch, Key, LossFn, Params
 
 _MASK = 0x3A5
 _EPS = 1e-6  # inside the root of the target's deviation, as in the reference code
@@ -34,26 +36,54 @@ def masked_error(
     return Mean.of(error_BL, jnp.where(hidden_BL, weight_B[:, None], 0))
 
 
-def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
-    """`config`: hidden_ratio, normalize_patches.
+def _make_predict(config: Any, model: nn.Module, train: bool) -> Callable[..., Any]:
+    """(params, batch, key_B) -> (prediction_BLP, hidden_BL).
 
     The mask is drawn from the keys, unless the batch brings noise_BL float32 under
     "noise" (the patches with the smallest values stay visible).
     """
-    arch = model.config
 
-    def loss_fn(params, frozen, batch, key_B):
-        del frozen
+    def predict(params: Params, batch: Batch, key_B: Key) -> tuple[Array, Array]:
         noise_BL = batch.get("noise")
         if noise_BL is None:
-            noise_BL = masking.patch_noise(keys.fold(key_B, _MASK), arch.num_patches)
-        prediction_BLP, hidden_BL = model.apply(
+            key_mask_B = keys.fold(key_B, _MASK)
+            noise_BL = masking.patch_noise(key_mask_B, model.config.num_patches)
+        return model.apply(
             {"params": params},
             batch["image"],
             noise_BL,
             key_B if train else None,
             config.hidden_ratio,
         )
+
+    return predict
+
+
+def make_distance(
+    config: Any, model: nn.Module, train: bool
+) -> Callable[[Params, Params, Batch, Key], Mean]:
+    """(params, teacher, batch, key_B) -> mean squared difference of their predictions.
+
+    Over the patches hidden from both alike; ours, for an ablation of S1. The teacher
+    drops nothing.
+    """
+    student, teacher = (_make_predict(config, model, drops) for drops in (train, False))
+
+    def distance(params: Params, other: Params, batch: Batch, key_B: Key) -> Mean:
+        ours_BLP, hidden_BL = student(params, batch, key_B)
+        theirs_BLP = jax.lax.stop_gradient(teacher(other, batch, key_B)[0])
+        return masked_error(ours_BLP, theirs_BLP, hidden_BL, batch["weight"])
+
+    return distance
+
+
+def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
+    """`config`: hidden_ratio, normalize_patches."""
+    arch, predict = model.config, _make_predict(config, model, train)
+
+    def loss_fn(params, frozen, batch, key_B):
+        del frozen
+        prediction_BLP, hidden_BL = predict(params, batch, key_B)
         target_BLP = patch_targets(
             batch["image"], arch.patch_size, config.normalize_patches
         )

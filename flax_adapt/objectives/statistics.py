@@ -6,20 +6,17 @@ from flax_adapt.models import batch_stats
 from flax_adapt.types import Array, Carry, Key, Params
 
 
-def carry_along(carry: Carry, statistics: Params) -> Carry:
-    """Returns the carry that also takes statistics along: those that the loss hands over.
-
-    statistics: those to begin with.
-    """
+def make_carry(statistics: Params) -> Carry:
+    """Carries those that the loss hands over, which begin as `statistics`."""
 
     def init(params: Params, key: Key) -> dict[str, Any]:
-        return {**carry.init(params, key), batch_stats.NAME: statistics}
+        del params, key
+        return {batch_stats.NAME: statistics}
 
     def update(
-        carried: dict[str, Any], params: Params, handed: Any, step: Array
+        carried: dict[str, Any], params: Params, handed: dict[str, Any], step: Array
     ) -> dict[str, Any]:
-        own, moved = batch_stats.split(handed)
-        updated = carry.update(carried, params, own or None, step)
-        return {**updated, batch_stats.NAME: moved}
+        del carried, params, step
+        return {batch_stats.NAME: handed[batch_stats.NAME]}
 
-    return Carry((*carry.names, batch_stats.NAME), init, update)
+    return Carry((batch_stats.NAME,), init, update)

@@ -1,8 +1,11 @@
-"""Surgery on trained models: another width of the last block, adaptors dropped.
+"""Surgery on trained models: another width of the last block, adaptors of two kinds.
 
 surgery = SURGERY[config.model.kind]
 surgery.check(section, config.model, init_from)
 resized = surgery.resize(leaves, init, config_model, section, key, components)
+
+params = lora.add(params, section, key)
+params = lora.merge(params, section)
 backbone = adaptors.drop(params)
 """
 
@@ -10,7 +13,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from flax_adapt.surgery import adaptors, heads, last_block, matched, moments, resnet
+from flax_adapt.surgery import (
+    adaptors,
+    heads,
+    last_block,
+    lora,
+    matched,
+    moments,
+    resnet,
+)
 from flax_adapt.surgery.last_block import Leaves, Resized
 from flax_adapt.types import Key
 
@@ -20,6 +31,7 @@ __all__ = [
     "adaptors",
     "heads",
     "last_block",
+    "lora",
     "matched",
     "moments",
     "resnet",

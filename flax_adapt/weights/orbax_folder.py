@@ -1,8 +1,9 @@
 """Checkpoints of our own runs, and folders of one that `save` writes.
 
 A path is WORKDIR/stages/NAME/checkpoints (its latest step) or .../checkpoints/STEP; the
-WORKDIR's config.json tells what model it is, and the optimizer's state is not read. Or a
-folder that was written here: model.json beside the parameters.
+WORKDIR's config.json tells what model it is, and the optimizer's state is not read. The
+parameters are those that train, not an average of them (`ema`). Or a folder that was
+written here: model.json beside the parameters.
 """
 
 import contextlib
@@ -17,6 +18,7 @@ from flax_adapt.weights import (
     extras,
     fields,
     files,
+    lora,
     orbax_arrays,
     reading,
     translate,
@@ -35,7 +37,10 @@ KEPT = {
 
 
 class _Found(NamedTuple):
-    """What stands beside the parameters. pixels: image_mean and image_std, if known."""
+    """What stands beside the parameters. pixels: image_mean and image_std, if known.
+
+    lora: the stage's section, or None.
+    """
 
     where: Path
     state: Path
@@ -43,6 +48,11 @@ class _Found(NamedTuple):
     pooling: Any
     pixels: dict[str, Any] | None
     labels: dict[str, Any]
+    lora: Any
+
+    def tensors(self) -> dict[str, LazyTensor]:
+        """By leaf; low-rank adaptors are merged into their kernels."""
+        return lora.merge_lazy(self.state, orbax_arrays.opened(self.state), self.lora)
 
 
 def detect(path: Path) -> bool:
@@ -87,13 +97,14 @@ def _found(path: Path) -> _Found:
     stage = next(named, None)
     if stage is None or not isinstance(config.get("model"), dict):
         raise UserError(f"{where}: knows no model and stage {name!r}")
-    pooling, pixels = _section(stage, "model").get("pooling"), None
-    model = _model_of(config["model"], _section(stage, "model"))
+    options, pixels = _section(stage, "model"), None
+    model = _model_of(config["model"], options)
     data = _section(stage, "data")
     if data.get("modality") == "image":
         pixels = {"image_mean": data.get("mean"), "image_std": data.get("std")}
     state = folder / writing.STATE
-    return _Found(where, state, model, pooling, pixels, {})
+    pooling, section = options.get("pooling"), options.get("lora")
+    return _Found(where, state, model, pooling, pixels, {}, section)
 
 
 def _model_of(model: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
@@ -120,14 +131,14 @@ def _found_written(path: Path) -> _Found:
     if files.is_file(path / reading.PREPROCESSOR):
         pixels = reading.read_json(path / reading.PREPROCESSOR)
     state = path / writing.STATE
-    return _Found(where, state, told["model"], told.get("pooling"), pixels, told)
+    return _Found(where, state, told["model"], told.get("pooling"), pixels, told, None)
 
 
 def model_config(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the model config of the run."""
     fields.check_known(path, known, ())
     found = _found(path)
-    return _config(path, found, orbax_arrays.opened(found.state))
+    return _config(path, found, found.tensors())
 
 
 def _config(
@@ -168,7 +179,7 @@ def opened(
     """Gives (model config, {leaf: what reads it}, fields of `strict.Report`)."""
     fields.check_known(path, known, ())
     found = _found(path)
-    tensors = orbax_arrays.opened(found.state)
+    tensors = found.tensors()
     config = _config(path, found, tensors)
     fields.check_task(path, config, task)
     kept = [part for part in KEPT[task] if part != "pooler" or pooling == "pooler"]

@@ -1,0 +1,43 @@
+"""Fine-tune by the baselines that hold on to what the weights know, all from the same start.
+
+Run     flax-adapt run --workdir=runs/x \
+            --config=baseline_finetune:dataset=folder:PATH,init=PATH,method=full+l2_sp+lora
+        dataset   images or texts with labels, as in vit_self_distill, bert_self_distill
+        init      weights of a ViT, BERT or RoBERTa; init_format, heads, gelu, model,
+                  image_size, channels, ...: as in vit_self_distill
+        method    one or several, each a row of the table:
+                  full          all weights
+                  linear_probe  the head alone (of texts with pooling=pooler also that)
+                  lp_ft         the head first, then all
+                  lora          low-rank adaptors of query and value, and the head
+                  l2_sp         a penalty on the distance to the start
+                  recadam       Adam that recalls the start at first
+                  mars          weights stay in a ball around the start
+                  r3f           predictions do not change under noise
+                  ema           full, an average of the weights is the result
+                  ewc           full, weights that mattered to the task before are held
+                  lwf           full, predictions stay as those of the task before
+                  er, der       full, examples of the task before are replayed: their
+                                labels; their labels and logits (DER++)
+        previous  a data set that is learnt first, from which all methods then start; the
+                  last four need one. Its classes are those of dataset, and the head
+                  stays; new_head=True: other classes (not for lwf, er, der)
+        buffer_size  examples of the task before that er and der keep
+        seeds, steps, lr  of fine-tuning (0: those of vit_finetune or text_finetune)
+        per_class, test_split, data_dir  as in vit_self_distill
+        seq_len, text_field, pair_field, label_field, pooling  of texts
+Expect  one table: test accuracy (texts: macro-F1) by method, mean and spread over the
+        seeds. Not run at full size yet.
+Source  defaults/baselines.py has the values, and whose they are: Li et al. 2018, Chen et
+        al. 2020, Gouk et al. 2021, Aghajanyan et al. 2020, Hu et al. 2021, Kumar et al.
+        2022, Kirkpatrick et al. 2017, Li and Hoiem 2017, Buzzega et al. 2020. None of
+        them was searched.
+"""
+
+from flax_adapt import config as configs
+from flax_adapt import defaults
+
+
+def get_config(arguments: str = ""):
+    args = configs.parse_arguments(arguments, **defaults.BASELINE_ARGUMENTS)
+    return configs.build(defaults.Baselines(args).experiment())

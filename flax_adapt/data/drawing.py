@@ -1,0 +1,98 @@
+"""What is drawn from one source or several, once, to be replayed (see `replay`)."""
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from flax_adapt import errors
+from flax_adapt.data import base, text
+from flax_adapt.data.base import Source
+from flax_adapt.data.examples import ImageExamples, open_images
+from flax_adapt.data.text import TextExamples
+
+log = logging.getLogger(__name__)
+
+OneDomain: TypeAlias = ImageExamples | TextExamples
+# What there is to draw from, and how examples are made of what was drawn.
+Opened: TypeAlias = tuple[list[Source], Callable[[Source], OneDomain]]
+_DRAW = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class BadOfSeveral:
+    """The bad examples of several sources: how many, and their names."""
+
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+class Drawn(NamedTuple):
+    """What was drawn, and which of several sources each of it is of, int [m]."""
+
+    source: Source
+    origins: np.ndarray
+
+
+def sections(config_replay: ConfigDict) -> tuple[ConfigDict, ...]:
+    """The data sections that are replayed."""
+    data = config_replay.data
+    return data if isinstance(data, tuple) else (data,)
+
+
+def draw(sources: list[Source], target: OneDomain, config_replay: ConfigDict) -> Drawn:
+    """A larger ratio keeps what a smaller one drew; in the order of the sources."""
+    whole, seed = base.union(sources), config_replay.seed
+    count, field, told = _how_many(target, config_replay)
+    if not 0 < count <= len(whole):
+        raise errors.UserError(
+            f"{field} asks for {count} of the {len(whole)} examples of {whole.where};"
+            f" change the {field.split()[0]}, or give more data"
+        )
+    rows = np.random.default_rng([seed, _DRAW]).permutation(len(whole))[:count]
+    log.info(
+        "replay: drew %d of %d examples of %s with seed %d, for %s",
+        *(count, len(whole), whole.where, seed, told),
+    )
+    rows = np.sort(rows)
+    ends = np.cumsum([len(source) for source in sources])
+    return Drawn(whole.take(rows), base.origin(ends, rows))
+
+
+def _how_many(target: OneDomain, config_replay: ConfigDict) -> tuple[int, str, str]:
+    """Returns the number of examples to draw, the field that asks for it, and for what."""
+    size = config_replay.buffer_size
+    if size:
+        return size, f"buffer_size {size}", f"a buffer of {size}"
+    num_target = target.num_texts if isinstance(target, TextExamples) else len(target)
+    ratio = max(config_replay.ratio, config_replay.final_ratio)
+    return (
+        round(ratio * num_target),
+        f"ratio {ratio} of {num_target} target examples",
+        f"a ratio of {ratio:g} to {num_target} target examples",
+    )
+
+
+def _images(data: tuple[ConfigDict, ...], bad_log: str) -> Opened:
+    opened = [open_images(section, bad_log).source for section in data]
+    return opened, lambda drawn: ImageExamples(drawn, data[0], bad_log)
+
+
+def _texts(data: tuple[ConfigDict, ...], bad_log: str) -> Opened:
+    opened = [text.open_documents(section, bad_log) for section in data]
+    names = [name for _, bad_files in opened for name in bad_files.names]
+    bad_files: Any = BadOfSeveral(tuple(names))
+    return [source for source, _ in opened], lambda drawn: TextExamples(
+        drawn, data[0], bad_files
+    )
+
+
+SOURCES: dict[str, Callable[[tuple[ConfigDict, ...], str], Opened]] = {
+    "image": _images,
+    "text": _texts,
+}

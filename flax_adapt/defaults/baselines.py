@@ -1,0 +1,71 @@
+"""Sections of the baselines: penalties, LoRA, Fisher, averages; values from METHODS' table.
+
+What METHODS leaves open is ours, and said to be.
+"""
+
+from typing import Any
+
+from flax_adapt.defaults.sections import change
+
+
+def weight_distance(**changes: Any) -> dict[str, Any]:
+    """S1's ablation: sum (w - w0)^2; the weight is ours."""
+    return change(dict(name="weight_distance", weight=1.0), changes)
+
+
+def l2_sp(**changes: Any) -> dict[str, Any]:
+    """Li et al. 2018: alpha 0.1 on weights there were, beta 0.01 on new ones."""
+    return change(dict(name="l2_sp", weight=1.0, alpha=0.1, beta=0.01), changes)
+
+
+def ewc(of: str, **changes: Any) -> dict[str, Any]:
+    """Kirkpatrick et al. 2017; `of` is a stage with a section `fisher`. lambda 10 to 25."""
+    return change(dict(name="ewc", weight=10.0, of=of), changes)
+
+
+def r3f(**changes: Any) -> dict[str, Any]:
+    """Aghajanyan et al. 2020: eps 1e-5, lambda 1; normal noise, or uniform."""
+    return change(dict(name="r3f", weight=1.0, noise="normal", eps=1e-5), changes)
+
+
+def lwf(of: str, **changes: Any) -> dict[str, Any]:
+    """Li and Hoiem 2017: temperature 2, weight 0.5; `of` is the old classifier."""
+    return change(dict(name="lwf", weight=0.5, of=of, temperature=2.0), changes)
+
+
+def er(**changes: Any) -> dict[str, Any]:
+    """Experience replay, both cross-entropies alike (ours); in DER++ 0.5 to 1."""
+    return change(dict(name="er", weight=1.0), changes)
+
+
+def der(of: tuple[str, ...], **changes: Any) -> dict[str, Any]:
+    """Buzzega et al. 2020: weight 0.1 to 0.2; `of`: for each source of `replay.data` the
+    stage that learnt it.
+    """
+    return change(dict(name="der", weight=0.1, of=of), changes)
+
+
+def fisher(**changes: Any) -> dict[str, Any]:
+    """1 000 examples, labels of the model's, 8 gradients at once, all tasks alike: ours."""
+    section = dict(num_examples=1_000, labels="model", decay=1.0, batch_size=8)
+    return change(section, changes)
+
+
+def lora(**changes: Any) -> dict[str, Any]:
+    """Hu et al. 2021: rank 8, alpha 16, query and value."""
+    return change(dict(rank=8, alpha=16.0, targets=("query", "value")), changes)
+
+
+def ema(**changes: Any) -> dict[str, Any]:
+    """METHODS, EMA teacher: momentum 0.99 -> 1."""
+    return change(dict(momentum=0.99, schedule="cosine"), changes)
+
+
+def recadam(**changes: Any) -> dict[str, Any]:
+    """Chen et al. 2020: gamma 5000, k 0.5, t0 250."""
+    return change(dict(gamma=5000.0, k=0.5, t0=250.0), changes)
+
+
+# Gouk et al. 2021 search it for each data set; ours, not searched: a kernel of ViT-B has
+# row sums of about 15.
+MARS_RADIUS = 1.0

@@ -1,0 +1,173 @@
+"""Fine-tuning by every baseline from the same weights, of images and of texts."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from flax_adapt import weights
+from flax_adapt.defaults import baselines, sections, shared, text, vision
+from flax_adapt.errors import UserError, choose, reworded
+
+PREVIOUS = "finetune_previous"
+OF = f"stage:{PREVIOUS}"
+
+# The arguments of baseline_finetune, which explains them.
+BASELINE_ARGUMENTS = dict(
+    {**vision.S1_ARGUMENTS, "dataset": ""},
+    method="full",
+    previous="",
+    new_head=False,
+    buffer_size=200,
+    seeds=3,
+    steps=0,
+    lr=0.0,
+    seq_len=128,
+    text_field="text",
+    pair_field="",
+    label_field="label",
+    pooling="pooler",
+)
+
+
+class Sections(NamedTuple):
+    """What a method may add to a stage: penalties and fields; replay of the task before."""
+
+    penalties: tuple[dict[str, Any], ...] = ()
+    fields: Callable[[dict[str, Any]], dict[str, Any]] = lambda stage: {}
+    replays: bool = False
+    needs_previous: bool = False
+    compares_classes: bool = False
+
+
+def _optim(**changes: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda stage: {"optim": {**stage["optim"], **changes}}
+
+
+def _lora(stage: dict[str, Any]) -> dict[str, Any]:
+    return {"model": {**stage["model"], "lora": baselines.lora()}}
+
+
+_LINEAR = _optim(freeze=("encoder/.*",))
+# A method that compares with the task before: EWC holds weights, the others predictions.
+METHODS = {
+    "full": Sections(),
+    "linear_probe": Sections(fields=_LINEAR),
+    # Its head is fitted first, by a stage of its own (Kumar et al. 2022).
+    "lp_ft": Sections(),
+    "lora": Sections(fields=_lora),
+    # In the place of weight decay, as Li et al. have it.
+    "l2_sp": Sections((baselines.l2_sp(),), _optim(weight_decay=0.0)),
+    "recadam": Sections(fields=_optim(recadam=baselines.recadam())),
+    "mars": Sections(fields=_optim(mars_radius=baselines.MARS_RADIUS)),
+    "r3f": Sections((baselines.r3f(),)),
+    "ema": Sections(fields=lambda stage: {"ema": baselines.ema()}),
+    "ewc": Sections((baselines.ewc(OF),), needs_previous=True),
+    "lwf": Sections((baselines.lwf(OF),), needs_previous=True, compares_classes=True),
+    "er": Sections(
+        (baselines.er(),), replays=True, needs_previous=True, compares_classes=True
+    ),
+    # DER++: both terms.
+    "der": Sections(
+        (baselines.der((OF,)), baselines.er(weight=0.5)),
+        replays=True,
+        needs_previous=True,
+        compares_classes=True,
+    ),
+}
+
+
+class Baselines:
+    """What baseline_finetune makes of BASELINE_ARGUMENTS."""
+
+    def __init__(self, args: Any):
+        if not (args.dataset and args.init):
+            raise UserError(
+                "the config needs dataset=SOURCE and init=PATH, weights of a ViT, BERT or "
+                "RoBERTa"
+            )
+        self.args, self.names = args, args.method.split("+")
+        for name in self.names:
+            self._check(name, choose("method", name, METHODS))
+        told = shared.told(
+            args.init, args.init_format, {name: args[name] for name in shared.UNKNOWN}
+        )
+        with reworded(shared.ARGUMENTS):
+            self.is_image = weights.model_config(args.init, **told)["kind"] == "vit"
+        self.data = self._open(args.dataset)
+        self.before = self._open(args.previous) if args.previous else None
+
+    def _check(self, name: str, method: Sections) -> None:
+        if method.needs_previous and not self.args.previous:
+            raise UserError(
+                f"method={name} is against forgetting: give previous=SOURCE, a data set "
+                "that is learnt first"
+            )
+        if method.compares_classes and self.args.new_head:
+            raise UserError(
+                f"method={name} compares predictions of the same classes, so that the "
+                "head stays: leave new_head=False"
+            )
+
+    def _open(self, source: str) -> Any:
+        """What the configs of images or of texts make of a data set."""
+        own, make = (
+            (vision.S1_ARGUMENTS, vision.S1Data)
+            if self.is_image
+            else (text.TEXT_ARGUMENTS, text.TextData)
+        )
+        known = {name: self.args[name] for name in own if name in self.args}
+        return make(ConfigDict({**own, **known, "dataset": source}))
+
+    def stages(self) -> list[dict[str, Any]]:
+        """The task before, if there is one; then a stage or two for every method."""
+        stages = [] if self.before is None else [self._previous(self.before)]
+        for name in self.names:
+            stages += self._method(name)
+        return stages
+
+    def _previous(self, before: Any) -> dict[str, Any]:
+        fisher = baselines.fisher() if "ewc" in self.names else None
+        stage = self._sized(before.finetune_stage(PREVIOUS, "pretrained"))
+        return {**stage, "seeds": (0,), "fisher": fisher}
+
+    def _method(self, name: str) -> list[dict[str, Any]]:
+        stage = self._plain(f"finetune_{name}")
+        if name == "lp_ft":
+            head = {**stage, "name": f"{stage['name']}_head", "seeds": (0,)}
+            start = dict(init_from=f"stage:{head['name']}", model=self._kept(stage))
+            return [{**head, **_LINEAR(head)}, {**stage, **start}]
+        method = METHODS[name]
+        changed = {**stage, "penalties": method.penalties, **method.fields(stage)}
+        return [self._replaying(changed) if method.replays else changed]
+
+    def _plain(self, name: str) -> dict[str, Any]:
+        """Full fine-tuning, from the weights or from the task before."""
+        start = "pretrained" if self.before is None else OF
+        stage = self._sized(self.data.finetune_stage(name, start))
+        stage["seeds"] = tuple(range(self.args.seeds))
+        if self.before is not None and not self.args.new_head:
+            stage["model"] = self._kept(stage)
+        return stage
+
+    def _kept(self, stage: dict[str, Any]) -> dict[str, Any]:
+        """Nothing is new: the head that there is stays."""
+        return {**stage["model"], "fresh": ()}
+
+    def _sized(self, stage: dict[str, Any]) -> dict[str, Any]:
+        """With `steps` and `lr` where they are given; as much warm-up as it had."""
+        args, optim, was = self.args, stage["optim"], stage["num_steps"]
+        steps = args.steps or was
+        warmup = optim["warmup_steps"] * steps // was
+        changed = {**optim, "lr": args.lr or optim["lr"], "warmup_steps": warmup}
+        return {**stage, "num_steps": steps, "optim": changed}
+
+    def _replaying(self, stage: dict[str, Any]) -> dict[str, Any]:
+        """As many examples of the buffer beside those of the batch."""
+        assert self.before is not None
+        size = self.args.buffer_size
+        replay = sections.replay(self.before.labelled, 1.0, buffer_size=size)
+        return {**stage, "replay": replay, "batch_size": 2 * stage["batch_size"]}
+
+    def experiment(self) -> dict[str, Any]:
+        return self.data.experiment(self.stages())

@@ -1,0 +1,149 @@
+"""Sections of a stage: its objective, its replay, what it makes of the model."""
+
+from typing import Any
+
+
+def change(section: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    unknown = sorted(set(changes) - set(section))
+    if unknown:
+        raise TypeError(f"no such fields: {unknown}")
+    return {**section, **changes}
+
+
+# What METHODS S2 calls data mixing, turned off; a mixture for MAE is a new instance.
+NO_MIXING = dict(
+    operator="none", alpha=1.0, pairing="target_source", reading="instance"
+)
+
+
+def reconstruct() -> dict[str, Any]:
+    return dict(
+        name="reconstruct",
+        hidden_ratio=0.75,
+        normalize_patches=True,
+        mixing=NO_MIXING,
+    )
+
+
+def distill(masked: dict[str, Any] | None = None) -> dict[str, Any]:
+    """S1: squared distance of the final CLS states, summed over features, weight 1.
+
+    masked: the masked part; None: `reconstruct()`.
+    """
+    return dict(
+        name="distill",
+        masked=masked or reconstruct(),
+        masked_weight=1.0,
+        match="states",
+        state="cls",
+        layers=(-1,),
+        reduce="sum",
+        weight=1.0,
+    )
+
+
+def contrast(**changes: Any) -> dict[str, Any]:
+    """MoCo-v3 as published."""
+    section = dict(
+        name="contrast",
+        form="moco_v3",
+        temperature=0.2,
+        momentum=0.99,
+        momentum_schedule="cosine",
+        queue_size=0,
+        mixing={**NO_MIXING, "reading": "imix"},
+    )
+    return change(section, changes)
+
+
+def projector(**changes: Any) -> dict[str, Any]:
+    """MoCo-v3's heads of a ViT: 3 layers 4096-4096-256 and a predictor of 2."""
+    section = dict(
+        layers=3, hidden=4096, width=256, predictor_layers=2, batch_norm=True
+    )
+    return change(section, changes)
+
+
+def replay(source: Any, ratio: float, **changes: Any) -> dict[str, Any]:
+    """`ratio` source examples for one of the target, the same share in every batch.
+
+    source: a data section, or a tuple of them. buffer_size: draw so many in all (0: as
+    many as the ratio says); the ratio is then that of the batches alone.
+    """
+    section = dict(
+        data=source,
+        ratio=ratio,
+        final_ratio=ratio,
+        schedule="constant",
+        sampling="stratified",
+        buffer_size=0,
+        seed=0,
+    )
+    return change(section, changes)
+
+
+def classify() -> dict[str, Any]:
+    return dict(name="classify", label_smoothing=0.0, mixup_alpha=0.0, cutmix_alpha=0.0)
+
+
+def glad(masked: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+    """METHODS S4, where all of it is ours; weight 1 of 0.1, 1, 10.
+
+    masked: of the regularizer "masked"; None: `reconstruct()`.
+    """
+    section = dict(
+        classify(),
+        name="glad",
+        regularizer="preserve",
+        weight=1.0,
+        preserve="features",
+        state="tokens",
+        layers=(-1,),
+        masked=masked or reconstruct(),
+        stop_backbone=False,
+    )
+    return change(section, changes)
+
+
+def regress() -> dict[str, Any]:
+    return dict(name="regress")
+
+
+def stage_model(**changes: Any) -> dict[str, Any]:
+    """What a stage makes of the model: no dropout, nothing new, nothing resized."""
+    section = dict(
+        dropout=0.0,
+        drop_path=0.0,
+        pooling="cls",
+        num_classes=0,
+        fresh=(),
+        reshape=(),
+        resize=None,
+        projector=None,
+        adaptor=None,
+        lora=None,
+        grow_head=False,
+    )
+    return change(section, changes)
+
+
+def adaptor(**changes: Any) -> dict[str, Any]:
+    """GLAD attention (METHODS S4): a vector for the logits, one for the values; ours."""
+    return change(dict(kind="vector", keywise=False, hidden=0), changes)
+
+
+def resize(width: int, **changes: Any) -> dict[str, Any]:
+    """A last block of `width` features, which computes what the model did (METHODS S3).
+
+    `surgery.last_block` explains the fields.
+    """
+    section = dict(
+        kind="resized",
+        width=width,
+        relu=False,
+        mlp_dim=0,
+        init="preserve",
+        noise=1.0,
+        tokens="all",
+    )
+    return change(section, changes)

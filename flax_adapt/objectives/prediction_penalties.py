@@ -1,0 +1,135 @@
+"""Penalties on what a classifier predicts: under noise, as it did before, of old examples."""
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from flax_adapt import keys
+from flax_adapt.metrics import Mean
+from flax_adapt.objectives import classify
+from flax_adapt.objectives.parameter_penalties import Penalty
+from flax_adapt.types import Array, Batch, Key
+
+LWF, DER = "lwf", "der"
+# Purposes of keys: the noise, and what the noised pass drops.
+_NOISE, _DROP = 0x7F3, 0x7F4
+
+# How R3F draws noise, to be multiplied by eps.
+NOISES: dict[str, Callable[[Key, tuple[int, ...]], Array]] = {
+    "normal": lambda key, shape: jax.random.normal(key, shape, jnp.float32),
+    "uniform": lambda key, shape: jax.random.uniform(
+        key, shape, jnp.float32, minval=-1, maxval=1
+    ),
+}
+
+
+def symmetric_kl(logits_BN: Array, others_BN: Array) -> Array:
+    """Returns KL(p, q) + KL(q, p), [B], in nats. Logits (0, 0), (log 3, 0): log(3) / 4."""
+    log_p_BN, log_q_BN = map(jax.nn.log_softmax, (logits_BN, others_BN))
+    difference_BN = jnp.exp(log_p_BN) - jnp.exp(log_q_BN)
+    return jnp.sum(difference_BN * (log_p_BN - log_q_BN), axis=-1)
+
+
+def r3f(config: Any, model: nn.Module, fresh: Collection[str]) -> Penalty:
+    """symKL(p(x), p(x with noise on its embeddings)) (Aghajanyan et al. 2020).
+
+    `config`: noise (of NOISES), eps. Both passes drop units, each its own, as the released
+    code does it. Ours: the noise is added to what the first block is given, where the
+    code adds it to token embeddings alone; and both passes have a gradient. In bfloat16 a
+    noise of 1e-5 is lost beside numbers of size 1.
+    """
+    del fresh
+    draw = NOISES[config.noise]
+
+    def penalty(params, frozen, batch, key_B):
+        del frozen
+
+        def mix(x_BLD: Array) -> Array:
+            noise_BLD = keys.draw(draw, keys.fold(key_B, _NOISE), x_BLD.shape[1:])
+            return x_BLD + (config.eps * noise_BLD).astype(x_BLD.dtype)
+
+        inputs, dropped_B = batch[model.modality], keys.fold(key_B, _DROP)
+        clean_BN = classify.logits_of(model, params, batch, key_B)
+        noised_BN = model.apply({"params": params}, inputs, dropped_B, mix)
+        return Mean.of(symmetric_kl(clean_BN, noised_BN), batch["weight"])
+
+    return penalty
+
+
+def distillation(old_BN: Array, new_BN: Array, temperature: float) -> Array:
+    """Returns T^2 KL(softmax(old / T), softmax(new / T)), [B] (Hinton et al. 2015).
+
+    Old (T log 3, 0), new (0, 0), T = 2: 4 (3/4 log(3/2) + 1/4 log(1/2)).
+    """
+    log_p_BN, log_q_BN = (
+        jax.nn.log_softmax(logits_BN / temperature) for logits_BN in (old_BN, new_BN)
+    )
+    kl_B = jnp.sum(jnp.exp(log_p_BN) * (log_p_BN - log_q_BN), axis=-1)
+    return temperature**2 * kl_B
+
+
+def lwf(config: Any, model: nn.Module, fresh: Collection[str]) -> Penalty:
+    """Learning without forgetting (Li and Hoiem 2017): new examples, old predictions.
+
+    `frozen["lwf"]`: the parameters of the old classifier, which drops nothing. Its
+    classes are the first of the new one's, and compared alone. `config`: temperature.
+    """
+    del fresh
+
+    def penalty(params, frozen, batch, key_B):
+        old = jax.lax.stop_gradient(frozen[LWF])
+        count = old["head"]["bias"].shape[0]
+        inputs = batch[model.modality]
+        old_model = model.clone(num_classes=count, projector_config=None)
+        old_BN = old_model.apply({"params": old}, inputs, None)
+        new_BN = classify.logits_of(model, params, batch, key_B)[:, :count]
+        error_B = distillation(old_BN, new_BN, config.temperature)
+        return Mean.of(error_B, batch["weight"])
+
+    return penalty
+
+
+def _of_source(batch: Batch) -> Array:
+    """Weight_B of the rows that are replayed, 0 for the others."""
+    return jnp.where(batch["domain"] == 1, batch["weight"], 0)
+
+
+def er(config: Any, model: nn.Module, fresh: Collection[str]) -> Penalty:
+    """Experience replay: cross-entropy of the rows of earlier tasks (Buzzega et al. 2020).
+
+    The objective itself is then of the other rows alone.
+    """
+    del config, fresh
+
+    def penalty(params, frozen, batch, key_B):
+        del frozen
+        logits_BN = classify.logits_of(model, params, batch, key_B)
+        targets_BN = classify.smooth(batch["label"], model.num_classes, 0.0)
+        error_B = classify.cross_entropy(logits_BN, targets_BN)
+        return Mean.of(error_B, _of_source(batch))
+
+    return penalty
+
+
+def der(config: Any, model: nn.Module, fresh: Collection[str]) -> Penalty:
+    """Dark experience replay: mean squared distance to stored logits; with `er` DER++.
+
+    Buzzega et al. 2020; ours: the same rows have both terms, and the
+    logits are those at the end of the row's task. `frozen["der"]`: "logits" [n, N] of
+    the rows that are replayed, "first", the index of the first of them. The objective is
+    then of the other rows alone.
+    """
+    del config, fresh
+
+    def penalty(params, frozen, batch, key_B):
+        stored_nN, first = frozen[DER]["logits"], frozen[DER]["first"]
+        row_B = jnp.clip(batch["index"] - first, 0, len(stored_nN) - 1)
+        logits_BN = classify.logits_of(model, params, batch, key_B)
+        stored_BN = jax.lax.stop_gradient(jnp.take(stored_nN, row_B, axis=0))
+        error_BN = jnp.square(logits_BN - stored_BN)
+        return Mean.of(jnp.mean(error_BN, axis=-1), _of_source(batch))
+
+    return penalty

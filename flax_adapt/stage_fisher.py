@@ -1,0 +1,135 @@
+"""The Fisher information of what a stage made: written beside its export, held to later."""
+
+import logging
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from flax_adapt import data, fisher, sharding, weights
+from flax_adapt import stage as stages
+from flax_adapt.data import image
+from flax_adapt.errors import UserError
+from flax_adapt.objectives.parameter_penalties import EWC
+from flax_adapt.stage import Stage
+from flax_adapt.types import Batch, Params
+from flax_adapt.weights import strict
+
+log = logging.getLogger(__name__)
+
+
+def inputs_of(model: nn.Module, config_data: Any) -> Callable[[Batch], Any]:
+    """Returns batch -> what the model takes of it: images normalised, not augmented."""
+
+    def prepare(batch: Batch) -> Any:
+        inputs = batch[model.modality]
+        if model.modality == "image":
+            return image.preprocess(inputs, None, config_data, None)
+        return inputs
+
+    return prepare
+
+
+def write(
+    stage: Stage, model: nn.Module, params: Params, examples: data.Examples, mesh: Mesh
+) -> None:
+    """Writes the Fisher information of `params`, the export, if the config asks for it.
+
+    Of the stage's own examples: what it replays is of stages before. Process 0 writes,
+    all take part.
+    """
+    section = stage.config.fisher
+    if section is None:
+        return
+    found = fisher.estimate(
+        model,
+        params,
+        data.eval_batches(
+            examples,
+            section.batch_size,
+            *sharding.share_of_process(mesh),
+            _rows(stage, examples),
+        ),
+        inputs_of(model, stage.config.data),
+        labels=section.labels,
+        seed=stage.seed,
+        mesh=mesh,
+    )
+    if jax.process_count() > 1:
+        found = multihost_utils.process_allgather(found, tiled=True)
+    if jax.process_index() == 0:
+        found = fisher.online(jax.device_get(found), _before(stage), section.decay)
+        fisher.save(_file(stage.folder / "export"), found)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"fisher {stage.label}")
+
+
+def _rows(stage: Stage, examples: data.Examples) -> np.ndarray:
+    """`fisher.num_examples` of the stage's own examples, drawn by its seed; 0: all."""
+    own = examples.target if isinstance(examples, data.ReplayExamples) else examples
+    rows = np.random.default_rng(stage.seed).permutation(len(own))
+    return np.sort(rows[: stage.config.fisher.num_examples or len(own)])
+
+
+def _before(stage: Stage) -> dict[str, np.ndarray]:
+    """The Fisher information that the stage itself was held by; {} if it was by none."""
+    of = [penalty.of for penalty in stage.config.penalties if penalty.name == EWC]
+    return _load(stage, of[0]) if of else {}
+
+
+def _export(stage: Stage, text: str) -> Path:
+    return stages.locate(stage, "penalties: `of` of 'ewc'", text)
+
+
+def _load(stage: Stage, text: str) -> dict[str, np.ndarray]:
+    path = _file(_export(stage, text))
+    if not path.exists():
+        raise UserError(
+            f"stage {stage.label}: penalties: 'ewc' of {text!r}: there is no {path}; that "
+            "stage was run without a section `fisher`"
+        )
+    return fisher.load(path)
+
+
+def _file(export: Path) -> Path:
+    return export.parent / fisher.FILE
+
+
+def held(
+    stage: Stage, text: str, params: Params, fresh: Collection[str]
+) -> dict[str, Params]:
+    """Returns {"fisher": F, "center": theta*}, trees, of an earlier stage `text`.
+
+    Of the leaves that it has in one shape with `params`, but those that are new; the log
+    says which are free.
+    """
+    export = _export(stage, text)
+    importance = _load(stage, text)
+    _, loaded, _ = weights.load(export, "classify", pooling=None)
+    center, ours = strict.flatten(loaded), strict.flatten(params)
+    wrong = {*importance} ^ {*center} or {*center} - {
+        *fisher.shared(center, importance)
+    }
+    if wrong:
+        raise UserError(
+            f"{_file(export)} is not of the model beside it: {', '.join(sorted(wrong)[:3])}"
+        )
+    names = [name for name in fisher.shared(ours, center) if name not in fresh]
+    if not any(name.startswith("encoder/") for name in names):
+        raise UserError(
+            f"stage {stage.label}: its model shares no parameter with {export}; 'ewc' "
+            "needs the same architecture"
+        )
+    free = [name for name in ours if name not in names]
+    if free and stage.is_first:
+        log.info("%s: 'ewc' leaves free: %s", stage.label, ", ".join(free))
+    trees = {"fisher": importance, "center": center}
+    return {
+        part: strict.unflatten({name: leaves[name] for name in names})
+        for part, leaves in trees.items()
+    }

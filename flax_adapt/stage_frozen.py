@@ -1,0 +1,148 @@
+"""What a stage is given beside its parameters: teacher, start, Fisher, old classifiers.
+
+All of it follows from the config and from earlier stages: it is made anew on resume.
+"""
+
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from flax_adapt import data, objectives, sharding, stage_fisher, stage_weights, weights
+from flax_adapt import stage as stages
+from flax_adapt.errors import UserError
+from flax_adapt.objectives.parameter_penalties import EWC, START
+from flax_adapt.objectives.prediction_penalties import DER, LWF
+from flax_adapt.stage import Stage
+from flax_adapt.types import Array, Batch, Params
+
+_LABEL_I = "LABEL_"  # a class without a name
+
+
+class Given(NamedTuple):
+    """A stage at its start. params: those it starts from, without adaptors; fresh: the
+    names of the leaves among them that are new.
+    """
+
+    stage: Stage
+    model: nn.Module
+    params: Params
+    fresh: Collection[str]
+    examples: data.Examples
+    mesh: Mesh
+
+
+def frozen(given: Given) -> dict[str, Any]:
+    """Returns what the loss of the stage is given, beside what is carried."""
+    found = stage_weights.frozen(given.stage)
+    if objectives.keeps_start(given.stage.config.objective):
+        found[START] = given.params
+    for section in given.stage.config.penalties:
+        if section.name in PENALTIES:
+            found |= PENALTIES[section.name](given, section)
+    return found
+
+
+def _start(given: Given, section: Any) -> dict[str, Any]:
+    del section
+    return {START: given.params}
+
+
+def _ewc(given: Given, section: Any) -> dict[str, Any]:
+    return {EWC: stage_fisher.held(given.stage, section.of, given.params, given.fresh)}
+
+
+def _old_classifier(
+    given: Given, section: Any, text: str
+) -> tuple[nn.Module, Params, int]:
+    """Returns (model, parameters, its number of classes); it must tell the same classes."""
+    stage = given.stage
+    folder = stages.locate(stage, f"penalties: `of` of {section.name!r}", text)
+    known = stages.told_of(stage, text)
+    found = weights.model_config(folder, **known)
+    stages.check_architecture(stage, found, folder, "classify")
+    fit: dict[str, Any] = {**weights.reshape.sizes_of(stage.experiment.model), **known}
+    fit["reshape"] = stage.config.model.reshape
+    model, params, _ = weights.from_pretrained(folder, "classify", **fit)
+    where = f"stage {stage.label}: penalties: {section.name!r} of {text!r}"
+    if model.config.last_block != given.model.config.last_block:
+        raise UserError(f"{where} has another last block than this stage")
+    if model.pooling != given.model.pooling:
+        raise UserError(
+            f"{where} pools by {model.pooling!r}, this stage by {given.model.pooling!r}"
+        )
+    _check_classes(where, weights.class_names(folder), given.examples.class_names)
+    return model, params, model.num_classes
+
+
+def _check_classes(
+    where: str, old: tuple[str, ...] | None, new: tuple[str, ...]
+) -> None:
+    """The classes of the old model must be the first of the new one's."""
+    for number, (one, other) in enumerate(zip(old or (), new, strict=False)):
+        if one != other and not one.startswith(_LABEL_I):
+            raise UserError(
+                f"{where}: its class {number} is {one!r}, that of this stage {other!r}; "
+                "predictions can only be compared of the same classes, in one order"
+            )
+
+
+def _lwf(given: Given, section: Any) -> dict[str, Any]:
+    _, params, count = _old_classifier(given, section, section.of)
+    if count > given.model.num_classes:
+        raise UserError(
+            f"stage {given.stage.label}: penalties: 'lwf' of {section.of!r} has {count} "
+            f"classes, this stage {given.model.num_classes}: they must be the first of "
+            "its own; set model.num_classes"
+        )
+    return {LWF: params}
+
+
+def _der(given: Given, section: Any) -> dict[str, Any]:
+    """The logits of every row that is replayed, by the model of the end of its task."""
+    examples, wanted = given.examples, given.model.num_classes
+    assert isinstance(examples, data.ReplayExamples)
+    first, count = len(examples.target), len(examples.source)
+    logits_nN = np.zeros((count, wanted), np.float32)
+    for number, text in enumerate(section.of):
+        model, params, classes = _old_classifier(given, section, text)
+        if classes != wanted:
+            raise UserError(
+                f"stage {given.stage.label}: penalties: 'der' of {text!r} has {classes} "
+                f"classes, this stage {wanted}; give all of them the same "
+                "model.num_classes"
+            )
+        rows = np.flatnonzero(examples.origins == number)
+        logits_nN[rows] = _logits(given, model, params, first + rows)
+    return {DER: {"logits": logits_nN, "first": np.int32(first)}}
+
+
+def _logits(
+    given: Given, model: nn.Module, params: Params, rows: np.ndarray
+) -> np.ndarray:
+    """Returns logits [m, N] of these rows of the examples, as they are, on every host."""
+    config, examples, mesh = given.stage.config, given.examples, given.mesh
+    params = sharding.put(params, mesh)
+    prepare = stage_fisher.inputs_of(model, config.data)
+
+    def predict(params: Params, batch: Batch) -> Array:
+        return model.apply({"params": params}, prepare(batch), None)
+
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    run = jax.jit(predict, out_shardings=everywhere)
+    share = sharding.share_of_process(mesh)
+    batches = data.eval_batches(examples, config.batch_size, *share, rows)
+    found = [np.asarray(run(params, sharding.put_batch(b, mesh))) for b in batches]
+    return np.concatenate(found or [np.zeros((0, model.num_classes))])[: len(rows)]
+
+
+PENALTIES: dict[str, Callable[[Given, Any], dict[str, Any]]] = {
+    "weight_distance": _start,
+    "l2_sp": _start,
+    "ewc": _ewc,
+    "lwf": _lwf,
+    "der": _der,
+}

@@ -1,0 +1,118 @@
+"""What a stage trains with: its parameters and what goes beside them, its loss, its step."""
+
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+import jax
+from flax import linen as nn
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from flax_adapt import (
+    data,
+    objectives,
+    optim,
+    rules,
+    sharding,
+    stage_fisher,
+    stage_frozen,
+    stage_weights,
+    types,
+    weights,
+)
+from flax_adapt import stage as stages
+from flax_adapt import state as states
+from flax_adapt import step as steps
+from flax_adapt.models import batch_stats
+from flax_adapt.objectives import ema, penalties
+from flax_adapt.stage import Stage
+from flax_adapt.stage_frozen import Given
+from flax_adapt.state import TrainState
+from flax_adapt.surgery import lora
+from flax_adapt.types import Carry, LossFn, Params
+
+_ADAPTORS = 0x7FFFFFFC  # the key of adaptors never meets those of steps
+
+
+class Begun(NamedTuple):
+    """A stage at step 0. report: None where it starts from scratch."""
+
+    state: TrainState
+    step: steps.TrainStep
+    report: weights.Report | None
+
+
+def begin(stage: Stage, model: nn.Module, examples: data.Examples, mesh: Mesh) -> Begun:
+    """Makes the state and the step; the same each time, so that a run can go on."""
+    config = stage.config
+    if config.fisher is not None:
+        sharding.check_batch_size(config.fisher.batch_size, 1, mesh)
+    params, statistics, report = stage_weights.warm_start(stage, model, examples, mesh)
+    fresh: Collection[str] = () if report is None else report.fresh
+    frozen = stage_frozen.frozen(Given(stage, model, params, fresh, examples, mesh))
+    params, section, fresh = _with_adaptors(stage, params, fresh)
+    tx = optim.build(section, config.num_steps, params, fresh)
+    carry = _carry(config, statistics)
+    state = states.create(params, tx, mesh, seed=stage.seed, frozen=frozen, carry=carry)
+    loss_fn = make_loss(stage, model, config.data, train=True, fresh=fresh)
+    loss_fn = optim.stop_frozen(loss_fn, section.freeze)
+    step = steps.make_train_step(loss_fn, tx, mesh, section.accum_steps, carry)
+    return Begun(state, step, report)
+
+
+def make_loss(
+    stage: Stage,
+    model: nn.Module,
+    config_data: Any,
+    *,
+    train: bool,
+    fresh: Collection[str] = (),
+) -> LossFn:
+    """The loss of the parameters that train, on batches of the host.
+
+    fresh: leaves that are new, for the penalties, which evaluation has not.
+    """
+    config = stage.config
+    beside = stages.build_beside(stage) if train else None
+    loss_fn = objectives.build(config.objective, model, train=train, beside=beside)
+    if train:
+        loss_fn = penalties.add(loss_fn, config.penalties, model, fresh)
+    loss_fn = objectives.on_pixels(loss_fn, config.objective, config_data, train=train)
+    return lora.merged(loss_fn, config.model.lora)
+
+
+def finish(
+    stage: Stage,
+    model: nn.Module,
+    state: TrainState,
+    examples: data.Examples,
+    mesh: Mesh,
+) -> None:
+    """Writes what a stage made, the parameters of an ordinary model, and their Fisher."""
+    merge = jax.jit(lambda params: lora.merge(params, stage.config.model.lora))
+    params = merge(state.evaluated)
+    stored = batch_stats.join(params, state.statistics)
+    stage_weights.export(stage, model, stored, examples)
+    stage_fisher.write(stage, model, params, examples, mesh)
+
+
+def _carry(config: Any, statistics: Params) -> Carry:
+    given = (config.objective, config.num_steps, statistics)
+    carries = [objectives.build_carry(*given)]
+    if config.ema is not None:
+        carries.append(ema.make_carry(config.ema, config.num_steps))
+    return types.together(carries)
+
+
+def _with_adaptors(
+    stage: Stage, params: Params, fresh: Collection[str]
+) -> tuple[Params, Any, Collection[str]]:
+    """Returns parameters, `optim` and what is new, as LoRA wants them if it is asked for."""
+    config, section = stage.config.optim, stage.config.model.lora
+    if section is None:
+        return params, config, fresh
+    key = jax.random.fold_in(jax.random.key(stage.seed), _ADAPTORS)
+    adapted = lora.add(params, section, key)
+    freeze = (*config.freeze, lora.frozen(fresh))
+    new = set(rules.names(adapted)) - set(rules.names(params))
+    return adapted, ConfigDict({**config, "freeze": freeze}), {*fresh, *new}

@@ -1,0 +1,109 @@
+"""LoRA: low-rank adaptors of kernels, which train in their place (Hu et al. 2021).
+
+A section `model.lora` of a stage:
+
+    rank     r, the columns of a and the rows of b
+    alpha    the change is alpha / r * a b
+    targets  the layers of every block that are adapted, of TARGETS
+
+The adaptors are a part of the parameters, beside the model's own: the model never sees
+them. A loss gets merged kernels; so do evaluation, export and all that reads checkpoints.
+"""
+
+import math
+import re
+from collections.abc import Collection
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from flax_adapt.errors import UserError, choose
+from flax_adapt.types import Key, LossFn, Params
+from flax_adapt.weights import lora as pairs
+from flax_adapt.weights import strict
+
+# Layer -> the part of a block that it is in.
+TARGETS = {
+    **dict.fromkeys(("query", "key", "value", "out"), "attention"),
+    **dict.fromkeys(("up", "down"), "mlp"),
+}
+# What trains beside the adaptors and what is new: a head is of its task.
+TRAINED = (f"{pairs.PART}/.*", "head/.*")
+
+
+def check(config: Any, init_from: str) -> None:
+    """Raises UserError for a section `model.lora` that cannot be."""
+    for target in config.targets:
+        choose("model.lora.targets", target, TARGETS)
+    rules = (
+        (bool(config.targets), "targets=() must name a layer, such as 'query'"),
+        (config.rank >= 1, f"rank={config.rank} must be at least 1"),
+        (
+            0 < config.alpha < math.inf,
+            f"alpha={config.alpha} must be above 0",
+        ),
+        (
+            init_from != "scratch",
+            "there are no weights to adapt (init_from='scratch'); set model.lora to None",
+        ),
+    )
+    for holds, problem in rules:
+        if not holds:
+            raise UserError(f"model.lora: {problem}")
+
+
+def add(params: Params, config: Any, key: Key) -> dict[str, Any]:
+    """Returns the parameters with adaptors, which change nothing at first.
+
+    a: uniform in +-1 / sqrt(in), Kaiming's with the slope sqrt 5 of torch's layers, as in
+    the official code; b: zeros. float32 both.
+    """
+    layers = "|".join(f"{TARGETS[name]}/{name}" for name in config.targets)
+    pattern = rf"encoder/block_\d+/({layers})/kernel"
+    leaves = strict.flatten(params)
+    kernels = [name for name in sorted(leaves) if re.fullmatch(pattern, name)]
+    if not kernels:
+        raise UserError(
+            f"model.lora.targets={config.targets} are no layers of the model"
+        )
+    for number, name in enumerate(kernels):
+        inputs, outputs = leaves[name].shape
+        a, b = pairs.pair_of(name)
+        leaves[a] = jax.random.uniform(
+            jax.random.fold_in(key, number),
+            (inputs, config.rank),
+            jnp.float32,
+            -(inputs**-0.5),
+            inputs**-0.5,
+        )
+        leaves[b] = jnp.zeros((config.rank, outputs), jnp.float32)
+    return strict.unflatten(leaves)
+
+
+def merge(params: Params, config: Any) -> Params:
+    """Returns the parameters of the model itself, the adaptors merged into its kernels.
+
+    config: the section, or None: nothing is to be merged.
+    """
+    if config is None:
+        return params
+    leaves = strict.flatten(params)
+    merged = pairs.without(leaves)
+    for name in pairs.adapted(leaves):
+        a, b = (leaves[leaf] for leaf in pairs.pair_of(name))
+        merged[name] = pairs.merge_kernel(leaves[name], a, b, config.alpha)
+    return strict.unflatten(merged)
+
+
+def merged(loss_fn: LossFn, config: Any) -> LossFn:
+    """The loss of merged parameters; config as for `merge`."""
+    if config is None:
+        return loss_fn
+    return lambda params, *rest: loss_fn(merge(params, config), *rest)
+
+
+def frozen(fresh: Collection[str]) -> str:
+    """What `optim.freeze` has to name: all but TRAINED and the leaves named in `fresh`."""
+    trains = "|".join((*TRAINED, *map(re.escape, fresh)))
+    return rf"(?!({trains})$).*"

@@ -1,0 +1,87 @@
+"""Low-rank changes that stand beside kernels (LoRA, Hu et al. 2021), and their merging.
+
+The parameters of a stage with `model.lora` have a part PART: for each kernel [in, out]
+that is adapted, PART/.../a [in, r] and PART/.../b [r, out] in the place of its `kernel`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flax_adapt.errors import UserError
+from flax_adapt.weights.files import LazyTensor
+
+PART = "lora"
+_A, _B, _KERNEL = "/a", "/b", "/kernel"
+
+
+def pair_of(kernel: str) -> tuple[str, str]:
+    """`encoder/x/kernel` -> the names of its a and b."""
+    layer = f"{PART}/{kernel.removesuffix(_KERNEL)}"
+    return layer + _A, layer + _B
+
+
+def adapted(leaves: Mapping[str, Any]) -> list[str]:
+    """The kernels that have an a and a b among the leaves."""
+    return [
+        name.removeprefix(f"{PART}/").removesuffix(_A) + _KERNEL
+        for name in leaves
+        if name.startswith(f"{PART}/") and name.endswith(_A)
+    ]
+
+
+def without(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The leaves of the model itself."""
+    return {k: leaf for k, leaf in leaves.items() if not k.startswith(f"{PART}/")}
+
+
+def merge_kernel(kernel: Any, a: Any, b: Any, alpha: float) -> Any:
+    """Returns kernel + alpha / r * a b, in full float32; r is that of a [in, r].
+
+    x kernel' = x kernel + alpha / r * (x a) b: the papers' W + alpha / r * B A with
+    W = kernel', A = a', B = b' (transposed).
+    """
+    change = jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+    return kernel + (alpha / a.shape[1]) * change
+
+
+def merge_lazy(
+    where: object, tensors: Mapping[str, LazyTensor], section: Any
+) -> dict[str, LazyTensor]:
+    """Returns the tensors of an ordinary model; nothing is read before it is asked for.
+
+    section: what the run's config says under model.lora. Without what merging needs the
+    tensors are refused: a model less its adaptors would be another one.
+    """
+    kernels = adapted(tensors)
+    if not kernels:
+        return dict(tensors)
+    alpha = section.get("alpha") if isinstance(section, dict) else None
+    if not isinstance(alpha, int | float):
+        raise UserError(
+            f"{where}: has LoRA adaptors but its config no model.lora.alpha, which is "
+            "needed to merge them; read the export of the stage, in which they are merged"
+        )
+    merged = {name: _merged(name, tensors, alpha) for name in kernels}
+    return without(tensors) | merged
+
+
+def _merged(name: str, tensors: Mapping[str, LazyTensor], alpha: float) -> LazyTensor:
+    missing = [leaf for leaf in (name, *pair_of(name)) if leaf not in tensors]
+    if missing:
+        raise UserError(f"{PART}: {', '.join(missing)} is missing")
+    kernel, a, b = (tensors[leaf] for leaf in (name, *pair_of(name)))
+    if (a.shape[:1], b.shape[1:]) != (kernel.shape[:1], kernel.shape[1:]) or (
+        a.shape[1:] != b.shape[:1]
+    ):
+        raise UserError(
+            f"{a.what}: {a.shape} and {b.shape} do not fit a kernel of {kernel.shape}"
+        )
+
+    def read() -> np.ndarray:
+        return np.asarray(merge_kernel(kernel.get(), a.get(), b.get(), alpha))
+
+    return LazyTensor(kernel.what, kernel.shape, "float32", read)

@@ -1,0 +1,207 @@
+"""The config baseline_finetune: every method from the same start, and what each leaves."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import tiny_files
+from safetensors.numpy import load_file
+
+from flax_adapt import check, data, defaults, fisher, recipe, weights
+from flax_adapt import config as configs
+from flax_adapt.data import image
+from flax_adapt.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("compile_fast")
+FORGETTING = ("ewc", "lwf", "er", "der")
+METHODS = (
+    "full",
+    "linear_probe",
+    "lp_ft",
+    "lora",
+    "l2_sp",
+    "recadam",
+    "mars",
+    "r3f",
+    "ema",
+    *FORGETTING,
+)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return tiny_files.everything(tmp_path_factory.mktemp("files"))
+
+
+def load(files, methods, kind="images", **arguments):
+    init = dict(images=files["init"], texts=files["bert"])[kind]
+    fields = dict(dataset=files[kind], init=init, method="+".join(methods), **arguments)
+    text = ",".join(f"{name}={value}" for name, value in fields.items())
+    return configs.load(f"baseline_finetune:{text}")
+
+
+def stage_of(config, name):
+    return next(stage for stage in config.stages if stage.name == name)
+
+
+@pytest.fixture(scope="module")
+def run(files, tmp_path_factory):
+    """(workdir, config, rows) of all methods after a task before."""
+    workdir = tmp_path_factory.mktemp("run")
+    config = load(files, METHODS, previous=files["images"], per_class=3, buffer_size=5)
+    rows = recipe.run(tiny_files.shrink(config), workdir, force=False)
+    return workdir, config, rows
+
+
+def tensors(run, stage):
+    return load_file(run[0] / f"stages/finetune_{stage}/export/model.safetensors")
+
+
+def result(run, stage):
+    return json.loads((run[0] / f"stages/finetune_{stage}/result.json").read_text())
+
+
+def moved(run, stage, start="previous"):
+    before, after = tensors(run, start), tensors(run, stage)
+    assert before.keys() == after.keys()
+    return {name for name in after if np.any(before[name] != after[name])}
+
+
+def test_every_method_is_a_row_of_the_table(run):
+    names = [row["stage"].removeprefix("finetune_") for row in run[2]]
+    assert [name for name in names if name in METHODS] == list(METHODS)
+    assert set(names) - set(METHODS) == {"previous", "lp_ft_head"}
+    assert all(row["metric"] == "accuracy" for row in run[2])
+    assert all(np.isfinite(row["mean"]) for row in run[2])
+
+
+def test_what_trains_is_what_the_method_says(run):
+    head = {"classifier.weight", "classifier.bias"}
+    assert moved(run, "linear_probe") == head
+    assert moved(run, "lp_ft_head") == head
+    adapted = moved(run, "lora") - head
+    assert len(adapted) == 2  # query and value of one block
+    assert all("query" in name or "value" in name for name in adapted)
+    assert len(moved(run, "full")) > len(head | adapted)
+    assert len(moved(run, "lp_ft", "lp_ft_head")) > len(head | adapted)
+
+
+@pytest.mark.parametrize("name", ["l2_sp", "r3f", *FORGETTING])
+def test_a_penalty_is_measured_beside_the_loss_it_is_part_of(run, name):
+    train = result(run, name)["train"]
+    sections = stage_of(run[1], f"finetune_{name}").penalties
+    assert {section.name for section in sections} <= set(train)
+    assert np.isfinite(train[name])
+    assert name not in result(run, "full")["train"]
+
+
+def test_the_fisher_is_left_where_ewc_looks_for_it(run):
+    workdir, config, _ = run
+    assert stage_of(config, "finetune_previous").fisher is not None
+    held = fisher.load(workdir / "stages/finetune_previous" / fisher.FILE)
+    assert "encoder/norm/scale" in held
+    assert max(leaf.max() for leaf in held.values()) > 0
+    assert [s for s in config.stages if s.fisher is not None] == [config.stages[0]]
+
+
+def test_an_average_is_another_model_than_the_last_step(run):
+    assert moved(run, "ema", "full")
+
+
+@pytest.mark.parametrize("name", ["ema", "lora"])
+def test_what_is_evaluated_is_what_is_exported(run, name):
+    """An average in the place of the last parameters, adaptors merged."""
+    workdir, config, _ = run
+    section = stage_of(config, f"finetune_{name}").eval
+    model, params, _ = weights.from_pretrained(
+        workdir / f"stages/finetune_{name}/export", "classify"
+    )
+    examples = data.open_examples(section.data, "")
+    batch = examples.batch(np.arange(len(examples)), np.arange(len(examples)))
+    inputs = image.preprocess(batch["image"], None, section.data, None)
+    log_p_BN = jax.nn.log_softmax(model.apply({"params": params}, inputs, None))
+    loss = -np.mean(log_p_BN[np.arange(len(examples)), batch["label"]])
+    np.testing.assert_allclose(result(run, name)["eval"]["loss"], loss, rtol=1e-5)
+
+
+def test_recadam_is_nearer_to_the_start(run):
+    def distance(name):
+        start, end = tensors(run, "previous"), tensors(run, name)
+        return sum(np.sum((end[k] - start[k]) ** 2) for k in end if "encoder" in k)
+
+    assert distance("recadam") < 0.1 * distance("full")
+
+
+def test_replay_draws_the_buffer_and_doubles_the_batch(run, files):
+    drawn = json.loads((run[0] / "stages/finetune_er/replay.json").read_text())
+    assert len(drawn["names"]) == drawn["buffer_size"] == 5
+    stages = load(files, ("full", "er"), previous=files["images"]).stages
+    assert [stage.batch_size for stage in stages] == [32, 32, 64]
+
+
+def test_all_start_alike_and_are_fine_tuned_alike(files):
+    plain, *others = load(files, [m for m in METHODS if m not in FORGETTING]).stages
+    for stage in others:
+        if stage.name != "finetune_lp_ft":
+            assert stage.init_from == plain.init_from == "pretrained"
+        assert stage.num_steps == plain.num_steps
+        assert stage.optim.lr == plain.optim.lr
+    after = load(files, METHODS, previous=files["images"]).stages
+    starts = {stage.init_from for stage in after[1:] if stage.name != "finetune_lp_ft"}
+    assert starts == {"stage:finetune_previous"}
+
+
+def test_the_head_stays_after_a_task_before_unless_it_shall_be_new(files):
+    fields = dict(previous=files["images"])
+    kept = load(files, ("full", "ewc"), **fields).stages
+    new = load(files, ("full", "ewc"), new_head=True, **fields).stages
+    assert [stage.model.fresh for stage in kept] == [("head",), (), ()]
+    assert [stage.model.fresh for stage in new] == [("head",)] * 3
+
+
+def test_steps_and_rate_are_those_asked_for(files):
+    (stage,) = load(files, ("full",), steps=200, lr=1e-3, seeds=2).stages
+    assert (stage.num_steps, stage.optim.lr, stage.seeds) == (200, 1e-3, (0, 1))
+    assert stage.optim.warmup_steps == 10  # 5 %, as 500 of 10 000
+
+
+def test_every_method_of_text_is_a_config_that_can_run(files):
+    config = load(files, METHODS, "texts", previous=files["texts"], per_class=1)
+    check.experiment(config)
+    assert stage_of(config, "finetune_full").eval.metric == "macro_f1"
+
+
+def test_texts_are_fine_tuned_by_methods_that_look_into_the_model(files, tmp_path):
+    fields = dict(previous=files["texts"], buffer_size=3, per_class=2, pooling="cls")
+    config = load(files, ("lora", "r3f", "der"), "texts", **fields)
+    rows = recipe.run(tiny_files.shrink(config), tmp_path, force=False)
+    assert all(np.isfinite(row["mean"]) for row in rows)
+    train = json.loads((tmp_path / "stages/finetune_der/result.json").read_text())[
+        "train"
+    ]
+    assert {"der", "er"} <= set(train)
+
+
+@pytest.mark.parametrize(
+    ("methods", "arguments", "text"),
+    [
+        (("fine",), {}, "method='fine' is unknown; choose one of .*'linear_probe'"),
+        (("ewc",), {}, "method=ewc is against forgetting: give previous=SOURCE"),
+        (
+            ("lwf",),
+            dict(previous="builtin:digits", new_head=True),
+            "method=lwf compares predictions of the same classes",
+        ),
+    ],
+)
+def test_a_wrong_argument_is_told_at_once(files, methods, arguments, text):
+    with pytest.raises(UserError, match=text):
+        load(files, methods, **arguments)
+
+
+def test_every_method_has_a_line_in_the_docstring():
+    text = configs.shipped()["baseline_finetune"].read_text()
+    known = defaults.finetuning.METHODS
+    assert set(known) == set(METHODS)
+    assert all(name in text for name in known)

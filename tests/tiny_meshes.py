@@ -1,0 +1,19 @@
+"""One device and eight, for tests of what must not depend on their number."""
+
+import jax
+import numpy as np
+
+from flax_adapt import sharding
+
+MESHES = {
+    "one": dict(data=1, fsdp=1, tensor=1),
+    "eight": dict(data=2, fsdp=2, tensor=2),
+}
+# (mesh, parts of a batch) that must give what one device gives at once.
+WAYS = [("eight", 1), ("one", 4)]
+
+
+def mesh_of(name):
+    sizes = MESHES[name]
+    count = int(np.prod(list(sizes.values())))
+    return sharding.make_mesh(sizes, jax.devices()[:count])
