@@ -10,6 +10,7 @@ Run     flax-adapt run --workdir=runs/x \
                   linear_probe  the head alone (of texts with pooling=pooler also that)
                   lp_ft         the head first, then all
                   lora          low-rank adaptors of query and value, and the head
+                  adaptors      those of GLAD's attention, and the head
                   l2_sp         a penalty on the distance to the start
                   recadam       Adam that recalls the start at first
                   mars          weights stay in a ball around the start

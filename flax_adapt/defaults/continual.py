@@ -234,7 +234,9 @@ class Continual:
             stages=measured,
             models_at_once=1 + len(measured),
         )
-        first, *more = (start.evaluate(one, **changes) for one in self.domains)
+        first, *more = (
+            start.evaluate(one, args.label_split, **changes) for one in self.domains
+        )
         return shared.experiment(
             init=args.init,
             init_format=args.init_format,

@@ -48,6 +48,15 @@ def _lora(stage: dict[str, Any]) -> dict[str, Any]:
     return {"model": {**stage["model"], "lora": baselines.lora()}}
 
 
+# All of the encoder but adaptors.
+_BACKBONE = r"encoder/(?!(.*/)?adaptor/).*"
+
+
+def _adaptors(stage: dict[str, Any]) -> dict[str, Any]:
+    optim = {**stage["optim"], "freeze": (_BACKBONE,)}
+    return {"model": {**stage["model"], "adaptor": sections.adaptor()}, "optim": optim}
+
+
 _LINEAR = _optim(freeze=("encoder/.*",))
 # A method that compares with the task before: EWC holds weights, the others predictions.
 METHODS = {
@@ -56,6 +65,7 @@ METHODS = {
     # Its head is fitted first, by a stage of its own (Kumar et al. 2022).
     "lp_ft": Sections(),
     "lora": Sections(fields=_lora),
+    "adaptors": Sections(fields=_adaptors),
     # In the place of weight decay, as Li et al. have it.
     "l2_sp": Sections((baselines.l2_sp(),), _optim(weight_decay=0.0)),
     "recadam": Sections(fields=_optim(recadam=baselines.recadam())),
@@ -93,7 +103,10 @@ class Baselines:
             args.init, args.init_format, {name: args[name] for name in shared.UNKNOWN}
         )
         with reworded(shared.ARGUMENTS):
-            self.is_image = weights.model_config(args.init, **told)["kind"] == "vit"
+            kind = weights.model_config(args.init, **told)["kind"]
+        if kind == "resnet":
+            raise UserError(f"init={args.init} holds a resnet; this config takes none")
+        self.is_image = kind == "vit"
         self.data = self._open(args.dataset)
         self.before = self._open(args.previous) if args.previous else None
 

@@ -148,7 +148,8 @@ class Glad:
         args, start = self.args, self.start
         sets = [args.dataset, *filter(None, args.then.split("+"))]
         first, *more = (
-            start.evaluate(one, pooling=args.pooling, compare=True) for one in sets
+            start.evaluate(one, args.split, pooling=args.pooling, compare=True)
+            for one in sets
         )
         return shared.experiment(
             init=args.init,

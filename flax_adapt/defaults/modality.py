@@ -163,12 +163,12 @@ class Start(NamedTuple):
             freeze=(r"encoder/.*",) if freezes else freeze,
         )
 
-    def evaluate(self, dataset: str, **changes: Any) -> dict[str, Any]:
-        """kNN and probe of a set from `args.per_class` labels a class."""
+    def evaluate(self, dataset: str, split: str, **changes: Any) -> dict[str, Any]:
+        """kNN and probe of a set, from `args.per_class` labels a class of a split."""
         args, labelled = self.args, self.make.labelled
         few = {**shared.ALL, "per_class": args.per_class}
         test = self.make.twice(labelled(dataset, args.test_split))
-        train = labelled(dataset, args.label_split, subset=few)
+        train = labelled(dataset, split, subset=few)
         return shared.evaluate(train, test, **changes)
 
 

@@ -202,7 +202,9 @@ class Resizing:
             # One pass over the data for the start and all that was trained.
             models_at_once=1 + len(stages) * args.seeds,
         )
-        first, *more = (self.start.evaluate(one, **changes) for one in sets)
+        first, *more = (
+            self.start.evaluate(one, args.label_split, **changes) for one in sets
+        )
         return shared.experiment(
             init=args.init,
             init_format=args.init_format,

@@ -145,6 +145,6 @@ class Unsupervised:
             init_format=args.init_format,
             init_known=self.start.known,
             model=self.start.model,
-            evaluate=self.start.evaluate(args.dataset, source=source),
+            evaluate=self.start.evaluate(args.dataset, args.label_split, source=source),
             stages=tuple(self.stages()),
         )

@@ -1,0 +1,161 @@
+"""What does fine-tuning leave behind for the next task? GLAD beside the usual ways.
+
+Run     python benchmarks/glad.py --data=DATA --workdir=DIR [--plot=FILE.png]
+        DATA holds TFDS sets in array_record: pacs_photo, pacs_sketch, neu_det, and
+        cifar10_jpeg. Stopped, the same command goes on. --plot needs matplotlib.
+Prints  for each way to fine-tune on pacs_photo from few labels (GLAD with its three
+        regularizers; full, LP-FT, LoRA, L2-SP; and, after CIFAR-10 was learnt with
+        labels, full and EWC) its test accuracy, and the accuracy of full fine-tuning on
+        pacs_sketch and neu_det from what it left behind (its run of seed 0; adaptors and
+        heads dropped); mean and standard deviation over the seeds. "pretrained" is the
+        start itself.
+Source  Yoon et al. 2023 for the question; model, data and settings are ours.
+"""
+
+from pathlib import Path
+
+import jax
+from absl import app, flags
+from ml_collections import ConfigDict
+
+from flax_adapt import config as configs
+from flax_adapt import logs, recipe
+
+HERE = Path(__file__).parent
+TASK, NEXT = "pacs_photo", ("pacs_sketch", "neu_det")
+LEARNT, LEARNT_STEPS = "cifar10_jpeg", 300
+REGULARIZERS = ("preserve", "masked", "none")
+BASELINES = ("full", "lp_ft", "lora", "l2_sp")
+AFTER_LEARNT = ("full", "ewc")
+
+_DATA = flags.DEFINE_string("data", None, "folder of the TFDS sets", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "where runs are kept", required=True)
+_INIT = flags.DEFINE_string("init", str(HERE / "weights/small_cifar10"), "weights")
+_STEPS = flags.DEFINE_integer("steps", 100, "optimizer steps of a run")
+_LR = flags.DEFINE_float("lr", 1e-3, "learning rate")
+_SEEDS = flags.DEFINE_integer("seeds", 3, "runs of each kind")
+_PER_CLASS = flags.DEFINE_integer("per_class", 20, "labels of every class")
+_PLOT = flags.DEFINE_string("plot", "", "the .png to write; '': none")
+
+
+def load(name, **arguments):
+    common = dict(
+        dataset=f"tfds:{TASK}",
+        init=_INIT.value,
+        data_dir=_DATA.value,
+        seeds=_SEEDS.value,
+        steps=_STEPS.value,
+        lr=_LR.value,
+        per_class=_PER_CLASS.value,
+        pooling="cls",
+    )
+    text = ",".join(f"{key}={value}" for key, value in {**common, **arguments}.items())
+    return configs.load(f"{name}:{text}")
+
+
+def of_glad():
+    """GLAD with each regularizer, and what follows; and the start, for comparison."""
+    config = load(
+        "glad_finetune",
+        regularizer="+".join(REGULARIZERS),
+        then="+".join(f"tfds:{name}" for name in NEXT),
+        then_steps=_STEPS.value,
+        then_lr=_LR.value,
+    )
+    stages = list(config.stages)
+    follow = [stage for stage in stages if stage.name.startswith("none_then")]
+    more = [changed(stage, "pretrained", "pretrained") for stage in follow]
+    return with_stages(config, [*stages, *more]), follow
+
+
+def changed(stage, method, init_from):
+    """The same fine-tuning on a next task, from another start."""
+    number = stage.name.rpartition("_")[2]
+    fields = {**stage, "name": f"{method}_then_{number}", "init_from": init_from}
+    return ConfigDict(fields)
+
+
+def with_stages(config, stages):
+    return ConfigDict({**config, "stages": tuple(stages)}).lock()
+
+
+def of_baselines(methods, follow, **arguments):
+    config = load("baseline_finetune", method="+".join(methods), **arguments)
+    more = [
+        changed(stage, f"finetune_{method}", f"stage:finetune_{method}{_seed()}")
+        for method in methods
+        for stage in follow
+    ]
+    with config.unlocked():
+        for stage in config.stages:
+            if stage.name == "finetune_previous":  # all of CIFAR-10's labels
+                stage.data.subset.per_class, stage.num_steps = 0, LEARNT_STEPS
+    return with_stages(config, [*config.stages, *more])
+
+
+def _seed():
+    return "" if _SEEDS.value == 1 else "/seed_0"
+
+
+def table(results):
+    """One row a method: {method, TASK, NEXT...}, `mean (std)`."""
+    found = {}
+    for prefix, rows in results.items():
+        for row in rows:
+            name, _, number = row["stage"].partition("_then_")
+            column = NEXT[int(number) - 1] if number else TASK
+            if name.endswith(("_head", "_previous")):
+                continue
+            label = f"{prefix}{name.removeprefix('finetune_')}"
+            cell = f"{row['mean']:.3f} ({row['std']:.3f})"
+            found.setdefault(label, {})[column] = (cell, row["mean"], row["std"])
+    return found
+
+
+def plot(found, path):
+    """A bar for each way, on the task itself and on what followed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 1 + len(NEXT), figsize=(12, 4), sharey=True)
+    names = list(found)
+    for axis, column in zip(axes, (TASK, *NEXT), strict=True):
+        cells = [found[name].get(column, ("", 0.0, 0.0)) for name in names]
+        axis.barh(names, [mean for _, mean, _ in cells], xerr=[s for *_, s in cells])
+        axis.set_title(column if column == TASK else f"then {column}", fontsize=10)
+        axis.set_xlabel("test accuracy")
+    axes[0].invert_yaxis()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main(_):
+    jax.config.update("jax_default_matmul_precision", "highest")
+    glad, follow = of_glad()
+    experiments = {
+        "glad ": glad,
+        "": of_baselines(BASELINES, follow),
+        f"after {LEARNT}, ": of_baselines(
+            AFTER_LEARNT, follow, previous=f"tfds:{LEARNT}", new_head=True
+        ),
+    }
+    results = {}
+    for prefix, config in experiments.items():
+        folder = prefix.strip(" ,").replace(" ", "_") or "baselines"
+        workdir = Path(_WORKDIR.value, folder)
+        results[prefix] = recipe.run(config, workdir, force=False)
+    found = table(results)
+    if "glad pretrained" in found:
+        found = {"pretrained": found.pop("glad pretrained"), **found}
+    rows = [{"way": name, **{c: cells.get(c, ("",))[0] for c in (TASK, *NEXT)}}
+            for name, cells in found.items()]  # fmt: skip
+    print(f"\n{_STEPS.value} steps, {_PER_CLASS.value} labels a class\n")
+    print(logs.format_table(rows, tuple(rows[0])))
+    if _PLOT.value:
+        plot(found, _PLOT.value)
+
+
+if __name__ == "__main__":
+    app.run(main)
