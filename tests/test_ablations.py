@@ -33,7 +33,7 @@ def made(modality, dropout=0.0, **changes):
     batch["weight"][2] = 0
     key_B = keys.example_keys(jax.random.key(0), batch["position"])
     frozen = {"teacher": tiny.params_of(model, seed=1)}
-    loss_fn = objectives.build(config, model)
+    loss_fn = jax.jit(objectives.build(config, model))
     return loss_fn, model, tiny.params_of(model), frozen, batch, key_B
 
 

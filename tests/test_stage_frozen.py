@@ -182,6 +182,10 @@ def test_a_mistake_in_penalties_is_told_before_anything_runs(workdir, penalty, t
             r"fisher.decay=2.0 must lie in \[0, 1\]",
         ),
         (
+            dict(optim=defaults.finetune_optim(mars_radius=1.0, warmup_steps=1)),
+            "optim.mars_radius needs weights to stay near, but init_from='scratch'",
+        ),
+        (
             dict(ema=defaults.ema(momentum=2.0)),
             r"ema.momentum=2.0 must lie in \[0, 1\]",
         ),
