@@ -63,7 +63,7 @@ def of_glad():
         then_lr=_LR.value,
     )
     stages = list(config.stages)
-    follow = [stage for stage in stages if stage.name.startswith("none_then")]
+    follow = [stage for stage in stages if stage.name.startswith("glad_none_then")]
     more = [changed(stage, "pretrained", "pretrained") for stage in follow]
     return with_stages(config, [*stages, *more]), follow
 
@@ -97,18 +97,17 @@ def _seed():
     return "" if _SEEDS.value == 1 else "/seed_0"
 
 
-def table(results):
-    """One row a method: {method, TASK, NEXT...}, `mean (std)`."""
+def table(prefix, rows):
+    """{way: {TASK or one of NEXT: (`mean (std)`, mean, std)}}."""
     found = {}
-    for prefix, rows in results.items():
-        for row in rows:
-            name, _, number = row["stage"].partition("_then_")
-            column = NEXT[int(number) - 1] if number else TASK
-            if name.endswith(("_head", "_previous")):
-                continue
-            label = f"{prefix}{name.removeprefix('finetune_')}"
-            cell = f"{row['mean']:.3f} ({row['std']:.3f})"
-            found.setdefault(label, {})[column] = (cell, row["mean"], row["std"])
+    for row in rows:
+        name, _, number = row["stage"].partition("_then_")
+        if name.endswith(("_head", "_previous")):
+            continue
+        column = NEXT[int(number) - 1] if number else TASK
+        label = f"{prefix}{name.removeprefix('finetune_')}"
+        cell = f"{row['mean']:.3f} ({row['std']:.3f})"
+        found.setdefault(label, {})[column] = (cell, row["mean"], row["std"])
     return found
 
 
@@ -134,21 +133,17 @@ def plot(found, path):
 def main(_):
     jax.config.update("jax_default_matmul_precision", "highest")
     glad, follow = of_glad()
+    learnt = dict(previous=f"tfds:{LEARNT}", new_head=True)
     experiments = {
-        "glad ": glad,
-        "": of_baselines(BASELINES, follow),
-        f"after {LEARNT}, ": of_baselines(
-            AFTER_LEARNT, follow, previous=f"tfds:{LEARNT}", new_head=True
-        ),
+        "glad": ("", glad),
+        "baselines": ("", of_baselines(BASELINES, follow)),
+        "learnt": (f"after {LEARNT}: ", of_baselines(AFTER_LEARNT, follow, **learnt)),
     }
-    results = {}
-    for prefix, config in experiments.items():
-        folder = prefix.strip(" ,").replace(" ", "_") or "baselines"
-        workdir = Path(_WORKDIR.value, folder)
-        results[prefix] = recipe.run(config, workdir, force=False)
-    found = table(results)
-    if "glad pretrained" in found:
-        found = {"pretrained": found.pop("glad pretrained"), **found}
+    found = {}
+    for folder, (prefix, config) in experiments.items():
+        rows = recipe.run(config, Path(_WORKDIR.value, folder), force=False)
+        found |= table(prefix, rows)
+    found = {"pretrained": found.pop("pretrained"), **found}
     rows = [{"way": name, **{c: cells.get(c, ("",))[0] for c in (TASK, *NEXT)}}
             for name, cells in found.items()]  # fmt: skip
     print(f"\n{_STEPS.value} steps, {_PER_CLASS.value} labels a class\n")

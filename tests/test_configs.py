@@ -28,6 +28,15 @@ RUNS = {
         "finetune_start mlm_warmup further finetune_further distill_1"
         " finetune_distilled",
     ),
+    "continual_pretrain": (
+        "domains={images}+{others},init={init},per_class=3,rho=0.5,finetune=False",
+        "task_1_images task_2_others joint",
+    ),
+    "glad_finetune": (
+        "dataset={images},init={init},per_class=3,seeds=1,regularizer=masked+preserve,"
+        "then={others}",
+        "glad_masked glad_masked_then_1 glad_preserve glad_preserve_then_1",
+    ),
     "text_finetune": ("dataset={texts},init={bert},pooling=mean", "finetune"),
     "quickstart": (
         "",
@@ -59,6 +68,8 @@ RUNS = {
 }
 NEEDS_INIT = {
     "small_adapt": "small_adapt needs init=PATH",
+    "continual_pretrain": r"the config needs domains=A\+B\+..., .* and init=PATH",
+    "glad_finetune": "the config needs dataset=DATA with labels and init=PATH",
     "unsup_finetune": "the config needs dataset=TARGET, source=SOURCE .* and init=PATH",
     "resize_last_block": r"the config needs dataset=DATA to train on, and init=PATH",
     "baseline_finetune": "the config needs dataset=SOURCE and init=PATH",
@@ -152,7 +163,7 @@ def check_rows(rows, stages):
     assert [row["stage"] for row in rows] == stages.split()
     for row in rows:
         assert np.isfinite(row["mean"])
-        tuned = "finetune" in row["stage"]
+        tuned = re.search("finetune|glad", row["stage"])
         assert row["metric"] in (("accuracy", "macro_f1") if tuned else ("loss",))
 
 

@@ -70,6 +70,8 @@ def test_a_run_takes_what_a_file_does_not_tell(files, tmp_path, log_of_commands)
 
 def test_a_teacher_takes_it_too(files, tmp_path):
     config = load(files, "vit_finetune", "a.pth", TOLD)
+    with config.unlocked():
+        config.stages[0].objective = ConfigDict(defaults.distill())
     config.stages[0].teacher = "pretrained"
     (run,) = recipe.stage_runs(config, tmp_path)[:1]
     assert stage_weights.frozen(run)["teacher"]["encoder"]

@@ -74,7 +74,8 @@ def test_evaluation_goes_by_the_statistics_of_that_moment():
     for moment in (state, state.replace(extra={"seed": 0, **later})):
         metrics = eval_step(moment.params, moment.given, BATCH, 0)
         assert HANDED not in metrics
-        variables = batch_stats.variables(moment.stored)
+        stored = batch_stats.join(moment.evaluated, moment.statistics)
+        variables = batch_stats.variables(stored)
         logits_BN = jax.jit(model.apply)(variables, BATCH["image"], None)
         nll_B = -jax.nn.log_softmax(logits_BN)[np.arange(8), BATCH["label"]]
         expected = np.sum(nll_B * WEIGHT_B) / np.sum(WEIGHT_B)
@@ -128,10 +129,10 @@ def test_keys_go_by_their_batch_and_are_queued_beside_the_statistics():
     _, params, carried, loss_fn = losses("contrast", "moco_v2")
     _, metrics = loss_fn(params, carried, BATCH, keys_of())
     handed = metrics[HANDED]
-    assert set(handed) == {batch_stats.NAME, "key_BD", "weight_B"}
+    assert set(handed) == {batch_stats.NAME, "queue"}
     key_BD = np.asarray(passes("moco_v2")[2])
     key_BD = key_BD / np.linalg.norm(key_BD, axis=1, keepdims=True)
-    assert_close(handed["key_BD"], key_BD)
+    assert_close(handed["queue"]["key_BD"], key_BD)
     carry = objectives.build_carry(
         tiny_resnet.contrast_section("moco_v2"), 8, carried[batch_stats.NAME]
     )

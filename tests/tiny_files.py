@@ -44,6 +44,7 @@ def everything(root):
     """Sources and weights of all kinds, by the names that arguments are filled with."""
     return dict(
         images=f"folder:{image_folder(root / 'images')}",
+        others=f"folder:{image_folder(root / 'others')}",
         texts=f"jsonl:{tiny_text.corpus_folder(root / 'texts')}",
         init=mae_folder(root / "mae"),
         bert=bert_folder(root / "bert"),

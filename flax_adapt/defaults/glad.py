@@ -71,11 +71,13 @@ class Glad:
     def stages(self) -> list[dict[str, Any]]:
         """A stage for every regularizer, and of each what follows from its backbone."""
         found = []
-        for name in self.regularizers:
-            found.append(self._glad(name, name, self.args.dataset, "pretrained"))
+        for regularizer in self.regularizers:
+            name = f"glad_{regularizer}"
+            found.append(self._glad(name, regularizer, self.args.dataset, "pretrained"))
             before = f"stage:{name}" if self.args.seeds == 1 else f"stage:{name}/seed_0"
             for number, data in enumerate(filter(None, self.args.then.split("+")), 1):
-                found.append(self._next(f"{name}_then_{number}", name, data, before))
+                stage = (f"{name}_then_{number}", regularizer, data, before)
+                found.append(self._next(*stage))
         return found
 
     def _supervised(self, name: str, data: str, init_from: str, **changes: Any) -> dict:

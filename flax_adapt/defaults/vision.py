@@ -38,8 +38,7 @@ NO_AUGMENT = dict(
     solarize_probability=0.0,
 )
 
-# What only RGB images have, turned off.
-NO_COLOURS = dict(saturation=0.0, hue=0.0, grey_probability=0.0)
+NO_COLOURS = dict(saturation=0.0, hue=0.0, grey_probability=0.0)  # of RGB alone
 # In pixels of a 224 x 224 image.
 MOCO_V3_SIGMA = (0.1, 2.0)
 # Chen et al. 2021 (MoCo-v3): BYOL's two, crops as its released code cuts them for ViTs.
@@ -198,8 +197,8 @@ class S1Data:
         self.images = image_data(source, train, **fits)
         self.labelled = image_data(source, train, subset=few, augment=flips, **fits)
         if args.test_split == "rest":
-            rest = {**few, "part": "rest"}
-            self.test_images = image_data(source, train, subset=rest, **fits)
+            fits["subset"] = {**few, "part": "rest"}
+            self.test_images = image_data(source, train, **fits)
         else:
             self.test_images = image_data(source, args.test_split, **fits)
 

@@ -1,0 +1,204 @@
+"""continual_pretrain and glad_finetune: stages in order, every cell, the chain."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny_files
+
+from flax_adapt import check, commands, recipe, weights
+from flax_adapt import config as configs
+from flax_adapt.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("compile_fast")
+TASKS = ("task_1_images", "task_2_others")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    found = tiny_files.everything(tmp_path_factory.mktemp("files"))
+    third = tiny_files.image_folder(tmp_path_factory.mktemp("third") / "third")
+    return {**found, "third": f"folder:{third}"}
+
+
+def load(config, **arguments):
+    text = ",".join(f"{name}={value}" for name, value in arguments.items())
+    return configs.load(f"{config}:{text}")
+
+
+def continual(files, init="init", **arguments):
+    fields = dict(domains=f"{files['images']}+{files['others']}", init=files[init])
+    return load("continual_pretrain", **{**fields, **arguments})
+
+
+def of_text(files, **arguments):
+    fields = dict(domains=f"{files['texts']}", init="bert", joint=False)
+    return continual(files, **{**fields, **arguments})
+
+
+def starts(config):
+    return {stage.name: stage.init_from for stage in config.stages}
+
+
+def test_each_domain_starts_from_the_one_before_and_every_cell_from_its_row(files):
+    config = continual(files, also=files["third"], seeds=2)
+    check.experiment(config)
+    found = starts(config)
+    assert found["task_1_images"] == "pretrained"
+    assert found["task_2_others"] == "stage:task_1_images"
+    assert found["joint"] == "pretrained"
+    for row in ("pretrained", *TASKS, "joint"):
+        wanted = row if row == "pretrained" else f"stage:{row}"
+        for domain in ("images", "others", "third"):
+            assert found.pop(f"finetune_{row}_on_{domain}") == wanted
+    assert set(found) == {*TASKS, "joint"}
+    section = config.transfer
+    assert section.domains == ("images", "others", "third")
+    assert section.rows == ("pretrained", *TASKS)
+    assert section.others == ("joint",)
+    assert section.finetuned[3][2] == "finetune_joint_on_third"
+
+
+def test_joint_training_has_every_example_as_often_and_as_many_steps(files):
+    config = continual(files, steps=7)
+    (joint,) = (stage for stage in config.stages if stage.name == "joint")
+    assert joint.num_steps == 14
+    assert joint.replay.buffer_size == 16  # all of the other domain
+    assert joint.replay.sampling == "uniform"
+
+
+def test_replay_is_of_all_earlier_domains(files):
+    domains = "+".join(files[name] for name in ("images", "others", "third"))
+    config = continual(files, domains=domains, rho=0.5, finetune=False)
+    first, second, third, _ = config.stages
+    assert first.replay is None
+    assert [part.source for part in second.replay.data] == [files["images"]]
+    sources = [part.source for part in third.replay.data]
+    assert sources == [files["images"], files["others"]]
+    assert third.replay.ratio == 0.5
+
+
+@pytest.mark.parametrize("objective", ["classify", "grow", "glad"])
+@pytest.mark.parametrize("make", [continual, of_text])
+def test_a_supervised_sequence_has_a_head_for_each_or_one_that_grows(
+    files, make, objective
+):
+    config = make(files, objective=objective, finetune=False)
+    check.experiment(config)
+    models = [stage.model for stage in config.stages]
+    assert "joint" not in starts(config)
+    assert [model.grow_head for model in models[1:]] == (
+        [objective == "grow"] * (len(models) - 1)
+    )
+    assert all(("head" in model.fresh) != model.grow_head for model in models)
+    assert all((model.adaptor is not None) == (objective == "glad") for model in models)
+
+
+def test_the_classes_of_a_growing_head_are_those_seen_so_far(files):
+    config = continual(files, objective="grow", finetune=False)
+    assert [stage.data.classes for stage in config.stages] == [("ant", "bee")] * 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (dict(domains="folder:a/x+folder:b/x"), "also need different names, not"),
+        (dict(objective="contrast"), "objective='contrast' is unknown"),
+        (dict(objective="mlm"), "objective='mlm' is unknown"),
+    ],
+)
+def test_a_wrong_argument_is_named(files, arguments, text):
+    with pytest.raises(UserError, match=text) as error:
+        continual(files, **arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_one_domain_has_no_joint_training(files):
+    with pytest.raises(UserError, match="give several, or joint=False"):
+        continual(files, domains=files["images"])
+
+
+def test_the_matrices_are_those_of_the_run(files, tmp_path, capsys):
+    """Cells by fine-tuning from results.json, probes from eval.json; all are printed."""
+    config = continual(files, joint=False, seeds=1)
+    tiny_files.shrink(config)
+    for section in (config.evaluate, *config.more_evaluations):
+        section.update(knn_k=2, batch_size=8)
+    recipe.run(config, tmp_path, force=False)
+    capsys.readouterr()
+    commands.evaluate(config, str(tmp_path))
+    printed = capsys.readouterr().out
+    assert "finetune\n" in printed
+    assert "backward" in printed
+    whole = json.loads((tmp_path / "transfer.json").read_text())
+    results = json.loads((tmp_path / "results.json").read_text())
+    means = {row["stage"]: row["mean"] for row in results}
+    measured = json.loads((tmp_path / "eval.json").read_text())
+    for r, row in enumerate(("pretrained", *TASKS)):
+        for d, domain in enumerate(("images", "others")):
+            name = f"finetune_{row}_on_{domain}"
+            assert whole["finetune"]["matrix"][r][d] == means[name]
+            (found,) = (
+                one
+                for one in measured
+                if one["stage"] == row and one["data"] == files[domain]
+            )
+            assert whole["probe"]["matrix"][r][d] == found["probe"]
+    assert len(measured) == 3 * 2  # the fine-tuned models are not probed
+    at_start = [row for row in measured if row["stage"] == "pretrained"]
+    assert all(row["weight_distance"] == 0 for row in at_start)
+    moved = [row["weight_distance"] for row in measured if row["stage"] == TASKS[1]]
+    assert all(distance > 0 for distance in moved)
+
+
+def glad(files, **arguments):
+    return load(
+        "glad_finetune",
+        **dict(dataset=files["images"], init=files["init"], seeds=1) | arguments,
+    )
+
+
+def test_glad_goes_on_to_the_next_task_with_its_backbone(files, tmp_path):
+    """GLAD, then masked pre-training of what it left, as the released model's would."""
+    config = glad(files, regularizer="masked", then=files["others"], then_by="mae")
+    assert starts(config) == {
+        "glad_masked": "pretrained",
+        "glad_masked_then_1": "stage:glad_masked",
+    }
+    tiny_files.shrink(config)
+    recipe.run(config, tmp_path, force=False)
+    export = tmp_path / "stages/glad_masked_then_1/export"
+    assert weights.parts(export, "mae") == {"encoder", "decoder"}
+    again = glad(files, then=files["others"], then_by="glad")
+    check.experiment(again)
+    assert [stage.objective.name for stage in again.stages] == ["glad", "glad"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (dict(regularizer="ewc"), "regularizer='ewc' is unknown"),
+        (dict(preserve="logits"), "preserve='logits' is unknown"),
+        (dict(then_by="lora"), "then_by='lora' is unknown"),
+        (dict(then_by="mae"), "goes on with the decoder that regularizer=masked"),
+    ],
+)
+def test_a_wrong_argument_of_glad_is_named(files, arguments, text):
+    with pytest.raises(UserError, match=text) as error:
+        glad(files, **arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_glad_of_texts_is_a_config_too(files):
+    config = load(
+        "glad_finetune",
+        dataset=files["texts"],
+        init=files["bert"],
+        regularizer="masked+preserve+none",
+        adaptor="bottleneck",
+        bottleneck=4,
+    )
+    check.experiment(config)
+    masked = config.stages[0].objective.masked
+    assert masked.name == "mlm"
+    assert np.all([stage.model.adaptor.hidden == 4 for stage in config.stages])
