@@ -57,7 +57,7 @@ class Stage(NamedTuple):
 
     @property
     def kept_task(self) -> str:
-        """The task whose weights the stage starts from and exports.
+        """The task whose weights the stage exports.
 
         Where there is a projector, or adaptors, only the encoder (and what was trained
         beside): what stands on them is dropped with them.
@@ -66,6 +66,17 @@ class Stage(NamedTuple):
         if options.projector is None and options.adaptor is None:
             return self.task
         return objectives.beside_of(self.config.objective) or "encoder"
+
+    @property
+    def start_task(self) -> str:
+        """The task whose weights the stage starts from.
+
+        Adaptors alone do not change what the head stands on: it may come with the weights.
+        """
+        beside = objectives.beside_of(self.config.objective)
+        if self.config.model.projector is None and beside is None:
+            return self.task
+        return self.kept_task
 
 
 def resolve(stage: Stage, field: str) -> Path:

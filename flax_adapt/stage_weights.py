@@ -43,10 +43,10 @@ def warm_start(
     options, fresh = stage.config.model, stage.config.model.fresh
     try:
         found, loaded, report = weights.load(
-            path, stage.kept_task, pooling=options.pooling, **known
+            path, stage.start_task, pooling=options.pooling, **known
         )
-        stages.check_architecture(stage, found, path, stage.kept_task)
-        if stage.kept_task != stage.task:
+        stages.check_architecture(stage, found, path, stage.start_task)
+        if stage.start_task != stage.task:
             loaded, without = _without_pooler(loaded)
             report = report.merge(without)
         wanted = stage.architecture

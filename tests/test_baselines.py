@@ -16,7 +16,7 @@ from flax_adapt.errors import UserError
 pytestmark = pytest.mark.usefixtures("compile_fast")
 FORGETTING = ("ewc", "lwf", "er", "der")
 # Of images and of texts: together every method, each run once.
-IMAGES = ("full", "lp_ft", "lora", "recadam", "ema", "ewc", "der")
+IMAGES = ("full", "lp_ft", "lora", "adaptors", "recadam", "ema", "ewc", "der")
 TEXTS = ("linear_probe", "l2_sp", "mars", "r3f", "lwf", "er")
 METHODS = (*IMAGES, *TEXTS)
 
@@ -76,6 +76,21 @@ def test_what_trains_is_what_the_method_says(run):
     assert all("query" in name or "value" in name for name in adapted)
     assert len(moved(run, "full")) > len(head | adapted)
     assert len(moved(run, "lp_ft", "lp_ft_head")) > len(head | adapted)
+
+
+def test_adaptors_leave_the_backbone_they_started_from(run):
+    before, after = tensors(run, "previous"), tensors(run, "adaptors")
+    assert {f"vit.{name}" for name in after} == {n for n in before if "vit." in n}
+    for name, leaf in after.items():
+        np.testing.assert_array_equal(leaf, before[f"vit.{name}"])
+
+
+def test_a_head_that_was_learnt_stays_under_adaptors(run):
+    report = json.loads(
+        (run[0] / "stages/finetune_adaptors/import_report.json").read_text()
+    )
+    assert {"head/kernel", "head/bias"} <= set(report["used"])
+    assert all("adaptor" in name for name in report["fresh"])
 
 
 @pytest.mark.parametrize("name", ["ewc", "der"])
