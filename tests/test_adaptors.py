@@ -9,7 +9,7 @@ import pytest
 import tiny
 from tiny_glad import KINDS, MODELS, at_start, build, inputs
 
-from flax_adapt import models, optim, rules, sharding, weights
+from flax_adapt import models, optim, rules, sharding, surgery, weights
 from flax_adapt.errors import UserError
 from flax_adapt.models.adaptors import AdaptorConfig
 from flax_adapt.surgery import adaptors
@@ -47,7 +47,7 @@ def test_at_the_start_the_adapted_path_is_the_other_to_the_bit(name, kind):
 def test_dropping_the_adaptors_gives_exactly_the_backbone(name, kind):
     adapted, plain = build(name, kind), build(name, None)
     params = tiny.params_of(adapted)
-    dropped = adaptors.drop(params)
+    dropped = surgery.drop_adaptors(params)
     assert rules.names(dropped) == rules.names(weights.shapes(plain))
     weights.adopt(weights.shapes(plain), dropped)  # strictly
     kept = {k: v for k, v in zip(rules.names(params), jax.tree.leaves(params), strict=True)

@@ -265,11 +265,8 @@ class S1Data:
         )
         fields = dict(num_steps=steps, optim=optim, init_from="pretrained")
         stage = shared.pretrain_stage(WARMUP, self.images, **fields)
-        return [
-            self._reshaping(
-                stage, fresh=(weights.reshape.PREDICT if keeps else "decoder",)
-            )
-        ]
+        new = weights.reshape.PREDICT if keeps else "decoder"
+        return [self._reshaping(stage, fresh=(new,))]
 
     def pretrain_stage(self, name: str, **changes: Any) -> dict[str, Any]:
         """S1's further pre-training, from `start`."""

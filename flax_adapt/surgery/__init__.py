@@ -6,7 +6,7 @@ resized = surgery.resize(leaves, init, config_model, section, key, components)
 
 params = lora.add(params, section, key)
 params = lora.merge(params, section)
-backbone = adaptors.drop(params)
+backbone = drop_adaptors(params)
 """
 
 from typing import Any, Protocol
@@ -22,6 +22,7 @@ from flax_adapt.surgery import (
     moments,
     resnet,
 )
+from flax_adapt.surgery.adaptors import drop as drop_adaptors
 from flax_adapt.surgery.last_block import Leaves, Resized
 from flax_adapt.types import Key
 
@@ -29,6 +30,7 @@ __all__ = [
     "SURGERY",
     "Surgery",
     "adaptors",
+    "drop_adaptors",
     "heads",
     "last_block",
     "lora",
