@@ -28,7 +28,7 @@ Run     flax-adapt run --workdir=runs/x \
         per_class, test_split, data_dir  as in vit_self_distill
         seq_len, text_field, pair_field, label_field, pooling  of texts
 Expect  one table: test accuracy (texts: macro-F1) by method, mean and spread over the
-        seeds. Not run at full size yet.
+        seeds. benchmarks/results/glad.md has five of them at a small size.
 Source  defaults/baselines.py has the values, and whose they are: Li et al. 2018, Chen et
         al. 2020, Gouk et al. 2021, Aghajanyan et al. 2020, Hu et al. 2021, Kumar et al.
         2022, Kirkpatrick et al. 2017, Li and Hoiem 2017, Buzzega et al. 2020. None of
