@@ -9,4 +9,5 @@ source "$root/launch/environment.sh"
 install test
 cd "$root"
 # `pytest`, not `python -m pytest`: the tests import the installed package.
-exec "$venv/bin/pytest" -n 2 "$@"
+# worksteal: a module stays with one worker, which makes its fixtures once.
+exec "$venv/bin/pytest" -n 2 --dist worksteal "$@"

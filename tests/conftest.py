@@ -70,6 +70,13 @@ def compile_fast():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """What a module compiled is let go: all of it together is several GB a worker."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def main(capsys):
     """Runs a command in this process; returns (exit code, stdout, stderr).
