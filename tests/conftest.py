@@ -1,11 +1,13 @@
 """How every test runs: eight fake devices, strict shapes, a compile cache."""
 
 import os
+import resource
 import signal
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
+STATM = Path("/proc/self/statm")  # its second number: resident pages
 CACHE = ROOT / ".pytest_cache" / "d" / "xla"  # `pytest --cache-clear` empties it
 
 # Before NumPy and JAX start, and for the processes that tests start: workers share the
@@ -72,9 +74,12 @@ def compile_fast():
 
 @pytest.fixture(scope="module", autouse=True)
 def few_programs():
-    """What a module compiled is let go: all of it together is several GB a worker."""
+    """What modules compiled is let go when it is much: all of it is 7 GiB a worker."""
     yield
-    jax.clear_caches()
+    if STATM.exists():  # Linux
+        pages = int(STATM.read_text().split()[1])
+        if pages * resource.getpagesize() > 4 * 2**30:
+            jax.clear_caches()
 
 
 @pytest.fixture
