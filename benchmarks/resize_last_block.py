@@ -100,12 +100,8 @@ def summarise(rows):
     return table
 
 
-def _values(rows, column):
-    return [row[column] for row in rows]
-
-
 def _spread(rows, column):
-    values = _values(rows, column)
+    values = [row[column] for row in rows]
     spread = f" ({statistics.stdev(values):.3f})" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.3f}{spread}"
 

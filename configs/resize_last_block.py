@@ -1,4 +1,4 @@
-"""S3: expand or narrow the representation of a ViT or BERT by its last block alone.
+"""S3: expand or narrow the representation of a ViT, BERT or ResNet by its last block.
 
 Run     flax-adapt run --workdir=runs/x \
             --config=resize_last_block:dataset=folder:PATH,init=PATH,width=192+768
@@ -21,8 +21,9 @@ Run     flax-adapt run --workdir=runs/x \
         projector True | False: heads between the features and contrast or classify,
                   dropped after training; hidden: their width
         variant   resized | same (the model as it is, trained alike); controls: random
-                  (random features of the frozen ones) | linear (a layer d -> D that is
-                  kept) | extra (a block more, with as many parameters); several with +
+                  (random features of the frozen ones; linear in them without relu) |
+                  linear (a layer d -> D that is kept) | extra (a block more, with as
+                  many parameters); several with +
         probe_on  further data sets for `flax-adapt eval`, with + between
         split     what is trained on; label_split, per_class (0: all), test_split: for eval
         pooling   cls | mean
@@ -33,8 +34,8 @@ Expect  stages/VARIANT_WIDTH/export, and from `flax-adapt eval` a table for each
         only h != 0 is known; all models share one pass over each set.
         benchmarks/results/resize_last_block.md shows ours.
 Source  Bordes et al. 2023, who resize the last block of a ResNet-50; for transformers,
-        and for a start from trained weights, the choices are ours (METHODS of
-        `flax_adapt.surgery.last_block`), and nothing was searched.
+        and for a start from trained weights, the choices are ours, explained
+        in `flax_adapt.surgery.last_block`; nothing was searched.
 """
 
 from flax_adapt import config as configs

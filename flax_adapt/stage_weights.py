@@ -70,6 +70,11 @@ def _resize(
     stage: Stage, loaded: Params, init: Params, examples: data.Examples, mesh: Mesh
 ) -> tuple[dict[str, Any], weights.Report, tuple[str, ...]]:
     section, old = stage.config.model.resize, configs.plain(stage.experiment.model)
+    if stage.config.model.lora is not None and section.init != "random":
+        raise UserError(
+            "model.lora would freeze the new last block: resize it in a stage before, or "
+            "set model.resize.init='random'"
+        )
     components_dD = stage_resize.components(
         old,
         loaded,

@@ -99,6 +99,16 @@ def test_narrowing_projects_what_the_last_block_gave(name, kind):
     old, params, new, made, done = resized(name, width=6, kind=kind, init="pca")
     before, sums = states_and_sums(old, params)
     after, new_sums = states_and_sums(new, made)
+    place = "linear" if kind == "linear" else "block_01/shortcut"
+    leaves, wide = strict.flatten(made), strict.flatten(params)
+    P_dD = leaves[f"encoder/{place}/kernel"]
+    for leaf in wide:
+        if leaf.startswith("encoder/") or leaf not in done.rules:
+            continue
+        assert leaf.endswith("kernel")  # of what reads the features
+        np.testing.assert_allclose(leaves[leaf], P_dD.T @ wide[leaf], atol=1e-6)
+    readers = [leaf for leaf in done.rules if not leaf.startswith("encoder/")]
+    assert bool(readers) == (len(params) > 1)
     if kind == "linear":
         kernel = made["encoder"]["linear"]["kernel"]
         np.testing.assert_allclose(after[-1], before[-1] @ kernel, atol=1e-5)

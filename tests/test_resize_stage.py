@@ -18,6 +18,7 @@ from flax_adapt import (
     models,
     recipe,
     sharding,
+    stage,
     stage_resize,
     stage_weights,
     weights,
@@ -100,32 +101,54 @@ def narrow(**changes):
     return ConfigDict(section)
 
 
-@pytest.mark.parametrize("tokens", ["all", "first", "pooled"])
-def test_the_components_are_those_of_all_features_at_once(tokens):
+def assert_components(found, rows):
+    """Those of float64 [n, d], up to their sign."""
+    right = np.linalg.svd(rows - rows.mean(0))[2][:5]
+    np.testing.assert_allclose(np.abs(np.sum(right * found.T, axis=1)), 1, atol=1e-3)
+
+
+def components_and_states(examples, count, **section):
+    """What is found in several batches, the last not full, and all states at once."""
     config = dict(tiny.MODEL)
     params = tiny.params_of(tiny.build("mae", config))
-    section = tiny.digits(subset={**defaults.ALL, "per_class": 3})
-    examples = data.open_examples(ConfigDict(section), "")
-    found = stage_resize.components(
-        config,
-        params,
-        narrow(tokens=tokens),
-        examples,
-        batch_size=8,  # 30 examples: the last batch is not full
-        precision="float32",
-        mesh=sharding.make_mesh(FSDP),
-    )
-    batch = examples.batch(np.arange(30), np.arange(30))
+    how = dict(batch_size=8, precision="float32", mesh=sharding.make_mesh(FSDP))
+    found = stage_resize.components(config, params, narrow(**section), examples, **how)
+    batch = examples.batch(np.arange(count), np.arange(count))
     pixels = image.preprocess(batch["image"], None, examples.config, None)
     encoder = tiny.build("encoder", {**config, "decoder": None})
     states = encoder.apply(
         {"params": {"encoder": params["encoder"]}}, pixels, None, method="encode"
     )
-    last = np.asarray(states[-2], np.float64)  # before the final LayerNorm
+    return found, [np.asarray(state, np.float64) for state in states]
+
+
+FEW = dict(subset={**defaults.ALL, "per_class": 3})  # 30 digits
+
+
+@pytest.mark.parametrize(
+    ("kind", "tokens"),
+    [
+        ("resized", "all"),
+        ("resized", "first"),
+        ("resized", "pooled"),
+        ("linear", "all"),
+    ],
+)
+def test_the_components_are_those_of_all_features_at_once(kind, tokens):
+    examples = data.open_examples(ConfigDict(tiny.digits(**FEW)), "")
+    found, states = components_and_states(examples, 30, kind=kind, tokens=tokens)
+    # A layer at the end stands on the final states, another block before their norm.
+    last = states[-1 if kind == "linear" else -2]
     kept = {"all": slice(None), "first": slice(0, 1), "pooled": slice(1, None)}[tokens]
-    rows = last[:, kept].reshape(-1, 16)
-    right = np.linalg.svd(rows - rows.mean(0))[2][:5]
-    np.testing.assert_allclose(np.abs(np.sum(right * found.T, axis=1)), 1, atol=1e-3)
+    assert_components(found, last[:, kept].reshape(-1, 16))
+
+
+def test_the_components_are_also_those_of_the_replayed_source():
+    replay = ConfigDict(defaults.replay(tiny.digits(), 0.5))
+    examples = data.open_replay(ConfigDict(tiny.digits(**FEW)), replay, "", 10)
+    assert len(examples) > 30
+    found, states = components_and_states(examples, len(examples))
+    assert_components(found, states[-2].reshape(-1, 16))
 
 
 def test_the_components_of_text_are_of_what_the_last_norm_is_given(tmp_path):
@@ -149,8 +172,7 @@ def test_the_components_of_text_are_of_what_the_last_norm_is_given(tmp_path):
     )
     (last,) = sums[models.SUMS]["encoder"]["block_01"]["sum"]
     rows = np.asarray(last, np.float64)[np.asarray(batch["text"].segments_BL) > 0]
-    right = np.linalg.svd(rows - rows.mean(0))[2][:5]
-    np.testing.assert_allclose(np.abs(np.sum(right * found.T, axis=1)), 1, atol=1e-3)
+    assert_components(found, rows)
 
 
 def test_a_stage_from_scratch_may_have_another_last_block(tmp_path):
@@ -207,3 +229,20 @@ def test_a_teacher_has_the_width_of_its_student(straight):
     teacher = stage_weights.frozen(run._replace(config=expanded))["teacher"]
     kernel = teacher["encoder"]["block_01"]["shortcut"]["kernel"]
     assert jax.tree.leaves(kernel)[0].shape == (16, 24)
+
+
+def test_low_rank_adaptors_would_freeze_a_new_last_block(straight):
+    lora = defaults.stage_model(
+        resize=defaults.resize(24), lora=defaults.lora(), fresh=("head",)
+    )
+    config = tiny.experiment(
+        tiny.pretrain(), tiny.finetune(init_from="stage:pretrain", model=lora)
+    )
+    (run,) = recipe.stage_runs(config, straight)[1:]
+    examples = data.open_examples(run.config.data, "")
+    arguments = (stage.build_model(run, 10), examples, sharding.one_device())
+    with pytest.raises(UserError, match=r"model\.lora would freeze"):
+        stage_weights.warm_start(run, *arguments)
+    again = ConfigDict({**run.config, "init_from": "stage:expand"})
+    _, _, report = stage_weights.warm_start(run._replace(config=again), *arguments)
+    assert not report.reshaped  # its last block came with it

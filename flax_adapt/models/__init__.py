@@ -209,7 +209,8 @@ def check_resize(config_model: Mapping[str, Any], resize: Mapping[str, Any]) -> 
     if config_model["last_block"] is not None:
         raise UserError(
             "model.resize: the model has a last block of its own, which stays as it is; "
-            "set model.resize to None"
+            "set model.resize to None (variant=same), or start from the weights it was "
+            "made of"
         )
     _architecture(with_resize(config_model, resize))
 

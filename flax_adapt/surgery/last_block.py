@@ -140,7 +140,8 @@ def resize(
     (`LastBlock.norm_width`); what reads the features gets rows of zeros, so that the
     whole model computes what it did. (A ReLU, which follows, is not undone.)
     "pca" keeps what the principal components P keep: W_2 = W_2 P, W_s = P, readers P' K;
-    the norm is new: that of D features is another one than that of d.
+    the norm is new: that of D features is another one than that of d. Only directions are
+    kept: readers start without the old norm's scale and bias, and without the mean.
     "random": what is new or of another shape starts anew.
     """
     chosen = INITS[section["init"]]
