@@ -141,10 +141,10 @@ def make_loss(
     stop_backbone, and the fields of `classify`.
 
     model: a classifier with adaptors. beside: with regularizer "masked" the model of that
-    task, without adaptors. Of the two paths the embedding and the first block's queries,
-    keys and values are the same where nothing is dropped; XLA computes them once. All
-    else is run twice: "masked" costs a second pass of what is visible, "preserve" one of
-    the whole input and one of the initial model without a gradient, "none" nothing.
+    task, without adaptors. What R costs: "preserve" a second pass of the whole input and
+    one of the initial model without a gradient, of which XLA computes the embedding and
+    the first block's queries, keys and values once where nothing is dropped; "masked" a
+    pass of what is visible and one of its decoder or head, nothing shared; "none" nothing.
     """
     if model.config.adaptor is None:
         raise UserError(
