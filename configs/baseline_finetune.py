@@ -32,7 +32,8 @@ Expect  one table: test accuracy (texts: macro-F1) by method, mean and spread ov
 Source  defaults/baselines.py has the values, and whose they are: Li et al. 2018, Chen et
         al. 2020, Gouk et al. 2021, Aghajanyan et al. 2020, Hu et al. 2021, Kumar et al.
         2022, Kirkpatrick et al. 2017, Li and Hoiem 2017, Buzzega et al. 2020. None of
-        them was searched.
+        them was searched. linear_probe and the head of lp_ft train with the settings of
+        fine-tuning: ours.
 """
 
 from flax_adapt import config as configs

@@ -49,7 +49,7 @@ def evaluate(config: Any, workdir: Path) -> list[dict[str, Any]]:
 
     Written to `eval.json`. Features are the final states, pooled as `config.evaluate`
     says. Where it has a `source`, every measure of `drift` is taken against the features
-    of `init`; where it has `wide`, what `_of_wide` measures of sparse and wide features.
+    of `init`; where it has `wide`, also sparsity and what other probes make of features.
     With `more_evaluations` there are rows for each, which name their data.
     """
     finished = recipe.finished(config, workdir)

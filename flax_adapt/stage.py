@@ -62,10 +62,7 @@ class Stage(NamedTuple):
         Where there is a projector, or adaptors, only the encoder (and what was trained
         beside): what stands on them is dropped with them.
         """
-        options = self.config.model
-        if options.projector is None and options.adaptor is None:
-            return self.task
-        return objectives.beside_of(self.config.objective) or "encoder"
+        return self._task_without("projector", "adaptor")
 
     @property
     def start_task(self) -> str:
@@ -73,10 +70,15 @@ class Stage(NamedTuple):
 
         Adaptors alone do not change what the head stands on: it may come with the weights.
         """
+        return self._task_without("projector")
+
+    def _task_without(self, *parts: str) -> str:
+        """The task of the stage; where it has one of `parts`, of the encoder alone; where
+        another task is trained beside, that.
+        """
         beside = objectives.beside_of(self.config.objective)
-        if self.config.model.projector is None and beside is None:
-            return self.task
-        return self.kept_task
+        has_part = any(self.config.model[part] is not None for part in parts)
+        return beside or ("encoder" if has_part else self.task)
 
 
 def resolve(stage: Stage, field: str) -> Path:

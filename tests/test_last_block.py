@@ -99,23 +99,19 @@ def test_narrowing_projects_what_the_last_block_gave(name, kind):
     old, params, new, made, done = resized(name, width=6, kind=kind, init="pca")
     before, sums = states_and_sums(old, params)
     after, new_sums = states_and_sums(new, made)
+    is_new, was = strict.flatten(made), strict.flatten(params)
     place = "linear" if kind == "linear" else "block_01/shortcut"
-    leaves, wide = strict.flatten(made), strict.flatten(params)
-    P_dD = leaves[f"encoder/{place}/kernel"]
-    for leaf in wide:
-        if leaf.startswith("encoder/") or leaf not in done.rules:
-            continue
-        assert leaf.endswith("kernel")  # of what reads the features
-        np.testing.assert_allclose(leaves[leaf], P_dD.T @ wide[leaf], atol=1e-6)
+    P_dD = is_new[f"encoder/{place}/kernel"]
     readers = [leaf for leaf in done.rules if not leaf.startswith("encoder/")]
     assert bool(readers) == (len(params) > 1)
+    for leaf in readers:
+        assert leaf.endswith("kernel")
+        np.testing.assert_allclose(is_new[leaf], P_dD.T @ was[leaf], atol=1e-6)
     if kind == "linear":
-        kernel = made["encoder"]["linear"]["kernel"]
-        np.testing.assert_allclose(after[-1], before[-1] @ kernel, atol=1e-5)
+        np.testing.assert_allclose(after[-1], before[-1] @ P_dD, atol=1e-5)
         return
     wide, narrow = sums["block_01"], new_sums["block_01"]
-    kernel = made["encoder"]["block_01"]["shortcut"]["kernel"]
-    np.testing.assert_allclose(narrow, wide @ kernel, atol=1e-5)
+    np.testing.assert_allclose(narrow, wide @ P_dD, atol=1e-5)
     norm = last_block.places(MODELS[name][0]).norm
     assert {f"{norm}/scale", f"{norm}/bias"} == set(done.fresh)
 

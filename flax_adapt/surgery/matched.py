@@ -21,7 +21,7 @@ def mlp_dim(config_model: Mapping[str, Any], width: int) -> int:
         kind = "pre-norm" if is_vit else "post-norm"
         raise UserError(
             f"a {kind} block of width {d} has more parameters than a last block of width "
-            f"{width} adds: there is no extra block to compare with; make it wider, or leave the "
-            "extra block out"
+            f"{width} adds: there is no extra block to compare with; make it wider, or "
+            "leave the extra block out"
         )
     return mlp_dim
