@@ -66,7 +66,9 @@ def plot(whole, path):
         axis.set_xticks(range(matrix.shape[1]), found["columns"], rotation=30)
         axis.set_yticks(range(len(matrix)), found["rows"], fontsize=7)
         for (row, column), value in np.ndenumerate(matrix):
-            axis.text(column, row, f"{value:.2f}", ha="center", color="white")
+            dark = value < (matrix.min() + matrix.max()) / 2
+            color = "white" if dark else "black"
+            axis.text(column, row, f"{value:.2f}", ha="center", color=color)
         axis.set_title(
             f"{name}; mean of the last task {matrix[len(DOMAINS)].mean():.3f}"
         )

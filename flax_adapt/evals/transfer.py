@@ -19,8 +19,8 @@ def figures(matrix: np.ndarray) -> dict[str, float]:
     average     mean of the last row
     start       mean of the first row
     forgetting  mean over all learned domains but the last of how much their best row
-                after the start exceeds the last row (Chaudhry et al. 2018, equation 3;
-                ours: the last row counts among them, so that it is at least 0)
+                between the first and the last exceeds the last row (Chaudhry et al. 2018,
+                equation 3); below 0 where the last is the best
     backward    mean over the same of R[T, d] - R[d + 1, d]: what learning more did to a
                 domain since it was learned (Lopez-Paz and Ranzato 2017, equation 3)
     forward     mean over all domains but the first of R[d, d] - R[0, d], before they are
@@ -39,7 +39,7 @@ def figures(matrix: np.ndarray) -> dict[str, float]:
     found = {"average": last.mean(), "start": matrix[0].mean()}
     before = range(tasks - 1)
     if before:
-        best = matrix[1:].max(axis=0)
+        best = matrix[1:-1].max(axis=0)
         found["forgetting"] = np.mean([best[d] - last[d] for d in before])
         found["backward"] = np.mean([last[d] - matrix[d + 1, d] for d in before])
         ahead = range(1, tasks)
