@@ -73,6 +73,7 @@ def _numbers(section: Any) -> None:
         if value < 1:
             raise UserError(f"{name}={value} must be at least 1")
     optim.check(section.optim, section.num_steps)
+    optim.check_sweep(section)
 
 
 def _names(section: Any) -> None:

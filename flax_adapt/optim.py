@@ -1,17 +1,19 @@
 """One optax transformation from tables: decay, freeze, layer decay, schedule, clipping.
 
-AdamW, or RecAdam where `optim.recadam` is given; with `optim.mars_radius` what trains
-stays near its start (`anchors`).
+AdamW, or RecAdam where `optim.recadam` is given, or LARS where `optim.lars` is; with
+`optim.mars_radius` what trains stays near its start (`anchors`).
 """
 
+import math
 import re
 from collections.abc import Collection
 from typing import Any
 
 import jax
 import optax
+from ml_collections import ConfigDict
 
-from flax_adapt import anchors, rules
+from flax_adapt import anchors, lars, rules
 from flax_adapt.errors import UserError, choose
 from flax_adapt.types import LossFn, Params
 
@@ -50,6 +52,36 @@ def check(config: Any, num_steps: int) -> None:
     anchors.check_radius(config.mars_radius)
     if config.recadam is not None:
         anchors.check_recadam(config.recadam, config.lr)
+    if config.lars is not None:
+        lars.check(config.lars)
+        if config.recadam is not None:
+            raise UserError(
+                "optim.lars and optim.recadam are two optimizers: leave one"
+            )
+
+
+def check_sweep(section: Any) -> None:
+    """Raises UserError for a stage whose `sweep` cannot be (see `sweep`)."""
+    if section.sweep is None:
+        return
+    lrs, part = section.sweep.lrs, section.data.subset.part
+    rules = (
+        (
+            len(lrs) > 0 and all(0 < lr < math.inf for lr in lrs),
+            f"sweep.lrs={lrs} must be one or more numbers above 0",
+        ),
+        (len({f"{lr:g}" for lr in lrs}) == len(lrs), f"sweep.lrs={lrs} must differ"),
+        (section.eval is not None, "sweep chooses by an evaluation, but eval is None"),
+        (
+            part == "chosen",
+            f"sweep holds out a part of data.subset.part='chosen', not of {part!r}",
+        ),
+    )
+    for holds, problem in rules:
+        if not holds:
+            raise UserError(problem)
+    for lr in lrs:
+        check(ConfigDict({**section.optim, "lr": lr}), section.num_steps)
 
 
 def schedule(config: Any, num_steps: int) -> optax.Schedule:
@@ -131,10 +163,10 @@ def scale_by_layer(decay: float, params: Params) -> optax.GradientTransformation
     )
 
 
-def _adam(
+def _optimizer(
     config: Any, num_steps: int, fresh: Collection[str]
 ) -> optax.GradientTransformation:
-    """AdamW or RecAdam."""
+    """AdamW, RecAdam or LARS."""
     table, rate = DECAY[config.decay], schedule(config, num_steps)
 
     def decays(tree: Params) -> Any:
@@ -142,6 +174,8 @@ def _adam(
 
     if config.recadam is not None:
         return anchors.recadam(config, rate, decays, fresh)
+    if config.lars is not None:
+        return lars.lars(config, rate, decays)
     return optax.adamw(
         rate,
         b1=config.b1,
@@ -159,7 +193,7 @@ def _steps(
     steps = []
     if config.clip_norm > 0:
         steps.append(optax.clip_by_global_norm(config.clip_norm))
-    steps.append(_adam(config, num_steps, fresh))
+    steps.append(_optimizer(config, num_steps, fresh))
     if config.layer_decay != 1.0:
         steps.append(scale_by_layer(config.layer_decay, params))
     if config.mars_radius > 0:

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from flax_adapt import check, data, logs, loop
+from flax_adapt import check, data, logs, loop, sweep
 from flax_adapt import config as configs
 from flax_adapt.errors import UserError
 from flax_adapt.preemption import Preemption
@@ -26,19 +26,22 @@ def run(config: Any, workdir: Path, *, force: bool) -> list[dict[str, Any]]:
     _claim(config, workdir, force)
     results = []
     with Preemption() as preemption:
-        for stage in stage_runs(config, workdir):
-            results.append(loop.train_and_evaluate(stage, preemption))
-            _write(workdir, rows := summarize(results, workdir))
+        for section in config.stages:
+            tuned = sweep.chosen(config, section, workdir, preemption)
+            for stage in _seeds(config, tuned, workdir):
+                results.append(loop.train_and_evaluate(stage, preemption))
+                _write(workdir, rows := summarize(results, workdir))
     return rows
 
 
 def stage_runs(config: Any, workdir: Path) -> list[Stage]:
     """Every stage with every one of its seeds, in order."""
-    return [
-        Stage(config, section, seed, workdir)
-        for section in config.stages
-        for seed in section.seeds
-    ]
+    runs = (_seeds(config, section, workdir) for section in config.stages)
+    return [stage for stages in runs for stage in stages]
+
+
+def _seeds(config: Any, section: Any, workdir: Path) -> list[Stage]:
+    return [Stage(config, section, seed, workdir) for seed in section.seeds]
 
 
 def is_done(config: Any, workdir: Path) -> bool:

@@ -182,6 +182,7 @@ def build(stage: Stage, config: dict[str, Any], task: str, classes: int) -> nn.M
         pooling=options.pooling,
         num_classes=classes,
         projector=options.projector,
+        head_norm=options.head_norm,
     )
 
 

@@ -13,6 +13,7 @@ from flax_adapt import data, models, objectives, rules, stage_resize, weights
 from flax_adapt import stage as stages
 from flax_adapt.errors import UserError, reworded
 from flax_adapt.models import batch_stats
+from flax_adapt.models.heads import fold
 from flax_adapt.stage import Stage
 from flax_adapt.surgery import adaptors, heads
 from flax_adapt.types import Params
@@ -60,6 +61,7 @@ def warm_start(
             report = report.merge(grown)
         adapted = adaptors.leaves_of(rules.names(init))
         fresh = (*fresh, *(adapted if found.get("adaptor") is None else ()))
+        fresh = (*fresh, *([batch_stats.NAME] if options.head_norm else []))
         stored, adopted = weights.adopt(init, loaded, fresh)
     except UserError as error:
         raise UserError(f"stage {stage.label}: {path}: {error}") from None
@@ -131,6 +133,8 @@ def _kept(stage: Stage, model: nn.Module, params: Params) -> tuple[nn.Module, Pa
 
     params: as they are stored.
     """
+    if stage.config.model.head_norm:
+        model, params = model.clone(head_norm=False), fold(params)
     if stage.kept_task == stage.task:
         return model, params
     config = models.bare(stage.architecture)

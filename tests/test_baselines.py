@@ -41,7 +41,8 @@ def stage_of(config, name):
 def run(files, tmp_path_factory):
     """(workdir, config, rows) of methods after a task before."""
     workdir = tmp_path_factory.mktemp("run")
-    config = load(files, IMAGES, previous=files["images"], per_class=3, buffer_size=5)
+    fields = dict(per_class=3, buffer_size=5, lrs="1e-3", probe_lrs="10")
+    config = load(files, IMAGES, previous=files["images"], **fields)
     rows = recipe.run(tiny_files.shrink(config), workdir, force=False)
     return workdir, config, rows
 
@@ -115,9 +116,9 @@ def test_an_average_is_another_model_than_the_last_step(run):
     assert moved(run, "ema", "full")
 
 
-@pytest.mark.parametrize("name", ["ema", "lora"])
+@pytest.mark.parametrize("name", ["ema", "lora", "lp_ft_head"])
 def test_what_is_evaluated_is_what_is_exported(run, name):
-    """An average in the place of the last parameters, adaptors merged."""
+    """An average in the place of the last parameters, adaptors merged, norms folded."""
     workdir, config, _ = run
     section = stage_of(config, f"finetune_{name}").eval
     model, params, _ = weights.from_pretrained(
@@ -146,16 +147,51 @@ def test_replay_draws_the_buffer_and_doubles_the_batch(run, files):
     assert [stage.batch_size for stage in stages] == [32, 32, 64]
 
 
+PROBES = ("finetune_linear_probe", "finetune_lp_ft_head")
+
+
 def test_all_start_alike_and_are_fine_tuned_alike(files):
     plain, *others = load(files, [m for m in METHODS if m not in FORGETTING]).stages
     for stage in others:
         if stage.name != "finetune_lp_ft":
             assert stage.init_from == plain.init_from == "pretrained"
-        assert stage.num_steps == plain.num_steps
-        assert stage.optim.lr == plain.optim.lr
+        if stage.name not in PROBES:
+            assert stage.num_steps == plain.num_steps
+            assert stage.optim.lr == plain.optim.lr
     after = load(files, METHODS, previous=files["images"]).stages
     starts = {stage.init_from for stage in after[1:] if stage.name != "finetune_lp_ft"}
     assert starts == {"stage:finetune_previous"}
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_a_probe_is_a_new_head_on_standardised_features_by_lars(files, name):
+    fields = dict(previous=files["images"], per_class=4, probe_lrs="0.1+2")
+    stage = stage_of(load(files, ("linear_probe", "lp_ft"), **fields), name)
+    assert (stage.model.head_norm, stage.model.fresh) == (True, ("head",))
+    assert (stage.model.dropout, stage.optim.weight_decay) == (0, 0)
+    assert stage.optim.freeze == ("encoder/.*",)
+    assert stage.optim.lars is not None
+    assert stage.num_steps == 90 * 8 // 32  # of 2 classes
+    assert stage.sweep.lrs == pytest.approx((0.1 * 32 / 256, 2 * 32 / 256))
+
+
+def test_a_pooler_that_was_learnt_is_a_part_of_the_features(files):
+    config = load(files, ("linear_probe",), "texts", previous=files["texts"])
+    assert config.stages[-1].optim.freeze == ("encoder/.*", "pooler/.*")
+    new = load(files, ("linear_probe",), "texts").stages[-1]
+    assert (new.optim.freeze, new.model.fresh) == (("encoder/.*",), ("pooler", "head"))
+
+
+def test_rates_to_choose_from_are_those_asked_for(files):
+    given = load(files, ("full", "lp_ft"), lrs="1e-4+1e-3", probe_lrs="0.5").stages
+    assert [stage.sweep and stage.sweep.lrs for stage in given] == [
+        (1e-4, 1e-3),
+        None,
+        (1e-4, 1e-3),
+    ]
+    full, _, plain = load(files, ("full", "lp_ft"), lr=1e-3).stages
+    assert full.sweep is None
+    assert plain.sweep.lrs == pytest.approx((1e-4, 3e-4, 1e-3))
 
 
 def test_the_head_stays_after_a_task_before_unless_it_shall_be_new(files):
@@ -173,7 +209,7 @@ def test_steps_and_rate_are_those_asked_for(files):
 
 
 def test_every_method_of_text_is_a_config_that_can_run(files):
-    config = load(files, METHODS, "texts", previous=files["texts"], per_class=1)
+    config = load(files, METHODS, "texts", previous=files["texts"], per_class=2)
     check.experiment(config)
     assert stage_of(config, "finetune_full").eval.metric == "macro_f1"
 
@@ -194,6 +230,8 @@ def test_texts_are_fine_tuned_by_the_other_methods(files, tmp_path):
 @pytest.mark.parametrize(
     ("methods", "arguments", "text"),
     [
+        (("lp_ft",), dict(per_class=1), "per_class=1 leaves no label to choose a"),
+        (("full",), dict(lrs="1e-4+b"), r"lrs='1e-4\+b' must be numbers joined by \+"),
         (("fine",), {}, "method='fine' is unknown; choose one of .*'linear_probe'"),
         (("ewc",), {}, "method=ewc is against forgetting: give previous=SOURCE"),
         (

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("strict_dtypes", "compile_fast")
 
 def normalized(x_BYXC, weight_B, running=None, momentum=0.25, eps=0.0):
     """(output, running mean and variance after it) of a layer with scale 2 and bias 1."""
-    layer = batch_norm.RunningBatchNorm(eps, momentum, jnp.float32)
+    layer = batch_norm.RunningBatchNorm(eps, momentum, True, jnp.float32)
     channels = x_BYXC.shape[-1]
     kept = running or {"mean": jnp.zeros(channels), "var": jnp.ones(channels)}
     params = {"scale": 2 * jnp.ones(channels), "bias": jnp.ones(channels)}

@@ -50,6 +50,35 @@ def test_chosen_and_rest_are_everything_once(per_class, fraction):
             assert part.labels[i] == LABELS[int(name)]
 
 
+@pytest.mark.parametrize(
+    ("per_class", "fraction", "held"),
+    [
+        (0, 1.0, [2, 1, 1]),
+        (5, 1.0, [1, 1, 1]),
+        (2, 1.0, [1, 1, 1]),
+        (0, 0.4, [1, 1, 1]),
+        (0, 0.2, [1, 0, 0]),
+    ],
+)
+def test_a_fifth_of_each_class_of_what_is_chosen_is_held_out(per_class, fraction, held):
+    """One at least, but never all of a class."""
+    parts = [
+        pick(labelled(LABELS), per_class, fraction, part=part)
+        for part in ("fit", "held_out", "chosen")
+    ]
+    fit, held_out, chosen = (set(part.names) for part in parts)
+    assert fit | held_out == chosen
+    assert not fit & held_out
+    np.testing.assert_array_equal(np.bincount(parts[1].labels, minlength=3), held)
+
+
+def test_of_one_example_a_class_none_is_held_out():
+    with pytest.raises(
+        errors.UserError, match="held out takes two examples of a class"
+    ):
+        pick(labelled(LABELS), 1, part="held_out")
+
+
 def test_seeds_choose_differently_and_more_keeps_the_fewer():
     whole = labelled(LABELS)
     assert list(pick(whole, 2).names) == list(pick(whole, 2).names)
@@ -89,7 +118,7 @@ def test_everything_is_the_source_itself_and_leaves_no_rest():
         ({"per_class": -1}, "per_class=-1 must be 0"),
         ({"fraction": 0.0}, "fraction=0.0 in"),
         ({"fraction": 1.1}, "fraction=1.1 in"),
-        ({"part": "half"}, r"data\.subset\.part='half'.*\['chosen', 'rest'\]"),
+        ({"part": "half"}, r"data\.subset\.part='half'.*\['chosen', 'fit', .*'rest'\]"),
         ({"fraction": 0.5, "seed": -1}, "seed=-1"),
     ],
 )

@@ -171,7 +171,7 @@ def test_model_config_reads_what_was_saved_and_the_spellings_of_gelu(folder):
 
 
 def test_pooling_by_mean_survives_the_folder(tmp_path):
-    model = models.Classifier(*vars_of(build("classify")), "mean", 5, None)
+    model = models.Classifier(*vars_of(build("classify")), "mean", 5, None, False)
     weights.save_pretrained(tmp_path / "a", model, random_params(model))
     assert weights.from_pretrained(tmp_path / "a", "classify")[0].pooling == "mean"
 

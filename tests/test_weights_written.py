@@ -126,7 +126,9 @@ def test_theirs_ours_theirs_is_bit_identical(tmp_path, file, written):
 
 
 def test_timm_s_folder_keeps_statistics_class_names_and_pooling(tmp_path):
-    model = models.Classifier(*vars_of(build("classify", **FIXED)), "mean", 3, None)
+    model = models.Classifier(
+        *vars_of(build("classify", **FIXED)), "mean", 3, None, False
+    )
     params, names = random_params(model), ("ant", "bee", "cat")
     beside = dict(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), class_names=names)
     weights.save_pretrained(tmp_path / "a", model, params, format="timm", **beside)

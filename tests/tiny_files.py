@@ -72,6 +72,8 @@ def shrink(config):
         stage.optim.update(lr=1e-3, warmup_steps=0)
         if stage.optim.recadam is not None:
             stage.optim.recadam.gamma = 1.0
+        if stage.sweep is not None:
+            stage.sweep.lrs = stage.sweep.lrs[:2]
         if stage.model.projector is not None:
             stage.model.projector.update(hidden=8, width=8)
         if stage.eval is not None:

@@ -1,52 +1,65 @@
 """Fewer labels: k examples a class, or a fraction of each class, seeded."""
 
+from collections.abc import Callable
+
 import numpy as np
 from ml_collections import ConfigDict
 
 from flax_adapt import errors
 from flax_adapt.data.base import UNLABELLED, Source
 
+# Of the chosen examples of each class, what choosing a learning rate holds out; ours.
+HELD_OUT = 0.2
+
 
 def select(source: Source, config_subset: ConfigDict) -> Source:
-    """The chosen examples, or the rest, in the order of the source."""
+    """A part of the source, see PARTS, in its order."""
     part = errors.choose("data.subset.part", config_subset.part, PARTS)
     _check(config_subset)
-    if config_subset.per_class == 0 and config_subset.fraction == 1.0:
-        rows = part(np.arange(len(source)), len(source))
-    else:
-        rows = part(chosen_rows(source, config_subset), len(source))
+    rows = part(source, config_subset)
     if not len(rows):
         raise errors.UserError(
             f"data.subset leaves no example of {source.where} in"
-            f" part={config_subset.part!r}; set per_class or fraction"
+            f" part={config_subset.part!r}; set per_class or fraction (what is held"
+            " out takes two examples of a class)"
         )
     return source if len(rows) == len(source) else source.take(rows)
 
 
-def chosen_rows(source: Source, config_subset: ConfigDict) -> np.ndarray:
+def chosen_rows(
+    source: Source, config_subset: ConfigDict, held_out: float = 0.0
+) -> np.ndarray:
     """int64 [m], sorted. Unlabelled examples are one more class, but have no k; all
     examples are one class where labels are numbers.
 
     Of every class, `fraction` of its examples (rounded, at least one) and of those
     `per_class`. More of either keeps what fewer chose: with one seed, 10 labels a class
-    are among the 20.
+    are among the 20. Less the share `held_out` of each class (rounded; one at least, but
+    never all).
     """
+    everything = config_subset.per_class == 0 and config_subset.fraction == 1.0
+    if everything and not held_out:
+        return np.arange(len(source))
     if config_subset.per_class:
         _check_counts(source, config_subset)
     labels = source.labels
     if labels.dtype.kind == "f":
         labels = np.full(len(source), UNLABELLED)
     rows = [
-        _draw(np.flatnonzero(labels == label), int(label), config_subset)
+        _draw(np.flatnonzero(labels == label), int(label), config_subset, held_out)
         for label in np.unique(labels)
     ]
     return np.sort(np.concatenate(rows))
 
 
-def _draw(rows: np.ndarray, label: int, config_subset: ConfigDict) -> np.ndarray:
+def _draw(
+    rows: np.ndarray, label: int, config_subset: ConfigDict, held_out: float
+) -> np.ndarray:
     count = _share(len(rows), config_subset)
     if config_subset.per_class:
         count = 0 if label == UNLABELLED else min(count, config_subset.per_class)
+    if held_out and count:
+        count -= min(count - 1, max(1, int(held_out * count + 0.5)))
     # A class draws alone: its choice stays when another class changes.
     rng = np.random.default_rng([config_subset.seed, label + 1])
     return rng.permutation(rows)[:count]
@@ -89,8 +102,22 @@ def _check_counts(source: Source, config_subset: ConfigDict) -> None:
             )
 
 
-def _rest(rows: np.ndarray, count: int) -> np.ndarray:
-    return np.setdiff1d(np.arange(count), rows)
+def _rest(source: Source, config_subset: ConfigDict) -> np.ndarray:
+    return np.setdiff1d(np.arange(len(source)), chosen_rows(source, config_subset))
 
 
-PARTS = {"chosen": lambda rows, count: rows, "rest": _rest}
+def _fit(source: Source, config_subset: ConfigDict) -> np.ndarray:
+    return chosen_rows(source, config_subset, HELD_OUT)
+
+
+def _held_out(source: Source, config_subset: ConfigDict) -> np.ndarray:
+    return np.setdiff1d(chosen_rows(source, config_subset), _fit(source, config_subset))
+
+
+# "fit" and "held_out" are the two parts of "chosen".
+PARTS: dict[str, Callable[[Source, ConfigDict], np.ndarray]] = {
+    "chosen": chosen_rows,
+    "rest": _rest,
+    "fit": _fit,
+    "held_out": _held_out,
+}

@@ -5,6 +5,7 @@ What METHODS leaves open is ours, and said to be.
 
 from typing import Any
 
+from flax_adapt.defaults import shared
 from flax_adapt.defaults.sections import change
 
 
@@ -66,6 +67,22 @@ def recadam(**changes: Any) -> dict[str, Any]:
     return change(dict(gamma=5000.0, k=0.5, t0=250.0), changes)
 
 
+def probe_optim(num_steps: int, lr: float, **changes: Any) -> dict[str, Any]:
+    """He et al. 2022, official code: LARS, no decay, 10 of 90 epochs of warm-up, cosine."""
+    section = shared.finetune_optim(
+        lr=lr,
+        schedule="cosine",
+        warmup_steps=num_steps // 9,
+        weight_decay=0.0,
+        clip_norm=0.0,
+        freeze=("encoder/.*",),
+        lars=dict(momentum=0.9, trust=1e-3),
+    )
+    return change(section, changes)
+
+
+# Kumar et al. 2022 sweep the rate that follows; times that of full fine-tuning, ours.
+LP_FT_LRS = (0.1, 0.3, 1.0)
 # Gouk et al. 2021 search it for each data set; ours, not searched: a kernel of ViT-B has
 # row sums of about 15.
 MARS_RADIUS = 1.0

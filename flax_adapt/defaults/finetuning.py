@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from flax_adapt import weights
+from flax_adapt import data, weights
 from flax_adapt.defaults import baselines, sections, shared, text, vision
 from flax_adapt.errors import UserError, choose, reworded
 
@@ -22,6 +22,9 @@ BASELINE_ARGUMENTS = dict(
     seeds=3,
     steps=0,
     lr=0.0,
+    lrs="",
+    probe_epochs=90,
+    probe_lrs="0.1+1+10",
     seq_len=128,
     text_field="text",
     pair_field="",
@@ -57,11 +60,11 @@ def _adaptors(stage: dict[str, Any]) -> dict[str, Any]:
     return {"model": {**stage["model"], "adaptor": sections.adaptor()}, "optim": optim}
 
 
-_LINEAR = _optim(freeze=("encoder/.*",))
 # A method that compares with the task before: EWC holds weights, the others predictions.
 METHODS = {
     "full": Sections(),
-    "linear_probe": Sections(fields=_LINEAR),
+    # A head on frozen features, by settings of its own.
+    "linear_probe": Sections(),
     # Its head is fitted first, by a stage of its own (Kumar et al. 2022).
     "lp_ft": Sections(),
     "lora": Sections(fields=_lora),
@@ -146,19 +149,50 @@ class Baselines:
 
     def _method(self, name: str) -> list[dict[str, Any]]:
         stage = self._plain(f"finetune_{name}")
+        if name == "linear_probe":
+            return [self._probe(stage)]
         if name == "lp_ft":
             head = {**stage, "name": f"{stage['name']}_head", "seeds": (0,)}
             start = dict(init_from=f"stage:{head['name']}", model=self._kept(stage))
-            return [{**head, **_LINEAR(head)}, {**stage, **start}]
+            lrs = tuple(x * stage["optim"]["lr"] for x in baselines.LP_FT_LRS)
+            sweep = stage["sweep"] if self.args.lrs else self._sweep(lrs)
+            return [self._probe(head), {**stage, **start, "sweep": sweep}]
         method = METHODS[name]
         changed = {**stage, "penalties": method.penalties, **method.fields(stage)}
         return [self._replaying(changed) if method.replays else changed]
+
+    def _probe(self, stage: dict[str, Any]) -> dict[str, Any]:
+        """A new head on features that are frozen, and standardised by batch norm."""
+        args, size, model = self.args, stage["batch_size"], stage["model"]
+        steps = max(1, args.probe_epochs * _count(stage["data"]) // size)
+        lrs = tuple(lr * size / 256 for lr in _numbers("probe_lrs", args.probe_lrs))
+        optim = baselines.probe_optim(steps, lrs[0])
+        if model["pooling"] == "pooler" and "pooler" not in model["fresh"]:
+            optim["freeze"] += ("pooler/.*",)
+        fresh = tuple(dict.fromkeys((*model["fresh"], "head")))
+        options = dict(dropout=0.0, fresh=fresh, head_norm=True)
+        changes = dict(num_steps=steps, optim=optim, model={**model, **options})
+        return {**stage, **changes, "sweep": self._sweep(lrs)}
+
+    def _sweep(self, lrs: tuple[float, ...]) -> dict[str, Any] | None:
+        if len(lrs) == 1:
+            return None
+        if self.args.per_class == 1:
+            raise UserError(
+                "per_class=1 leaves no label to choose a learning rate by; give per_class of "
+                "2 or more, or one rate each: lrs=1e-4,probe_lrs=10"
+            )
+        return dict(lrs=lrs)
 
     def _plain(self, name: str) -> dict[str, Any]:
         """Full fine-tuning, from the weights or from the task before."""
         start = "pretrained" if self.before is None else OF
         stage = self._sized(self.data.finetune_stage(name, start))
         stage["seeds"] = tuple(range(self.args.seeds))
+        if self.args.lrs:
+            lrs = _numbers("lrs", self.args.lrs)
+            stage["optim"] = {**stage["optim"], "lr": lrs[0]}
+            stage["sweep"] = self._sweep(lrs)
         if self.before is not None and not self.args.new_head:
             stage["model"] = self._kept(stage)
         return stage
@@ -184,3 +218,17 @@ class Baselines:
 
     def experiment(self) -> dict[str, Any]:
         return self.data.experiment(self.stages())
+
+
+def _numbers(name: str, text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(one) for one in text.split("+"))
+    except ValueError:
+        raise UserError(f"{name}={text!r} must be numbers joined by +") from None
+
+
+def _count(section: dict[str, Any]) -> int:
+    """How many examples a data section with classes has."""
+    source = data.source.open_source(ConfigDict(section))
+    per_class = section["subset"]["per_class"]
+    return per_class * len(source.class_names) if per_class else len(source)

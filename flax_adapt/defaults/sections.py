@@ -120,6 +120,7 @@ def stage_model(**changes: Any) -> dict[str, Any]:
         reshape=(),
         resize=None,
         projector=None,
+        head_norm=False,
         adaptor=None,
         lora=None,
         grow_head=False,

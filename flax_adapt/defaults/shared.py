@@ -40,6 +40,7 @@ def pretrain_optim(**changes: Any) -> dict[str, Any]:
         freeze=(r".*/position",),
         accum_steps=1,
         recadam=None,
+        lars=None,
         mars_radius=0.0,
     )
     return sections.change(section, changes)
@@ -61,6 +62,7 @@ def finetune_optim(**changes: Any) -> dict[str, Any]:
         freeze=(),
         accum_steps=1,
         recadam=None,
+        lars=None,
         mars_radius=0.0,
     )
     return sections.change(section, changes)
@@ -80,6 +82,7 @@ def pretrain_stage(name: str, data: dict[str, Any], **changes: Any) -> dict[str,
         fisher=None,
         ema=None,
         optim=pretrain_optim(),
+        sweep=None,
         model=sections.stage_model(),
         eval=None,
         init_from="pretrained",
@@ -125,6 +128,7 @@ def finetune_stage(
         fisher=None,
         ema=None,
         optim=finetune_optim(),
+        sweep=None,
         model=sections.stage_model(dropout=0.1, fresh=("head",)),
         eval=dict(
             every_steps=1_000,

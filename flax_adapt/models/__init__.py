@@ -34,6 +34,7 @@ from flax_adapt.models.layers import ATTENTIONS, SUMS
 from flax_adapt.models.mae import MAE, DecoderConfig
 from flax_adapt.models.published import (
     PAPER_DECODER,
+    SIZES,
     bert_config,
     mae_config,
     resnet_config,
@@ -44,7 +45,6 @@ from flax_adapt.models.resnet_config import ResNetConfig, output_width
 from flax_adapt.models.text import Bert, MaskedLM, TextClassifier
 from flax_adapt.models.vit import (
     POOLING,
-    SIZES,
     Classifier,
     Encoder,
     ViT,
@@ -157,13 +157,14 @@ def build(
     pooling: str,
     num_classes: int,
     projector: Mapping[str, Any] | None = None,
+    head_norm: bool = False,
 ) -> nn.Module:
     """Returns the module of `task`.
 
     dtype: "float32" or "bfloat16", what is computed in; parameters are float32 always.
     pooling: matters to "classify" and "contrast". num_classes: to "classify"; one class
     of text is regression. projector: to "contrast" and, or None, to "classify"; the fields
-    of `ProjectorConfig`.
+    of `ProjectorConfig`. head_norm: of a classifier of transformers, see `vit.Classifier`.
     """
     if "kind" not in config_model:
         raise UserError(f"model.kind is missing; set it to one of {sorted(TASKS)}")
@@ -177,17 +178,33 @@ def build(
     else:
         common += (dropout, drop_path)
     if task == "classify":
-        choose("pooling", pooling, dict.fromkeys(CLASSIFIER_POOLING[kind]))
-        if num_classes < 1:
-            raise UserError(f"num_classes={num_classes} must be at least 1")
-        heads = None if projector is None else _projector(projector)
-        return module(*common, pooling, num_classes, heads)
+        head = (pooling, num_classes, projector, head_norm)
+        return module(*common, *_head(kind, *head))
     if task == "contrast":
         choose("pooling", pooling, dict.fromkeys(CONTRAST_POOLING[kind]))
         return module(*common, pooling, _projector(projector))
     if task == "mae":
         return module(*common, _decoder(config_model))
     return module(*common)
+
+
+def _head(
+    kind: str,
+    pooling: str,
+    num_classes: int,
+    projector: Mapping[str, Any] | None,
+    head_norm: bool,
+) -> tuple[Any, ...]:
+    """Returns the fields of a classifier behind those that all models have."""
+    choose("pooling", pooling, dict.fromkeys(CLASSIFIER_POOLING[kind]))
+    if num_classes < 1:
+        raise UserError(f"num_classes={num_classes} must be at least 1")
+    made = None if projector is None else _projector(projector)
+    if kind != "resnet":
+        return pooling, num_classes, made, head_norm
+    if head_norm:
+        raise UserError("model.head_norm must be False for a resnet")
+    return pooling, num_classes, made
 
 
 def _architecture(

@@ -1,4 +1,4 @@
-"""Batch norm over images, with running statistics: torch.nn.BatchNorm2d."""
+"""Batch norm with running statistics: torch.nn.BatchNorm2d, BatchNorm1d on features."""
 
 import flax.linen as nn
 import jax
@@ -25,7 +25,9 @@ def moments(x_BYXC: Array, weight_B: Array) -> tuple[Array, Array, Array]:
 
 
 class RunningBatchNorm(nn.Module):
-    """Centres and scales every channel, then scale and bias; statistics in float32.
+    """Centres and scales every channel, then scale and bias if `affine`.
+
+    Statistics are float32.
 
     In training by the moments of the batch, else by the running ones. These move by
     `momentum` towards the mean and the UNBIASED variance of each batch (torch), and not
@@ -34,6 +36,7 @@ class RunningBatchNorm(nn.Module):
 
     eps: float
     momentum: float
+    affine: bool
     dtype: Dtype
 
     @nn.compact
@@ -41,19 +44,22 @@ class RunningBatchNorm(nn.Module):
         """weight_B float32: the rows that the batch's moments are of (0: does not count,
         but comes out transformed like the others); None: the running moments.
         """
-        shape = x_BYXC.shape[-1:]
-        scale_C = self.param("scale", nn.initializers.ones, shape, jnp.float32)
-        bias_C = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
-        x_BYXC = x_BYXC.astype(jnp.float32)
+        shape, x_BYXC = x_BYXC.shape[-1:], x_BYXC.astype(jnp.float32)
         if weight_B is None:
             mean, variance = self._running(shape)
             mean_C, variance_C = mean.value, variance.value
         else:
             mean_C, variance_C, count = moments(x_BYXC, weight_B)
             self._move(mean_C, variance_C, count)
-        scale_C = scale_C * jax.lax.rsqrt(variance_C + self.eps)
+        scale_C = jax.lax.rsqrt(variance_C + self.eps)
+        if self.affine:
+            ones = nn.initializers.ones
+            scale_C = self.param("scale", ones, shape, jnp.float32) * scale_C
         x_BYXC = (x_BYXC - mean_C[None, None, None]) * scale_C[None, None, None]
-        return (x_BYXC + bias_C[None, None, None]).astype(self.dtype)
+        if self.affine:
+            bias_C = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
+            x_BYXC = x_BYXC + bias_C[None, None, None]
+        return x_BYXC.astype(self.dtype)
 
     def _running(self, shape: tuple[int, ...]) -> tuple[nn.Variable, nn.Variable]:
         return (

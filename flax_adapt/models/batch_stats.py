@@ -60,11 +60,13 @@ def apply(
     *arguments: Any,
     train: bool,
     method: str = "__call__",
+    **named: Any,
 ) -> tuple[Any, Variables]:
     """Returns (output, variables); in training its statistics are those after the pass."""
+    named["method"] = method
     if not train or NAME not in variables:
-        return model.apply(variables, *arguments, method=method), variables
-    output, moved = model.apply(variables, *arguments, method=method, mutable=[NAME])
+        return model.apply(variables, *arguments, **named), variables
+    output, moved = model.apply(variables, *arguments, **named, mutable=[NAME])
     return output, {**variables, **moved}
 
 

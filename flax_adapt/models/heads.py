@@ -2,7 +2,8 @@
 
 Those of MoCo-v3 (Chen et al. 2021, official code): a projector, then a predictor for the
 queries alone. Without batch norm, the MLP head of MoCo-v2 (Chen et al. 2020). Nothing is
-kept for an inference, such as running statistics.
+kept for an inference, such as running statistics. Beside them the batch norm of a linear
+probe, which keeps its own.
 """
 
 import dataclasses
@@ -12,10 +13,13 @@ import jax
 import jax.numpy as jnp
 
 from flax_adapt.errors import UserError
-from flax_adapt.models import layers
-from flax_adapt.types import Array
+from flax_adapt.models import batch_stats, layers
+from flax_adapt.models.batch_norm import RunningBatchNorm
+from flax_adapt.types import Array, Key, Params
 
 EPS = 1e-5  # torch.nn.BatchNorm1d
+# Of a linear probe (He et al. 2022, official code, main_linprobe.py), and torch's own.
+PROBE_EPS, PROBE_MOMENTUM = 1e-6, 0.1
 # torch's Linear, as in the official code: uniform in +-1 / sqrt(inputs).
 KERNEL = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
@@ -118,3 +122,40 @@ def project(projector: Head | None, x_BD: Array) -> Array:
     if projector is None:
         return x_BD
     return projector(x_BD, jnp.ones(len(x_BD), jnp.float32))
+
+
+def make_norm(head_norm: bool) -> RunningBatchNorm | None:
+    """Returns the batch norm before a linear probe's head: without scale and bias."""
+    if not head_norm:
+        return None
+    return RunningBatchNorm(PROBE_EPS, PROBE_MOMENTUM, False, jnp.float32)
+
+
+def normalize(
+    norm: RunningBatchNorm | None,
+    x_BD: Array,
+    key_B: Key | None,
+    weight_B: Array | None,
+) -> Array:
+    """Returns what a classifier's head is given.
+
+    In training, that is with keys, by the moments of the rows that weight_B counts.
+    """
+    if norm is None:
+        return x_BD
+    rows_B = None if key_B is None else weight_B
+    return norm(x_BD[:, None, None], rows_B)[:, 0, 0]
+
+
+def fold(stored: Params) -> Params:
+    """Returns the parameters of the classifier without `head_norm` that does the same.
+
+    stored: see `batch_stats`. By the running statistics: the head's kernel is scaled, and
+    its bias moved.
+    """
+    params, statistics = batch_stats.split(stored)
+    mean_D, var_D = (statistics["norm"][name] for name in ("mean", "var"))
+    head, scale_D = params["head"], jax.lax.rsqrt(var_D + PROBE_EPS)
+    kernel_DN = head["kernel"] * scale_D[:, None]
+    folded = {"kernel": kernel_DN, "bias": head["bias"] - mean_D @ kernel_DN}
+    return {**params, "head": folded}

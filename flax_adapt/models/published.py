@@ -3,7 +3,15 @@
 from typing import Any
 
 from flax_adapt.errors import choose
-from flax_adapt.models.vit import SIZES
+
+# Ti, S: Touvron et al. 2021; B, L, H: Dosovitskiy et al. 2021.
+SIZES = {
+    "Ti": dict(width=192, depth=12, heads=3, mlp_dim=768),
+    "S": dict(width=384, depth=12, heads=6, mlp_dim=1536),
+    "B": dict(width=768, depth=12, heads=12, mlp_dim=3072),
+    "L": dict(width=1024, depth=24, heads=16, mlp_dim=4096),
+    "H": dict(width=1280, depth=32, heads=16, mlp_dim=5120),
+}
 
 # The decoder of the paper's models (He et al. 2022, section 4).
 PAPER_DECODER = dict(width=512, depth=8, heads=16, mlp_dim=2048)

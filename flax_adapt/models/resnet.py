@@ -65,7 +65,7 @@ def convolution(
 
 def make_norm(config: ResNetConfig, dtype: Dtype, name: str) -> RunningBatchNorm:
     eps, momentum = config.batch_norm_eps, config.batch_norm_momentum
-    return RunningBatchNorm(eps, momentum, dtype, name=name)
+    return RunningBatchNorm(eps, momentum, True, dtype, name=name)
 
 
 class ConvNorm(nn.Module):

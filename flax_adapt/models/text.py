@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from flax_adapt.errors import choose
-from flax_adapt.models import architecture, bert, layers
+from flax_adapt.models import architecture, bert, heads, layers
 from flax_adapt.models.architecture import GELU
 from flax_adapt.models.bert import BertConfig
-from flax_adapt.models.heads import ProjectorConfig, make_projector, project
+from flax_adapt.models.heads import ProjectorConfig
 from flax_adapt.models.layers import NORMAL, Dtype, Mix
 from flax_adapt.types import Array, Key, Layout, Text
 
@@ -42,7 +42,11 @@ class TextModel(nn.Module):
     dropout: float
     drop_path: float
     modality: ClassVar[str] = "text"
-    keeps_statistics: ClassVar[bool] = False
+
+    @property
+    def keeps_statistics(self) -> bool:
+        """Whether batches are told what counts in them, see `batch_stats`."""
+        return False
 
     def make_encoder(self) -> bert.Encoder:
         """Returns the encoder, to be kept as `self.encoder`."""
@@ -138,25 +142,40 @@ class TextClassifier(TextModel):
     pooling "pooler" has the tanh layer on CLS before the dropout: Hugging Face's
     classifiers. RoBERTa's has a further dropout before that layer, which ours leaves
     out: dropout of the last block has just been there. A projector behind the pooling is
-    a part of training alone.
+    a part of training alone, and so is `head_norm` (see `vit.Classifier`).
     """
 
     pooling: str
     num_classes: int
     projector_config: ProjectorConfig | None
+    head_norm: bool
+
+    @property
+    def keeps_statistics(self) -> bool:
+        return self.head_norm
 
     def setup(self) -> None:
         self.encoder = self.make_encoder()
         if self.pooling == "pooler":
             self.pooler = make_pooler(self.config)
-        self.projector = make_projector(self.projector_config)
+        self.projector = heads.make_projector(self.projector_config)
+        self.norm = heads.make_norm(self.head_norm)
         self.head = layers.Dense(self.num_classes, True, NORMAL, jnp.float32)
 
-    def __call__(self, text: Text, key_B: Key | None, mix: Mix | None = None) -> Array:
-        """Returns logits_BN, float32; `mix` as for `bert.Encoder`."""
+    def __call__(
+        self,
+        text: Text,
+        key_B: Key | None,
+        mix: Mix | None = None,
+        weight_B: Array | None = None,
+    ) -> Array:
+        """Returns logits_BN, float32; `mix` as for `bert.Encoder`, `weight_B` as for
+        `heads.normalize`.
+        """
         x_BLD = self.encode(text, key_B, mix)[-1].astype(jnp.float32)
         key_B = layers.fold_or_none(key_B, 1 + architecture.num_blocks(self.config))
-        x_BD = project(self.projector, self._pool(x_BLD, text.segments_BL))
+        x_BD = heads.project(self.projector, self._pool(x_BLD, text.segments_BL))
+        x_BD = heads.normalize(self.norm, x_BD, key_B, weight_B)
         return self.head(layers.dropout(x_BD, self.dropout, key_B))
 
     def _pool(self, x_BLD: Array, segments_BL: Array) -> Array:

@@ -14,21 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from flax_adapt.errors import UserError, choose
-from flax_adapt.models import architecture, layers
+from flax_adapt.models import architecture, heads, layers
 from flax_adapt.models.architecture import ViTConfig
-from flax_adapt.models.heads import ProjectorConfig, make_projector, project
+from flax_adapt.models.heads import ProjectorConfig
 from flax_adapt.models.layers import NORMAL, Dtype, Initialiser, Mix
 from flax_adapt.models.resnet_config import ResNetConfig
 from flax_adapt.types import Array, Key, Layout
-
-# Ti, S: Touvron et al. 2021; B, L, H: Dosovitskiy et al. 2021.
-SIZES = {
-    "Ti": dict(width=192, depth=12, heads=3, mlp_dim=768),
-    "S": dict(width=384, depth=12, heads=6, mlp_dim=1536),
-    "B": dict(width=768, depth=12, heads=12, mlp_dim=3072),
-    "L": dict(width=1024, depth=24, heads=16, mlp_dim=4096),
-    "H": dict(width=1280, depth=32, heads=16, mlp_dim=5120),
-}
 
 
 def patchify(image_BYXC: Array, patch_size: int) -> Array:
@@ -211,7 +202,11 @@ class ImageModel(nn.Module):
     dropout: float
     drop_path: float
     modality: ClassVar[str] = "image"
-    keeps_statistics: ClassVar[bool] = False
+
+    @property
+    def keeps_statistics(self) -> bool:
+        """Whether batches are told what counts in them, see `batch_stats`."""
+        return False
 
     def make_encoder(self, variant: Variant) -> Encoder:
         """Returns the encoder, to be kept as `self.encoder`."""
@@ -269,21 +264,35 @@ class ViT(ImageModel):
 class Classifier(ImageModel):
     """Encoder, pooling (see POOLING), one linear head in float32.
 
-    A projector between the two is a part of training alone (Bordes et al. 2023).
+    A projector between the two is a part of training alone (Bordes et al. 2023), and so
+    is batch norm right before the head, `head_norm` (of a linear probe).
     """
 
     pooling: str
     num_classes: int
     projector_config: ProjectorConfig | None
+    head_norm: bool
+
+    @property
+    def keeps_statistics(self) -> bool:
+        return self.head_norm
 
     def setup(self) -> None:
         self.encoder = self.make_encoder(VIT)
-        self.projector = make_projector(self.projector_config)
+        self.projector = heads.make_projector(self.projector_config)
+        self.norm = heads.make_norm(self.head_norm)
         self.head = layers.Dense(self.num_classes, True, NORMAL, jnp.float32)
 
     def __call__(
-        self, image_BYXC: Array, key_B: Key | None, mix: Mix | None = None
+        self,
+        image_BYXC: Array,
+        key_B: Key | None,
+        mix: Mix | None = None,
+        weight_B: Array | None = None,
     ) -> Array:
-        """Returns logits_BN, float32; `mix` as for `Encoder`."""
+        """Returns logits_BN, float32; `mix` as for `Encoder`, `weight_B` as for
+        `heads.normalize`.
+        """
         x_BD = self.pool(self.encode(image_BYXC, key_B, mix), self.pooling)
-        return self.head(project(self.projector, x_BD))
+        x_BD = heads.project(self.projector, x_BD)
+        return self.head(heads.normalize(self.norm, x_BD, key_B, weight_B))

@@ -66,10 +66,10 @@ def _outputs(
         return batch[LOGITS], {}
     variables = batch_stats.given_to(model, params, frozen)
     # Batch norm must know which rows count.
-    rows = (batch["weight"],) if model.keeps_statistics else ()
+    rows = {"weight_B": batch["weight"]} if model.keeps_statistics else {}
     train = key_B is not None
     outputs, variables = batch_stats.apply(
-        model, variables, batch[model.modality], key_B, *rows, train=train
+        model, variables, batch[model.modality], key_B, train=train, **rows
     )
     handed = batch_stats.handed(variables, train)
     return outputs, {HANDED: handed} if handed else {}
