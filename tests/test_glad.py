@@ -158,21 +158,31 @@ def test_the_distance_of_attention_is_by_hand():
     np.testing.assert_allclose(metrics["preserve"].value(), expected, rtol=1e-5)
 
 
-def test_both_paths_share_what_comes_before_the_first_adaptor():
-    """Patch embedding and the first queries, keys and values: four products once."""
-    model, batch = build("vit", "vector"), inputs("vit")
-    plain, params = models.without_adaptor(model), tiny.params_of(model)
+def products(loss_fn, params, frozen, of):
+    """How many matrix products XLA leaves of `of(loss, metrics)`."""
+    batch = inputs("vit")
+    key_B = keys.example_keys(jax.random.key(0), batch["position"])
 
-    def products(same):
-        def both(params, other):
-            of_plain = {"params": params if same else other}
-            solved = model.apply({"params": params}, batch["image"], None)
-            return solved, plain.apply(of_plain, batch["image"], None, method="encode")
+    def value(params, frozen):
+        return of(*loss_fn(params, frozen, batch, key_B))
 
-        text = jax.jit(both).lower(params, params).compile().as_text()
-        return text.count(" dot(")
+    text = jax.jit(value).lower(params, frozen).compile().as_text()
+    return text.count(" dot(")
 
-    assert products(same=False) - products(same=True) == 4
+
+@pytest.mark.parametrize(
+    ("regularizer", "metric", "shared"),
+    [("preserve", "preserve", 4), ("masked", "reconstruct", 0)],
+)
+def test_the_paths_share_what_is_the_same_in_both(regularizer, metric, shared):
+    """Of "preserve" patch embedding and the first queries, keys and values: four products."""
+    given = parts(regularizer)
+    alone = [
+        products(*given, lambda loss, metrics, name=name: metrics[name].value())
+        for name in ("ce", metric)
+    ]
+    both = products(*given, lambda loss, metrics: loss)
+    assert sum(alone) - both == shared
 
 
 @pytest.mark.parametrize(
