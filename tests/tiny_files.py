@@ -32,6 +32,13 @@ def mae_folder(path):
     return path
 
 
+def vit_folder(path):
+    """A ViTModel folder: an encoder without a decoder; returns `path`."""
+    model = tiny.build("encoder", {**MODEL, "decoder": None})
+    weights.save_pretrained(path, model, tiny.params_of(model), **PIXELS)
+    return path
+
+
 def bert_folder(path, task="mlm"):
     """A BertForMaskedLM (or other) folder with its tokenizer; returns `path`."""
     model = tiny.build(task, {**tiny_runs.TEXT_MODEL, "depth": 1})
@@ -47,6 +54,7 @@ def everything(root):
         others=f"folder:{image_folder(root / 'others')}",
         texts=f"jsonl:{tiny_text.corpus_folder(root / 'texts')}",
         init=mae_folder(root / "mae"),
+        vit=vit_folder(root / "vit"),
         bert=bert_folder(root / "bert"),
         encoder=bert_folder(root / "encoder", task="encoder"),
     )
