@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny_files
 
-from flax_adapt import check, commands, recipe, weights
+from flax_adapt import check, commands, data, recipe, weights
 from flax_adapt import config as configs
 from flax_adapt.errors import UserError
 
@@ -100,12 +100,35 @@ def test_the_classes_of_a_growing_head_are_those_seen_so_far(files):
     assert [stage.data.classes for stage in config.stages] == [("ant", "bee")] * 2
 
 
+def test_a_growing_head_replays_earlier_labels_as_its_own(files, tmp_path):
+    """Experience replay: the same class has the same number, old or new."""
+    new = tiny_files.image_folder(tmp_path / "new", classes=("asp", "bee"))
+    domains = f"{files['images']}+folder:{new}"
+    config = continual(files, domains=domains, objective="grow", rho=0.5)
+    check.experiment(config)
+    first, second = config.stages[:2]
+    assert (first.replay, first.penalties) == (None, ())
+    assert [penalty.name for penalty in second.penalties] == ["er"]
+    examples = data.open_replay(second.data, second.replay, "", 2)
+    assert examples.class_names == ("ant", "bee", "asp")
+    labels = examples.labels
+    assert [set(part) for part in (labels[:16], labels[16:])] == [{1, 2}, {0, 1}]
+    assert len(labels) == 16 + 8
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
         (dict(domains="folder:a/x+folder:b/x"), "also need different names, not"),
         (dict(objective="contrast"), "objective='contrast' is unknown"),
         (dict(objective="mlm"), "objective='mlm' is unknown"),
+        (
+            dict(objective="classify", rho=0.5),
+            "rho=0.5 .*=classify drops .*grow or mae",
+        ),
+        (dict(objective="glad", rho=0.5), "rho=0.5 .*=glad drops .*grow or mae"),
+        (dict(objective="glad", regularizer="l2"), "regularizer='l2' is unknown"),
+        (dict(objective="glad", adaptor="lora"), "adaptor='lora' is unknown.*'vector'"),
     ],
 )
 def test_a_wrong_argument_is_named(files, arguments, text):
@@ -229,6 +252,21 @@ def test_a_wrong_argument_of_glad_is_named(files, arguments, text):
     with pytest.raises(UserError, match=text) as error:
         glad(files, **arguments)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "arguments"),
+    [
+        ("glad_finetune", "dataset={images}"),
+        ("continual_pretrain", "domains={images}+{others},objective=glad"),
+    ],
+)
+def test_masked_modelling_beside_needs_a_decoder_at_once(files, config, arguments):
+    text = "vit has no decoder, which regularizer=masked goes on with; first train one"
+    with pytest.raises(UserError, match=text):
+        configs.load(
+            f"{config}:{arguments},init={{vit}},regularizer=masked".format(**files)
+        )
 
 
 def test_glad_of_texts_is_a_config_too(files):

@@ -13,11 +13,11 @@ PIXELS = dict(mean=(0.5,) * 3, std=(0.25,) * 3)
 CLASSES = ("ant", "bee")
 
 
-def image_folder(root, train=8, test=3):
+def image_folder(root, train=8, test=3, classes=CLASSES):
     """So many images of each class and split, all different; returns `root`."""
     rng = np.random.default_rng(0)
     for split, count in (("train", train), ("test", test)):
-        for name in CLASSES:
+        for name in classes:
             (root / split / name).mkdir(parents=True, exist_ok=True)
             for number in range(count):
                 pixels = rng.integers(0, 256, (8, 8, 3), np.uint8)

@@ -51,11 +51,15 @@ _WORDS = {
 }
 
 
-def check(adaptor: str, regularizers: Sequence[str], start: modality.Start) -> None:
-    """Raises UserError for these arguments of a config, or weights they cannot be of."""
+def check_names(adaptor: str, regularizers: Sequence[str]) -> None:
+    """Raises UserError for such arguments that are unknown."""
     choose("adaptor", adaptor, KINDS)
     for name in regularizers:
         choose("regularizer", name, REGULARIZERS)
+
+
+def check_start(regularizers: Sequence[str], start: modality.Start) -> None:
+    """Raises UserError where the weights lack what a regularizer goes on with."""
     if "masked" in regularizers:
         with reworded(_WORDS):
             start.check_head(start.masked_task)
@@ -75,7 +79,8 @@ class Glad:
         choose("preserve", args.preserve, PRESERVED)
         choose("then_by", args.then_by, dict.fromkeys(self._ways()))
         self.regularizers = args.regularizer.split("+")
-        check(args.adaptor, self.regularizers, self.start)
+        check_names(args.adaptor, self.regularizers)
+        check_start(self.regularizers, self.start)
         if args.then_warmup < 1:
             raise UserError(
                 f"then_warmup={args.then_warmup} must be at least 1: how long a new "
