@@ -1,13 +1,11 @@
 """continual_pretrain and glad_finetune: stages in order, every cell, the chain."""
 
-import json
-
 import jax
 import numpy as np
 import pytest
 import tiny_files
 
-from flax_adapt import check, commands, data, recipe, weights
+from flax_adapt import check, data, recipe, weights
 from flax_adapt import config as configs
 from flax_adapt.errors import UserError
 
@@ -140,39 +138,6 @@ def test_a_wrong_argument_is_named(files, arguments, text):
 def test_one_domain_has_no_joint_training(files):
     with pytest.raises(UserError, match="give several, or joint=False"):
         continual(files, domains=files["images"])
-
-
-def test_the_matrices_are_those_of_the_run(files, tmp_path, capsys):
-    """Cells by fine-tuning from results.json, probes from eval.json; all are printed."""
-    config = continual(files, joint=False, seeds=1)
-    tiny_files.shrink(config)
-    for section in (config.evaluate, *config.more_evaluations):
-        section.update(knn_k=2, batch_size=8)
-    recipe.run(config, tmp_path, force=False)
-    capsys.readouterr()
-    commands.evaluate(config, str(tmp_path))
-    printed = capsys.readouterr().out
-    assert "finetune\n" in printed
-    assert "backward" in printed
-    whole = json.loads((tmp_path / "transfer.json").read_text())
-    results = json.loads((tmp_path / "results.json").read_text())
-    means = {row["stage"]: row["mean"] for row in results}
-    measured = json.loads((tmp_path / "eval.json").read_text())
-    for r, row in enumerate(("pretrained", *TASKS)):
-        for d, domain in enumerate(("images", "others")):
-            name = f"finetune_{row}_on_{domain}"
-            assert whole["finetune"]["matrix"][r][d] == means[name]
-            (found,) = (
-                one
-                for one in measured
-                if one["stage"] == row and one["data"] == files[domain]
-            )
-            assert whole["probe"]["matrix"][r][d] == found["probe"]
-    assert len(measured) == 3 * 2  # the fine-tuned models are not probed
-    at_start = [row for row in measured if row["stage"] == "pretrained"]
-    assert all(row["weight_distance"] == 0 for row in at_start)
-    moved = [row["weight_distance"] for row in measured if row["stage"] == TASKS[1]]
-    assert all(distance > 0 for distance in moved)
 
 
 def glad(files, **arguments):
