@@ -11,7 +11,8 @@ Run     flax-adapt run --workdir=runs/x \
         objective how a domain is learned. Without labels: mae | mlm; with:
                   classify (a new head for each) | grow (one head that grows by classes)
                   | glad (adaptors and head are dropped after each)
-        rho       replayed examples of the earlier domains, for one of the new (0: none)
+        rho       replayed examples of the earlier domains, for one of the new (0: none);
+                  of grow with their labels: experience replay. Not of classify and glad
         joint     also train on all domains at once (without labels)
         steps, batch_size, lr  of learning a domain
         finetune  fine-tune every model on every domain: finetune_steps,

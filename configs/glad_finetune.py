@@ -15,8 +15,10 @@ Run     flax-adapt run --workdir=runs/x \
         adaptor   vector (keywise: one for the channels of keys, too) | mixing |
                   bottleneck (of width `bottleneck`)
         then      next tasks, with + between: each starts from the backbone of seed 0
-        then_by   finetune | glad | mae | mlm (with regularizer=masked), for then_steps at
-                  then_lr
+        then_by   finetune | glad | mae | mlm, for then_steps at then_lr. mae and mlm go
+                  on with the decoder that regularizer=masked trains beside; the others
+                  leave none: a new one is trained first, with the encoder frozen, for
+                  then_warmup steps
         per_class labels of every class (0: all); split, test_split
         seeds, steps, batch_size, lr, dropout  of training; pooling: cls | mean
         seq_len, text_field, label_field  of texts

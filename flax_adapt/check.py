@@ -34,7 +34,7 @@ def experiment(config: Any) -> None:
             _batch_norm(config, section)
             _anchors(section)
             _penalties(section)
-            objectives.check_mixing(section.objective)
+            objectives.check(section.objective, config.model, section.model)
             _pairs(section)
             if section.replay is not None:
                 replay.check(section.data, section.replay)

@@ -135,6 +135,7 @@ def test_the_masked_loss_can_weigh_less():
     [
         (dict(match="logits"), "objective.match='logits' is unknown.*'predictions'"),
         (dict(masked_weight=-1.0), "objective.masked_weight=-1.0 must be at least 0"),
+        (dict(weight=float("nan")), "objective.weight=nan must be at least 0, and"),
     ],
 )
 def test_errors_name_the_field(changes, text):

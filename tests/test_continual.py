@@ -1,12 +1,11 @@
 """continual_pretrain and glad_finetune: stages in order, every cell, the chain."""
 
-import json
-
+import jax
 import numpy as np
 import pytest
 import tiny_files
 
-from flax_adapt import check, commands, recipe, weights
+from flax_adapt import check, data, recipe, weights
 from flax_adapt import config as configs
 from flax_adapt.errors import UserError
 
@@ -99,12 +98,35 @@ def test_the_classes_of_a_growing_head_are_those_seen_so_far(files):
     assert [stage.data.classes for stage in config.stages] == [("ant", "bee")] * 2
 
 
+def test_a_growing_head_replays_earlier_labels_as_its_own(files, tmp_path):
+    """Experience replay: the same class has the same number, old or new."""
+    new = tiny_files.image_folder(tmp_path / "new", classes=("asp", "bee"))
+    domains = f"{files['images']}+folder:{new}"
+    config = continual(files, domains=domains, objective="grow", rho=0.5)
+    check.experiment(config)
+    first, second = config.stages[:2]
+    assert (first.replay, first.penalties) == (None, ())
+    assert [penalty.name for penalty in second.penalties] == ["er"]
+    examples = data.open_replay(second.data, second.replay, "", 2)
+    assert examples.class_names == ("ant", "bee", "asp")
+    labels = examples.labels
+    assert [set(part) for part in (labels[:16], labels[16:])] == [{1, 2}, {0, 1}]
+    assert len(labels) == 16 + 8
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
         (dict(domains="folder:a/x+folder:b/x"), "also need different names, not"),
         (dict(objective="contrast"), "objective='contrast' is unknown"),
         (dict(objective="mlm"), "objective='mlm' is unknown"),
+        (
+            dict(objective="classify", rho=0.5),
+            "rho=0.5 .*=classify drops .*grow or mae",
+        ),
+        (dict(objective="glad", rho=0.5), "rho=0.5 .*=glad drops .*grow or mae"),
+        (dict(objective="glad", regularizer="l2"), "regularizer='l2' is unknown"),
+        (dict(objective="glad", adaptor="lora"), "adaptor='lora' is unknown.*'vector'"),
     ],
 )
 def test_a_wrong_argument_is_named(files, arguments, text):
@@ -118,39 +140,6 @@ def test_one_domain_has_no_joint_training(files):
         continual(files, domains=files["images"])
 
 
-def test_the_matrices_are_those_of_the_run(files, tmp_path, capsys):
-    """Cells by fine-tuning from results.json, probes from eval.json; all are printed."""
-    config = continual(files, joint=False, seeds=1)
-    tiny_files.shrink(config)
-    for section in (config.evaluate, *config.more_evaluations):
-        section.update(knn_k=2, batch_size=8)
-    recipe.run(config, tmp_path, force=False)
-    capsys.readouterr()
-    commands.evaluate(config, str(tmp_path))
-    printed = capsys.readouterr().out
-    assert "finetune\n" in printed
-    assert "backward" in printed
-    whole = json.loads((tmp_path / "transfer.json").read_text())
-    results = json.loads((tmp_path / "results.json").read_text())
-    means = {row["stage"]: row["mean"] for row in results}
-    measured = json.loads((tmp_path / "eval.json").read_text())
-    for r, row in enumerate(("pretrained", *TASKS)):
-        for d, domain in enumerate(("images", "others")):
-            name = f"finetune_{row}_on_{domain}"
-            assert whole["finetune"]["matrix"][r][d] == means[name]
-            (found,) = (
-                one
-                for one in measured
-                if one["stage"] == row and one["data"] == files[domain]
-            )
-            assert whole["probe"]["matrix"][r][d] == found["probe"]
-    assert len(measured) == 3 * 2  # the fine-tuned models are not probed
-    at_start = [row for row in measured if row["stage"] == "pretrained"]
-    assert all(row["weight_distance"] == 0 for row in at_start)
-    moved = [row["weight_distance"] for row in measured if row["stage"] == TASKS[1]]
-    assert all(distance > 0 for distance in moved)
-
-
 def glad(files, **arguments):
     return load(
         "glad_finetune",
@@ -158,20 +147,60 @@ def glad(files, **arguments):
     )
 
 
+def encoder(workdir, stage):
+    export = workdir / "stages" / stage / "export"
+    return weights.load(export, "encoder", pooling=None)[1]["encoder"]
+
+
 def test_glad_goes_on_to_the_next_task_with_its_backbone(files, tmp_path):
     """GLAD, then masked pre-training of what it left, as the released model's would."""
-    config = glad(files, regularizer="masked", then=files["others"], then_by="mae")
+    both = dict(regularizer="masked+preserve", then_by="mae")
+    config = glad(files, then=files["others"], **both)
     assert starts(config) == {
         "glad_masked": "pretrained",
         "glad_masked_then_1": "stage:glad_masked",
+        "glad_preserve": "pretrained",
+        "glad_preserve_then_1_warmup": "stage:glad_preserve",
+        "glad_preserve_then_1": "stage:glad_preserve_then_1_warmup",
     }
     tiny_files.shrink(config)
     recipe.run(config, tmp_path, force=False)
-    export = tmp_path / "stages/glad_masked_then_1/export"
-    assert weights.parts(export, "mae") == {"encoder", "decoder"}
+    for name in ("glad_masked_then_1", "glad_preserve_then_1"):
+        export = tmp_path / "stages" / name / "export"
+        assert weights.parts(export, "mae") == {"encoder", "decoder"}
+    solved, warm, after = (
+        encoder(tmp_path, f"glad_preserve{more}")
+        for more in ("", "_then_1_warmup", "_then_1")
+    )
+    jax.tree.map(np.testing.assert_array_equal, solved, warm)
+    moved = [tree["block_00"]["mlp"]["up"]["kernel"] for tree in (warm, after)]
+    assert np.any(moved[0] != moved[1])
     again = glad(files, then=files["others"], then_by="glad")
     check.experiment(again)
     assert [stage.objective.name for stage in again.stages] == ["glad", "glad"]
+
+
+@pytest.mark.parametrize("regularizer", ["preserve", "none"])
+@pytest.mark.parametrize(
+    ("dataset", "init", "then_by", "part"),
+    [("images", "vit", "mae", "decoder"), ("texts", "encoder", "mlm", "mlm")],
+)
+def test_without_masked_modelling_beside_its_head_is_new(
+    files, dataset, init, then_by, part, regularizer
+):
+    """Also from weights that have none; only there is the encoder frozen."""
+    given = dict(dataset=files[dataset], init=files[init], regularizer=regularizer)
+    then = dict(then=files[dataset], then_by=then_by, then_warmup=7)
+    config = glad(files, **given, **then)
+    check.experiment(config)
+    _, warmup, after = config.stages
+    assert (warmup.model.fresh, warmup.num_steps) == ((part,), 7)
+    assert (after.model.fresh, after.num_steps) == ((), 500)
+    assert [s.optim.freeze[-1:] == ("encoder/.*",) for s in (warmup, after)] == [
+        True,
+        False,
+    ]
+    assert bool(config.model.get("decoder")) == (dataset == "images")
 
 
 @pytest.mark.parametrize(
@@ -180,13 +209,29 @@ def test_glad_goes_on_to_the_next_task_with_its_backbone(files, tmp_path):
         (dict(regularizer="ewc"), "regularizer='ewc' is unknown"),
         (dict(preserve="logits"), "preserve='logits' is unknown"),
         (dict(then_by="lora"), "then_by='lora' is unknown"),
-        (dict(then_by="mae"), "goes on with the decoder that regularizer=masked"),
+        (dict(then_warmup=0), "then_warmup=0 must be at least 1"),
+        (dict(adaptor="lora"), "adaptor='lora' is unknown.*'vector'"),
     ],
 )
 def test_a_wrong_argument_of_glad_is_named(files, arguments, text):
     with pytest.raises(UserError, match=text) as error:
         glad(files, **arguments)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "arguments"),
+    [
+        ("glad_finetune", "dataset={images}"),
+        ("continual_pretrain", "domains={images}+{others},objective=glad"),
+    ],
+)
+def test_masked_modelling_beside_needs_a_decoder_at_once(files, config, arguments):
+    text = "vit has no decoder, which regularizer=masked goes on with; first train one"
+    with pytest.raises(UserError, match=text):
+        configs.load(
+            f"{config}:{arguments},init={{vit}},regularizer=masked".format(**files)
+        )
 
 
 def test_glad_of_texts_is_a_config_too(files):

@@ -7,7 +7,7 @@ import tiny
 from ml_collections import ConfigDict
 from tiny_glad import REGULARIZERS, build, inputs
 
-from flax_adapt import defaults, keys, models, objectives, rules
+from flax_adapt import check, defaults, keys, models, objectives, rules
 from flax_adapt.errors import UserError
 from flax_adapt.surgery import adaptors
 
@@ -46,6 +46,16 @@ def gradient(loss_fn, params, frozen, name, metric=None):
         leaf: bool(np.any(np.asarray(grad) != 0))
         for leaf, grad in zip(rules.names(grads), jax.tree.leaves(grads), strict=True)
     }
+
+
+def refuse_config(objective):
+    model = defaults.stage_model(fresh=("head",), adaptor=defaults.adaptor())
+    fields = dict(objective=objective, model=model, init_from="scratch")
+    check.experiment(tiny.experiment(tiny.finetune(**fields)))
+
+
+def refuse_loss(objective):
+    objectives.build(objective, build("vit", "vector"))
 
 
 def of_backbone(leaf):
@@ -148,21 +158,53 @@ def test_the_distance_of_attention_is_by_hand():
     np.testing.assert_allclose(metrics["preserve"].value(), expected, rtol=1e-5)
 
 
-def test_both_paths_share_what_comes_before_the_first_adaptor():
-    """Patch embedding and the first queries, keys and values: four products once."""
-    model, batch = build("vit", "vector"), inputs("vit")
-    plain, params = models.without_adaptor(model), tiny.params_of(model)
+def products(loss_fn, params, frozen, of):
+    """How many matrix products XLA leaves of `of(loss, metrics)`."""
+    batch = inputs("vit")
+    key_B = keys.example_keys(jax.random.key(0), batch["position"])
 
-    def products(same):
-        def both(params, other):
-            of_plain = {"params": params if same else other}
-            solved = model.apply({"params": params}, batch["image"], None)
-            return solved, plain.apply(of_plain, batch["image"], None, method="encode")
+    def value(params, frozen):
+        return of(*loss_fn(params, frozen, batch, key_B))
 
-        text = jax.jit(both).lower(params, params).compile().as_text()
-        return text.count(" dot(")
+    text = jax.jit(value).lower(params, frozen).compile().as_text()
+    return text.count(" dot(")
 
-    assert products(same=False) - products(same=True) == 4
+
+@pytest.mark.parametrize(
+    ("regularizer", "metric", "shared"),
+    [("preserve", "preserve", 4), ("masked", "reconstruct", 0)],
+)
+def test_the_paths_share_what_is_the_same_in_both(regularizer, metric, shared):
+    """Of "preserve" patch embedding and the first queries, keys and values: four products."""
+    given = parts(regularizer)
+    alone = [
+        products(*given, lambda loss, metrics, name=name: metrics[name].value())
+        for name in ("ce", metric)
+    ]
+    both = products(*given, lambda loss, metrics: loss)
+    assert sum(alone) - both == shared
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        (dict(weight=-1.0), r"objective\.weight=-1\.0 must be at least 0, and finite"),
+        (dict(weight=float("nan")), r"objective\.weight=nan must be at least 0"),
+        (dict(weight=float("inf")), r"objective\.weight=inf must be at least 0"),
+        (dict(layers=(99,)), r"objective\.layers=\(99,\) must name states 0 to 2"),
+        (dict(layers=(-4,)), r"objective\.layers=\(-4,\) must name states 0 to 2"),
+        (dict(layers=()), r"objective\.layers=\(\) must name states 0 to 2"),
+        (dict(state="foo"), r"objective\.state='foo' is unknown; .*'cls', 'mean'"),
+        (dict(preserve="foo"), r"objective\.preserve='foo' is unknown; .*'attention'"),
+        (dict(masked=dict(name="foo")), r"objective\.masked\.name='foo' is unknown"),
+        (dict(regularizer="foo"), r"objective\.regularizer='foo' is .*'masked'"),
+    ],
+)
+@pytest.mark.parametrize("refuses", [refuse_config, refuse_loss])
+def test_a_wrong_field_is_named_before_anything_runs(refuses, changes, text):
+    with pytest.raises(UserError, match=text) as error:
+        refuses(ConfigDict({**section("preserve"), **changes}))
+    assert "\n" not in str(error.value)
 
 
 def test_glad_needs_adaptors_and_its_masked_model():

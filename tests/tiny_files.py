@@ -13,11 +13,11 @@ PIXELS = dict(mean=(0.5,) * 3, std=(0.25,) * 3)
 CLASSES = ("ant", "bee")
 
 
-def image_folder(root, train=8, test=3):
+def image_folder(root, train=8, test=3, classes=CLASSES):
     """So many images of each class and split, all different; returns `root`."""
     rng = np.random.default_rng(0)
     for split, count in (("train", train), ("test", test)):
-        for name in CLASSES:
+        for name in classes:
             (root / split / name).mkdir(parents=True, exist_ok=True)
             for number in range(count):
                 pixels = rng.integers(0, 256, (8, 8, 3), np.uint8)
@@ -28,6 +28,13 @@ def image_folder(root, train=8, test=3):
 def mae_folder(path):
     """A ViTMAEForPreTraining folder; returns `path`."""
     model = tiny.build("mae", MODEL)
+    weights.save_pretrained(path, model, tiny.params_of(model), **PIXELS)
+    return path
+
+
+def vit_folder(path):
+    """A ViTModel folder: an encoder without a decoder; returns `path`."""
+    model = tiny.build("encoder", {**MODEL, "decoder": None})
     weights.save_pretrained(path, model, tiny.params_of(model), **PIXELS)
     return path
 
@@ -47,6 +54,7 @@ def everything(root):
         others=f"folder:{image_folder(root / 'others')}",
         texts=f"jsonl:{tiny_text.corpus_folder(root / 'texts')}",
         init=mae_folder(root / "mae"),
+        vit=vit_folder(root / "vit"),
         bert=bert_folder(root / "bert"),
         encoder=bert_folder(root / "encoder", task="encoder"),
     )

@@ -6,7 +6,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from flax_adapt import data
-from flax_adapt.defaults import modality, sections, shared, vision
+from flax_adapt.defaults import baselines, modality, sections, shared, vision
+from flax_adapt.defaults.glad import check_names, check_start
 from flax_adapt.errors import UserError
 
 # The arguments of continual_pretrain, which explains them.
@@ -72,6 +73,19 @@ class Continual:
         if len(set(self.names)) < len(self.names):
             raise UserError(f"domains and also need different names, not {self.names}")
         self.supervised = args.objective in SUPERVISED
+        self._check()
+
+    def _check(self) -> None:
+        """The arguments that not every objective can have."""
+        args, masked = self.args, self.start.masked_task
+        check_names(args.adaptor, (args.regularizer,))
+        if args.objective == "glad":
+            check_start((args.regularizer,), self.start)
+        if args.rho and args.objective in ("classify", "glad"):
+            raise UserError(
+                f"rho={args.rho} replays earlier domains, but objective={args.objective} "
+                f"drops the head of their classes: use objective=grow or {masked}, or rho=0"
+            )
 
     def tasks(self) -> list[str]:
         """The stages of the sequence, in order."""
@@ -99,11 +113,12 @@ class Continual:
     def _learn(self, name: str, t: int, init_from: str) -> dict[str, Any]:
         if self.supervised:
             return self._supervised(name, t, init_from)
-        earlier = tuple(self._unlabelled(d) for d in range(t))
-        replay = None
-        if self.args.rho and earlier:
-            replay = sections.replay(earlier, self.args.rho)
+        replay = self._replay(*(self._unlabelled(d) for d in range(t)))
         return self._masked(name, self._unlabelled(t), replay, init_from)
+
+    def _replay(self, *earlier: dict[str, Any]) -> dict[str, Any] | None:
+        rho = self.args.rho
+        return sections.replay(earlier, rho) if rho and earlier else None
 
     def _unlabelled(self, d: int) -> dict[str, Any]:
         return self.start.make.unlabelled(self.domains[d], self.args.split)
@@ -158,23 +173,28 @@ class Continual:
     def _supervised(self, name: str, t: int, init_from: str) -> dict[str, Any]:
         """A task with labels: the optimizer of fine-tuning, one run, all labels."""
         args, kind = self.args, self.args.objective
-        changes: dict[str, Any] = dict(fresh=("head",), pooling=args.pooling)
+        options: dict[str, Any] = dict(fresh=("head",), pooling=args.pooling)
         if kind == "glad":
             hidden = 64 if args.adaptor == "bottleneck" else 0
-            changes["adaptor"] = sections.adaptor(kind=args.adaptor, hidden=hidden)
+            options["adaptor"] = sections.adaptor(kind=args.adaptor, hidden=hidden)
         if kind == "grow" and t:
-            changes |= dict(grow_head=True, fresh=())
+            options |= dict(grow_head=True, fresh=())
         classes = self._classes(t) if kind == "grow" else ()
-        model = {**self.start.make.model, **changes}
+        *earlier, section = (
+            self._labelled(d, args.split, classes=classes) for d in range(t + 1)
+        )
+        replay = self._replay(*earlier)
         return self._finetune(
             name,
-            self._labelled(t, args.split, classes=classes),
+            section,
             seeds=(0,),
             num_steps=args.steps,
             batch_size=args.batch_size,
             optim=shared.finetune_optim(lr=args.lr, warmup_steps=args.steps // 10),
             objective=self._glad() if kind == "glad" else sections.classify(),
-            model=model,
+            replay=replay,
+            penalties=(baselines.er(),) if replay else (),
+            model={**self.start.make.model, **options},
             eval=None,
             init_from=init_from,
         )

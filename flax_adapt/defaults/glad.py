@@ -1,9 +1,12 @@
 """GLAD fine-tuning, and what its backbone is worth as the start of a next task (S4)."""
 
+from collections.abc import Sequence
 from typing import Any
 
+from flax_adapt import weights
 from flax_adapt.defaults import modality, sections, shared
-from flax_adapt.errors import UserError, choose
+from flax_adapt.errors import UserError, choose, reworded
+from flax_adapt.models.adaptors import KINDS
 from flax_adapt.objectives.glad import PRESERVED, REGULARIZERS
 
 # The arguments of glad_finetune, which explains them.
@@ -25,6 +28,7 @@ GLAD_ARGUMENTS = dict(
     bottleneck=64,
     then="",
     then_by="finetune",
+    then_warmup=500,
     seeds=3,
     steps=500,
     batch_size=32,
@@ -38,6 +42,27 @@ GLAD_ARGUMENTS = dict(
     text_field="text",
     label_field="label",
 )
+
+
+# What errors of the weights say of an objective -> of the argument `regularizer`.
+_WORDS = {
+    r"objective=\w+ starts from": "regularizer=masked goes on with",
+    r"use objective=contrast, or first": "first",
+}
+
+
+def check_names(adaptor: str, regularizers: Sequence[str]) -> None:
+    """Raises UserError for such arguments that are unknown."""
+    choose("adaptor", adaptor, KINDS)
+    for name in regularizers:
+        choose("regularizer", name, REGULARIZERS)
+
+
+def check_start(regularizers: Sequence[str], start: modality.Start) -> None:
+    """Raises UserError where the weights lack what a regularizer goes on with."""
+    if "masked" in regularizers:
+        with reworded(_WORDS):
+            start.check_head(start.masked_task)
 
 
 class Glad:
@@ -54,19 +79,21 @@ class Glad:
         choose("preserve", args.preserve, PRESERVED)
         choose("then_by", args.then_by, dict.fromkeys(self._ways()))
         self.regularizers = args.regularizer.split("+")
-        for name in self.regularizers:
-            choose("regularizer", name, REGULARIZERS)
-        masked = self.start.masked_task
-        if args.then_by == masked and set(self.regularizers) != {"masked"}:
+        check_names(args.adaptor, self.regularizers)
+        check_start(self.regularizers, self.start)
+        if args.then_warmup < 1:
             raise UserError(
-                f"then_by={masked} goes on with the decoder that regularizer=masked "
-                "trains beside; the others drop it"
+                f"then_warmup={args.then_warmup} must be at least 1: how long a new "
+                "decoder or masked-language head is trained alone"
             )
-        if "masked" in self.regularizers:
-            self.start.check_head(masked)
 
     def _ways(self) -> tuple[str, ...]:
         return ("finetune", "glad", self.start.masked_task)
+
+    def _architecture(self) -> dict[str, Any]:
+        """The model of the weights; with a decoder, where a next task needs one."""
+        found = self.start.model
+        return weights.reshape.wanted_config(found, {}, self.args.then_by, None)
 
     def stages(self) -> list[dict[str, Any]]:
         """A stage for every regularizer, and of each what follows from its backbone."""
@@ -77,7 +104,7 @@ class Glad:
             before = f"stage:{name}" if self.args.seeds == 1 else f"stage:{name}/seed_0"
             for number, data in enumerate(filter(None, self.args.then.split("+")), 1):
                 stage = (f"{name}_then_{number}", regularizer, data, before)
-                found.append(self._next(*stage))
+                found += self._next(*stage)
         return found
 
     def _supervised(self, name: str, data: str, init_from: str, **changes: Any) -> dict:
@@ -123,28 +150,53 @@ class Glad:
 
     def _next(
         self, name: str, regularizer: str, data: str, init_from: str
-    ) -> dict[str, Any]:
+    ) -> list[dict[str, Any]]:
         """The backbone of GLAD as the pre-trained model of a next task."""
-        args, make = self.args, self.start.make
-        steps = args.then_steps
+        args, steps = self.args, self.args.then_steps
         optim = shared.finetune_optim(lr=args.then_lr, warmup_steps=steps // 10)
         how = dict(num_steps=steps, optim=optim)
         if args.then_by == "finetune":
-            return self._supervised(name, data, init_from, **how)
+            return [self._supervised(name, data, init_from, **how)]
         if args.then_by == "glad":
-            return self._glad(name, regularizer, data, init_from, **how)
-        optim = shared.pretrain_optim(lr=args.then_lr, warmup_steps=steps // 10)
-        freeze = optim["freeze"] if self.start.is_image else ()
+            return [self._glad(name, regularizer, data, init_from, **how)]
+        warmup = (
+            [] if regularizer == "masked" else [self._warmup(name, data, init_from)]
+        )
+        start = f"stage:{warmup[0]['name']}" if warmup else init_from
+        return [*warmup, self._masked(name, data, start, steps, args.then_lr)]
+
+    def _masked(
+        self,
+        name: str,
+        data: str,
+        init_from: str,
+        steps: int,
+        lr: float,
+        freeze: tuple[str, ...] = (),
+        fresh: tuple[str, ...] = (),
+    ) -> dict[str, Any]:
+        args, make = self.args, self.start.make
+        optim = shared.pretrain_optim(lr=lr, warmup_steps=steps // 10)
+        fixed = optim["freeze"] if self.start.is_image else ()
         return shared.pretrain_stage(
             name,
             make.unlabelled(data, args.split),
             objective=make.masked(sections.NO_MIXING),
             num_steps=steps,
             batch_size=args.batch_size,
-            optim={**optim, "freeze": freeze},
-            model=make.model,
+            optim={**optim, "freeze": (*fixed, *freeze)},
+            model={**make.model, "fresh": fresh},
             init_from=init_from,
         )
+
+    def _warmup(self, name: str, data: str, init_from: str) -> dict[str, Any]:
+        """A new decoder or head with the encoder frozen: GLAD trained none beside.
+
+        Its rate is ours, not searched: higher, since all that learns is new.
+        """
+        part, _ = modality.HEADS[self.start.masked_task]
+        how = (self.args.then_warmup, 5e-4, ("encoder/.*",), (part,))
+        return self._masked(f"{name}_warmup", data, init_from, *how)
 
     def experiment(self) -> dict[str, Any]:
         args, start = self.args, self.start
@@ -157,7 +209,7 @@ class Glad:
             init=args.init,
             init_format=args.init_format,
             init_known=start.known,
-            model=start.model,
+            model=self._architecture(),
             evaluate=first,
             more_evaluations=tuple(more),
             stages=tuple(self.stages()),

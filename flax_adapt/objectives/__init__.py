@@ -15,8 +15,9 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
+from ml_collections import ConfigDict
 
-from flax_adapt import keys, mixing
+from flax_adapt import keys, mixing, models
 from flax_adapt.data import image
 from flax_adapt.errors import UserError, choose
 from flax_adapt.objectives import (
@@ -68,6 +69,8 @@ METRICS = {
     "contrast": ("loss", "contrast", "contrast_accuracy"),
     "glad": ("loss", "accuracy", "macro_f1", "micro_f1", "matthews"),
 }
+# What is known of the fields of an objective before its model is built.
+CHECKS = {"distill": distill.check, "glad": glad.check}
 # What an objective takes along from step to step.
 CARRIES = {"contrast": contrast.make_carry}
 # How an objective can read a mixed example; the others cannot mix.
@@ -149,6 +152,17 @@ def mixing_of(config: Any) -> Any | None:
     if section.name not in MIXES or section.mixing.operator == "none":
         return None
     return section.mixing
+
+
+def check(config: Any, config_model: Any, options: Any) -> None:
+    """Raises UserError for fields of an objective that its model cannot train with.
+
+    config_model: of the experiment; options: the stage's section `model`.
+    """
+    check_mixing(config)
+    if config.name in CHECKS:
+        architecture = ConfigDict(models.of_stage(config_model, options))
+        CHECKS[config.name](config, models.num_blocks(architecture) + 1)
 
 
 def check_mixing(config: Any) -> None:

@@ -83,20 +83,30 @@ def state_distance(
     return total
 
 
-def _check(config: Any, num_states: int) -> None:
-    choose("objective.match", config.match, MATCHES)
+def check_weight(name: str, value: float) -> None:
+    """Of a term of a loss."""
+    if not 0 <= value < math.inf:
+        raise UserError(f"objective.{name}={value} must be at least 0, and finite")
+
+
+def check_states(config: Any, num_states: int) -> None:
+    """What `state_distance` compares: `config.state` of the states `config.layers`."""
     choose("objective.state", config.state, STATES)
-    if not 0 <= config.masked_weight < math.inf:
-        raise UserError(
-            f"objective.masked_weight={config.masked_weight} must be at least 0"
-        )
-    choose("objective.reduce", config.reduce, REDUCE)
-    outside = [i for i in config.layers if not -num_states <= i < num_states]
+    outside = [i for i in config.layers if i not in range(-num_states, num_states)]
     if outside or not config.layers:
         raise UserError(
             f"objective.layers={tuple(config.layers)} must name states 0 to "
             f"{num_states - 1} (or negative, -1 = the last)"
         )
+
+
+def check(config: Any, num_states: int) -> None:
+    """num_states: how many states the model's `encode` gives."""
+    choose("objective.match", config.match, MATCHES)
+    check_states(config, num_states)
+    choose("objective.reduce", config.reduce, REDUCE)
+    check_weight("masked_weight", config.masked_weight)
+    check_weight("weight", config.weight)
 
 
 def _match_states(config: Any, model: nn.Module, train: bool) -> Distance:
@@ -146,7 +156,7 @@ def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
     """
     masked = choose("objective.masked.name", config.masked.name, MASKED)
     masked_loss = masked.make_loss(config.masked, model, train)
-    _check(config, models.num_blocks(model.config) + 1)
+    check(config, models.num_blocks(model.config) + 1)
     measure = MATCHES[config.match](config, model, train)
 
     def loss_fn(params, frozen, batch, key_B):

@@ -51,8 +51,7 @@ def _preserve(given: Unadapted) -> LossFn:
     "features": states after the layers of `config.layers`; "attention": what every block
     adds after its attention. A mean over features.
     """
-    config = given.config
-    states_of = choose("objective.preserve", config.preserve, PRESERVED)
+    config, states_of = given.config, PRESERVED[given.config.preserve]
 
     def loss_fn(params: Params, frozen: Params, batch: Batch, key_B: Key):
         del key_B  # nothing is dropped: the initial model is at distance 0
@@ -96,7 +95,7 @@ PRESERVED: dict[str, Callable[..., list[Array]]] = {
 def _masked(given: Unadapted) -> LossFn:
     """The masked-modelling loss; its decoder trains along."""
     config = given.config
-    make, task = choose("objective.masked.name", config.masked.name, MASKED)
+    make, task = MASKED[config.masked.name]
     if given.beside is None:
         raise UserError(
             f"objective.regularizer='masked' trains the task {task!r} beside: give its model, "
@@ -115,6 +114,15 @@ REGULARIZERS: dict[str, Callable[[Unadapted], LossFn | None]] = {
     "masked": _masked,
     "none": _nothing,
 }
+
+
+def check(config: Any, num_states: int) -> None:
+    """num_states: how many states the model's `encode` gives."""
+    choose("objective.regularizer", config.regularizer, REGULARIZERS)
+    choose("objective.preserve", config.preserve, PRESERVED)
+    choose("objective.masked.name", config.masked.name, MASKED)
+    distill.check_weight("weight", config.weight)
+    distill.check_states(config, num_states)
 
 
 def beside_task(config: Any) -> str | None:
@@ -151,12 +159,13 @@ def make_loss(
             "objective 'glad' needs model.adaptor: what the task's path has and the "
             "other has not"
         )
+    check(config, models.num_blocks(model.config) + 1)
     solve = classify.make_loss(config, model, train)
-    regularizer = choose("objective.regularizer", config.regularizer, REGULARIZERS)
     if not train:
         return solve
     plain = models.without_adaptor(model)
-    regularize = regularizer(Unadapted(plain, beside, config, train))
+    given = Unadapted(plain, beside, config, train)
+    regularize = REGULARIZERS[config.regularizer](given)
 
     def loss_fn(params: Params, frozen: Params, batch: Batch, key_B: Key):
         solving = _stop(params) if config.stop_backbone else params
