@@ -23,7 +23,8 @@ Run     flax-adapt run --workdir=runs/x \
                                 labels; their labels and logits (DER++)
         previous  a data set that is learnt first, from which all methods then start; the
                   last four need one. Its classes are those of dataset, and the head
-                  stays; new_head=True: other classes (not for lwf, er, der)
+                  stays; new_head=True: other classes (not for er, der; that of lwf has
+                  the classes of both)
         buffer_size  examples of the task before that er and der keep
         seeds, steps, lr  of fine-tuning (0: those of vit_finetune or text_finetune)
         lrs       rates of fine-tuning to choose from, as in 1e-4+3e-4: each is tried on

@@ -22,6 +22,7 @@ BOUNDED = (
     (r".*/kernel", True),
     (r".*/(bias|scale|cls_token|mask_token|position|token|token_type)", False),
     (r"lora/.*", False),
+    (r"(.*/)?adaptor/[^/]+", False),
 )
 
 
@@ -72,7 +73,6 @@ def recadam(
     Leaves named in `fresh` get plain Adam: l = 1, always. decays: params -> tree of
     bools, which leaves the last line is for.
     """
-    recall = config.recadam
 
     def init(params: Params) -> RecAdamState:
         mu, nu = (jax.tree.map(jnp.zeros_like, params) for _ in range(2))
@@ -82,28 +82,36 @@ def recadam(
         grads: Params, state: RecAdamState, params: Params | None = None
     ) -> tuple[Params, RecAdamState]:
         assert params is not None
-        lr = jnp.asarray(schedule(state.step), jnp.float32)
-        t = (state.step + 1).astype(jnp.float32)
-        lr_t = lr * jnp.sqrt(1 - config.b2**t) / (1 - config.b1**t)
-        learn = jax.nn.sigmoid(recall.k * (t - recall.t0))
         mu = _blend(state.mu, grads, config.b1)
         nu = _blend(state.nu, jax.tree.map(jnp.square, grads), config.b2)
-
-        def change(w, m, v, w0, is_fresh, decays):
-            adam = lr_t * m / (jnp.sqrt(v) + config.eps)
-            new = w - (adam if is_fresh else learn * adam)
-            if not is_fresh:
-                new = new - lr * (1 - learn) * recall.gamma * (new - w0)
-            if decays:
-                new = new - lr * config.weight_decay * new
-            return new - w
-
+        change = _recall(config, schedule(state.step), state.step + 1)
         is_fresh = rules.map_named(lambda name, _: name in fresh, params)
         trees = (params, mu, nu, state.start, is_fresh, decays(params))
         updates = jax.tree.map(change, *trees)
         return updates, RecAdamState(state.step + 1, mu, nu, state.start)
 
     return optax.GradientTransformation(init, update)
+
+
+def _recall(config: Any, lr: Any, step: Array) -> Callable[..., Array]:
+    """The three lines of `recadam` at step t, of one leaf: what is added to it."""
+    recall, lr = config.recadam, jnp.asarray(lr, jnp.float32)
+    t = step.astype(jnp.float32)
+    lr_t = lr * jnp.sqrt(1 - config.b2**t) / (1 - config.b1**t)
+    learn = jax.nn.sigmoid(recall.k * (t - recall.t0))
+
+    def change(
+        w: Array, m: Array, v: Array, w0: Array, is_fresh: bool, decays: bool
+    ) -> Array:
+        adam = lr_t * m / (jnp.sqrt(v) + config.eps)
+        new = w - (adam if is_fresh else learn * adam)
+        if not is_fresh:
+            new = new - lr * (1 - learn) * recall.gamma * (new - w0)
+        if decays:
+            new = new - lr * config.weight_decay * new
+        return new - w
+
+    return change
 
 
 def _blend(old: Params, new: Params, keep: float) -> Params:

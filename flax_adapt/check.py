@@ -2,13 +2,14 @@
 later. What only the data or the weights can tell is checked when a stage starts.
 """
 
+from collections.abc import Callable
 from typing import Any
 
-from flax_adapt import fisher, models, objectives, optim, weights
+from flax_adapt import check_model, fisher, objectives, optim, weights
 from flax_adapt.data import drawing, replay
 from flax_adapt.errors import UserError, choose
 from flax_adapt.objectives import ema, penalties
-from flax_adapt.surgery import SURGERY, lora
+from flax_adapt.surgery import lora
 
 _MAX_SEED = 2**31 - 1
 
@@ -25,13 +26,8 @@ def experiment(config: Any) -> None:
             _seeds(config, section)
             _numbers(section)
             _names(section)
-            _modality(config, section)
-            _projector(section)
+            check_model.check(config, section)
             _contrast(section)
-            _resize(config, section)
-            _adaptor(config, section)
-            _head(section)
-            _batch_norm(config, section)
             _anchors(section)
             _penalties(section)
             objectives.check(section.objective, config.model, section.model)
@@ -87,106 +83,6 @@ def _names(section: Any) -> None:
         choose("eval.mode", section.eval.mode, dict.fromkeys(("max", "min")))
 
 
-def _modality(config: Any, section: Any) -> None:
-    """Images go into a ViT, text into a BERT."""
-    kind = config.model.kind
-    tasks = choose("model.kind", kind, models.TASKS)
-    task = objectives.task_of(section.objective)
-    modality = choose(f"the task of model.kind={kind!r}", task, tasks).modality
-    for data in _measured_sections(section):
-        if data.modality != modality:
-            raise UserError(
-                f"data.source={data.source!r} gives {data.modality}, but the model is a "
-                f"{kind}, which takes {modality}"
-            )
-
-
-def _measured_sections(section: Any) -> list[Any]:
-    """What the stage trains on, and what it is evaluated on."""
-    return [section.data, *([] if section.eval is None else [section.eval.data])]
-
-
-def _projector(section: Any) -> None:
-    """Contrast needs one, a classifier may have one."""
-    name, projector = section.objective.name, section.model.projector
-    if name == "contrast" and projector is None:
-        raise UserError(
-            "model.projector must be given for objective 'contrast' (layers=0, "
-            "predictor_layers=0: none)"
-        )
-    if projector is None or name == "contrast":
-        return
-    if name != "classify":
-        raise UserError(
-            f"model.projector must be None for objective {name!r}; 'contrast' and "
-            "'classify' can have one"
-        )
-    if projector.batch_norm or projector.predictor_layers:
-        raise UserError(
-            "model.projector of objective 'classify' needs batch_norm=False (what an "
-            "example is taken for must not depend on its batch) and predictor_layers=0"
-        )
-
-
-def _resize(config: Any, section: Any) -> None:
-    if section.model.resize is not None:
-        surgery = SURGERY[config.model.kind]
-        surgery.check(section.model.resize, config.model, section.init_from)
-
-
-def _batch_norm(config: Any, section: Any) -> None:
-    """A ResNet needs whole batches, and pools in one way."""
-    if config.model.kind != "resnet":
-        return
-    optim.check_layer_decay(section.optim.layer_decay, True)
-    choose("model.pooling", section.model.pooling, models.resnet.POOLING)
-    if section.optim.accum_steps > 1:
-        raise UserError(
-            f"optim.accum_steps={section.optim.accum_steps} must be 1: batch norm goes "
-            "by all examples of a batch"
-        )
-    compares = [
-        p.name for p in section.penalties if penalties.PENALTIES[p.name].classifies
-    ]
-    if compares or section.fisher is not None:
-        raise UserError(
-            f"penalties {compares} and fisher are not of a resnet: they take examples out "
-            "of the batch that its batch norm goes by"
-        )
-
-
-def _adaptor(config: Any, section: Any) -> None:
-    """GLAD needs adaptors, a classifier may have them."""
-    name, adaptor = section.objective.name, section.model.adaptor
-    if name == "glad" and adaptor is None:
-        raise UserError(
-            "model.adaptor must be given for objective 'glad', such as "
-            "dict(kind='vector', keywise=False, hidden=0)"
-        )
-    if adaptor is not None and config.model.kind == "resnet":
-        raise UserError(
-            "model.adaptor must be None: a resnet has no attention to adapt"
-        )
-    if adaptor is not None and name not in ("glad", "classify"):
-        raise UserError(
-            f"model.adaptor must be None for objective {name!r}; 'glad' and 'classify' "
-            "can have adaptors"
-        )
-
-
-def _head(section: Any) -> None:
-    """A head that grows is not new, and what it stands on is kept with it."""
-    options = section.model
-    dropped = options.projector is not None or options.adaptor is not None
-    if options.grow_head and (
-        section.objective.name != "classify" or dropped or "head" in options.fresh
-    ):
-        raise UserError(
-            "model.grow_head is of objective 'classify' without projector and adaptor, "
-            "whose head is not in model.fresh"
-        )
-
-
 def _anchors(section: Any) -> None:
     """What holds on to a start needs one, of something that trains."""
     if section.ema is not None:
@@ -221,11 +117,11 @@ def _penalties(section: Any) -> None:
     if section.fisher is None:
         return
     fisher.check(section.fisher)
-    name = section.objective.name
-    if name != "classify" or section.model.projector is not None:
+    if not check_model.keeps_classifier(section):
         raise UserError(
-            f"fisher is of a classifier's predictions: objective {name!r} must be "
-            "'classify', model.projector None"
+            "fisher is of the predictions of a classifier that is kept: objective "
+            f"{section.objective.name!r} must be 'classify', model.projector and "
+            "model.adaptor None"
         )
 
 
@@ -240,7 +136,7 @@ def _contrast(section: Any) -> None:
     objectives.build_carry(section.objective, section.num_steps)
     if contrast and section.data.modality == "text":
         _dropout(section.model)
-    for data in _measured_sections(section):
+    for data in check_model.measured_sections(section):
         if data.modality == "image" and len(data.views) != (2 if contrast else 0):
             raise UserError(
                 f"data.views of {data.source} has {len(data.views)} augmentations; "
@@ -291,10 +187,38 @@ def _references(config: Any, section: Any, earlier: list[str]) -> None:
                 f"{field}='pretrained' but the config's `init` is empty; give init=PATH "
                 "of a Hugging Face folder"
             )
-    for text in penalties.references(section).get("ewc", ()):
-        found = [s for s in config.stages if text.removeprefix("stage:") in labels(s)]
-        if not found or found[0].fisher is None:
-            raise UserError(
-                f"penalties: `of` of 'ewc', {text!r}, must be 'stage:NAME' of a stage with "
-                "a section `fisher`"
-            )
+    _left(config, section)
+
+
+def _has_fisher(stage: Any) -> bool:
+    return stage is not None and stage.fisher is not None
+
+
+def _may_have_classifier(stage: Any) -> bool:
+    """Of weights that no stage has made only they can tell."""
+    return stage is None or check_model.keeps_classifier(stage)
+
+
+_CLASSIFIER = (
+    _may_have_classifier,
+    "keeps no classifier: name a stage of objective 'classify' with model.projector and "
+    "model.adaptor None",
+)
+# Whether what `of` names (None: no stage) has left what a penalty compares with.
+_NEEDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "ewc": (_has_fisher, "must be 'stage:NAME' of a stage with a section `fisher`"),
+    "lwf": _CLASSIFIER,
+    "der": _CLASSIFIER,
+}
+
+
+def _left(config: Any, section: Any) -> None:
+    """What penalties compare with is left by the stages that they name."""
+    stages = {
+        f"stage:{name}": stage for stage in config.stages for name in labels(stage)
+    }
+    for penalty, named in penalties.references(section).items():
+        has_left, problem = _NEEDS[penalty]
+        for text in named:
+            if not has_left(stages.get(text)):
+                raise UserError(f"penalties: `of` of {penalty!r}, {text!r}, {problem}")

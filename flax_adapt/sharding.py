@@ -143,6 +143,12 @@ def check_batch_size(batch_size: int, accum_steps: int, mesh: Mesh) -> None:
         )
 
 
+def whole_batch_size(batch_size: int, mesh: Mesh) -> int:
+    """The next batch size that the devices can share."""
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    return -(-batch_size // shards) * shards
+
+
 def put_batch(batch: Any, mesh: Mesh) -> Batch:
     """Makes one global batch of the rows that every process brings."""
     placed = NamedSharding(mesh, BATCH)

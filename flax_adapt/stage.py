@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from flax import linen as nn
 
-from flax_adapt import check, models, objectives, weights
+from flax_adapt import check, check_model, models, objectives, weights
 from flax_adapt import config as configs
 from flax_adapt.errors import UserError
 
@@ -57,12 +57,8 @@ class Stage(NamedTuple):
 
     @property
     def kept_task(self) -> str:
-        """The task whose weights the stage exports.
-
-        Where there is a projector, or adaptors, only the encoder (and what was trained
-        beside): what stands on them is dropped with them.
-        """
-        return self._task_without("projector", "adaptor")
+        """The task whose weights the stage exports."""
+        return check_model.kept_task(self.config)
 
     @property
     def start_task(self) -> str:
@@ -70,15 +66,7 @@ class Stage(NamedTuple):
 
         Adaptors alone do not change what the head stands on: it may come with the weights.
         """
-        return self._task_without("projector")
-
-    def _task_without(self, *parts: str) -> str:
-        """The task of the stage; where it has one of `parts`, of the encoder alone; where
-        another task is trained beside, that.
-        """
-        beside = objectives.beside_of(self.config.objective)
-        has_part = any(self.config.model[part] is not None for part in parts)
-        return beside or ("encoder" if has_part else self.task)
+        return check_model.task_without(self.config, "projector")
 
 
 def resolve(stage: Stage, field: str) -> Path:

@@ -51,7 +51,7 @@ def write(
         params,
         data.eval_batches(
             examples,
-            section.batch_size,
+            sharding.whole_batch_size(section.batch_size, mesh),
             *sharding.share_of_process(mesh),
             _rows(stage, examples),
         ),

@@ -13,7 +13,6 @@ from flax_adapt import (
     objectives,
     optim,
     rules,
-    sharding,
     stage_fisher,
     stage_frozen,
     stage_weights,
@@ -45,8 +44,6 @@ class Begun(NamedTuple):
 def begin(stage: Stage, model: nn.Module, examples: data.Examples, mesh: Mesh) -> Begun:
     """Makes the state and the step; the same each time, so that a run can go on."""
     config = stage.config
-    if config.fisher is not None:
-        sharding.check_batch_size(config.fisher.batch_size, 1, mesh)
     params, statistics, report = stage_weights.warm_start(stage, model, examples, mesh)
     fresh: Collection[str] = () if report is None else report.fresh
     frozen = stage_frozen.frozen(Given(stage, model, params, fresh, examples, mesh))

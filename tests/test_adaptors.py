@@ -9,7 +9,7 @@ import pytest
 import tiny
 from tiny_glad import KINDS, MODELS, at_start, build, inputs
 
-from flax_adapt import models, optim, rules, sharding, surgery, weights
+from flax_adapt import anchors, models, optim, rules, sharding, surgery, weights
 from flax_adapt.errors import UserError
 from flax_adapt.models.adaptors import AdaptorConfig
 from flax_adapt.surgery import adaptors
@@ -112,13 +112,13 @@ def test_the_attention_is_the_formula_also_under_a_padding_mask(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_leaf_has_one_rule(kind):
+def test_every_leaf_has_one_rule_and_is_neither_decayed_nor_bounded(kind):
     mesh = sharding.make_mesh(dict(data=2, fsdp=2, tensor=2))
     shapes = weights.shapes(build("vit", kind))
     assert sharding.tree_shardings(shapes, mesh)
-    for decay in optim.DECAY:
-        table = rules.assign("decay", optim.DECAY[decay], shapes)
-        named = zip(rules.names(table), jax.tree.leaves(table), strict=True)
+    for table in (*optim.DECAY.values(), anchors.BOUNDED):
+        found = rules.assign("a table", table, shapes)
+        named = zip(rules.names(found), jax.tree.leaves(found), strict=True)
         assert not any(value for leaf, value in named if adaptors.is_adaptor(leaf))
 
 

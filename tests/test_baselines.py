@@ -202,6 +202,21 @@ def test_the_head_stays_after_a_task_before_unless_it_shall_be_new(files):
     assert [stage.model.fresh for stage in new] == [("head",)] * 3
 
 
+def test_a_head_that_lwf_shall_have_new_grows_by_the_new_classes(files, tmp_path):
+    other = tiny_files.image_folder(tmp_path / "other")
+    for split in ("train", "test"):
+        (other / split / "ant").rename(other / split / "wasp")
+    fields = dict(previous=f"folder:{other}", new_head=True)
+    config = load(files, ("full", "lwf"), **fields)
+    check.experiment(config)
+    _, full, lwf = config.stages
+    assert (full.model.fresh, full.model.grow_head) == (("head",), False)
+    assert (lwf.model.fresh, lwf.model.grow_head) == ((), True)
+    # Old first: bee, wasp; then ant.
+    assert lwf.data.classes == lwf.eval.data.classes == ("bee", "wasp", "ant")
+    assert full.data.classes == ()
+
+
 def test_steps_and_rate_are_those_asked_for(files):
     (stage,) = load(files, ("full",), steps=200, lr=1e-3, seeds=2).stages
     assert (stage.num_steps, stage.optim.lr, stage.seeds) == (200, 1e-3, (0, 1))
@@ -235,9 +250,9 @@ def test_texts_are_fine_tuned_by_the_other_methods(files, tmp_path):
         (("fine",), {}, "method='fine' is unknown; choose one of .*'linear_probe'"),
         (("ewc",), {}, "method=ewc is against forgetting: give previous=SOURCE"),
         (
-            ("lwf",),
+            ("er",),
             dict(previous="builtin:digits", new_head=True),
-            "method=lwf compares predictions of the same classes",
+            "method=er replays examples of the same classes.* or take method=lwf",
         ),
     ],
 )

@@ -1,5 +1,7 @@
 """One head for a sequence of tasks: classes by name, and a head that gets more of them."""
 
+import json
+
 import numpy as np
 import pytest
 import tiny
@@ -93,25 +95,55 @@ def stage(tasks, name, task, classes, **model):
     )
 
 
-def test_a_stage_goes_on_with_the_head_it_gets_and_the_classes_of_its_own(
-    tasks, tmp_path
-):
-    both = ("ant", "b", "c")
-    first = stage(tasks, "first", "first", both[:2], fresh=("head",),
+BOTH = ("ant", "b", "c")
+
+
+@pytest.fixture(scope="module")
+def run(tasks, tmp_path_factory):
+    """(workdir) of a task, of one whose head has grown, and of one with adaptors.
+
+    The last two are held by the predictions of the one before. The second does not learn.
+    """
+    first = stage(tasks, "first", "first", BOTH[:2], fresh=("head",),
                   options=dict(init_from="scratch"))  # fmt: skip
-    second = stage(tasks, "second", "second", both, grow_head=True,
-                   options=dict(init_from="stage:first", num_steps=1))  # fmt: skip
+    held = dict(init_from="stage:first", penalties=(defaults.lwf("stage:first"),))
+    second = stage(tasks, "second", "second", BOTH, grow_head=True,
+                   options=dict(num_steps=1, **held))  # fmt: skip
     second["optim"] = defaults.finetune_optim(lr=0.0, warmup_steps=0)
-    config = tiny.experiment(first, second, model=tiny_files.MODEL)
-    recipe.run(config, tmp_path, force=False)
+    held = dict(init_from="stage:second", penalties=(defaults.lwf("stage:second"),))
+    third = stage(tasks, "third", "second", BOTH, adaptor=defaults.adaptor(),
+                  options=dict(objective=defaults.glad(), **held))  # fmt: skip
+    third["optim"] = defaults.finetune_optim(lr=1e-2, warmup_steps=0)
+    config = tiny.experiment(first, second, third, model=tiny_files.MODEL)
+    workdir = tmp_path_factory.mktemp("run")
+    recipe.run(config, workdir, force=False)
+    return workdir
+
+
+def test_a_stage_goes_on_with_the_head_it_gets_and_the_classes_of_its_own(run):
     old, new = (
-        weights.load(tmp_path / "stages" / name / "export", "classify", pooling=None)[1]
+        weights.load(run / "stages" / name / "export", "classify", pooling=None)[1]
         for name in ("first", "second")
     )
     np.testing.assert_array_equal(new["head"]["kernel"][:, :2], old["head"]["kernel"])
     assert new["head"]["kernel"].shape == (16, 3)
     assert np.any(new["head"]["kernel"][:, 2] != 0)
-    assert weights.class_names(tmp_path / "stages/second/export") == both
+    assert weights.class_names(run / "stages/second/export") == BOTH
+
+
+def test_a_head_that_has_grown_is_held_by_the_old_classes_alone(run):
+    """At the start their logits are the old ones, whatever the new class has."""
+    second, third = (
+        json.loads((run / "stages" / name / "result.json").read_text())["train"]
+        for name in ("second", "third")
+    )
+    assert abs(second["lwf"]) < 1e-6
+    assert second["loss"] > 0.1
+    # The adapted path by one step away from what it started as.
+    assert third["lwf"] > 1e-6
+    assert third["loss"] == pytest.approx(
+        third["ce"] + third["preserve"] + 0.5 * third["lwf"], rel=1e-5
+    )
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ ORDER = (
     "logs",
     "evals",
     "checkpoint",
+    "check_model",
     "check",
     "stage_resize",
     "stage",

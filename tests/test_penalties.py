@@ -23,11 +23,12 @@ from tiny_penalties import (
     section,
 )
 
-from flax_adapt import defaults, models, objectives, sharding
+from flax_adapt import defaults, models, objectives, rules, sharding
 from flax_adapt import state as states
 from flax_adapt import step as steps
 from flax_adapt.errors import UserError
-from flax_adapt.objectives import penalties
+from flax_adapt.objectives import classify, penalties
+from flax_adapt.surgery import adaptors
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 ANY = ("weight_distance", "l2_sp", "ewc")
@@ -74,7 +75,8 @@ def test_the_model_runs_once_for_the_objective_and_all_penalties(names, passes):
 
 
 def names_for(name):
-    return [*SECTIONS] if name.startswith("classify") else ANY
+    tells_classes = OBJECTIVES[name]["name"] in classify.OF_CLASSES
+    return [*SECTIONS] if tells_classes else ANY
 
 
 @functools.cache
@@ -105,6 +107,24 @@ def test_penalties_add_up_with_every_objective_and_leave_its_metrics(name):
     np.testing.assert_allclose(metrics["loss"].value(), loss, rtol=1e-6)
     assert {*metrics} == {*measured, *names_for(name)}
     assert all(metrics[n].value() > 1e-5 for n in names_for(name))
+
+
+@pytest.mark.parametrize("stops", [True, False])
+def test_what_glad_keeps_from_the_backbone_no_penalty_lets_through(stops):
+    """The logits that penalties look at have a gradient of their own."""
+    config = ConfigDict(defaults.glad(stop_backbone=stops))
+    model, batch = model_of("glad"), batch_of("glad")
+    params = tiny.params_of(model)
+    plain = objectives.build(config, model)
+    loss_fn = penalties.add(plain, [section("er"), section("r3f")], model)
+
+    def ce(params):
+        return loss_fn(params, given(params), batch, keys_of(batch))[1]["ce"].value()
+
+    found = rules.named(jax.jit(jax.grad(ce))(params))
+    assert np.any(found["encoder/block_00/mlp/up/kernel"]) == (not stops)
+    learnt = [*adaptors.leaves_of(found), "head/kernel"]
+    assert all(np.any(found[leaf]) for leaf in learnt)
 
 
 def test_no_gradient_reaches_what_is_frozen():
@@ -176,9 +196,14 @@ def test_a_stage_with_all_that_it_needs_is_right(name):
         ("l2_sp", dict(init_from="scratch"), "'l2_sp' needs weights to stay near"),
         ("er", dict(replay=None), "'er' is of examples of earlier tasks.*`replay`"),
         (
+            "er",
+            dict(objective=defaults.regress()),
+            "'er' compares classes: .* not 'regress'",
+        ),
+        (
             "r3f",
             dict(objective=RECONSTRUCT),
-            "'r3f' compares classes: the objective must be 'classify', not 'recon",
+            "'r3f' compares classes: .* one of \\('classify', 'glad'\\), not 'recon",
         ),
     ],
 )

@@ -9,10 +9,20 @@ import pytest
 import tiny
 from ml_collections import ConfigDict
 
-from flax_adapt import defaults, fisher, recipe, sharding, stage_frozen, weights
+from flax_adapt import (
+    data,
+    defaults,
+    fisher,
+    recipe,
+    sharding,
+    stage_fisher,
+    stage_frozen,
+    weights,
+)
 from flax_adapt.errors import UserError
 from flax_adapt.stage_frozen import Given
 
+pytestmark = pytest.mark.usefixtures("compile_fast")
 MODEL = {**tiny.MODEL, "depth": 1, "decoder": None}
 OF = "stage:task"
 
@@ -138,11 +148,11 @@ def test_ewc_of_another_architecture_is_refused(workdir):
         frozen(workdir, defaults.ewc(OF), other)
 
 
-def replayed(*penalties, **changes):
+def replayed(*penalties, task=None):
     """A config whose second stage replays, with these penalties."""
     old = tiny.digits(subset=tiny.FEW)
-    fields = dict(replay=defaults.replay(old, 1.0), init_from=OF, **changes)
-    task = tiny.finetune("task", init_from="scratch")
+    fields = dict(replay=defaults.replay(old, 1.0), init_from=OF)
+    task = task or tiny.finetune("task", init_from="scratch")
     return tiny.experiment(task, tiny.finetune("held", penalties=penalties, **fields))
 
 
@@ -170,12 +180,50 @@ def test_a_mistake_in_penalties_is_told_before_anything_runs(workdir, penalty, t
     assert not list(workdir.iterdir())
 
 
+def with_parts(**parts):
+    """What a stage makes of the model: parts that are dropped with the head."""
+    return defaults.stage_model(fresh=("head",), **parts)
+
+
+PARTS = {
+    "adaptor": with_parts(adaptor=defaults.adaptor()),
+    "projector": with_parts(
+        projector=defaults.projector(
+            hidden=8, width=8, predictor_layers=0, batch_norm=False
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("penalty", [defaults.lwf(OF), defaults.der((OF,))])
+@pytest.mark.parametrize(
+    "task",
+    [
+        *(tiny.finetune("task", init_from="scratch", model=part)
+          for part in PARTS.values()),
+        tiny.pretrain("task"),
+    ],
+    ids=[*PARTS, "reconstruct"],
+)  # fmt: skip
+def test_a_stage_that_keeps_no_classifier_is_told_before_anything_runs(
+    workdir, task, penalty
+):
+    text = f"`of` of '{penalty['name']}', 'stage:task', keeps no classifier: name a"
+    with pytest.raises(UserError, match=text):
+        recipe.run(replayed(penalty, task=task), workdir, force=False)
+    assert not list(workdir.iterdir())
+
+
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
         (
             dict(objective=defaults.reconstruct()),
-            "fisher is of a classifier's predictions: objective 'reconstruct' must be",
+            "fisher is of the predictions .* objective 'reconstruct' must be 'classify'",
+        ),
+        *(
+            (dict(model=part), "a classifier that is kept: .* model.adaptor None")
+            for part in PARTS.values()
         ),
         (
             dict(fisher=defaults.fisher(decay=2.0)),
@@ -206,12 +254,25 @@ def test_a_mistake_in_other_sections_is_told_before_anything_runs(
     assert not list(workdir.iterdir())
 
 
-def test_a_batch_of_fisher_that_the_devices_cannot_share_is_told_at_the_start(workdir):
-    section = defaults.fisher(batch_size=3)
-    stage = tiny.finetune("task", init_from="scratch", fisher=section)
-    stage["model"] = {**stage["model"], "fresh": ()}
-    with pytest.raises(UserError, match="batch_size=3 must be a multiple"):
-        recipe.run(tiny.experiment(stage), workdir, force=False)
+def written(workdir, devices):
+    """The file of Fisher information of 12 examples, by gradients of 4 of them at once."""
+    section = defaults.fisher(batch_size=4, num_examples=12)
+    task = tiny.finetune("task", init_from="scratch", fisher=section)
+    (run,) = recipe.stage_runs(tiny.experiment(task, model=MODEL), workdir)
+    run.folder.mkdir(parents=True)
+    model, examples = model_of(10), data.open_examples(run.config.data, "")
+    sizes = dict(data=devices, fsdp=1, tensor=1)
+    mesh = sharding.make_mesh(sizes, jax.devices()[:devices])
+    stage_fisher.write(run, model, tiny.params_of(model), examples, mesh)
+    return fisher.load(run.folder / fisher.FILE)
+
+
+def test_more_devices_than_gradients_at_once_give_the_fisher_of_one(workdir):
+    one, eight = (written(workdir / f"{count}", count) for count in (1, 8))
+    assert one.keys() == eight.keys()
+    for name, leaf in one.items():
+        limit = 1e-6 * leaf.max() + 1e-12
+        np.testing.assert_allclose(eight[name], leaf, rtol=1e-4, atol=limit)
 
 
 def test_sections_of_penalties_are_whole():

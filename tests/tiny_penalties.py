@@ -25,7 +25,10 @@ OBJECTIVES = {
     "distill": defaults.distill(RECONSTRUCT),
     "classify": defaults.classify(),
     "classify_text": defaults.classify(),
+    "glad": defaults.glad(),
 }
+# The models of "glad" have adaptors.
+ADAPTORS = {"glad": defaults.adaptor()}
 FRESH = ("head/kernel", "head/bias")
 NUM_SOURCE, FIRST = 10, 40
 
@@ -68,6 +71,7 @@ def is_text(name):
 
 def model_of(name, dropout=0.0):
     arch = {**(tiny.TEXT_MODEL if is_text(name) else tiny.MODEL), "depth": 1}
+    arch["adaptor"] = ADAPTORS.get(name)
     task = objectives.task_of(ConfigDict(OBJECTIVES[name]))
     return tiny.build(task, arch, dropout=dropout)
 

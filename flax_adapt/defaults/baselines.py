@@ -47,7 +47,10 @@ def der(of: tuple[str, ...], **changes: Any) -> dict[str, Any]:
 
 
 def fisher(**changes: Any) -> dict[str, Any]:
-    """1 000 examples, labels of the model's, 8 gradients at once, all tasks alike: ours."""
+    """1 000 examples, labels of the model's, 8 gradients at once, all tasks alike: ours.
+
+    batch_size: gradients at once, rounded up to a multiple of the devices that share them.
+    """
     section = dict(num_examples=1_000, labels="model", decay=1.0, batch_size=8)
     return change(section, changes)
 

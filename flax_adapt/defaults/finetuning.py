@@ -34,13 +34,17 @@ BASELINE_ARGUMENTS = dict(
 
 
 class Sections(NamedTuple):
-    """What a method may add to a stage: penalties and fields; replay of the task before."""
+    """What a method may add to a stage: penalties and fields; replay of the task before.
+
+    grows_head: with a new task the head grows, where that of other methods is new.
+    """
 
     penalties: tuple[dict[str, Any], ...] = ()
     fields: Callable[[dict[str, Any]], dict[str, Any]] = lambda stage: {}
     replays: bool = False
     needs_previous: bool = False
     compares_classes: bool = False
+    grows_head: bool = False
 
 
 def _optim(**changes: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -76,7 +80,7 @@ METHODS = {
     "r3f": Sections((baselines.r3f(),)),
     "ema": Sections(fields=lambda stage: {"ema": baselines.ema()}),
     "ewc": Sections((baselines.ewc(OF),), needs_previous=True),
-    "lwf": Sections((baselines.lwf(OF),), needs_previous=True, compares_classes=True),
+    "lwf": Sections((baselines.lwf(OF),), needs_previous=True, grows_head=True),
     "er": Sections(
         (baselines.er(),), replays=True, needs_previous=True, compares_classes=True
     ),
@@ -121,8 +125,8 @@ class Baselines:
             )
         if method.compares_classes and self.args.new_head:
             raise UserError(
-                f"method={name} compares predictions of the same classes, so that the "
-                "head stays: leave new_head=False"
+                f"method={name} replays examples of the same classes, so that the head "
+                "stays: leave new_head=False, or take method=lwf"
             )
 
     def _open(self, source: str) -> Any:
@@ -159,6 +163,8 @@ class Baselines:
             return [self._probe(head), {**stage, **start, "sweep": sweep}]
         method = METHODS[name]
         changed = {**stage, "penalties": method.penalties, **method.fields(stage)}
+        if method.grows_head and self.args.new_head:
+            changed = self._growing(changed)
         return [self._replaying(changed) if method.replays else changed]
 
     def _probe(self, stage: dict[str, Any]) -> dict[str, Any]:
@@ -215,6 +221,22 @@ class Baselines:
         size = self.args.buffer_size
         replay = sections.replay(self.before.labelled, 1.0, buffer_size=size)
         return {**stage, "replay": replay, "batch_size": 2 * stage["batch_size"]}
+
+    def _growing(self, stage: dict[str, Any]) -> dict[str, Any]:
+        """One head for the classes of the task before and, behind them, the new ones."""
+        assert self.before is not None
+        named = (
+            data.source.open_source(ConfigDict(section)).class_names
+            for section in (self.before.labelled, stage["data"])
+        )
+        classes = tuple(dict.fromkeys(name for names in named for name in names))
+        train, test = (
+            {**section, "classes": classes}
+            for section in (stage["data"], stage["eval"]["data"])
+        )
+        model = {**self._kept(stage), "grow_head": True}
+        evaluation = {**stage["eval"], "data": test}
+        return {**stage, "data": train, "eval": evaluation, "model": model}
 
     def experiment(self) -> dict[str, Any]:
         return self.data.experiment(self.stages())

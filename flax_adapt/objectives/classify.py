@@ -14,6 +14,8 @@ from flax_adapt.types import HANDED, Array, Batch, Key, LossFn, Metrics, Params
 
 # A batch may bring what the model makes of it: penalties look at the same logits.
 LOGITS = "logits"
+# The objectives whose model tells classes, by logits_BN.
+OF_CLASSES = ("classify", "glad")
 _MIX = 0x313
 
 
@@ -35,6 +37,11 @@ def logits_of(
     if LOGITS in batch:
         return batch[LOGITS]
     return model.apply({"params": params}, batch[model.modality], key_B)
+
+
+def without_logits(batch: Batch) -> Batch:
+    """The batch, of which the model has yet to say anything."""
+    return {name: rows for name, rows in batch.items() if name != LOGITS}
 
 
 def _mixed(config: Any, batch, targets_BN: Array, key_B) -> tuple[Array, Array]:
@@ -90,8 +97,7 @@ def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
         targets_BN = smooth(batch["label"], model.num_classes, smoothing)
         if mixes and train:
             image_BYXC, targets_BN = _mixed(config, batch, targets_BN, key_B)
-            plain = {name: rows for name, rows in batch.items() if name != LOGITS}
-            batch = {**plain, "image": image_BYXC}
+            batch = {**without_logits(batch), "image": image_BYXC}
         key_B = key_B if train else None
         logits_BN, handed = _outputs(model, params, frozen, batch, key_B)
         loss = Mean.of(cross_entropy(logits_BN, targets_BN), batch["weight"])

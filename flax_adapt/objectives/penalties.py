@@ -51,9 +51,9 @@ def _lwf_rules(config: Any) -> Rules:
 class Kind(NamedTuple):
     """What a penalty is, and what it needs of its stage.
 
-    rules: of its own fields. starts: it needs weights to start from. classifies: the
-    objective "classify". replays: rows of earlier tasks, which it takes from the
-    objective. refers: its `of` names earlier stages.
+    rules: of its own fields. starts: it needs weights to start from. classifies: logits of
+    classes. replays: rows of earlier tasks, which it takes from the objective. refers: its
+    `of` names earlier stages.
     """
 
     make: Callable[[Any, nn.Module, Collection[str]], Penalty]
@@ -84,6 +84,7 @@ def add(
     """Returns the loss with a term for every section; metrics have them by name.
 
     fresh: names of the leaves that are new in this stage (`Report.fresh` of `weights`).
+    What an objective stops, such as a gradient into the backbone, no penalty stops.
     """
     if not sections:
         return loss_fn
@@ -135,8 +136,9 @@ def check(section: Any) -> None:
                 "needs weights to stay near, but init_from='scratch'",
             ),
             (
-                not kind.classifies or objective == "classify",
-                f"compares classes: the objective must be 'classify', not {objective!r}",
+                not kind.classifies or objective in classify.OF_CLASSES,
+                f"compares classes: the objective must be one of {classify.OF_CLASSES}, "
+                f"not {objective!r}",
             ),
             (
                 not kind.replays or section.replay is not None,

@@ -1,5 +1,6 @@
 """Penalties on what a classifier predicts: under noise, as it did before, of old examples."""
 
+import dataclasses
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -7,11 +8,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from flax_adapt import keys
+from flax_adapt import keys, rules
 from flax_adapt.metrics import Mean
 from flax_adapt.objectives import classify
 from flax_adapt.objectives.parameter_penalties import Penalty
-from flax_adapt.types import Array, Batch, Key
+from flax_adapt.surgery import adaptors
+from flax_adapt.types import Array, Batch, Key, Params
 
 LWF, DER = "lwf", "der"
 # Purposes of keys: the noise, and what the noised pass drops.
@@ -76,6 +78,7 @@ def lwf(config: Any, model: nn.Module, fresh: Collection[str]) -> Penalty:
 
     `frozen["lwf"]`: the parameters of the old classifier, which drops nothing. Its
     classes are the first of the new one's, and compared alone. `config`: temperature.
+    Ours: where there are new classes, the objective's softmax is over the old ones, too.
     """
     del fresh
 
@@ -83,13 +86,20 @@ def lwf(config: Any, model: nn.Module, fresh: Collection[str]) -> Penalty:
         old = jax.lax.stop_gradient(frozen[LWF])
         count = old["head"]["bias"].shape[0]
         inputs = batch[model.modality]
-        old_model = model.clone(num_classes=count, projector_config=None)
-        old_BN = old_model.apply({"params": old}, inputs, None)
+        old_BN = _old_model(model, old, count).apply({"params": old}, inputs, None)
         new_BN = classify.logits_of(model, params, batch, key_B)[:, :count]
         error_B = distillation(old_BN, new_BN, config.temperature)
         return Mean.of(error_B, batch["weight"])
 
     return penalty
+
+
+def _old_model(model: nn.Module, old: Params, count: int) -> nn.Module:
+    """The model without what is new in it: a projector, adaptors if `old` has none."""
+    config = model.config
+    if not adaptors.leaves_of(rules.names(old)):
+        config = dataclasses.replace(config, adaptor=None)
+    return model.clone(config=config, num_classes=count, projector_config=None)
 
 
 def _of_source(batch: Batch) -> Array:
