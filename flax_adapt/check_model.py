@@ -92,11 +92,32 @@ def _resize(config: Any, section: Any) -> None:
 
 
 def _batch_norm(config: Any, section: Any) -> None:
-    """A ResNet needs whole batches, and pools in one way."""
-    if config.model.kind != "resnet":
-        return
-    optim.check_layer_decay(section.optim.layer_decay, True)
-    choose("model.pooling", section.model.pooling, models.resnet.POOLING)
+    """A ResNet, or `head_norm`, needs whole batches."""
+    if config.model.kind == "resnet":
+        optim.check_layer_decay(section.optim.layer_decay, True)
+        choose("model.pooling", section.model.pooling, models.resnet.POOLING)
+        _whole_batches(section, "a resnet")
+    if section.model.head_norm:
+        _head_norm(config, section)
+        _whole_batches(section, "model.head_norm")
+
+
+def _head_norm(config: Any, section: Any) -> None:
+    name = section.objective.name
+    if config.model.kind == "resnet" or name not in ("classify", "regress"):
+        raise UserError(
+            "model.head_norm is of a head on a transformer: it must be False for a "
+            f"{config.model.kind} and objective {name!r}; 'classify' and 'regress' can have it"
+        )
+    if "head" not in section.model.fresh:
+        raise UserError(
+            "model.head_norm changes what the head is given, which must then be new: name "
+            "'head' in model.fresh"
+        )
+
+
+def _whole_batches(section: Any, what: str) -> None:
+    """Batch norm goes by all examples, once."""
     if section.optim.accum_steps > 1:
         raise UserError(
             f"optim.accum_steps={section.optim.accum_steps} must be 1: batch norm goes "
@@ -107,7 +128,7 @@ def _batch_norm(config: Any, section: Any) -> None:
     ]
     if compares or section.fisher is not None:
         raise UserError(
-            f"penalties {compares} and fisher are not of a resnet: they take examples out "
+            f"penalties {compares} and fisher are not of {what}: they take examples out "
             "of the batch that its batch norm goes by"
         )
 

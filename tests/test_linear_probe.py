@@ -10,7 +10,7 @@ import tiny
 import tiny_resnet
 from ml_collections import ConfigDict
 
-from flax_adapt import defaults, objectives, optim, sharding
+from flax_adapt import check, defaults, objectives, optim, sharding
 from flax_adapt import state as states
 from flax_adapt import step as steps
 from flax_adapt.errors import UserError
@@ -153,6 +153,37 @@ def test_what_is_kept_is_an_ordinary_classifier_that_says_the_same(kind):
     np.testing.assert_allclose(kept, said, atol=1e-5)
     without = plain.apply({"params": batch_stats.split(stored)[0]}, inputs, None)
     assert np.abs(without - said).max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        (
+            dict(objective=defaults.glad()),
+            r"must be False for a vit and objective 'glad'",
+        ),
+        (dict(fresh=()), r"must then be new: name 'head' in model.fresh"),
+        (dict(accum_steps=2), r"optim.accum_steps=2 must be 1: batch norm goes by all"),
+        (
+            dict(penalties=(defaults.r3f(),)),
+            r"\['r3f'\] and fisher are not of model.head_n",
+        ),
+        (dict(fisher=defaults.fisher()), r"\[\] and fisher are not of model.head_norm"),
+    ],
+)
+def test_what_does_not_go_with_it_is_told_before_anything_runs(changes, text):
+    model = dict(head_norm=True, fresh=changes.pop("fresh", ("head",)))
+    if changes.get("objective"):
+        model["adaptor"] = defaults.adaptor()
+    parts = changes.pop("accum_steps", 1)
+    stage = tiny.finetune(
+        init_from="scratch",
+        model=defaults.stage_model(**model),
+        optim=defaults.finetune_optim(accum_steps=parts, warmup_steps=0),
+        **changes,
+    )
+    with pytest.raises(UserError, match=text):
+        check.experiment(tiny.experiment(stage))
 
 
 def test_a_resnet_has_its_own_batch_norm():
