@@ -2,115 +2,24 @@
 
 import json
 import shutil
-import socket
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import tiny
-import tiny_runs
-from ml_collections import ConfigDict
 from safetensors.numpy import load_file
+from two_processes import MODEL, experiment, run_two
 
-from flax_adapt import __main__, checkpoint, defaults, preemption, recipe, sharding
+from flax_adapt import (
+    __main__,
+    checkpoint,
+    fisher,
+    preemption,
+    recipe,
+    sharding,
+    weights,
+)
 from flax_adapt.errors import UserError
-
-HERE = Path(__file__).parent
-TIMEOUT = 240  # a process that waits for another never ends by itself
-# One of the processes. Told to, each sends itself SIGTERM before a step; from then on it
-# is slow, since JAX notices a signal within a second. Process 1 may write nothing.
-WORKER = """
-import json, os, signal, sys, time
-sys.path.insert(0, {tests!r})
-import jax
-jax.config.update("jax_num_cpu_devices", 1)
-jax.config.update("jax_cpu_collectives_implementation", "gloo")
-jax.config.update("jax_disable_most_optimizations", True)  # compiles in half the time
-import test_processes
-from flax_adapt import __main__, config, logs, loop, weights
-
-stop, changes, flags = json.loads(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3:]
-advance = loop.Run.advance
-
-def spying(run, step):
-    if stop and (run.stage.label, step) == (stop["stage"], stop["step"]):
-        os.kill(os.getpid(), signal.SIGTERM)
-    if stop and step >= stop["step"]:
-        time.sleep(1)
-    advance(run, step)
-
-def refused(*arguments, **options):
-    raise AssertionError("process 1 writes")
-
-loop.Run.advance = spying
-if "--process_id=1" in flags:
-    logs.write_json = weights.save_pretrained = refused
-    logs._replace = logs.SummaryWriter = refused
-config.load = lambda name: test_processes.experiment(**changes)
-sys.exit(__main__.main(["run", "--config=tiny", *flags]))
-"""
-ALL_DATA = dict(data=-1, fsdp=1, tensor=1)
-
-
-def experiment(mesh=ALL_DATA, num_stages=2, texts="", replays=False):
-    """Process 1 finds nothing in the compile cache, so there is little to compile.
-
-    texts: a folder for the files of the experiment on text, which then is the one.
-    replays: pre-training replays digits, half as many as it has.
-    """
-    if texts:
-        whole = tiny_runs.texts(Path(texts), mesh=mesh)
-        pretrain, _, finetune = whole.stages
-        return ConfigDict({**whole, "stages": (pretrain, finetune)}).lock()
-    replay = defaults.replay(tiny.digits(), 0.5) if replays else None
-    stages = tiny.pretrain(num_steps=8, replay=replay), tiny.finetune()
-    model = {**tiny.MODEL, "depth": 1}
-    return tiny.experiment(*stages[:num_stages], mesh=mesh, model=model)
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def start(workdir, process_id, port, stop, changes):
-    flags = [f"--workdir={workdir}", f"--coordinator=127.0.0.1:{port}"]
-    flags += ["--num_processes=2", f"--process_id={process_id}"]
-    code = WORKER.format(tests=str(HERE))
-    return subprocess.Popen(
-        [sys.executable, "-c", code, json.dumps(stop), json.dumps(changes), *flags],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def run_two(workdir, stop=None, **changes):
-    """Runs both to their end; returns what each printed."""
-    port = free_port()
-    both = [start(workdir, number, port, stop, changes) for number in (0, 1)]
-    try:
-        deadline = time.monotonic() + TIMEOUT
-        while any(each.poll() is None for each in both):
-            failed = any(each.returncode for each in both)
-            if failed or time.monotonic() > deadline:
-                break
-            time.sleep(0.1)
-        # One may be on its way out; one that waits for a dead partner is ended below.
-        deadline = time.monotonic() + 10
-        while any(each.poll() is None for each in both) and time.monotonic() < deadline:
-            time.sleep(0.1)
-    finally:
-        for each in both:
-            each.kill()
-    printed = [each.communicate() for each in both]
-    assert [each.returncode for each in both] == [0, 0], printed
-    return [out for out, _ in printed]
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +60,14 @@ def assert_same_run(workdir, other, stages=("pretrain", "finetune")):
                 continue  # its gradient is rounding alone: test_step.py
             limit = 1e-5 * np.abs(leaf).max()
             np.testing.assert_allclose(ours[name], leaf, rtol=0, atol=limit)
+
+
+def assert_same_fisher(*folders):
+    one, other = (fisher.load(folder / fisher.FILE) for folder in folders)
+    assert one.keys() == other.keys()
+    for name, leaf in one.items():
+        limit = 1e-6 * leaf.max() + 1e-12
+        np.testing.assert_allclose(other[name], leaf, rtol=1e-4, atol=limit)
 
 
 def test_sigterm_stops_both_at_the_same_step_with_a_checkpoint(stopped):
@@ -202,12 +119,20 @@ def test_processes_that_share_a_model_feed_the_same_rows(alone, tmp_path):
 
 
 def test_two_processes_replay_what_one_replays(tmp_path):
-    """Each draws the same examples of the source, and feeds its part of every batch."""
-    changes = dict(num_stages=1, replays=True)
+    """Each draws the same examples of the source, and feeds its part of every batch.
+
+    And so with what a stage is given or leaves for others: logits of old rows, and Fisher
+    information.
+    """
+    task, names = tmp_path / "task", [str(number) for number in range(10)]
+    model = tiny.build("classify", {**MODEL, "decoder": None}, num_classes=10)
+    weights.save_pretrained(task, model, tiny.params_of(model), class_names=names)
+    changes = dict(num_stages=1, replays=True, task=str(task))
     workdirs = tmp_path / "alone", tmp_path / "run"
     recipe.run(experiment(**changes), workdirs[0], force=False)
     run_two(workdirs[1], **changes)
-    assert_same_run(workdirs[1], workdirs[0], ["pretrain"])
+    assert_same_run(workdirs[1], workdirs[0], ["pretrain", "held"])
+    assert_same_fisher(*(workdir / "stages/held" for workdir in workdirs))
     alone, together = (
         json.loads((workdir / "stages/pretrain/replay.json").read_text())
         for workdir in workdirs
