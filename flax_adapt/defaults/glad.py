@@ -5,7 +5,7 @@ from typing import Any
 
 from flax_adapt import weights
 from flax_adapt.defaults import modality, sections, shared
-from flax_adapt.errors import UserError, choose, reworded
+from flax_adapt.errors import UserError, choose
 from flax_adapt.models.adaptors import KINDS
 from flax_adapt.objectives.glad import PRESERVED, REGULARIZERS
 
@@ -44,13 +44,6 @@ GLAD_ARGUMENTS = dict(
 )
 
 
-# What errors of the weights say of an objective -> of the argument `regularizer`.
-_WORDS = {
-    r"objective=\w+ starts from": "regularizer=masked goes on with",
-    r"use objective=contrast, or first": "first",
-}
-
-
 def check_names(adaptor: str, regularizers: Sequence[str]) -> None:
     """Raises UserError for such arguments that are unknown."""
     choose("adaptor", adaptor, KINDS)
@@ -61,8 +54,7 @@ def check_names(adaptor: str, regularizers: Sequence[str]) -> None:
 def check_start(regularizers: Sequence[str], start: modality.Start) -> None:
     """Raises UserError where the weights lack what a regularizer goes on with."""
     if "masked" in regularizers:
-        with reworded(_WORDS):
-            start.check_head(start.masked_task)
+        start.check_head(start.masked_task, "regularizer=masked goes on with")
 
 
 class Glad:

@@ -132,17 +132,20 @@ class Start(NamedTuple):
         """Says so where the weights cannot start `objective`, one of `choices`."""
         choose("objective", self.objective, dict.fromkeys(choices))
         if self.objective in HEADS:
-            self.check_head(self.objective)
+            can = "use objective=contrast, or " if "contrast" in choices else ""
+            what = f"objective={self.objective} starts from"
+            self.check_head(self.objective, what, can)
 
-    def check_head(self, objective: str) -> None:
-        """The weights must have what `objective` starts from."""
+    def check_head(self, objective: str, what: str, can: str = "") -> None:
+        """The weights must have the head of `objective`. what: `what` a user asked for;
+        can: what can be done instead.
+        """
         init, (part, how) = self.args.init, HEADS[objective]
         if not init:
             return  # everything is new
         if part not in weights.parts(init, objective, **self.told):
             raise UserError(
-                f"init={init} has no {part}, which objective={objective} starts from; "
-                f"use objective=contrast, or first train one with {how}"
+                f"init={init} has no {part}, which {what}; {can}first train one with {how}"
             )
 
     def optim(self, *, freezes: bool) -> dict[str, Any]:
