@@ -27,8 +27,12 @@ RULES = (
         PartitionSpec("fsdp", None),
     ),
     (r"(.*/)?(projector|predictor)/layer_\d+/kernel", PartitionSpec("fsdp", None)),
-    # Small, and met by every token.
-    (r"(.*/)?adaptor/[^/]+", PartitionSpec()),
+    # Adaptors of values: these come in heads, split over "tensor", and go on so. Not over
+    # "fsdp": jaxlib 0.10.2 on CPUs then gets a D x D product wrong where the parts of an
+    # accumulated batch have one row a device (a test compares).
+    (r"(.*/)?adaptor/(channel_mixing|squeeze)", PartitionSpec("tensor", None)),
+    (r"(.*/)?adaptor/widen", PartitionSpec(None, "tensor")),
+    (r"(.*/)?adaptor/[^/]+(scale|shift)|(.*/)?adaptor/head_mixing", PartitionSpec()),
     # Low-rank adaptors (`surgery.lora`): the long side as that of their kernel.
     (r"(.*/)?lora/.*/(query|key|value|up)/a", PartitionSpec("fsdp", None)),
     (r"(.*/)?lora/.*/(query|key|value|up)/b", PartitionSpec(None, "tensor")),

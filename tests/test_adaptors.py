@@ -5,11 +5,27 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import tiny
+from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
 from tiny_glad import KINDS, MODELS, at_start, build, inputs
+from tiny_meshes import mesh_of
 
-from flax_adapt import anchors, models, optim, rules, sharding, surgery, weights
+from flax_adapt import (
+    anchors,
+    defaults,
+    models,
+    objectives,
+    optim,
+    rules,
+    sharding,
+    surgery,
+    weights,
+)
+from flax_adapt import state as states
+from flax_adapt import step as steps
 from flax_adapt.errors import UserError
 from flax_adapt.models.adaptors import AdaptorConfig
 from flax_adapt.surgery import adaptors
@@ -42,6 +58,57 @@ def test_at_the_start_the_adapted_path_is_the_other_to_the_bit(name, kind):
     assert fresh
     moved = tiny.params_of(adapted)
     assert not np.allclose(apply(adapted, moved, batch), apply(plain, moved, batch))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_adaptors_as_they_are_drawn_change_no_bit(name, kind, dtype):
+    adapted, plain = build(name, kind, dtype=dtype), build(name, None, dtype=dtype)
+    params, batch = models.init_params(adapted, jax.random.key(3)), inputs(name)
+    # The head starts at zero: states, of all layers.
+    ours = apply(adapted, params, batch, method="encode")
+    theirs = apply(plain, surgery.drop_adaptors(params), batch, method="encode")
+    for ours_BLD, theirs_BLD in zip(ours, theirs, strict=True):
+        assert np.std(theirs_BLD) > 0.01
+        np.testing.assert_array_equal(ours_BLD, theirs_BLD)
+
+
+SMALL = [
+    ("vector", "logit_scale"),
+    ("keywise", "key_scale"),
+    ("mixing", "head_mixing"),
+    ("vector", "value_scale"),
+    ("vector", "value_shift"),
+    ("mixing", "channel_mixing"),
+    ("bottleneck", "widen"),
+    ("bottleneck", "widen_shift"),
+]
+
+
+@pytest.mark.parametrize(("kind", "leaf"), SMALL)
+def test_a_thousandth_counts_in_bfloat16(kind, leaf):
+    """What it changes is what it changes in float32, but for noise of the rounding."""
+    config = build("bert", kind).config.adaptor
+    rng = np.random.default_rng(0)
+    q, k, v = rng.standard_normal((3, 32, 32, 2, 16), np.float32).astype(jnp.bfloat16)
+    sees_BLM = np.tile(np.arange(32) < 20, (32, 32, 1))
+
+    def change(dtype):
+        adaptor = models.layers.Adaptor(config, dtype)
+        queries, keys, values = (x.astype(dtype) for x in (q * 8, k, v))
+
+        def attend(queries, mix):
+            return models.attention.attend(queries, keys, values, sees_BLM, mix)
+
+        params = adaptor.init(jax.random.key(0), queries, attend)["params"]
+        moved = {**params, leaf: params[leaf] + 1e-3}
+        run = jax.jit(lambda params: adaptor.apply({"params": params}, queries, attend))
+        return np.subtract(run(moved), run(params), dtype=np.float32)
+
+    exact, found = change(jnp.float32), change(jnp.bfloat16)
+    assert np.abs(exact).max() > 1e-4
+    np.testing.assert_allclose(
+        np.vdot(found, exact) / np.vdot(exact, exact), 1, atol=0.2
+    )
 
 
 def test_dropping_the_adaptors_gives_exactly_the_backbone(name, kind):
@@ -120,6 +187,44 @@ def test_every_leaf_has_one_rule_and_is_neither_decayed_nor_bounded(kind):
         found = rules.assign("a table", table, shapes)
         named = zip(rules.names(found), jax.tree.leaves(found), strict=True)
         assert not any(value for leaf, value in named if adaptors.is_adaptor(leaf))
+
+
+@pytest.mark.parametrize(
+    ("kind", "leaf", "spec"),
+    [
+        ("mixing", "channel_mixing", ("tensor", None)),
+        ("mixing", "head_mixing", (None, None)),
+        ("bottleneck", "squeeze", ("tensor", None)),
+        ("bottleneck", "widen", (None, "tensor")),
+        ("bottleneck", "widen_shift", (None,)),
+    ],
+)
+def test_large_adaptors_and_their_moments_are_split_as_heads_are(kind, leaf, spec):
+    shapes = weights.shapes(build("vit", kind))
+    laid = sharding.tree_shardings({"mu": shapes}, mesh_of("eight"))
+    found = rules.named(laid)[f"mu/encoder/block_00/attention/adaptor/{leaf}"]
+    assert found.is_equivalent_to(
+        NamedSharding(found.mesh, PartitionSpec(*spec)), len(spec)
+    )
+
+
+@functools.cache
+def step_of(kind, mesh_name, accum_steps):
+    """(loss, parameters after a step along the gradient)"""
+    mesh, model, tx = mesh_of(mesh_name), build("vit", kind), optax.sgd(1.0)
+    loss_fn = objectives.build(ConfigDict(defaults.classify()), model)
+    state = states.create(tiny.params_of(model), tx, mesh, seed=0)
+    step = steps.make_train_step(loss_fn, tx, mesh, accum_steps)
+    state, metrics = step(state, sharding.put_batch(tiny.batch_of(8), mesh))
+    return jax.device_get((metrics["loss"].value(), state.params))
+
+
+@pytest.mark.parametrize("kind", ["mixing", "bottleneck"])
+@pytest.mark.parametrize("accum_steps", [1, 2])
+def test_loss_and_gradients_depend_neither_on_devices_nor_on_parts(kind, accum_steps):
+    close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-5)
+    found, expected = step_of(kind, "eight", accum_steps), step_of(kind, "one", 1)
+    jax.tree.map(close, found, expected)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@
 
 The path with adaptors solves the task; the one without is the model without this module,
 on the same weights. What psi1 and psi2 are is open in the paper: ours, one kind each.
-At the start all but W_down is zero, and the adapted path is the other one to the bit.
+At the start all but W_down is zero, and the adapted path is the other one: to the bit on
+a CPU; elsewhere but for rounding where `attention.attend` has two ways.
 
     vector      psi1: every head's logits times 1 + a_h, with `keywise` every channel of
                 the keys times 1 + a_h + u_hk; psi2: O * (1 + c) + b for each channel
@@ -14,7 +15,7 @@ At the start all but W_down is zero, and the adapted path is the other one to th
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -45,65 +46,80 @@ class AdaptorConfig:
 
 
 class Adaptor(nn.Module):
-    """The adaptors of one attention; parameters float32, computed in the inputs' dtype."""
+    """The adaptors of one attention; `dtype` is what the matmuls are computed in.
+
+    Scales and sums are formed in float32 and rounded once: bfloat16 has no number between
+    1 and 1.0078, and x * (1 + a) of an x that is rounded already is x for a small a.
+    """
 
     config: AdaptorConfig
+    dtype: Any
 
-    def zeros(self, name: str, *shape: int, like: Array) -> Array:
-        """Returns a parameter that starts at zero, in the dtype of `like`."""
-        initial = nn.initializers.zeros
-        return self.param(name, initial, shape, jnp.float32).astype(like.dtype)
+    def zeros(self, name: str, *shape: int) -> Array:
+        """Returns a float32 parameter that starts at zero."""
+        return self.param(name, nn.initializers.zeros, shape, jnp.float32)
+
+    def matmul(self, x: Array, kernel: Array) -> Array:
+        """Returns x @ kernel in float32."""
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        return jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
 
     @nn.compact
     def __call__(
         self, q_BLHK: Array, attend: Callable[[Array, "MixLogits | None"], Array]
     ) -> Array:
-        """Returns x_BLHK, adapted. `attend(q_BLHK, mix) -> x_BLHK` mixes the values, the
-        logits having gone through `mix` where it is not None.
+        """Returns x_BLHK, adapted. `attend(q_BLHK, mix) -> x_BLHK` mixes the values (and
+        returns float32), the logits having gone through `mix` where it is not None.
         """
         kind = KINDS[self.config.kind]
         q_BLHK, mix = kind.logits(self, q_BLHK)
         x_BLHK = attend(q_BLHK, mix)
         x_BLD = x_BLHK.reshape(*x_BLHK.shape[:2], -1)
-        return kind.values(self, x_BLD).reshape(x_BLHK.shape)
+        return kind.values(self, x_BLD).astype(self.dtype).reshape(x_BLHK.shape)
 
 
-# logits_BHLM -> logits_BHLM
-MixLogits = Callable[[Array], Array]
+# (logits_BHLM, q_BLHK -> the logits of these queries) -> logits_BHLM, all float32
+MixLogits = Callable[[Array, Callable[[Array], Array]], Array]
 
 
-def _scale(adaptor: Adaptor, q_BLHK: Array) -> tuple[Array, None]:
-    """On the queries: the logits are linear in them, and are never formed for it."""
+def _scale(adaptor: Adaptor, q_BLHK: Array) -> tuple[Array, MixLogits | None]:
+    """On the queries: the logits are linear in them, and need not be formed for it.
+
+    In float32 nothing is lost. Otherwise what the scale adds has logits of its own.
+    """
     heads, head_dim = q_BLHK.shape[2:]
-    factor_HK = 1 + adaptor.zeros("logit_scale", heads, 1, like=q_BLHK)
+    scale_HK = adaptor.zeros("logit_scale", heads, 1)
     if adaptor.config.keywise:
-        factor_HK = factor_HK + adaptor.zeros("key_scale", heads, head_dim, like=q_BLHK)
-    return q_BLHK * factor_HK[None, None], None
+        scale_HK = scale_HK + adaptor.zeros("key_scale", heads, head_dim)
+    if adaptor.dtype == jnp.float32:
+        return q_BLHK * (1 + scale_HK)[None, None], None
+    more_BLHK = q_BLHK.astype(jnp.float32) * scale_HK[None, None]
+
+    def mix(logits_BHLM: Array, times_keys: Callable[[Array], Array]) -> Array:
+        return logits_BHLM + times_keys(more_BLHK.astype(adaptor.dtype))
+
+    return q_BLHK, mix
 
 
 def _mix_heads(adaptor: Adaptor, q_BLHK: Array) -> tuple[Array, MixLogits]:
     heads = q_BLHK.shape[2]
-    mix_GH = adaptor.zeros("head_mixing", heads, heads, like=q_BLHK)
+    mix_GH = adaptor.zeros("head_mixing", heads, heads)
 
-    def mix(logits_BHLM: Array) -> Array:
-        more = jnp.einsum(
-            "GH,BHLM->BGLM", mix_GH.astype(logits_BHLM.dtype), logits_BHLM
-        )
-        return logits_BHLM + more
+    def mix(logits_BHLM: Array, _: Callable[[Array], Array]) -> Array:
+        return logits_BHLM + jnp.einsum("GH,BHLM->BGLM", mix_GH, logits_BHLM)
 
     return q_BLHK, mix
 
 
 def _scale_channels(adaptor: Adaptor, x_BLD: Array) -> Array:
-    width = x_BLD.shape[-1]
-    scale_D = adaptor.zeros("value_scale", width, like=x_BLD)
-    shift_D = adaptor.zeros("value_shift", width, like=x_BLD)
+    scale_D = adaptor.zeros("value_scale", x_BLD.shape[-1])
+    shift_D = adaptor.zeros("value_shift", x_BLD.shape[-1])
     return x_BLD * (1 + scale_D)[None, None] + shift_D[None, None]
 
 
 def _mix_channels(adaptor: Adaptor, x_BLD: Array) -> Array:
-    width = x_BLD.shape[-1]
-    return x_BLD + x_BLD @ adaptor.zeros("channel_mixing", width, width, like=x_BLD)
+    mix_CD = adaptor.zeros("channel_mixing", x_BLD.shape[-1], x_BLD.shape[-1])
+    return x_BLD + adaptor.matmul(x_BLD, mix_CD)
 
 
 def _squeeze(adaptor: Adaptor, x_BLD: Array) -> Array:
@@ -111,13 +127,11 @@ def _squeeze(adaptor: Adaptor, x_BLD: Array) -> Array:
     width, hidden = x_BLD.shape[-1], adaptor.config.hidden
     initial = nn.initializers.normal(0.02)
     down_DF = adaptor.param("squeeze", initial, (width, hidden), jnp.float32)
-    x_BLF = x_BLD @ down_DF.astype(x_BLD.dtype)
-    x_BLF = x_BLF + adaptor.zeros("squeeze_shift", hidden, like=x_BLD)[None, None]
+    x_BLF = adaptor.matmul(x_BLD, down_DF)
+    x_BLF = x_BLF + adaptor.zeros("squeeze_shift", hidden)[None, None]
     x_BLF = nn.gelu(x_BLF, approximate=False)
-    more_BLD = x_BLF @ adaptor.zeros("widen", hidden, width, like=x_BLD)
-    return (
-        x_BLD + more_BLD + adaptor.zeros("widen_shift", width, like=x_BLD)[None, None]
-    )
+    more_BLD = adaptor.matmul(x_BLF, adaptor.zeros("widen", hidden, width))
+    return x_BLD + more_BLD + adaptor.zeros("widen_shift", width)[None, None]
 
 
 class Kind(NamedTuple):

@@ -17,6 +17,7 @@ from flax_adapt import keys
 from flax_adapt.models import architecture
 from flax_adapt.models.adaptors import Adaptor, MixLogits
 from flax_adapt.models.architecture import GELU, BlockConfig, LastBlock, ViTConfig
+from flax_adapt.models.attention import attend
 from flax_adapt.types import Array, Key
 
 Dtype = Any
@@ -110,34 +111,6 @@ def drop_branch(
     return drop_path(x_BLD, rates[1], keys.fold(key_B, 2 * branch + 1))
 
 
-def attend(
-    q_BLHK: Array,
-    k_BMHK: Array,
-    v_BMHK: Array,
-    sees_BLM: Array | None,
-    mix: MixLogits | None = None,
-) -> Array:
-    """Returns x_BLHK: values mixed by softmax(q k / sqrt K), which runs in float32.
-
-    mix: what becomes of the logits before they are masked.
-
-    Heads go before tokens first: `jax.nn.dot_product_attention` leaves that to the
-    matmuls, which on a CPU take a third longer then.
-    """
-    scale = q_BLHK.shape[-1] ** -0.5
-    q_BHLK, k_BHMK, v_BHMK = (x.swapaxes(1, 2) for x in (q_BLHK, k_BMHK, v_BMHK))
-    logits_BHLM = jnp.einsum(
-        "BHLK,BHMK->BHLM", q_BHLK * scale, k_BHMK, preferred_element_type=jnp.float32
-    )
-    if mix is not None:
-        logits_BHLM = mix(logits_BHLM)
-    if sees_BLM is not None:
-        lowest = jnp.finfo(jnp.float32).min
-        logits_BHLM = jnp.where(sees_BLM[:, None], logits_BHLM, lowest)
-    weights_BHLM = jax.nn.softmax(logits_BHLM).astype(v_BMHK.dtype)
-    return jnp.einsum("BHLM,BHMK->BHLK", weights_BHLM, v_BHMK).swapaxes(1, 2)
-
-
 class Attention(nn.Module):
     """Multi-head self-attention; softmax in float32; with `config.adaptor` adapted."""
 
@@ -167,7 +140,8 @@ class Attention(nn.Module):
         if config.adaptor is None:
             x_BLHK = mixed(q_BLHK, None)
         else:
-            x_BLHK = Adaptor(config.adaptor, name="adaptor")(q_BLHK, mixed)
+            adaptor = Adaptor(config.adaptor, self.dtype, name="adaptor")
+            x_BLHK = adaptor(q_BLHK, mixed)
         x_BLD = dense(use_bias=True, name="out")(x_BLHK.reshape(x_BLD.shape))
         self.sow(ATTENTIONS, "added", x_BLD)
         return x_BLD
