@@ -245,6 +245,7 @@ def test_texts_are_fine_tuned_by_the_other_methods(files, tmp_path):
 @pytest.mark.parametrize(
     ("methods", "arguments", "text"),
     [
+        (("full",), dict(new_head=True), "new_head=True is of a task after another"),
         (("lp_ft",), dict(per_class=1), "per_class=1 leaves no label to choose a"),
         (("full",), dict(lrs="1e-4+b"), r"lrs='1e-4\+b' must be numbers joined by \+"),
         (("fine",), {}, "method='fine' is unknown; choose one of .*'linear_probe'"),

@@ -103,6 +103,11 @@ class Baselines:
                 "the config needs dataset=SOURCE and init=PATH, weights of a ViT, BERT or "
                 "RoBERTa"
             )
+        if args.new_head and not args.previous:
+            raise UserError(
+                "new_head=True is of a task after another: give previous=SOURCE too; "
+                "without one the head is new anyway"
+            )
         self.args, self.names = args, args.method.split("+")
         for name in self.names:
             self._check(name, choose("method", name, METHODS))

@@ -46,6 +46,7 @@ def fused(q_BLHK: Array, k_BMHK: Array, v_BMHK: Array, sees_BLM: Array | None) -
 def unfused(
     q_BLHK: Array, k_BMHK: Array, v_BMHK: Array, sees_BLM: Array | None
 ) -> Array:
+    """By einsum, in the dtype of the values."""
     return _by_einsum(q_BLHK, k_BMHK, v_BMHK, sees_BLM, None).astype(v_BMHK.dtype)
 
 
