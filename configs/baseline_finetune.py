@@ -28,10 +28,11 @@ Run     flax-adapt run --workdir=runs/x \
         buffer_size  examples of the task before that er and der keep
         seeds, steps, lr  of fine-tuning (0: those of vit_finetune or text_finetune)
         lrs       rates of fine-tuning to choose from, as in 1e-4+3e-4: each is tried on
-                  four fifths of the labels, and the last fifth chooses by its loss ('':
-                  lr; of lp_ft 0.1, 0.3 and 1 times that)
+                  four fifths of the labels, and the last fifth chooses ('': lr; of lp_ft
+                  0.1, 0.3 and 1 times that)
         probe_epochs, probe_lrs  of linear_probe and of the head of lp_ft: rates to choose
-                  from in the same way, for a batch of 256 (times batch / 256)
+                  from in the same way, but by the loss, for a batch of 256 (times batch /
+                  256)
         per_class, test_split, data_dir  as in vit_self_distill
         seq_len, text_field, pair_field, label_field, pooling  of texts
 Expect  one table: test accuracy (texts: macro-F1) by method, mean and spread over the

@@ -77,10 +77,11 @@ def _names(section: Any) -> None:
     choose("objective.name", objective, objectives.OBJECTIVES)
     objectives.task_of(section.objective)
     weights.reshape.check(section.model.reshape)
-    if section.eval is not None:
-        measured = dict.fromkeys(objectives.metrics_of(section.objective))
-        choose("eval.metric", section.eval.metric, measured)
-        choose("eval.mode", section.eval.mode, dict.fromkeys(("max", "min")))
+    measured = dict.fromkeys(objectives.metrics_of(section.objective))
+    for name in ("eval", "sweep"):
+        if section[name] is not None:
+            choose(f"{name}.metric", section[name].metric, measured)
+            choose(f"{name}.mode", section[name].mode, dict.fromkeys(("max", "min")))
 
 
 def _anchors(section: Any) -> None:

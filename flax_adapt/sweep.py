@@ -2,12 +2,11 @@
 
 Each of `sweep.lrs` is tried by a run of its own, stages/NAME/lr_LR: the stage with its
 first seed, on the part "fit" of its data (`data.subset`), evaluated on "held_out" when it
-ends. The one with the lowest loss there is the rate of all seeds, which train on all
-examples. Not by accuracy (ours): what is held out of few labels is too few to count.
+ends. The best by `sweep.metric` (of equals, that with the lower loss) is the rate of all
+seeds, which train on all examples.
 """
 
 import logging
-import math
 from pathlib import Path
 from typing import Any
 
@@ -32,52 +31,55 @@ def chosen(config: Any, section: Any, workdir: Path, preemption: Preemption) -> 
     if section.sweep is None:
         return section
     record = workdir / "stages" / section.name / RECORD
-    if not record.exists():
-        _record(record, config, section, workdir, preemption)
-    lr = logs.read_json(record)["lr"]
+    if record.exists():
+        lr = logs.read_json(record)["lr"]
+    else:
+        lr = _choose(record, config, section, workdir, preemption)
     return _changed(section, optim=ConfigDict({**section.optim, "lr": lr}))
 
 
-def _record(
+def _choose(
     record: Path, config: Any, section: Any, workdir: Path, preemption: Preemption
-) -> None:
-    measured = {}
-    for lr in section.sweep.lrs:
+) -> float:
+    sweep, tried = section.sweep, []
+    for lr in sweep.lrs:
         stage = Stage(config, candidate(section, lr), section.seeds[0], workdir)
-        measured[lr] = _loss(stage, preemption)
-    lr = min(measured, key=lambda rate: measured[rate])
-    if measured[lr] == math.inf:
+        tried.append({"lr": lr, **_measure(stage, preemption)})
+    sound = [one for one in tried if one["loss"] is not None]
+    if not sound:
         raise UserError(
-            f"stage {section.name}: training broke down at each of sweep.lrs="
-            f"{section.sweep.lrs}; give lower ones"
+            f"stage {section.name}: training broke down at each of sweep.lrs={sweep.lrs}; "
+            "give lower ones"
         )
-    log.info("%s: lr %g, of held-out losses %s", section.name, lr, measured)
+    sign = 1 if sweep.mode == "max" else -1
+    lr = max(sound, key=lambda one: (sign * one["value"], -one["loss"]))["lr"]
+    log.info("%s: lr %g, by %s held out: %s", section.name, lr, sweep.metric, tried)
     if jax.process_index() == 0:
-        tried = [
-            {"lr": rate, "loss": loss if loss < math.inf else None}
-            for rate, loss in measured.items()
-        ]
-        logs.write_json(record, {"lr": lr, "tried": tried})
+        logs.write_json(record, {"lr": lr, "metric": sweep.metric, "tried": tried})
+    return lr
 
 
-def _loss(stage: Stage, preemption: Preemption) -> float:
-    """The loss on the examples held out; infinite where training broke down."""
+def _measure(stage: Stage, preemption: Preemption) -> dict[str, float | None]:
+    """Value and loss on the examples held out; None where training broke down."""
     try:
-        return loop.train_and_evaluate(stage, preemption)["eval"]["loss"]
+        result = loop.train_and_evaluate(stage, preemption)
     except loop.NonFiniteError as error:
         log.info("%s", error)
-        return math.inf
+        return {"value": None, "loss": None}
+    return {"value": result["value"], "loss": result["eval"]["loss"]}
 
 
 def candidate(section: Any, lr: float) -> Any:
     """Returns the section of the run that tries `lr`."""
     fit, held_out = (_part(section.data, part) for part in ("fit", "held_out"))
+    how = {"metric": section.sweep.metric, "mode": section.sweep.mode}
+    evaluation = {**section.eval, **how, "data": held_out, "every_steps": 0}
     return _changed(
         section,
         name=f"{section.name}/lr_{lr:g}",
         seeds=section.seeds[:1],
         data=fit,
-        eval=ConfigDict({**section.eval, "data": held_out, "every_steps": 0}),
+        eval=ConfigDict(evaluation),
         optim=ConfigDict({**section.optim, "lr": lr}),
         fisher=None,
         sweep=None,

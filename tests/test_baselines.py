@@ -173,6 +173,7 @@ def test_a_probe_is_a_new_head_on_standardised_features_by_lars(files, name):
     assert stage.optim.lars is not None
     assert stage.num_steps == 90 * 8 // 32  # of 2 classes
     assert stage.sweep.lrs == pytest.approx((0.1 * 32 / 256, 2 * 32 / 256))
+    assert (stage.sweep.metric, stage.sweep.mode) == ("loss", "min")
 
 
 def test_a_pooler_that_was_learnt_is_a_part_of_the_features(files):
@@ -192,6 +193,7 @@ def test_rates_to_choose_from_are_those_asked_for(files):
     full, _, plain = load(files, ("full", "lp_ft"), lr=1e-3).stages
     assert full.sweep is None
     assert plain.sweep.lrs == pytest.approx((1e-4, 3e-4, 1e-3))
+    assert (plain.sweep.metric, plain.sweep.mode) == ("accuracy", "max")
 
 
 def test_the_head_stays_after_a_task_before_unless_it_shall_be_new(files):

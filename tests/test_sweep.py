@@ -25,7 +25,7 @@ def experiment(lrs=LRS, **changes):
         seeds=(1,),
         eval=evaluation,
         optim=defaults.finetune_optim(lr=0.03, warmup_steps=0),
-        sweep=dict(lrs=lrs),
+        sweep=defaults.sweep(lrs, metric="loss", mode="min"),
     )
     stage = {**tiny.finetune(**{**fields, **changes}), "model": defaults.stage_model()}
     return tiny.experiment(stage, model={**tiny.MODEL, "depth": 1})
@@ -58,9 +58,9 @@ def test_the_rate_with_the_lowest_loss_on_what_is_held_out_trains_on_everything(
     workdir, rows, record = swept
     section = experiment().stages[0]
     losses = [held_out_loss(workdir, sweep.candidate(section, lr)) for lr in LRS]
-    np.testing.assert_allclose(
-        [one["loss"] for one in record["tried"]], losses, rtol=1e-5
-    )
+    for name in ("loss", "value"):
+        found = [one[name] for one in record["tried"]]
+        np.testing.assert_allclose(found, losses, rtol=1e-5)
     assert [one["lr"] for one in record["tried"]] == list(LRS)
     assert record["lr"] == LRS[np.argmin(losses)]
     lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
@@ -84,33 +84,44 @@ def test_candidates_train_on_the_first_seed_without_what_is_held_out():
     assert (tried.seeds, tried.optim.lr) == ((3,), 0.5)
 
 
-def measuring(monkeypatch, losses):
-    """Instead of training: what each rate measures, or that it breaks down."""
+def measuring(monkeypatch, found):
+    """Instead of training: (value, loss) of each rate; of others training breaks down."""
 
     def train(stage, preemption):
-        if stage.config.optim.lr not in losses:
+        if stage.config.optim.lr not in found:
             raise loop.NonFiniteError("the loss is not finite")
-        return {"eval": {"loss": losses[stage.config.optim.lr]}}
+        value, loss = found[stage.config.optim.lr]
+        return {"value": value, "eval": {"loss": loss}}
 
     monkeypatch.setattr(loop, "train_and_evaluate", train)
 
 
-def chosen_lr(workdir, lrs=(0.1, 0.2, 0.3)):
+def chosen_lr(workdir, mode="max", lrs=(0.1, 0.2, 0.3)):
     config = experiment(lrs)
+    with config.unlocked():
+        config.stages[0].sweep.mode = mode
     return sweep.chosen(config, config.stages[0], workdir, None).optim.lr
 
 
+@pytest.mark.parametrize(("mode", "lr"), [("max", 0.3), ("min", 0.1)])
+def test_the_best_value_wins_and_of_equals_the_lower_loss(
+    mode, lr, tmp_path, monkeypatch
+):
+    measuring(monkeypatch, {0.1: (0.5, 1.0), 0.2: (0.7, 3.0), 0.3: (0.7, 2.0)})
+    assert chosen_lr(tmp_path, mode) == lr
+
+
 def test_a_rate_that_breaks_down_is_none(tmp_path, monkeypatch):
-    measuring(monkeypatch, {0.1: 2.0, 0.3: 1.0})
+    measuring(monkeypatch, {0.1: (2.0, 1.0), 0.3: (3.0, 1.0)})
     assert chosen_lr(tmp_path) == 0.3
     record = json.loads((tmp_path / "stages/finetune/sweep.json").read_text())
-    assert record["tried"][1] == {"lr": 0.2, "loss": None}
+    assert record["tried"][1] == {"lr": 0.2, "value": None, "loss": None}
 
 
 def test_a_choice_that_was_made_is_kept(tmp_path, monkeypatch):
-    measuring(monkeypatch, {0.2: 2.0})
+    measuring(monkeypatch, {0.2: (2.0, 1.0)})
     assert chosen_lr(tmp_path) == 0.2
-    measuring(monkeypatch, {0.1: 0.5})
+    measuring(monkeypatch, {0.1: (9.0, 1.0)})
     assert chosen_lr(tmp_path) == 0.2
 
 
@@ -130,6 +141,8 @@ RECADAM = defaults.finetune_optim(lr=1e-5, warmup_steps=0, recadam=defaults.reca
         (dict(lrs=()), r"sweep.lrs=\(\) must be one or more numbers above 0"),
         (dict(lrs=(0.0,)), r"sweep.lrs=\(0.0,\) must be one or more"),
         (dict(lrs=(0.1, 0.1)), r"sweep.lrs=\(0.1, 0.1\) must differ"),
+        (dict(sweep=defaults.sweep(LRS, metric="f")), r"sweep.metric='f' is unknown"),
+        (dict(sweep=defaults.sweep(LRS, mode="f")), r"sweep.mode='f' is unknown"),
         (dict(eval=None), r"sweep chooses by an evaluation, but eval is None"),
         (dict(optim=RECADAM), r"optim.lr=0.003 x recadam.gamma=5000.0"),
     ],

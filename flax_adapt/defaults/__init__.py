@@ -37,6 +37,7 @@ from flax_adapt.defaults.sections import (
     replay,
     resize,
     stage_model,
+    sweep,
 )
 from flax_adapt.defaults.shared import (
     ALL,
@@ -129,6 +130,7 @@ __all__ = [
     "resize",
     "self_distill_stages",
     "stage_model",
+    "sweep",
     "text_data",
     "text_finetune_optim",
     "text_finetune_stage",

@@ -164,7 +164,7 @@ class Baselines:
             head = {**stage, "name": f"{stage['name']}_head", "seeds": (0,)}
             start = dict(init_from=f"stage:{head['name']}", model=self._kept(stage))
             lrs = tuple(x * stage["optim"]["lr"] for x in baselines.LP_FT_LRS)
-            sweep = stage["sweep"] if self.args.lrs else self._sweep(lrs)
+            sweep = stage["sweep"] if self.args.lrs else self._sweep(lrs, stage)
             return [self._probe(head), {**stage, **start, "sweep": sweep}]
         method = METHODS[name]
         changed = {**stage, "penalties": method.penalties, **method.fields(stage)}
@@ -183,9 +183,14 @@ class Baselines:
         fresh = tuple(dict.fromkeys((*model["fresh"], "head")))
         options = dict(dropout=0.0, fresh=fresh, head_norm=True)
         changes = dict(num_steps=steps, optim=optim, model={**model, **options})
-        return {**stage, **changes, "sweep": self._sweep(lrs)}
+        # By the loss, which a head that is fitted to frozen features does not outgrow.
+        by_loss = dict(eval=dict(metric="loss", mode="min"))
+        return {**stage, **changes, "sweep": self._sweep(lrs, by_loss)}
 
-    def _sweep(self, lrs: tuple[float, ...]) -> dict[str, Any] | None:
+    def _sweep(
+        self, lrs: tuple[float, ...], stage: dict[str, Any]
+    ) -> dict[str, Any] | None:
+        """By what the stage is evaluated by."""
         if len(lrs) == 1:
             return None
         if self.args.per_class == 1:
@@ -193,7 +198,8 @@ class Baselines:
                 "per_class=1 leaves no label to choose a learning rate by; give per_class of "
                 "2 or more, or one rate each: lrs=1e-4,probe_lrs=10"
             )
-        return dict(lrs=lrs)
+        how = {name: stage["eval"][name] for name in ("metric", "mode")}
+        return sections.sweep(lrs, **how)
 
     def _plain(self, name: str) -> dict[str, Any]:
         """Full fine-tuning, from the weights or from the task before."""
@@ -203,7 +209,7 @@ class Baselines:
         if self.args.lrs:
             lrs = _numbers("lrs", self.args.lrs)
             stage["optim"] = {**stage["optim"], "lr": lrs[0]}
-            stage["sweep"] = self._sweep(lrs)
+            stage["sweep"] = self._sweep(lrs, stage)
         if self.before is not None and not self.args.new_head:
             stage["model"] = self._kept(stage)
         return stage

@@ -109,6 +109,11 @@ def regress() -> dict[str, Any]:
     return dict(name="regress")
 
 
+def sweep(lrs: tuple[float, ...], **changes: Any) -> dict[str, Any]:
+    """Learning rates to choose from by what is held out, see `sweep`."""
+    return change(dict(lrs=lrs, metric="accuracy", mode="max"), changes)
+
+
 def stage_model(**changes: Any) -> dict[str, Any]:
     """What a stage makes of the model: no dropout, nothing new, nothing resized."""
     section = dict(
