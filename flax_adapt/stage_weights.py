@@ -13,7 +13,6 @@ from flax_adapt import data, models, objectives, rules, stage_resize, weights
 from flax_adapt import stage as stages
 from flax_adapt.errors import UserError, reworded
 from flax_adapt.models import batch_stats
-from flax_adapt.models.heads import fold
 from flax_adapt.stage import Stage
 from flax_adapt.surgery import adaptors, heads
 from flax_adapt.types import Params
@@ -134,7 +133,7 @@ def _kept(stage: Stage, model: nn.Module, params: Params) -> tuple[nn.Module, Pa
     params: as they are stored.
     """
     if stage.config.model.head_norm:
-        model, params = model.clone(head_norm=False), fold(params)
+        model, params = model.clone(head_norm=False), heads.fold(params)
     if stage.kept_task == stage.task:
         return model, params
     config = models.bare(stage.architecture)

@@ -35,7 +35,7 @@ def chosen(config: Any, section: Any, workdir: Path, preemption: Preemption) -> 
         lr = logs.read_json(record)["lr"]
     else:
         lr = _choose(record, config, section, workdir, preemption)
-    return _changed(section, optim=ConfigDict({**section.optim, "lr": lr}))
+    return _changed(section, optim=_changed(section.optim, lr=lr))
 
 
 def _choose(
@@ -72,23 +72,21 @@ def _measure(stage: Stage, preemption: Preemption) -> dict[str, float | None]:
 def candidate(section: Any, lr: float) -> Any:
     """Returns the section of the run that tries `lr`."""
     fit, held_out = (_part(section.data, part) for part in ("fit", "held_out"))
-    how = {"metric": section.sweep.metric, "mode": section.sweep.mode}
-    evaluation = {**section.eval, **how, "data": held_out, "every_steps": 0}
+    how = dict(metric=section.sweep.metric, mode=section.sweep.mode, every_steps=0)
     return _changed(
         section,
         name=f"{section.name}/lr_{lr:g}",
         seeds=section.seeds[:1],
         data=fit,
-        eval=ConfigDict(evaluation),
-        optim=ConfigDict({**section.optim, "lr": lr}),
+        eval=_changed(section.eval, data=held_out, **how),
+        optim=_changed(section.optim, lr=lr),
         fisher=None,
         sweep=None,
     )
 
 
 def _part(config_data: Any, part: str) -> ConfigDict:
-    subset = ConfigDict({**config_data.subset, "part": part})
-    return ConfigDict({**config_data, "subset": subset})
+    return _changed(config_data, subset=_changed(config_data.subset, part=part))
 
 
 def _changed(section: Any, **fields: Any) -> ConfigDict:

@@ -9,18 +9,16 @@ import pytest
 import tiny
 import tiny_resnet
 from ml_collections import ConfigDict
+from tiny_meshes import mesh_of
 
 from flax_adapt import check, defaults, objectives, optim, sharding
 from flax_adapt import state as states
 from flax_adapt import step as steps
 from flax_adapt.errors import UserError
-from flax_adapt.models import batch_stats, heads
+from flax_adapt.models import batch_stats
+from flax_adapt.surgery import heads
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
-MESHES = {
-    "one": dict(data=1, fsdp=1, tensor=1),
-    "eight": dict(data=2, fsdp=2, tensor=2),
-}
 ARCHS = {"image": {**tiny.MODEL, "depth": 1}, "text": {**tiny.TEXT_MODEL, "depth": 1}}
 LR, STEPS = 50.0, 9  # of one step of warm-up, so that the first has a rate of 0
 EPS, MOMENTUM = 1e-6, 0.1
@@ -50,9 +48,7 @@ def features_of(params, kind, batch):
 @functools.cache
 def trained(kind, mesh_name):
     """Three steps: (what each began with, its loss), parameters, statistics; batches."""
-    sizes = MESHES[mesh_name]
-    devices = jax.devices()[: int(np.prod(list(sizes.values())))]
-    mesh, model = sharding.make_mesh(sizes, devices), probe(kind)
+    mesh, model = mesh_of(mesh_name), probe(kind)
     params, statistics = batch_stats.split(tiny.params_of(model))
     section = ConfigDict(defaults.probe_optim(STEPS, LR))
     tx = optim.build(section, STEPS, params)

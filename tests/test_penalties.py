@@ -181,7 +181,10 @@ def stage(name, /, **changes):
 
 @pytest.mark.parametrize("name", SECTIONS)
 def test_a_stage_with_all_that_it_needs_is_right(name):
-    penalties.check(stage(name))
+    right = stage(name)
+    penalties.check(right)
+    found = penalties.references(right)
+    assert found == ({name: ("stage:a",)} if "of" in right.penalties[0] else {})
 
 
 @pytest.mark.parametrize(

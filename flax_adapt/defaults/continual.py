@@ -3,9 +3,6 @@
 from pathlib import PurePath
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from flax_adapt import data
 from flax_adapt.defaults import baselines, modality, sections, shared, vision
 from flax_adapt.defaults.glad import check_names, check_start
 from flax_adapt.errors import UserError
@@ -149,7 +146,7 @@ class Continual:
             raise UserError(
                 "joint=True trains on all domains at once: give several, or joint=False"
             )
-        count = sum(_opened(section, size=True) for section in others)
+        count = sum(map(shared.size, others))
         replay = sections.replay(
             tuple(others), 1.0, buffer_size=count, sampling="uniform"
         )
@@ -179,10 +176,9 @@ class Continual:
             options["adaptor"] = sections.adaptor(kind=args.adaptor, hidden=hidden)
         if kind == "grow" and t:
             options |= dict(grow_head=True, fresh=())
-        classes = self._classes(t) if kind == "grow" else ()
-        *earlier, section = (
-            self._labelled(d, args.split, classes=classes) for d in range(t + 1)
-        )
+        tasks = [self._labelled(d, args.split) for d in range(t + 1)]
+        classes = shared.class_names(*tasks) if kind == "grow" else ()
+        *earlier, section = ({**task, "classes": classes} for task in tasks)
         replay = self._replay(*earlier)
         return self._finetune(
             name,
@@ -204,11 +200,6 @@ class Continual:
         masked = self.start.make.masked(sections.NO_MIXING)
         fields = dict(regularizer=args.regularizer, weight=args.weight)
         return sections.glad(masked, **fields)
-
-    def _classes(self, t: int) -> tuple[str, ...]:
-        """Of the tasks so far: what is new comes last."""
-        named = (_opened(self._labelled(d, self.args.split)) for d in range(t + 1))
-        return tuple(dict.fromkeys(name for names in named for name in names))
 
     def _few(self) -> dict[str, Any]:
         return {**shared.ALL, "per_class": self.args.per_class}
@@ -271,9 +262,3 @@ class Continual:
 
 def _cell_name(model: str, domain: str) -> str:
     return f"finetune_{model}_on_{domain}"
-
-
-def _opened(section: dict[str, Any], *, size: bool = False) -> Any:
-    """How many examples a data section has, or the names of its classes."""
-    source = data.source.open_source(ConfigDict(section))
-    return len(source) if size else source.class_names

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from flax_adapt import data, weights
+from flax_adapt import weights
 from flax_adapt.defaults import baselines, sections, shared, text, vision
 from flax_adapt.errors import UserError, choose, reworded
 
@@ -175,7 +175,7 @@ class Baselines:
     def _probe(self, stage: dict[str, Any]) -> dict[str, Any]:
         """A new head on features that are frozen, and standardised by batch norm."""
         args, size, model = self.args, stage["batch_size"], stage["model"]
-        steps = max(1, args.probe_epochs * _count(stage["data"]) // size)
+        steps = max(1, args.probe_epochs * shared.size(stage["data"]) // size)
         lrs = tuple(lr * size / 256 for lr in _numbers("probe_lrs", args.probe_lrs))
         optim = baselines.probe_optim(steps, lrs[0])
         if model["pooling"] == "pooler" and "pooler" not in model["fresh"]:
@@ -236,11 +236,7 @@ class Baselines:
     def _growing(self, stage: dict[str, Any]) -> dict[str, Any]:
         """One head for the classes of the task before and, behind them, the new ones."""
         assert self.before is not None
-        named = (
-            data.source.open_source(ConfigDict(section)).class_names
-            for section in (self.before.labelled, stage["data"])
-        )
-        classes = tuple(dict.fromkeys(name for names in named for name in names))
+        classes = shared.class_names(self.before.labelled, stage["data"])
         train, test = (
             {**section, "classes": classes}
             for section in (stage["data"], stage["eval"]["data"])
@@ -258,10 +254,3 @@ def _numbers(name: str, text: str) -> tuple[float, ...]:
         return tuple(float(one) for one in text.split("+"))
     except ValueError:
         raise UserError(f"{name}={text!r} must be numbers joined by +") from None
-
-
-def _count(section: dict[str, Any]) -> int:
-    """How many examples a data section with classes has."""
-    source = data.source.open_source(ConfigDict(section))
-    per_class = section["subset"]["per_class"]
-    return per_class * len(source.class_names) if per_class else len(source)

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from flax_adapt import weights
+from ml_collections import ConfigDict
+
+from flax_adapt import data, weights
 from flax_adapt.defaults import sections
 from flax_adapt.errors import UserError
 
@@ -22,6 +24,22 @@ def told(init: str, format: str, known: Mapping[str, Any]) -> dict[str, Any]:
             f"init_format={format!r}, {found['known']} are of init=PATH, which is missing"
         )
     return found
+
+
+def size(section: dict[str, Any]) -> int:
+    """How many examples a data section has, `per_class` of each class if it says so."""
+    source, per_class = _opened(section), section["subset"]["per_class"]
+    return per_class * len(source.class_names) if per_class else len(source)
+
+
+def class_names(*sections: dict[str, Any]) -> tuple[str, ...]:
+    """Of several data sections, in order: what is new comes last."""
+    named = (_opened(section).class_names for section in sections)
+    return tuple(dict.fromkeys(name for names in named for name in names))
+
+
+def _opened(section: dict[str, Any]) -> Any:
+    return data.source.open_source(ConfigDict(section))
 
 
 def pretrain_optim(**changes: Any) -> dict[str, Any]:

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from flax_adapt.errors import UserError
-from flax_adapt.models import batch_stats, layers
+from flax_adapt.models import layers
 from flax_adapt.models.batch_norm import RunningBatchNorm
-from flax_adapt.types import Array, Key, Params
+from flax_adapt.types import Array, Key
 
 EPS = 1e-5  # torch.nn.BatchNorm1d
 # Of a linear probe (He et al. 2022, official code, main_linprobe.py), and torch's own.
@@ -145,17 +145,3 @@ def normalize(
         return x_BD
     rows_B = None if key_B is None else weight_B
     return norm(x_BD[:, None, None], rows_B)[:, 0, 0]
-
-
-def fold(stored: Params) -> Params:
-    """Returns the parameters of the classifier without `head_norm` that does the same.
-
-    stored: see `batch_stats`. By the running statistics: the head's kernel is scaled, and
-    its bias moved.
-    """
-    params, statistics = batch_stats.split(stored)
-    mean_D, var_D = (statistics["norm"][name] for name in ("mean", "var"))
-    head, scale_D = params["head"], jax.lax.rsqrt(var_D + PROBE_EPS)
-    kernel_DN = head["kernel"] * scale_D[:, None]
-    folded = {"kernel": kernel_DN, "bias": head["bias"] - mean_D @ kernel_DN}
-    return {**params, "head": folded}

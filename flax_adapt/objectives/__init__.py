@@ -112,11 +112,6 @@ def keeps_start(config: Any) -> bool:
     return config.name == "glad" and config.regularizer == "preserve"
 
 
-def stops_backbone(config: Any) -> bool:
-    """Whether what the task is solved by sends no gradient into the backbone."""
-    return config.name == "glad" and config.stop_backbone
-
-
 def build(
     config: Any,
     model: nn.Module,
@@ -130,17 +125,7 @@ def build(
     """
     make = choose("objective.name", config.name, OBJECTIVES)
     given = (config, model, train)
-    loss_fn = make(*given) if beside is None else make(*given, beside)
-    return _with_own_logits(loss_fn) if stops_backbone(config) else loss_fn
-
-
-def _with_own_logits(loss_fn: LossFn) -> LossFn:
-    """The same loss, but logits that a batch brings are not used: they have a gradient."""
-
-    def own(params: Params, frozen: Params, batch: Batch, key_B: Key):
-        return loss_fn(params, frozen, classify.without_logits(batch), key_B)
-
-    return own
+    return make(*given) if beside is None else make(*given, beside)
 
 
 def build_carry(

@@ -168,8 +168,10 @@ def make_loss(
     regularize = REGULARIZERS[config.regularizer](given)
 
     def loss_fn(params: Params, frozen: Params, batch: Batch, key_B: Key):
-        solving = _stop(params) if config.stop_backbone else params
-        metrics = solve(solving, frozen, batch, key_B)[1]
+        solving, solved = params, batch
+        if config.stop_backbone:  # logits that a batch brings have a gradient
+            solving, solved = _stop(params), classify.without_logits(batch)
+        metrics = solve(solving, frozen, solved, key_B)[1]
         loss = metrics["loss"]
         metrics = {**metrics, "ce": loss.terms[0]}
         if regularize is not None:

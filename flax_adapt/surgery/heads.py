@@ -1,11 +1,15 @@
-"""A classifier that goes on to more classes: one growing head for a sequence of tasks."""
+"""Heads of classifiers: one that grows for a sequence of tasks; batch norm folded into one."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from flax_adapt.errors import UserError
+from flax_adapt.models import batch_stats
+from flax_adapt.models.heads import PROBE_EPS
+from flax_adapt.types import Params
 
 LEAVES = ("head/kernel", "head/bias")
 
@@ -35,3 +39,17 @@ def grow(
     rule = f"grown from {count} to {len(new_classes)} classes"
     changed = {name: rule for name in grown if len(new_classes) > count}
     return {**leaves, **grown}, changed
+
+
+def fold(stored: Params) -> Params:
+    """Returns the parameters of the classifier without `head_norm` that does the same.
+
+    stored: see `batch_stats`. By the running statistics: the head's kernel is scaled, and
+    its bias moved.
+    """
+    params, statistics = batch_stats.split(stored)
+    mean_D, var_D = (statistics["norm"][name] for name in ("mean", "var"))
+    head, scale_D = params["head"], jax.lax.rsqrt(var_D + PROBE_EPS)
+    kernel_DN = head["kernel"] * scale_D[:, None]
+    folded = {"kernel": kernel_DN, "bias": head["bias"] - mean_D @ kernel_DN}
+    return {**params, "head": folded}
