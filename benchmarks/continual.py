@@ -17,8 +17,9 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from flax_adapt import config as configs
-from flax_adapt import logs, measure, recipe, transfer
+from flax_adapt.base import config as configs
+from flax_adapt.base import logs
+from flax_adapt.experiment import measure, recipe, transfer
 
 HERE = Path(__file__).parent
 DOMAINS = ("pacs_photo", "pacs_art_painting", "pacs_cartoon", "pacs_sketch")

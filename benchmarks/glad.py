@@ -18,8 +18,9 @@ import jax
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from flax_adapt import config as configs
-from flax_adapt import logs, recipe
+from flax_adapt.base import config as configs
+from flax_adapt.base import logs
+from flax_adapt.experiment import recipe
 
 HERE = Path(__file__).parent
 TASK, NEXT = "pacs_photo", ("pacs_sketch", "neu_det")

@@ -19,7 +19,7 @@ from absl import app, flags
 from transformers import BertConfig, BertForMaskedLM
 
 import flax_adapt as fa
-from flax_adapt.types import Text
+from flax_adapt.base.types import Text
 
 _SIZE = flags.DEFINE_enum("size", "base", ["small", "base"], "size of the model")
 _THREADS = flags.DEFINE_integer(

@@ -15,8 +15,9 @@ from pathlib import Path
 import jax
 from absl import app, flags
 
-from flax_adapt import config as configs
-from flax_adapt import logs, measure, recipe
+from flax_adapt.base import config as configs
+from flax_adapt.base import logs
+from flax_adapt.experiment import measure, recipe
 
 HERE = Path(__file__).parent
 TARGETS = {"pacs_sketch": "train[:300]", "neu_det": "train[:300]"}

@@ -44,8 +44,8 @@ Source  defaults/baselines.py has the values, and whose they are: Li et al. 2018
         the rates above that are ours, since with few labels 90 epochs are few steps.
 """
 
-from flax_adapt import config as configs
 from flax_adapt import defaults
+from flax_adapt.base import config as configs
 
 
 def get_config(arguments: str = ""):

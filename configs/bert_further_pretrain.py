@@ -12,8 +12,8 @@ Source  Gururangan et al. 2020, Don't Stop Pretraining: 12 500 steps, AdamW 1e-4
         batch 64 and packed rows are ours.
 """
 
-from flax_adapt import config as configs
 from flax_adapt import defaults
+from flax_adapt.base import config as configs
 
 
 def get_config(arguments: str = ""):

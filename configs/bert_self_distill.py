@@ -33,8 +33,8 @@ Source  Lee et al. 2023 for the method, whose released code has no text part; st
         learning rates after Gururangan et al. 2020, the rest is ours.
 """
 
-from flax_adapt import config as configs
 from flax_adapt import defaults
+from flax_adapt.base import config as configs
 
 
 def get_config(arguments: str = ""):

@@ -30,8 +30,8 @@ Source  Yoon et al. 2023 (arXiv 2306.12026) for the question; settings are ours,
         not searched. Stopped anywhere in the matrix, the same command continues.
 """
 
-from flax_adapt import config as configs
 from flax_adapt import defaults
+from flax_adapt.base import config as configs
 
 
 def get_config(arguments: str = ""):

@@ -30,8 +30,8 @@ Source  Yoon et al. 2023 (arXiv 2306.12026), abstract and figure; there is no of
         `flax_adapt.models.adaptors` and `flax_adapt.objectives.glad`. Not searched.
 """
 
-from flax_adapt import config as configs
 from flax_adapt import defaults
+from flax_adapt.base import config as configs
 
 
 def get_config(arguments: str = ""):

@@ -12,8 +12,8 @@ labels (S1 is transductive); 10 a class, the same for every arm, are fine-tuned 
 the other 1 697 are the test. Every arm gets the same fine-tuning; nothing was searched.
 """
 
-from flax_adapt import config as configs
 from flax_adapt import defaults
+from flax_adapt.base import config as configs
 
 MODEL = dict(
     kind="vit",

@@ -38,8 +38,8 @@ Source  Bordes et al. 2023, who resize the last block of a ResNet-50; for transf
         in `flax_adapt.surgery.last_block`; nothing was searched.
 """
 
-from flax_adapt import config as configs
 from flax_adapt import defaults
+from flax_adapt.base import config as configs
 
 
 def get_config(arguments: str = ""):

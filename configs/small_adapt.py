@@ -14,9 +14,9 @@ Source  Lee et al. 2023 with fewer steps; the learning rates are ours: ten times
         paper's, for a model a hundredth the size. Not searched.
 """
 
-from flax_adapt import config as configs
 from flax_adapt import defaults
-from flax_adapt.errors import UserError
+from flax_adapt.base import config as configs
+from flax_adapt.base.errors import UserError
 
 
 def get_config(arguments: str = ""):

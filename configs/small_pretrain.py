@@ -11,8 +11,8 @@ Expect  stages/pretrain/export, to be the `init` of small_adapt. 6 blocks of wid
 Source  ours; He et al. 2022 at a small size (crops and flips, AdamW, cosine).
 """
 
-from flax_adapt import config as configs
 from flax_adapt import defaults
+from flax_adapt.base import config as configs
 
 MODEL = dict(
     kind="vit",

@@ -9,8 +9,8 @@ Source  Gururangan et al. 2020: AdamW 2e-5 to 0, batch 16, dropout 0.1, about 10
         of a small set in 1 000 steps.
 """
 
-from flax_adapt import config as configs
 from flax_adapt import defaults
+from flax_adapt.base import config as configs
 
 
 def get_config(arguments: str = ""):

@@ -37,8 +37,8 @@ Source  Li et al. 2021 for replay and mixing, whose losses and ratios are not pu
         MoCo-v3 for the contrast; the rest is ours and was not searched.
 """
 
-from flax_adapt import config as configs
 from flax_adapt import defaults
+from flax_adapt.base import config as configs
 
 
 def get_config(arguments: str = ""):

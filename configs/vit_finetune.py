@@ -12,8 +12,8 @@ Source  Lee et al. 2023 (released code): batch 32, 10 000 steps, AdamW 1e-4 to 0
         warm-up steps, clipping at 1.0, dropout 0.1, horizontal flips, head on CLS.
 """
 
-from flax_adapt import config as configs
 from flax_adapt import defaults
+from flax_adapt.base import config as configs
 
 
 def get_config(arguments: str = ""):

@@ -12,8 +12,8 @@ Source  the teacher of Lee et al. 2023 (released code): batch 64, 20 000 steps, 
         1.5e-4 to 0 without warm-up, no augmentation, mask ratio 0.75.
 """
 
-from flax_adapt import config as configs
 from flax_adapt import defaults
+from flax_adapt.base import config as configs
 
 
 def get_config(arguments: str = ""):

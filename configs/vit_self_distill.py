@@ -32,8 +32,8 @@ Source  Lee et al. 2023, Self-Distillation for Further Pre-training of Transform
         32, 10 000 steps, 1e-4 with 500 warm-up steps.
 """
 
-from flax_adapt import config as configs
 from flax_adapt import defaults
+from flax_adapt.base import config as configs
 
 
 def get_config(arguments: str = ""):

@@ -8,17 +8,18 @@
     state, metrics = step(state, batch)
     fa.save_pretrained("out", model, state.params)
 
-`flax_adapt.recipe.run(config, workdir, force=False)` is the command `flax-adapt run`.
+`flax_adapt.experiment.recipe.run(config, workdir, force=False)` is the command `flax-adapt run`.
 """
 
-from flax_adapt import data, defaults, models, objectives, optim, sharding, weights
-from flax_adapt.errors import UserError
-from flax_adapt.metrics import Loss, Mean
-from flax_adapt.sharding import make_mesh, put_batch
-from flax_adapt.state import TrainState
-from flax_adapt.state import create as create_state
-from flax_adapt.step import make_eval_step, make_train_step
-from flax_adapt.types import Text
+from flax_adapt import data, defaults, models, objectives, weights
+from flax_adapt.base.errors import UserError
+from flax_adapt.base.metrics import Loss, Mean
+from flax_adapt.base.types import Text
+from flax_adapt.train import optim, sharding
+from flax_adapt.train.sharding import make_mesh, put_batch
+from flax_adapt.train.state import TrainState
+from flax_adapt.train.state import create as create_state
+from flax_adapt.train.step import make_eval_step, make_train_step
 from flax_adapt.weights import from_pretrained, save_pretrained
 
 __all__ = [

@@ -18,10 +18,11 @@ from absl import flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from flax_adapt import commands, config
-from flax_adapt.errors import UserError
-from flax_adapt.loop import NonFiniteError
-from flax_adapt.preemption import Preempted
+from flax_adapt import commands
+from flax_adapt.base import config
+from flax_adapt.base.errors import UserError
+from flax_adapt.stage.loop import NonFiniteError
+from flax_adapt.train.preemption import Preempted
 
 REQUIRED = None
 

@@ -8,27 +8,22 @@ from typing import Any
 import jax
 import numpy as np
 
-from flax_adapt import config as configs
-from flax_adapt import convert as converting
 from flax_adapt import data as sources
-from flax_adapt import (
-    errors,
-    logs,
-    measure,
-    models,
-    recipe,
-    sharding,
-    transfer,
-    weights,
-)
-from flax_adapt.errors import UserError
+from flax_adapt import models, weights
+from flax_adapt.base import config as configs
+from flax_adapt.base import errors, logs
+from flax_adapt.base.errors import UserError
 from flax_adapt.evals import embed
 from flax_adapt.evals import fill as fill_mask
 from flax_adapt.evals.features import Features
+from flax_adapt.experiment import measure, recipe, transfer
+from flax_adapt.train import sharding
+from flax_adapt.weights import convert as converting
 from flax_adapt.weights import fields
+from flax_adapt.weights.formats import table as formats
 
 # What errors of `weights` name -> the flags of the commands that take --init.
-INIT_FLAGS = weights.formats.words("--init_known=", "--init_format")
+INIT_FLAGS = formats.words("--init_known=", "--init_format")
 MATMUL_PRECISION = {"float32": "highest", "bfloat16": None}
 
 

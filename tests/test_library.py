@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import jax
 import numpy as np
-import tiny
 from ml_collections import ConfigDict
+from support import tiny
 
 import flax_adapt as fa
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from flax_adapt.errors import UserError, choose
+from flax_adapt.base.errors import UserError, choose
 
-_PACKAGE = Path(__file__).parent
+_PACKAGE = Path(__file__).parent.parent
 
 
 def config_folder() -> Path:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import jax
 
-from flax_adapt.types import Array, Key
+from flax_adapt.base.types import Array, Key
 
 
 def example_keys(key: Key, position_B: Array) -> Key:

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from flax_adapt.errors import UserError
+from flax_adapt.base.errors import UserError
 
 PathLike: TypeAlias = str | os.PathLike[str]
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from flax_adapt import scores
+from flax_adapt.base import scores
 
 
 class Mean(struct.PyTreeNode):

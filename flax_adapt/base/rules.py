@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import jax
 
-from flax_adapt.errors import UserError
+from flax_adapt.base.errors import UserError
 
 T = TypeVar("T")
 Rules = Sequence[tuple[str, T]]

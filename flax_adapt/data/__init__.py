@@ -11,7 +11,7 @@ batch to batch (`data.buckets`) but not between processes; label int32 [b], -1: 
 float32 [b] of `label_kind` "number"; index int32 [b], row in the examples, -1: padding;
 position int32 [b], row in the GLOBAL batch; weight float32 [b], 0: padding or
 undecodable; of replay also domain int32 [b], 0: target, 1: source.
-`data.image.preprocess` makes images float32 on the device.
+`data.images.image.preprocess` makes images float32 on the device.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,14 +21,14 @@ import grain
 import numpy as np
 from ml_collections import ConfigDict
 
-from flax_adapt import errors
+from flax_adapt.base import errors
 from flax_adapt.data import replay
 from flax_adapt.data.drawing import OneDomain
 from flax_adapt.data.drawing import sections as replay_sections
 from flax_adapt.data.examples import ImageExamples, open_images
 from flax_adapt.data.replay import ReplayExamples
-from flax_adapt.data.text import TextExamples, open_texts
-from flax_adapt.data.tokenizer import Tokenizer, open_tokenizer
+from flax_adapt.data.texts.text import TextExamples, open_texts
+from flax_adapt.data.texts.tokenizer import Tokenizer, open_tokenizer
 
 __all__ = [
     "MODALITIES",

@@ -3,7 +3,7 @@
 import logging
 import threading
 
-from flax_adapt import errors
+from flax_adapt.base import errors
 
 
 class BadFiles:

@@ -6,7 +6,7 @@ from types import ModuleType
 import numpy as np
 from ml_collections import ConfigDict
 
-from flax_adapt import errors
+from flax_adapt.base import errors
 from flax_adapt.data.base import Numbered, Source
 
 

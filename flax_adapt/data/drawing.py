@@ -8,11 +8,12 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from ml_collections import ConfigDict
 
-from flax_adapt import errors
-from flax_adapt.data import base, text
+from flax_adapt.base import errors
+from flax_adapt.data import base
 from flax_adapt.data.base import Source
 from flax_adapt.data.examples import ImageExamples, open_images
-from flax_adapt.data.text import TextExamples
+from flax_adapt.data.texts import text
+from flax_adapt.data.texts.text import TextExamples
 
 log = logging.getLogger(__name__)
 

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 import numpy as np
 from ml_collections import ConfigDict
 
-from flax_adapt import errors
-from flax_adapt.data import image, source, subset
+from flax_adapt.base import errors
+from flax_adapt.data import source, subset
 from flax_adapt.data.bad_files import BadFiles
 from flax_adapt.data.base import UNLABELLED, Source
+from flax_adapt.data.images import image
 
 # (what must hold, how the user is told)
 RULES = (

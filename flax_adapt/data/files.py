@@ -5,7 +5,7 @@ import os
 import pathlib
 from collections.abc import Iterator, Set
 
-from flax_adapt import errors
+from flax_adapt.base import errors
 
 SPLITS = frozenset(("train", "test", "val", "validation", "valid", "dev"))
 

@@ -16,7 +16,7 @@ import grain
 import numpy as np
 from ml_collections import ConfigDict
 
-from flax_adapt import errors
+from flax_adapt.base import errors
 
 # Numbers of the purposes that a seed is used for; 0 would be the seed itself.
 _TARGET, _SOURCE, _UNION, _COUNT, _PLACE = range(11, 16)

@@ -9,7 +9,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from flax_adapt import errors
+from flax_adapt.base import errors
 
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 INFO = "dataset_info.json"

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from flax_adapt import errors
+from flax_adapt.base import errors
 from flax_adapt.data.base import UNLABELLED, Source, Texts
 from flax_adapt.data.rows import NOT_UTF8, Fields
 

@@ -17,11 +17,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from flax_adapt import errors
+from flax_adapt.base import errors
 from flax_adapt.data import drawing, order
 from flax_adapt.data.base import UNLABELLED, Chained
 from flax_adapt.data.drawing import BadOfSeveral, Drawn, OneDomain
-from flax_adapt.data.text import TextExamples
+from flax_adapt.data.texts.text import TextExamples
 
 # modality -> the fields in which target and source must agree: one batch holds both
 SAME = {

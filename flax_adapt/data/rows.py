@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
-from flax_adapt import errors
+from flax_adapt.base import errors
 
 # Named fields, or the reason why there are none.
 Fields: TypeAlias = Mapping[str, Any] | str

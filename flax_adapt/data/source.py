@@ -18,9 +18,13 @@ from typing import Any, TypeAlias
 import numpy as np
 from ml_collections import ConfigDict
 
-from flax_adapt import errors
-from flax_adapt.data import builtin, folder, prepared_images, prepared_texts, text_files
+from flax_adapt.base import errors
+from flax_adapt.data import builtin
 from flax_adapt.data.base import Source
+from flax_adapt.data.images import folder
+from flax_adapt.data.images import prepared as prepared_images
+from flax_adapt.data.texts import files as text_files
+from flax_adapt.data.texts import prepared as prepared_texts
 
 # open(what follows the colon, data config)
 Open: TypeAlias = Callable[[str, ConfigDict], Source]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from ml_collections import ConfigDict
 
-from flax_adapt import errors
+from flax_adapt.base import errors
 from flax_adapt.data.base import UNLABELLED, Source
 
 # Of the chosen examples of each class, what choosing a learning rate holds out; ours.

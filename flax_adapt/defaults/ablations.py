@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from flax_adapt.base.errors import UserError, choose
 from flax_adapt.defaults import baselines
-from flax_adapt.errors import UserError, choose
 
 
 class Rounds(NamedTuple):

@@ -3,9 +3,9 @@
 from pathlib import PurePath
 from typing import Any
 
+from flax_adapt.base.errors import UserError
 from flax_adapt.defaults import baselines, modality, sections, shared, vision
 from flax_adapt.defaults.glad import check_names, check_start
-from flax_adapt.errors import UserError
 
 # The arguments of continual_pretrain, which explains them.
 CONTINUAL_ARGUMENTS = dict(

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from flax_adapt import weights
+from flax_adapt.base.errors import UserError, choose, reworded
 from flax_adapt.defaults import baselines, sections, shared, text, vision
-from flax_adapt.errors import UserError, choose, reworded
 
 PREVIOUS = "finetune_previous"
 OF = f"stage:{PREVIOUS}"

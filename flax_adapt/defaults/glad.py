@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from flax_adapt import weights
+from flax_adapt.base.errors import UserError, choose
 from flax_adapt.defaults import modality, sections, shared
-from flax_adapt.errors import UserError, choose
 from flax_adapt.models.adaptors import KINDS
 from flax_adapt.objectives.glad import PRESERVED, REGULARIZERS
 

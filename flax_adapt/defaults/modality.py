@@ -3,8 +3,8 @@
 from typing import Any, NamedTuple
 
 from flax_adapt import data, models, weights
+from flax_adapt.base.errors import UserError, choose, reworded
 from flax_adapt.defaults import sections, shared, text, vision
-from flax_adapt.errors import UserError, choose, reworded
 
 
 class Form(NamedTuple):

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from flax_adapt import models
+from flax_adapt.base.errors import UserError, choose
 from flax_adapt.defaults import modality, sections, shared
-from flax_adapt.errors import UserError, choose
 from flax_adapt.surgery import last_block, matched
 
 # The arguments of resize_last_block, which explains them.

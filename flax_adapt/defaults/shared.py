@@ -6,13 +6,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from flax_adapt import data, weights
+from flax_adapt.base.errors import UserError
 from flax_adapt.defaults import sections
-from flax_adapt.errors import UserError
+from flax_adapt.weights.formats import table as formats
 
 # What is known of `init` beyond what it tells itself: 0 or "" a field, nothing.
 UNKNOWN: dict[str, Any] = {name: kind() for name, kind in weights.KNOWN.items()}
 # What errors of `weights` name -> the arguments of the shipped configs.
-ARGUMENTS = weights.formats.words("", "init_format")
+ARGUMENTS = formats.words("", "init_format")
 ALL = dict(per_class=0, fraction=1.0, seed=0, part="chosen")
 
 

@@ -6,9 +6,9 @@ they have one.
 from typing import Any
 
 from flax_adapt import data, models, weights
+from flax_adapt.base.errors import UserError, choose, reworded
 from flax_adapt.defaults import sections, shared
 from flax_adapt.defaults.shared import ALL
-from flax_adapt.errors import UserError, choose, reworded
 
 
 def text_data(source: str, split: str, tokenizer: str, **changes: Any) -> dict:

@@ -6,9 +6,9 @@ those of the contrastive objective after MoCo-v3 (Chen et al. 2021, official cod
 
 from typing import Any, NamedTuple
 
-from flax_adapt import mixing
+from flax_adapt.base.errors import UserError, choose
 from flax_adapt.defaults import modality, sections, shared
-from flax_adapt.errors import UserError, choose
+from flax_adapt.objectives import mixing
 
 
 class Method(NamedTuple):

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from flax_adapt import models, weights
-from flax_adapt.data import image
+from flax_adapt.base.errors import UserError, choose, reworded
+from flax_adapt.data.images import image
 from flax_adapt.defaults import sections, shared
 from flax_adapt.defaults.shared import ALL, UNKNOWN
-from flax_adapt.errors import UserError, choose, reworded
 
 # Short names for `dataset=`: the paper's vision sets that TFDS carries.
 # All have the splits "train" and "test".

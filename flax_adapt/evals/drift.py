@@ -11,10 +11,10 @@ import numpy as np
 from sklearn.cluster import KMeans
 from sklearn.metrics import normalized_mutual_info_score
 
-from flax_adapt import rules
-from flax_adapt.errors import UserError
+from flax_adapt.base import rules
+from flax_adapt.base.errors import UserError
+from flax_adapt.base.types import Params
 from flax_adapt.evals import labelled
-from flax_adapt.types import Params
 
 # Rows at once against all later ones; only memory depends on it: 256 x 50 000 distances
 # take 100 MB.

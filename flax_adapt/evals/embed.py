@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from flax_adapt import config as configs
-from flax_adapt import data, defaults, keys, models, sharding, weights
-from flax_adapt.data import image
+from flax_adapt import data, defaults, models, weights
+from flax_adapt.base import config as configs
+from flax_adapt.base import keys
+from flax_adapt.base.types import Array, Batch, Key, Params
+from flax_adapt.data.images import image
 from flax_adapt.evals.features import Encode, Features, extract_all
-from flax_adapt.types import Array, Batch, Key, Params
+from flax_adapt.train import sharding
 
 log = logging.getLogger(__name__)
 _VIEW = 0x7FFFFF00  # keys of views never meet those of training steps

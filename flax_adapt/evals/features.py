@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from flax_adapt.errors import UserError
-from flax_adapt.types import Batch
+from flax_adapt.base.errors import UserError
+from flax_adapt.base.types import Batch
 
 
 class Features(NamedTuple):

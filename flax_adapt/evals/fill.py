@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from flax_adapt import data, models, weights
-from flax_adapt.errors import UserError
-from flax_adapt.types import Text
+from flax_adapt.base.errors import UserError
+from flax_adapt.base.types import Text
 
 
 def fill(

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flax_adapt.errors import UserError
+from flax_adapt.base.errors import UserError
+from flax_adapt.base.types import Array
 from flax_adapt.evals import labelled
-from flax_adapt.types import Array
 
 # Test rows at once; only memory depends on it: 1024 x 50 000 similarities take 200 MB.
 _CHUNK = 1024

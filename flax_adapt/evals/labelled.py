@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from flax_adapt.errors import UserError
+from flax_adapt.base.errors import UserError
 
 
 def check(features: np.ndarray, labels: np.ndarray, who: str) -> None:

@@ -7,7 +7,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
 
-from flax_adapt.errors import UserError
+from flax_adapt.base.errors import UserError
 from flax_adapt.evals import labelled
 
 _MLP_BATCH = 200  # scikit-learn's own

@@ -5,7 +5,7 @@ Wide representations are sparse and survive binarisation (Bordes et al. 2023).
 
 import numpy as np
 
-from flax_adapt.errors import UserError
+from flax_adapt.base.errors import UserError
 
 
 def zeros(features: np.ndarray) -> float:

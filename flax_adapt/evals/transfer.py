@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from flax_adapt.errors import UserError
+from flax_adapt.base.errors import UserError
 
 
 def figures(matrix: np.ndarray) -> dict[str, float]:

@@ -3,13 +3,16 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flax_adapt import data, logs, recipe, sharding, weights
-from flax_adapt.errors import UserError
+from flax_adapt import data, weights
+from flax_adapt.base import logs
+from flax_adapt.base.errors import UserError
+from flax_adapt.base.types import Params
 from flax_adapt.evals import drift, embed, knn, probe, sparsity
 from flax_adapt.evals.embed import Embedder
 from flax_adapt.evals.features import Features
-from flax_adapt.stage import told_of_init
-from flax_adapt.types import Params
+from flax_adapt.experiment import recipe
+from flax_adapt.stage.stage import told_of_init
+from flax_adapt.train import sharding
 
 
 class Sets(NamedTuple):

@@ -6,11 +6,14 @@ from typing import Any
 
 import jax
 
-from flax_adapt import check, data, logs, loop, sweep
-from flax_adapt import config as configs
-from flax_adapt.errors import UserError
-from flax_adapt.preemption import Preemption
-from flax_adapt.stage import Stage
+from flax_adapt import data
+from flax_adapt.base import config as configs
+from flax_adapt.base import logs
+from flax_adapt.base.errors import UserError
+from flax_adapt.experiment import sweep
+from flax_adapt.stage import check, loop
+from flax_adapt.stage.stage import Stage
+from flax_adapt.train.preemption import Preemption
 
 COLUMNS = ("stage", "metric", "seeds", "mean", "std", "gain", "seconds")
 

@@ -13,10 +13,11 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from flax_adapt import logs, loop
-from flax_adapt.errors import UserError
-from flax_adapt.preemption import Preemption
-from flax_adapt.stage import Stage
+from flax_adapt.base import logs
+from flax_adapt.base.errors import UserError
+from flax_adapt.stage import loop
+from flax_adapt.stage.stage import Stage
+from flax_adapt.train.preemption import Preemption
 
 RECORD = "sweep.json"
 log = logging.getLogger(__name__)

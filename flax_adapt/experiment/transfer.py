@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from flax_adapt import logs
-from flax_adapt.errors import UserError
+from flax_adapt.base import logs
+from flax_adapt.base.errors import UserError
 from flax_adapt.evals import transfer
 
 # What is measured of frozen features: columns of `measure.evaluate`.

@@ -14,7 +14,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from flax_adapt.errors import UserError, choose
+from flax_adapt.base.errors import UserError, choose
 from flax_adapt.models import batch_stats, resnet, text, vit
 from flax_adapt.models.adaptors import AdaptorConfig
 from flax_adapt.models.architecture import (

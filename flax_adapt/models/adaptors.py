@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
-from flax_adapt.errors import UserError, choose
-from flax_adapt.types import Array
+from flax_adapt.base.errors import UserError, choose
+from flax_adapt.base.types import Array
 
 
 @dataclasses.dataclass(frozen=True)

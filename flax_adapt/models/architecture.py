@@ -11,9 +11,9 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 
-from flax_adapt.errors import UserError, choose
+from flax_adapt.base.errors import UserError, choose
+from flax_adapt.base.types import Array
 from flax_adapt.models.adaptors import AdaptorConfig
-from flax_adapt.types import Array
 
 
 def gelu_erf(x: Array) -> Array:

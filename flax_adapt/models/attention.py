@@ -5,8 +5,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from flax_adapt.base.types import Array
 from flax_adapt.models.adaptors import MixLogits
-from flax_adapt.types import Array
 
 # Of two arrays, in float32 whatever they are.
 _product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)

@@ -4,9 +4,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from flax_adapt.base.types import Array
 from flax_adapt.models import batch_stats
 from flax_adapt.models.layers import Dtype
-from flax_adapt.types import Array
 
 
 def moments(x_BYXC: Array, weight_B: Array) -> tuple[Array, Array, Array]:

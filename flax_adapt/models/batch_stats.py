@@ -11,8 +11,8 @@ from typing import Any
 
 import flax.linen as nn
 
-from flax_adapt.errors import UserError
-from flax_adapt.types import Params
+from flax_adapt.base.errors import UserError
+from flax_adapt.base.types import Params
 
 NAME = "batch_stats"  # linen's own word for the collection
 

@@ -11,12 +11,12 @@ import functools
 import flax.linen as nn
 import jax.numpy as jnp
 
-from flax_adapt.errors import UserError, choose
+from flax_adapt.base.errors import UserError, choose
+from flax_adapt.base.types import Array, Key, Text
 from flax_adapt.models import architecture, layers
 from flax_adapt.models.adaptors import AdaptorConfig
 from flax_adapt.models.architecture import LastBlock
 from flax_adapt.models.layers import NORMAL, Dtype, Mix
-from flax_adapt.types import Array, Key, Text
 
 # Row of the first token's position. RoBERTa's positions count on from the id of padding
 # (fairseq): rows 0 to pad_token_id are never a real token's.

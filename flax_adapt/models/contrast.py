@@ -2,11 +2,11 @@
 
 import jax.numpy as jnp
 
+from flax_adapt.base.types import Array, Key, Text
 from flax_adapt.models import vit
 from flax_adapt.models.bert import Mix
 from flax_adapt.models.heads import ProjectorConfig, make_heads
 from flax_adapt.models.text import POOLING, TextModel
-from flax_adapt.types import Array, Key, Text
 
 
 class Contrast(vit.ImageModel):

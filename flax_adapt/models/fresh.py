@@ -7,12 +7,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from flax_adapt.base.types import Key, Params, Text
 from flax_adapt.models import batch_stats
 from flax_adapt.models.contrast import Contrast, TextContrast
 from flax_adapt.models.mae import MAE
 from flax_adapt.models.resnet import ResNetContrast
 from flax_adapt.models.text import MaskedLM, TextModel
-from flax_adapt.types import Key, Params, Text
 
 
 @functools.partial(jax.jit, static_argnums=0)

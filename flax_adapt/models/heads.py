@@ -12,10 +12,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flax_adapt.errors import UserError
+from flax_adapt.base.errors import UserError
+from flax_adapt.base.types import Array, Key
 from flax_adapt.models import layers
 from flax_adapt.models.batch_norm import RunningBatchNorm
-from flax_adapt.types import Array, Key
 
 EPS = 1e-5  # torch.nn.BatchNorm1d
 # Of a linear probe (He et al. 2022, official code, main_linprobe.py), and torch's own.

@@ -13,12 +13,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flax_adapt import keys
+from flax_adapt.base import keys
+from flax_adapt.base.types import Array, Key
 from flax_adapt.models import architecture
 from flax_adapt.models.adaptors import Adaptor, MixLogits
 from flax_adapt.models.architecture import GELU, BlockConfig, LastBlock, ViTConfig
 from flax_adapt.models.attention import attend
-from flax_adapt.types import Array, Key
 
 Dtype = Any
 # What becomes of embeddings x_BLD before the first block.

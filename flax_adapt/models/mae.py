@@ -9,11 +9,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flax_adapt import masking
-from flax_adapt.models import architecture, layers, vit
+from flax_adapt.base.types import Array, Key
+from flax_adapt.models import architecture, layers, masking, vit
 from flax_adapt.models.architecture import ViTConfig
 from flax_adapt.models.layers import Dtype
-from flax_adapt.types import Array, Key
 
 
 @dataclasses.dataclass(frozen=True)

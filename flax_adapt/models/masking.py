@@ -11,9 +11,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from flax_adapt import keys
-from flax_adapt.errors import UserError
-from flax_adapt.types import Array, Key, Text
+from flax_adapt.base import keys
+from flax_adapt.base.errors import UserError
+from flax_adapt.base.types import Array, Key, Text
 
 
 class Hiding(NamedTuple):

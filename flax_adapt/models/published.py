@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from flax_adapt.errors import choose
+from flax_adapt.base.errors import choose
 
 # Ti, S: Touvron et al. 2021; B, L, H: Dosovitskiy et al. 2021.
 SIZES = {

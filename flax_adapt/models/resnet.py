@@ -14,7 +14,8 @@ from typing import ClassVar
 import flax.linen as nn
 import jax.numpy as jnp
 
-from flax_adapt.errors import UserError, choose
+from flax_adapt.base.errors import UserError, choose
+from flax_adapt.base.types import Array, Key
 from flax_adapt.models import heads, layers
 from flax_adapt.models.batch_norm import RunningBatchNorm
 from flax_adapt.models.heads import ProjectorConfig, make_projector, project
@@ -25,7 +26,6 @@ from flax_adapt.models.resnet_config import (
     bottleneck_plans,
 )
 from flax_adapt.models.vit import check_image
-from flax_adapt.types import Array, Key
 
 # torchvision: kaiming_normal_(mode="fan_out", nonlinearity="relu"), deviation
 # sqrt(2 / (outputs * pixels of the kernel)) (He et al. 2015); scales 1, biases 0.

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from flax_adapt.errors import UserError
+from flax_adapt.base.errors import UserError
 from flax_adapt.models.architecture import LastBlock
 
 # A block ends in so many times its planes (He et al. 2016, table 1).

@@ -10,13 +10,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flax_adapt.errors import choose
+from flax_adapt.base.errors import choose
+from flax_adapt.base.types import Array, Key, Layout, Text
 from flax_adapt.models import architecture, bert, heads, layers
 from flax_adapt.models.architecture import GELU
 from flax_adapt.models.bert import BertConfig
 from flax_adapt.models.heads import ProjectorConfig
 from flax_adapt.models.layers import NORMAL, Dtype, Mix
-from flax_adapt.types import Array, Key, Layout, Text
 
 
 def mean_of_tokens(x_BLD: Array, segments_BL: Array) -> Array:

@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flax_adapt.errors import UserError, choose
+from flax_adapt.base.errors import UserError, choose
+from flax_adapt.base.types import Array, Key, Layout
 from flax_adapt.models import architecture, heads, layers
 from flax_adapt.models.architecture import ViTConfig
 from flax_adapt.models.heads import ProjectorConfig
 from flax_adapt.models.layers import NORMAL, Dtype, Initialiser, Mix
 from flax_adapt.models.resnet_config import ResNetConfig
-from flax_adapt.types import Array, Key, Layout
 
 
 def patchify(image_BYXC: Array, patch_size: int) -> Array:

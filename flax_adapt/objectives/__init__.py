@@ -17,21 +17,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from flax_adapt import keys, mixing, models
-from flax_adapt.data import image
-from flax_adapt.errors import UserError, choose
-from flax_adapt.objectives import (
-    classify,
-    contrast,
-    distill,
-    glad,
-    mlm,
-    reconstruct,
-    statistics,
-)
-from flax_adapt.objectives import ema as ema
-from flax_adapt.objectives import penalties as penalties
-from flax_adapt.types import (
+from flax_adapt import models
+from flax_adapt.base import keys
+from flax_adapt.base.errors import UserError, choose
+from flax_adapt.base.types import (
     NOTHING_CARRIED,
     Array,
     Batch,
@@ -41,6 +30,19 @@ from flax_adapt.types import (
     Params,
     together,
 )
+from flax_adapt.data.images import image
+from flax_adapt.objectives import (
+    classify,
+    contrast,
+    distill,
+    glad,
+    mixing,
+    mlm,
+    reconstruct,
+    statistics,
+)
+from flax_adapt.objectives import ema as ema
+from flax_adapt.objectives import penalties as penalties
 
 OBJECTIVES: dict[str, Callable[..., LossFn]] = {
     "reconstruct": reconstruct.make_loss,

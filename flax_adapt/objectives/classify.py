@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from flax_adapt import keys, mixing
-from flax_adapt.errors import UserError
-from flax_adapt.metrics import Loss, Mean, Spearman, accuracy, confusion
+from flax_adapt.base import keys
+from flax_adapt.base.errors import UserError
+from flax_adapt.base.metrics import Loss, Mean, Spearman, accuracy, confusion
+from flax_adapt.base.types import HANDED, Array, Batch, Key, LossFn, Metrics, Params
 from flax_adapt.models import batch_stats
-from flax_adapt.types import HANDED, Array, Batch, Key, LossFn, Metrics, Params
+from flax_adapt.objectives import mixing
 
 # A batch may bring what the model makes of it: penalties look at the same logits.
 LOGITS = "logits"

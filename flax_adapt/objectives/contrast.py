@@ -14,14 +14,23 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from flax_adapt import keys, mixing
-from flax_adapt.errors import UserError, choose
-from flax_adapt.metrics import Loss
+from flax_adapt.base import keys
+from flax_adapt.base.errors import UserError, choose
+from flax_adapt.base.metrics import Loss
+from flax_adapt.base.types import (
+    HANDED,
+    Array,
+    Batch,
+    Carry,
+    Key,
+    LossFn,
+    Metrics,
+    Params,
+)
 from flax_adapt.models import batch_stats
 from flax_adapt.models.batch_stats import Variables
-from flax_adapt.objectives import ema
+from flax_adapt.objectives import ema, mixing
 from flax_adapt.objectives.info_nce import FORMS, Keys, Soft, measure, normalize
-from flax_adapt.types import HANDED, Array, Batch, Carry, Key, LossFn, Metrics, Params
 
 # Purposes of keys. The number of the view is added, to queries twice that of the term.
 _QUERY, _KEY, _MIX = 0x5A0, 0x5B0, 0x5C0

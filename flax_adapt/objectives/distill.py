@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from flax_adapt import models
-from flax_adapt.errors import UserError, choose
-from flax_adapt.metrics import Loss, Mean
+from flax_adapt.base.errors import UserError, choose
+from flax_adapt.base.metrics import Loss, Mean
+from flax_adapt.base.types import Array, Batch, Key, Layout, LossFn, Params
 from flax_adapt.objectives import mlm, reconstruct
-from flax_adapt.types import Array, Batch, Key, Layout, LossFn, Params
 
 
 def _cls(x_BLD: Array, layout: Layout) -> tuple[Array, Array]:

@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from flax_adapt.errors import UserError, choose
-from flax_adapt.types import AVERAGE, Array, Carry, Key, Params
+from flax_adapt.base.errors import UserError, choose
+from flax_adapt.base.types import AVERAGE, Array, Carry, Key, Params
 
 # 1 - m, what the average takes of the new parameters, by the share of the steps done.
 SCHEDULES: dict[str, Callable[[float, Array], Any]] = {

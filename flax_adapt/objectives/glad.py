@@ -14,12 +14,13 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from flax_adapt import keys, models, rules
-from flax_adapt.errors import UserError, choose
-from flax_adapt.metrics import Loss
+from flax_adapt import models
+from flax_adapt.base import keys, rules
+from flax_adapt.base.errors import UserError, choose
+from flax_adapt.base.metrics import Loss
+from flax_adapt.base.types import Array, Batch, Key, LossFn, Params
 from flax_adapt.objectives import classify, distill, mlm, reconstruct
 from flax_adapt.surgery import adaptors
-from flax_adapt.types import Array, Batch, Key, LossFn, Params
 
 _MASKED = 0x61A  # purpose of keys
 # The masked objectives, and the tasks that are trained beside the classifier for them.

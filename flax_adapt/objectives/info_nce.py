@@ -9,8 +9,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from flax_adapt.metrics import Mean
-from flax_adapt.types import Array
+from flax_adapt.base.metrics import Mean
+from flax_adapt.base.types import Array
 
 _NO_LENGTH = 1e-12  # torch.nn.functional.normalize
 _NEVER = -1e30  # the cosine of a key that does not count; finite: 0 * it is 0

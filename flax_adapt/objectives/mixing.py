@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from flax_adapt import keys
-from flax_adapt.errors import UserError, choose
-from flax_adapt.types import Array, Batch, Key
+from flax_adapt.base import keys
+from flax_adapt.base.errors import UserError, choose
+from flax_adapt.base.types import Array, Batch, Key
 
 _LAMBDA, _CHOICE, _BOX, _PARTNER = range(4)
 

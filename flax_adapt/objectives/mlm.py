@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from flax_adapt import keys, masking
-from flax_adapt.errors import UserError
-from flax_adapt.metrics import Loss, Mean, Perplexity, Sum
-from flax_adapt.types import Array, Batch, Key, LossFn, Params, Text
+from flax_adapt.base import keys
+from flax_adapt.base.errors import UserError
+from flax_adapt.base.metrics import Loss, Mean, Perplexity, Sum
+from flax_adapt.base.types import Array, Batch, Key, LossFn, Params, Text
+from flax_adapt.models import masking
 
 _MASK = 0x3A7
 

@@ -10,9 +10,9 @@ from typing import Any, TypeAlias
 import jax.numpy as jnp
 from flax import linen as nn
 
-from flax_adapt import rules
-from flax_adapt.metrics import Mean
-from flax_adapt.types import Array, Batch, Key, Params
+from flax_adapt.base import rules
+from flax_adapt.base.metrics import Mean
+from flax_adapt.base.types import Array, Batch, Key, Params
 
 # (params, frozen, batch, key_B) -> Mean
 Penalty: TypeAlias = Callable[[Params, Params, Batch, Key], Mean]

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from flax import linen as nn
 
-from flax_adapt.errors import UserError, choose
+from flax_adapt.base.errors import UserError, choose
+from flax_adapt.base.types import Batch, Key, LossFn, Params
 from flax_adapt.objectives import classify
 from flax_adapt.objectives.parameter_penalties import (
     Penalty,
@@ -23,7 +24,6 @@ from flax_adapt.objectives.parameter_penalties import (
     weight_distance,
 )
 from flax_adapt.objectives.prediction_penalties import NOISES, der, er, lwf, r3f
-from flax_adapt.types import Batch, Key, LossFn, Params
 
 # What must hold of a section's own fields, and how the user is told.
 Rules = Sequence[tuple[bool, str]]

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from flax_adapt import keys, rules
-from flax_adapt.metrics import Mean
+from flax_adapt.base import keys, rules
+from flax_adapt.base.metrics import Mean
+from flax_adapt.base.types import Array, Batch, Key, Params
 from flax_adapt.objectives import classify
 from flax_adapt.objectives.parameter_penalties import Penalty
 from flax_adapt.surgery import adaptors
-from flax_adapt.types import Array, Batch, Key, Params
 
 LWF, DER = "lwf", "der"
 # Purposes of keys: the noise, and what the noised pass drops.

@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from flax_adapt import keys, masking, models
-from flax_adapt.metrics import Loss, Mean
-from flax_adapt.types import Array, Batch, Key, LossFn, Params
+from flax_adapt import models
+from flax_adapt.base import keys
+from flax_adapt.base.metrics import Loss, Mean
+from flax_adapt.base.types import Array, Batch, Key, LossFn, Params
+from flax_adapt.models import masking
 
 _MASK = 0x3A5
 _EPS = 1e-6  # inside the root of the target's deviation, as in the reference code

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from flax_adapt.base.types import Array, Carry, Key, Params
 from flax_adapt.models import batch_stats
-from flax_adapt.types import Array, Carry, Key, Params
 
 
 def make_carry(statistics: Params) -> Carry:

@@ -5,11 +5,13 @@ later. What only the data or the weights can tell is checked when a stage starts
 from collections.abc import Callable
 from typing import Any
 
-from flax_adapt import check_model, fisher, objectives, optim, weights
+from flax_adapt import objectives, weights
+from flax_adapt.base.errors import UserError, choose
 from flax_adapt.data import drawing, replay
-from flax_adapt.errors import UserError, choose
 from flax_adapt.objectives import ema, penalties
+from flax_adapt.stage import check_model
 from flax_adapt.surgery import lora
+from flax_adapt.train import fisher, optim
 
 _MAX_SEED = 2**31 - 1
 

@@ -4,10 +4,11 @@ the objective, and the model its data.
 
 from typing import Any
 
-from flax_adapt import models, objectives, optim
-from flax_adapt.errors import UserError, choose
+from flax_adapt import models, objectives
+from flax_adapt.base.errors import UserError, choose
 from flax_adapt.objectives import classify, penalties
 from flax_adapt.surgery import SURGERY
+from flax_adapt.train import optim
 
 
 def check(config: Any, section: Any) -> None:

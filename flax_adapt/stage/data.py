@@ -7,10 +7,11 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from flax_adapt import config as configs
-from flax_adapt import data, logs, models
-from flax_adapt.errors import UserError
-from flax_adapt.stage import Stage
+from flax_adapt import data, models
+from flax_adapt.base import config as configs
+from flax_adapt.base import logs
+from flax_adapt.base.errors import UserError
+from flax_adapt.stage.stage import Stage
 
 log = logging.getLogger(__name__)
 

@@ -11,13 +11,14 @@ from flax import linen as nn
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from flax_adapt import data, fisher, sharding, weights
-from flax_adapt import stage as stages
-from flax_adapt.data import image
-from flax_adapt.errors import UserError
+from flax_adapt import data, weights
+from flax_adapt.base.errors import UserError
+from flax_adapt.base.types import Batch, Params
+from flax_adapt.data.images import image
 from flax_adapt.objectives.parameter_penalties import EWC
-from flax_adapt.stage import Stage
-from flax_adapt.types import Batch, Params
+from flax_adapt.stage import stage as stages
+from flax_adapt.stage.stage import Stage
+from flax_adapt.train import fisher, sharding
 from flax_adapt.weights import strict
 
 log = logging.getLogger(__name__)

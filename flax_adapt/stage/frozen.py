@@ -11,13 +11,16 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from flax_adapt import data, objectives, sharding, stage_fisher, stage_weights, weights
-from flax_adapt import stage as stages
-from flax_adapt.errors import UserError
+from flax_adapt import data, objectives, weights
+from flax_adapt.base.errors import UserError
+from flax_adapt.base.types import Array, Batch, Params
 from flax_adapt.objectives.parameter_penalties import EWC, START
 from flax_adapt.objectives.prediction_penalties import DER, LWF
-from flax_adapt.stage import Stage
-from flax_adapt.types import Array, Batch, Params
+from flax_adapt.stage import fisher as stage_fisher
+from flax_adapt.stage import stage as stages
+from flax_adapt.stage import weights as stage_weights
+from flax_adapt.stage.stage import Stage
+from flax_adapt.train import sharding
 
 _LABEL_I = "LABEL_"  # a class without a name
 

@@ -7,17 +7,19 @@ from typing import Any
 
 import jax
 
-from flax_adapt import checkpoint, data, logs, optim, rules, sharding
-from flax_adapt import config as configs
-from flax_adapt import stage as stages
-from flax_adapt import stage_data as inputs
-from flax_adapt import stage_training as training
-from flax_adapt import step as steps
-from flax_adapt.errors import UserError
-from flax_adapt.metrics import Meter
-from flax_adapt.preemption import Preempted, Preemption
-from flax_adapt.stage import Stage
-from flax_adapt.types import Metrics
+from flax_adapt import data
+from flax_adapt.base import config as configs
+from flax_adapt.base import logs, rules
+from flax_adapt.base.errors import UserError
+from flax_adapt.base.metrics import Meter
+from flax_adapt.base.types import Metrics
+from flax_adapt.stage import data as inputs
+from flax_adapt.stage import stage as stages
+from flax_adapt.stage import training
+from flax_adapt.stage.stage import Stage
+from flax_adapt.train import checkpoint, optim, sharding
+from flax_adapt.train import step as steps
+from flax_adapt.train.preemption import Preempted, Preemption
 
 RESULT = "result.json"
 log = logging.getLogger(__name__)

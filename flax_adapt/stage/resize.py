@@ -7,10 +7,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from flax_adapt import data, models, sharding, weights
-from flax_adapt.data import image
+from flax_adapt import data, models, weights
+from flax_adapt.base.types import Array, Batch, Params
+from flax_adapt.data.images import image
 from flax_adapt.surgery import SURGERY, last_block, moments
-from flax_adapt.types import Array, Batch, Params
+from flax_adapt.train import sharding
 from flax_adapt.weights import strict
 
 _DRAW = 0x7FFFFFFD  # the key of what is drawn never meets those of steps

@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 
 from flax import linen as nn
 
-from flax_adapt import check, check_model, models, objectives, weights
-from flax_adapt import config as configs
-from flax_adapt.errors import UserError
+from flax_adapt import models, objectives, weights
+from flax_adapt.base import config as configs
+from flax_adapt.base.errors import UserError
+from flax_adapt.stage import check, check_model
+from flax_adapt.weights.formats import table as formats
 
 # What errors of `weights` name -> the fields of the config.
-FIELDS = weights.formats.words("init=PATH and init_known.", "init=PATH and init_format")
+FIELDS = formats.words("init=PATH and init_known.", "init=PATH and init_format")
 
 
 class Stage(NamedTuple):

@@ -8,27 +8,22 @@ from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from flax_adapt import (
-    data,
-    objectives,
-    optim,
-    rules,
-    stage_fisher,
-    stage_frozen,
-    stage_weights,
-    types,
-    weights,
-)
-from flax_adapt import stage as stages
-from flax_adapt import state as states
-from flax_adapt import step as steps
+from flax_adapt import data, objectives, weights
+from flax_adapt.base import rules, types
+from flax_adapt.base.types import Carry, LossFn, Params
 from flax_adapt.models import batch_stats
 from flax_adapt.objectives import ema, penalties
-from flax_adapt.stage import Stage
-from flax_adapt.stage_frozen import Given
-from flax_adapt.state import TrainState
+from flax_adapt.stage import fisher as stage_fisher
+from flax_adapt.stage import frozen as stage_frozen
+from flax_adapt.stage import stage as stages
+from flax_adapt.stage import weights as stage_weights
+from flax_adapt.stage.frozen import Given
+from flax_adapt.stage.stage import Stage
 from flax_adapt.surgery import lora
-from flax_adapt.types import Carry, LossFn, Params
+from flax_adapt.train import optim
+from flax_adapt.train import state as states
+from flax_adapt.train import step as steps
+from flax_adapt.train.state import TrainState
 
 _ADAPTORS = 0x7FFFFFFC  # the key of adaptors never meets those of steps
 

@@ -8,14 +8,16 @@ from flax import linen as nn
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from flax_adapt import config as configs
-from flax_adapt import data, models, objectives, rules, stage_resize, weights
-from flax_adapt import stage as stages
-from flax_adapt.errors import UserError, reworded
+from flax_adapt import data, models, objectives, weights
+from flax_adapt.base import config as configs
+from flax_adapt.base import rules
+from flax_adapt.base.errors import UserError, reworded
+from flax_adapt.base.types import Params
 from flax_adapt.models import batch_stats
-from flax_adapt.stage import Stage
+from flax_adapt.stage import resize as stage_resize
+from flax_adapt.stage import stage as stages
+from flax_adapt.stage.stage import Stage
 from flax_adapt.surgery import adaptors, heads
-from flax_adapt.types import Params
 from flax_adapt.weights import strict
 
 

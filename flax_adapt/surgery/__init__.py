@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from flax_adapt.base.types import Key
 from flax_adapt.surgery import (
     adaptors,
     heads,
@@ -24,7 +25,6 @@ from flax_adapt.surgery import (
 )
 from flax_adapt.surgery.adaptors import drop as drop_adaptors
 from flax_adapt.surgery.last_block import Leaves, Resized
-from flax_adapt.types import Key
 
 __all__ = [
     "SURGERY",

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from flax_adapt.types import Params
+from flax_adapt.base.types import Params
 
 PATTERN = re.compile(r"(.*/)?adaptor/.*")
 

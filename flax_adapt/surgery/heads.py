@@ -6,10 +6,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from flax_adapt.errors import UserError
+from flax_adapt.base.errors import UserError
+from flax_adapt.base.types import Params
 from flax_adapt.models import batch_stats
 from flax_adapt.models.heads import PROBE_EPS
-from flax_adapt.types import Params
 
 LEAVES = ("head/kernel", "head/bias")
 

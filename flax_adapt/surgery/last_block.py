@@ -23,8 +23,8 @@ import jax
 import numpy as np
 
 from flax_adapt import models
-from flax_adapt.errors import UserError, choose
-from flax_adapt.types import Array, Key, Layout
+from flax_adapt.base.errors import UserError, choose
+from flax_adapt.base.types import Array, Key, Layout
 
 Leaves = Mapping[str, Any]
 

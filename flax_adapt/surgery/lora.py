@@ -18,8 +18,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from flax_adapt.errors import UserError, choose
-from flax_adapt.types import Key, LossFn, Params
+from flax_adapt.base.errors import UserError, choose
+from flax_adapt.base.types import Key, LossFn, Params
 from flax_adapt.weights import lora as pairs
 from flax_adapt.weights import strict
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from flax_adapt.errors import UserError
+from flax_adapt.base.errors import UserError
 
 
 def mlp_dim(config_model: Mapping[str, Any], width: int) -> int:

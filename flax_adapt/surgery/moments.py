@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flax_adapt.errors import UserError
-from flax_adapt.types import Array
+from flax_adapt.base.errors import UserError
+from flax_adapt.base.types import Array
 
 
 class Moments(NamedTuple):

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from flax_adapt import models
-from flax_adapt.errors import UserError, choose
+from flax_adapt.base.errors import UserError, choose
+from flax_adapt.base.types import Key
 from flax_adapt.models import batch_stats
 from flax_adapt.surgery.last_block import INITS, TOKENS, Leaves, Resized
-from flax_adapt.types import Key
 
 # What of the last block is of another shape, or was not there.
 NEW = ("conv3", "norm3", "shortcut")

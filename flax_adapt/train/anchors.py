@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from flax_adapt import rules
-from flax_adapt.errors import UserError
-from flax_adapt.types import Array, Params
+from flax_adapt.base import rules
+from flax_adapt.base.errors import UserError
+from flax_adapt.base.types import Array, Params
 
 # Of what MARS bounds the distance: the kernels of layers (official code: of Dense and
 # Conv). What is added, scales or is looked up has no row sum, and is left free.

@@ -13,8 +13,8 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from flax_adapt.errors import choose
-from flax_adapt.state import TrainState
+from flax_adapt.base.errors import choose
+from flax_adapt.train.state import TrainState
 
 _REVERSE = {"max": False, "min": True}  # BestN keeps the end of the sorted list
 

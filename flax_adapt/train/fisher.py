@@ -14,10 +14,13 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from flax_adapt import keys, sharding
-from flax_adapt.errors import UserError, choose
-from flax_adapt.types import Array, Batch, Key, Params
-from flax_adapt.weights import safetensors_file, strict, writing
+from flax_adapt.base import keys
+from flax_adapt.base.errors import UserError, choose
+from flax_adapt.base.types import Array, Batch, Key, Params
+from flax_adapt.train import sharding
+from flax_adapt.weights import strict
+from flax_adapt.weights.files import safetensors as safetensors_file
+from flax_adapt.weights.files import writing
 
 FILE = "fisher.safetensors"
 _LABEL = 0xF15  # the key of a drawn label meets no other of its example

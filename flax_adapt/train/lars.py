@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import optax
 
-from flax_adapt.errors import UserError
-from flax_adapt.types import Params
+from flax_adapt.base.errors import UserError
+from flax_adapt.base.types import Params
 
 
 def check(config: Any) -> None:

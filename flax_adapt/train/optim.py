@@ -13,9 +13,10 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
-from flax_adapt import anchors, lars, rules
-from flax_adapt.errors import UserError, choose
-from flax_adapt.types import LossFn, Params
+from flax_adapt.base import rules
+from flax_adapt.base.errors import UserError, choose
+from flax_adapt.base.types import LossFn, Params
+from flax_adapt.train import anchors, lars
 
 # Adaptors of LoRA are matrices like their kernels.
 _LOW_RANK = (r"lora/.*", True)

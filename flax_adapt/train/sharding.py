@@ -7,9 +7,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from flax_adapt import rules
-from flax_adapt.errors import UserError
-from flax_adapt.types import Batch
+from flax_adapt.base import rules
+from flax_adapt.base.errors import UserError
+from flax_adapt.base.types import Batch
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = PartitionSpec(("data", "fsdp"))

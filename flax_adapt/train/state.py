@@ -8,9 +8,9 @@ import optax
 from flax import struct
 from jax.sharding import Mesh
 
-from flax_adapt import sharding
+from flax_adapt.base.types import AVERAGE, NOTHING_CARRIED, Array, Carry, Params
 from flax_adapt.models import batch_stats
-from flax_adapt.types import AVERAGE, NOTHING_CARRIED, Array, Carry, Params
+from flax_adapt.train import sharding
 
 _CARRY = 0x7FFFFFFE  # its key never meets those of steps and of evaluation
 

@@ -8,11 +8,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from flax_adapt import keys, sharding
-from flax_adapt.errors import UserError
-from flax_adapt.metrics import Mean
-from flax_adapt.state import TrainState
-from flax_adapt.types import (
+from flax_adapt.base import keys
+from flax_adapt.base.errors import UserError
+from flax_adapt.base.metrics import Mean
+from flax_adapt.base.types import (
     HANDED,
     NOTHING_CARRIED,
     Array,
@@ -22,6 +21,8 @@ from flax_adapt.types import (
     Metrics,
     Params,
 )
+from flax_adapt.train import sharding
+from flax_adapt.train.state import TrainState
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 EvalStep = Callable[[Params, Params, Batch, Array | int], Metrics]

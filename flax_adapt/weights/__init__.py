@@ -22,12 +22,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from flax_adapt import models
-from flax_adapt.errors import UserError, choose
-from flax_adapt.types import Key, Params
-from flax_adapt.weights import formats, hf_vit, strict
+from flax_adapt.base.errors import UserError, choose
+from flax_adapt.base.types import Key, Params
 from flax_adapt.weights import reshape as reshaping
+from flax_adapt.weights import strict
 from flax_adapt.weights.fields import KNOWN
-from flax_adapt.weights.formats import FORMATS, WRITERS, told
+from flax_adapt.weights.formats import hf_vit
+from flax_adapt.weights.formats import table as formats
+from flax_adapt.weights.formats.table import FORMATS, WRITERS, told
 from flax_adapt.weights.strict import Report, adopt
 
 __all__ = [

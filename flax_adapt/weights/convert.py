@@ -8,10 +8,11 @@ import flax.linen as nn
 import jax
 
 from flax_adapt import models, weights
-from flax_adapt.data import tokenizer
-from flax_adapt.errors import UserError, choose, reworded
-from flax_adapt.types import Key
+from flax_adapt.base.errors import UserError, choose, reworded
+from flax_adapt.base.types import Key
+from flax_adapt.data.texts import tokenizer
 from flax_adapt.weights import fields, strict
+from flax_adapt.weights.formats import table as formats
 
 # Which part of the parameters a task is for; the first that a file has is taken.
 PARTS = {"mae": "decoder", "mlm": "mlm", "classify": "head"}
@@ -20,7 +21,7 @@ BARE = ("facebook_mae", "big_vision", "torchvision")
 NO_TOKENIZER = (*BARE, "timm")
 # What errors of `weights` name -> the flags of the command.
 FLAGS = {
-    **weights.formats.words("--known=", "--from_format"),
+    **formats.words("--known=", "--from_format"),
     r"save with that in the model config": "give --change=NAME=VALUE",
     r"(?:load|save) (?:the )?task '(\w+)'": r"give --task=\1",
     r"fresh=\('([\w/]+)',\)": r"--fresh=\1",
@@ -63,9 +64,9 @@ def convert(
     with reworded(FLAGS):
         told: dict[str, Any] = dict(format=source_format, known=known)
         task = _task(source, told, task, fresh)
-        one = weights.formats.find(source, source_format)
+        one = formats.find(source, source_format)
         own = one.pooling(source)
-        pooling = weights.formats.pooling_of(own, task, own)
+        pooling = formats.pooling_of(own, task, own)
         beside = _beside(source, one, told, task, fresh)
         left_out = _left_out(target_format, beside)
         with weights.opened(source, task, pooling=pooling, **told) as found:
@@ -162,7 +163,7 @@ def _adopt(
 
 def _beside(
     source: Path,
-    one: weights.formats.Format,
+    one: formats.Format,
     told: Mapping[str, Any],
     task: str,
     fresh: Sequence[str],

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from flax_adapt.errors import UserError
+from flax_adapt.base.errors import UserError
 from flax_adapt.weights import fields
 
 FIELD, NOTE_FIELD = "last_block", "flax_adapt_note"

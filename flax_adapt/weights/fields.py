@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from flax_adapt import models
-from flax_adapt.errors import UserError, choose
+from flax_adapt.base.errors import UserError, choose
 
 NUMBERS = {bool: "bool", int: "positive whole number", float: "positive float"}
 GELU = {"gelu": "erf", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flax_adapt.errors import UserError
-from flax_adapt.weights.files import LazyTensor
+from flax_adapt.base.errors import UserError
+from flax_adapt.weights.files.files import LazyTensor
 
 PART = "lora"
 _A, _B, _KERNEL = "/a", "/b", "/kernel"

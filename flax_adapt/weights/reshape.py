@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from flax_adapt import models
-from flax_adapt.errors import UserError, choose
+from flax_adapt.base.errors import UserError, choose
 
 POSITIONS, KERNEL = (
     ("encoder/position", "decoder/position"),

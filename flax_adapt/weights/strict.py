@@ -8,8 +8,8 @@ from typing import Any
 
 import flax.traverse_util
 
-from flax_adapt.errors import UserError
-from flax_adapt.types import Params
+from flax_adapt.base.errors import UserError
+from flax_adapt.base.types import Params
 from flax_adapt.weights import reshape
 
 _UNKNOWN = "unknown/"

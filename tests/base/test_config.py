@@ -4,13 +4,13 @@ import json
 import re
 
 import pytest
-import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
+from support import tiny
 
-from flax_adapt import config
-from flax_adapt.errors import UserError
+from flax_adapt.base import config
+from flax_adapt.base.errors import UserError
 
 GOOD = '''"""First line.
 

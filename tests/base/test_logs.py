@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flax_adapt import logs
-from flax_adapt.errors import UserError
+from flax_adapt.base import logs
+from flax_adapt.base.errors import UserError
 
 
 def write(workdir, stage, steps, *, resumed_from=0):
@@ -66,7 +66,7 @@ def test_a_broken_line_in_the_middle_is_named(tmp_path):
 
 KILLED = """
 import os, signal, sys
-from flax_adapt import logs
+from flax_adapt.base import logs
 writer = logs.MetricWriter(sys.argv[1], "tune", step=0, is_writer=True)
 writer.write(1, {"loss": 0.5})
 os.kill(os.getpid(), signal.SIGKILL)

@@ -10,8 +10,8 @@ import sklearn.metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flax_adapt import scores
-from flax_adapt.metrics import (
+from flax_adapt.base import scores
+from flax_adapt.base.metrics import (
     Loss,
     Mean,
     Meter,

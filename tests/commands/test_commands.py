@@ -9,13 +9,14 @@ import sys
 import jax
 import numpy as np
 import pytest
-import tiny_files
 from PIL import Image
+from support import tiny_files
 
-from flax_adapt import __main__, config, models, weights
+from flax_adapt import __main__, models, weights
+from flax_adapt.base import config
 
 CONFIG = '''"""Two small stages."""
-import tiny
+from support import tiny
 
 def get_config():
     model = {**tiny.MODEL, "depth": 1}

@@ -3,10 +3,11 @@
 import jax
 import numpy as np
 import pytest
-import tiny
 from safetensors.numpy import load_file, save_file
+from support import tiny
 
-from flax_adapt import __main__, config, weights
+from flax_adapt import __main__, weights
+from flax_adapt.base import config
 
 NORM = "vit.layernorm.weight"
 

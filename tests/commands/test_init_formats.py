@@ -5,15 +5,16 @@ import logging
 
 import numpy as np
 import pytest
-import tiny
-import tiny_files
-import torch_files
 from ml_collections import ConfigDict
 from safetensors.numpy import load_file
+from support import tiny, tiny_files, torch_files
 
-from flax_adapt import config as configs
-from flax_adapt import convert, defaults, measure, recipe, stage_weights, weights
-from flax_adapt.errors import UserError
+from flax_adapt import defaults, weights
+from flax_adapt.base import config as configs
+from flax_adapt.base.errors import UserError
+from flax_adapt.experiment import measure, recipe
+from flax_adapt.stage import weights as stage_weights
+from flax_adapt.weights import convert
 
 FACEBOOK = {**tiny_files.MODEL, "layer_norm_eps": 1e-6, "decoder": None}
 # Of the same tensors; tiny_files.shrink takes models with this eps.

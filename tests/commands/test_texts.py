@@ -5,12 +5,11 @@ import shutil
 import jax
 import numpy as np
 import pytest
-import tiny_files
-import tiny_text
 import tokenizers
+from support import tiny_files, tiny_text
 
 from flax_adapt import data, weights
-from flax_adapt.types import Text
+from flax_adapt.base.types import Text
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 

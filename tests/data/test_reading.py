@@ -11,7 +11,8 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from flax_adapt import data, defaults, errors
+from flax_adapt import data, defaults
+from flax_adapt.base import errors
 from flax_adapt.data import examples as examples_module
 
 COUNT, SIZE = 11, 6

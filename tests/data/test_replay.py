@@ -6,8 +6,8 @@ import sys
 
 import numpy as np
 import pytest
-import tiny_replay
-from tiny_replay import ORDERS
+from support import tiny_replay
+from support.tiny_replay import ORDERS
 
 from flax_adapt import data
 from flax_adapt.data import examples as examples_module
@@ -170,7 +170,7 @@ WORKER = """
 import sys
 sys.path.insert(0, {tests!r})
 import numpy as np
-import tiny_replay
+from support import tiny_replay
 process, folder = int(sys.argv[1]), sys.argv[2]
 for name, changes in tiny_replay.ORDERS.items():
     examples = tiny_replay.digits(**changes)
@@ -181,7 +181,7 @@ for name, changes in tiny_replay.ORDERS.items():
 
 
 def test_four_real_processes_read_together_what_one_reads(opened, tmp_path, request):
-    code = WORKER.format(tests=str(request.path.parent))
+    code = WORKER.format(tests=str(request.path.parent.parent))
     started = [
         subprocess.Popen([sys.executable, "-c", code, str(p), str(tmp_path)])
         for p in range(4)

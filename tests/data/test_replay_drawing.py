@@ -5,15 +5,13 @@ import logging
 
 import numpy as np
 import pytest
-import tiny
-import tiny_files
-import tiny_replay
-import tiny_text
 from ml_collections import ConfigDict
 from PIL import Image
-from tiny_replay import digits, few, replay
+from support import tiny, tiny_files, tiny_replay, tiny_text
+from support.tiny_replay import digits, few, replay
 
-from flax_adapt import data, errors
+from flax_adapt import data
+from flax_adapt.base import errors
 
 
 @pytest.fixture(scope="module")

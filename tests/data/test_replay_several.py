@@ -2,13 +2,11 @@
 
 import numpy as np
 import pytest
-import tiny
-import tiny_files
-import tiny_replay
-import tiny_text
 from ml_collections import ConfigDict
+from support import tiny, tiny_files, tiny_replay, tiny_text
 
-from flax_adapt import data, errors
+from flax_adapt import data
+from flax_adapt.base import errors
 from flax_adapt.data import base
 
 ODD, EVEN = (

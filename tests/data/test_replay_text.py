@@ -2,9 +2,8 @@
 
 import numpy as np
 import pytest
-import tiny_replay
-import tiny_text
-from tiny_replay import replay, texts
+from support import tiny_replay, tiny_text
+from support.tiny_replay import replay, texts
 
 from flax_adapt import data
 

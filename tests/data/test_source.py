@@ -10,8 +10,9 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from flax_adapt import errors
-from flax_adapt.data import image, source
+from flax_adapt.base import errors
+from flax_adapt.data import source
+from flax_adapt.data.images import image
 
 
 def config(door: str, split: str = "train", data_dir: str = "") -> ConfigDict:

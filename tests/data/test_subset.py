@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from flax_adapt import errors
+from flax_adapt.base import errors
 from flax_adapt.data import source, subset
 
 LABELS = np.array([0] * 10 + [1] * 5 + [2] * 5, np.int32)[[*range(1, 20, 2), 0, 4, 8,

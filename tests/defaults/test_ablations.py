@@ -4,15 +4,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
-import tiny_files
 from ml_collections import ConfigDict
 from safetensors.numpy import load_file
+from support import tiny, tiny_files
 
-from flax_adapt import check, defaults, keys, masking, objectives, recipe
-from flax_adapt import config as configs
-from flax_adapt.errors import UserError
+from flax_adapt import defaults, objectives
+from flax_adapt.base import config as configs
+from flax_adapt.base import keys
+from flax_adapt.base.errors import UserError
+from flax_adapt.experiment import recipe
+from flax_adapt.models import masking
 from flax_adapt.objectives import mlm, reconstruct
+from flax_adapt.stage import check
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 RECONSTRUCT = defaults.reconstruct() | dict(hidden_ratio=0.5)

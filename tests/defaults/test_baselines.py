@@ -5,13 +5,16 @@ import json
 import jax
 import numpy as np
 import pytest
-import tiny_files
 from safetensors.numpy import load_file
+from support import tiny_files
 
-from flax_adapt import check, data, defaults, fisher, recipe, weights
-from flax_adapt import config as configs
-from flax_adapt.data import image
-from flax_adapt.errors import UserError
+from flax_adapt import data, defaults, weights
+from flax_adapt.base import config as configs
+from flax_adapt.base.errors import UserError
+from flax_adapt.data.images import image
+from flax_adapt.experiment import recipe
+from flax_adapt.stage import check
+from flax_adapt.train import fisher
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 FORGETTING = ("ewc", "lwf", "er", "der")

@@ -6,13 +6,14 @@ import re
 import jax
 import numpy as np
 import pytest
-import tiny_files
 from ml_collections import ConfigDict
 from safetensors.numpy import load_file
+from support import tiny_files
 
-from flax_adapt import config as configs
-from flax_adapt import data, recipe
-from flax_adapt.errors import UserError
+from flax_adapt import data
+from flax_adapt.base import config as configs
+from flax_adapt.base.errors import UserError
+from flax_adapt.experiment import recipe
 
 SHIPPED = configs.shipped()
 # What each config is run with, and the stages that this gives. A new config needs a line.

@@ -3,11 +3,13 @@
 import jax
 import numpy as np
 import pytest
-import tiny_files
+from support import tiny_files
 
-from flax_adapt import check, data, recipe, weights
-from flax_adapt import config as configs
-from flax_adapt.errors import UserError
+from flax_adapt import data, weights
+from flax_adapt.base import config as configs
+from flax_adapt.base.errors import UserError
+from flax_adapt.experiment import recipe
+from flax_adapt.stage import check
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 TASKS = ("task_1_images", "task_2_others")

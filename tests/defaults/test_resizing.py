@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
-import tiny_files
+from support import tiny_files
 
-from flax_adapt import check, measure, recipe
-from flax_adapt import config as configs
+from flax_adapt.base import config as configs
+from flax_adapt.base.errors import UserError
 from flax_adapt.data.examples import ImageExamples
-from flax_adapt.errors import UserError
 from flax_adapt.evals import features, probe, sparsity
+from flax_adapt.experiment import measure, recipe
+from flax_adapt.stage import check
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 

@@ -2,14 +2,13 @@
 
 import numpy as np
 import pytest
-import tiny_files
-import tiny_text
 from ml_collections import ConfigDict
 from safetensors.numpy import load_file
+from support import tiny_files, tiny_text
 
-from flax_adapt import config as configs
-from flax_adapt import recipe
-from flax_adapt.errors import UserError
+from flax_adapt.base import config as configs
+from flax_adapt.base.errors import UserError
+from flax_adapt.experiment import recipe
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 

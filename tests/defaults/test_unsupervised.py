@@ -6,13 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
-import tiny_files
+from support import tiny, tiny_files
 
-from flax_adapt import check, data, defaults, measure, recipe, sharding
-from flax_adapt import config as configs
-from flax_adapt.errors import UserError
+from flax_adapt import data, defaults
+from flax_adapt.base import config as configs
+from flax_adapt.base.errors import UserError
 from flax_adapt.evals.embed import Embedder
+from flax_adapt.experiment import measure, recipe
+from flax_adapt.stage import check
+from flax_adapt.train import sharding
 
 COLUMNS = {
     "stage",

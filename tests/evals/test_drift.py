@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import pdist
 
-from flax_adapt.errors import UserError
+from flax_adapt.base.errors import UserError
 from flax_adapt.evals import drift
 
 exactly = pytest.approx  # a relative tolerance of 1e-6

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from flax_adapt.errors import UserError
+from flax_adapt.base.errors import UserError
 from flax_adapt.evals import features, knn, probe
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-PATH = Path(__file__).parent.parent / "benchmarks/self_distill_theory.py"
+PATH = Path(__file__).parents[2] / "benchmarks/self_distill_theory.py"
 ROUNDS = 5
 
 

@@ -5,12 +5,15 @@ import shutil
 import signal
 
 import pytest
-import tiny_files
-from runner import assert_identical, tensors
+from support import tiny_files
+from support.runner import assert_identical, tensors
 
-from flax_adapt import commands, loop, preemption, recipe
-from flax_adapt import config as configs
-from flax_adapt.logs import read_json
+from flax_adapt import commands
+from flax_adapt.base import config as configs
+from flax_adapt.base.logs import read_json
+from flax_adapt.experiment import recipe
+from flax_adapt.stage import loop
+from flax_adapt.train import preemption
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 ROWS = ("pretrained", "task_1_images", "task_2_others")

@@ -4,11 +4,13 @@ import json
 import statistics
 
 import pytest
-import tiny
 from safetensors.numpy import load_file
+from support import tiny
 
-from flax_adapt import defaults, loop, recipe
-from flax_adapt.errors import UserError
+from flax_adapt import defaults
+from flax_adapt.base.errors import UserError
+from flax_adapt.experiment import recipe
+from flax_adapt.stage import loop
 
 
 def result(stage, value, seed=0, metric="accuracy", data="digits", seconds=1.5):

@@ -5,11 +5,13 @@ import json
 import jax
 import numpy as np
 import pytest
-import tiny
+from support import tiny
 
-from flax_adapt import check, data, defaults, loop, recipe, sweep, weights
-from flax_adapt.data import image
-from flax_adapt.errors import UserError
+from flax_adapt import data, defaults, weights
+from flax_adapt.base.errors import UserError
+from flax_adapt.data.images import image
+from flax_adapt.experiment import recipe, sweep
+from flax_adapt.stage import check, loop
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 LRS = (1e-6, 3e-3)

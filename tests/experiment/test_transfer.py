@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from ml_collections import ConfigDict
 
-from flax_adapt import transfer as reports
-from flax_adapt.errors import UserError
+from flax_adapt.base.errors import UserError
 from flax_adapt.evals import drift, transfer
+from flax_adapt.experiment import transfer as reports
 
 # Two tasks: the start, after the first, after the second.
 BY_HAND = np.array([[0.5, 0.4], [0.8, 0.5], [0.7, 0.9]])

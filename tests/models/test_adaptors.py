@@ -7,28 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import tiny
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
-from tiny_glad import KINDS, MODELS, at_start, build, inputs
-from tiny_meshes import mesh_of
+from support import tiny
+from support.tiny_glad import KINDS, MODELS, at_start, build, inputs
+from support.tiny_meshes import mesh_of
 
-from flax_adapt import (
-    anchors,
-    defaults,
-    models,
-    objectives,
-    optim,
-    rules,
-    sharding,
-    surgery,
-    weights,
-)
-from flax_adapt import state as states
-from flax_adapt import step as steps
-from flax_adapt.errors import UserError
+from flax_adapt import defaults, models, objectives, surgery, weights
+from flax_adapt.base import rules
+from flax_adapt.base.errors import UserError
 from flax_adapt.models.adaptors import AdaptorConfig
 from flax_adapt.surgery import adaptors
+from flax_adapt.train import anchors, optim, sharding
+from flax_adapt.train import state as states
+from flax_adapt.train import step as steps
 
 
 @pytest.fixture(params=MODELS)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_glad import build
+from support.tiny_glad import build
 
 from flax_adapt import models
 from flax_adapt.models import attention, layers

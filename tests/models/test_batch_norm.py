@@ -7,15 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import tiny
-import tiny_resnet
 from ml_collections import ConfigDict
+from support import tiny, tiny_resnet
 
-from flax_adapt import defaults, objectives, optim, sharding
-from flax_adapt import state as states
-from flax_adapt import step as steps
-from flax_adapt.errors import UserError
+from flax_adapt import defaults, objectives
+from flax_adapt.base.errors import UserError
 from flax_adapt.models import batch_norm, batch_stats
+from flax_adapt.train import optim, sharding
+from flax_adapt.train import state as states
+from flax_adapt.train import step as steps
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes", "compile_fast")
 

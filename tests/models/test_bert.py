@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_bert import TINY, build, cut, names_of, params_of, rows, shapes
+from support.tiny_bert import TINY, build, cut, names_of, params_of, rows, shapes
 
-from flax_adapt import keys, models
+from flax_adapt import models
+from flax_adapt.base import keys
 from flax_adapt.models import layers
 
 

@@ -2,11 +2,10 @@
 
 import jax
 import pytest
-import tiny_bert
-import tiny_vit
+from support import tiny_bert, tiny_vit
 
 from flax_adapt import models
-from flax_adapt.errors import UserError
+from flax_adapt.base.errors import UserError
 
 
 def count(tree):

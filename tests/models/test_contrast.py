@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
+from support import tiny
 
-from flax_adapt import keys, models, optim, rules, sharding
-from flax_adapt.errors import UserError
+from flax_adapt import models
+from flax_adapt.base import keys, rules
+from flax_adapt.base.errors import UserError
+from flax_adapt.train import optim, sharding
 
 PROJECTOR = dict(layers=3, hidden=12, width=6, predictor_layers=2, batch_norm=True)
 PLAIN = dict(layers=2, hidden=12, width=6, predictor_layers=0, batch_norm=False)

@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_vit import build, images, shapes
+from support.tiny_vit import build, images, shapes
 
-from flax_adapt import keys, masking, models
-from flax_adapt.errors import UserError
-from flax_adapt.models import architecture, layers
+from flax_adapt import models
+from flax_adapt.base import keys
+from flax_adapt.base.errors import UserError
+from flax_adapt.models import architecture, layers, masking
 
 # Those of contrast have heads that look at a batch: see test_contrast_model.
 TASKS = sorted(set(models.TASKS["vit"]) - {"contrast"})

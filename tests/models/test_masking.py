@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flax_adapt import masking, models
-from flax_adapt.errors import UserError
+from flax_adapt import models
+from flax_adapt.base.errors import UserError
+from flax_adapt.models import masking
 
 
 # METHODS, parity trap 3.

@@ -6,12 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
-import tiny_resnet
-from tiny_resnet import MODEL, RESIZED, build, shapes, stored_of
+from support import tiny, tiny_resnet
+from support.tiny_resnet import MODEL, RESIZED, build, shapes, stored_of
 
 from flax_adapt import models
-from flax_adapt.errors import UserError
+from flax_adapt.base.errors import UserError
 from flax_adapt.models import batch_stats
 from flax_adapt.weights import strict
 

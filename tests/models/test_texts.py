@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_bert import TINY, build, params_of, rows, shapes
+from support.tiny_bert import TINY, build, params_of, rows, shapes
 
 from flax_adapt import models
-from flax_adapt.errors import UserError
-from flax_adapt.types import Text
+from flax_adapt.base.errors import UserError
+from flax_adapt.base.types import Text
 
 # Those of contrast have heads that look at a batch: see test_contrast_model.
 TASKS = sorted(set(models.TASKS["bert"]) - {"contrast"})

@@ -5,13 +5,15 @@ import functools
 import jax
 import numpy as np
 import pytest
-import tiny
 from ml_collections import ConfigDict
+from support import tiny
 
-from flax_adapt import defaults, objectives, optim, rules, sharding
-from flax_adapt import state as states
-from flax_adapt import step as steps
+from flax_adapt import defaults, objectives
+from flax_adapt.base import rules
 from flax_adapt.defaults import finetuning
+from flax_adapt.train import optim, sharding
+from flax_adapt.train import state as states
+from flax_adapt.train import step as steps
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 ARCH = {**tiny.MODEL, "depth": 1, "adaptor": defaults.adaptor()}

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_contrast import (
+from support.tiny_contrast import (
     ARCHITECTURES,
     DIRECTIONS,
     HEADS,
@@ -20,9 +20,9 @@ from tiny_contrast import (
     section,
 )
 
-from flax_adapt import keys, mixing
-from flax_adapt.objectives import contrast, info_nce
-from flax_adapt.types import HANDED
+from flax_adapt.base import keys
+from flax_adapt.base.types import HANDED
+from flax_adapt.objectives import contrast, info_nce, mixing
 
 
 def plain_views(batch):

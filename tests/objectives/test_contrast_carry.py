@@ -7,14 +7,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
-from tiny_contrast import HEADS, batch_of, keys_of, model_of, parameters, section
+from support import tiny
+from support.tiny_contrast import (
+    HEADS,
+    batch_of,
+    keys_of,
+    model_of,
+    parameters,
+    section,
+)
 
-from flax_adapt import keys, sharding
-from flax_adapt.errors import UserError
+from flax_adapt.base import keys
+from flax_adapt.base.errors import UserError
+from flax_adapt.base.types import HANDED
 from flax_adapt.models import bert
 from flax_adapt.objectives import contrast
-from flax_adapt.types import HANDED
+from flax_adapt.train import sharding
 
 MESHES = {
     "one": dict(data=1, fsdp=1, tensor=1),

@@ -7,17 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import tiny
 from ml_collections import ConfigDict
-from tiny_meshes import WAYS, mesh_of
+from support import tiny
+from support.tiny_meshes import WAYS, mesh_of
 
-from flax_adapt import defaults, objectives, sharding, types
-from flax_adapt import state as states
-from flax_adapt import step as steps
-from flax_adapt.errors import UserError
-from flax_adapt.metrics import Loss, Mean
+from flax_adapt import defaults, objectives
+from flax_adapt.base import types
+from flax_adapt.base.errors import UserError
+from flax_adapt.base.metrics import Loss, Mean
+from flax_adapt.base.types import AVERAGE, HANDED, Carry
 from flax_adapt.objectives import ema
-from flax_adapt.types import AVERAGE, HANDED, Carry
+from flax_adapt.train import sharding
+from flax_adapt.train import state as states
+from flax_adapt.train import step as steps
 
 TOTAL = 6
 TX = optax.sgd(0.5)

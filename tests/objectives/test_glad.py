@@ -3,12 +3,14 @@
 import jax
 import numpy as np
 import pytest
-import tiny
 from ml_collections import ConfigDict
-from tiny_glad import REGULARIZERS, build, inputs
+from support import tiny
+from support.tiny_glad import REGULARIZERS, build, inputs
 
-from flax_adapt import check, defaults, keys, models, objectives, rules
-from flax_adapt.errors import UserError
+from flax_adapt import defaults, models, objectives
+from flax_adapt.base import keys, rules
+from flax_adapt.base.errors import UserError
+from flax_adapt.stage import check
 from flax_adapt.surgery import adaptors
 
 

@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 from ml_collections import ConfigDict
+from support import tiny
 
-from flax_adapt import defaults, keys, objectives
-from flax_adapt.errors import UserError
+from flax_adapt import defaults, objectives
+from flax_adapt.base import keys
+from flax_adapt.base.errors import UserError
+from flax_adapt.base.types import Layout
 from flax_adapt.objectives import classify, distill, reconstruct
-from flax_adapt.types import Layout
 
 RECONSTRUCT = defaults.reconstruct() | dict(hidden_ratio=0.5)
 # Half of the tokens: tiny rows shall never have none to guess.

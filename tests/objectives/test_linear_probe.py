@@ -6,17 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
-import tiny_resnet
 from ml_collections import ConfigDict
-from tiny_meshes import mesh_of
+from support import tiny, tiny_resnet
+from support.tiny_meshes import mesh_of
 
-from flax_adapt import check, defaults, objectives, optim, sharding
-from flax_adapt import state as states
-from flax_adapt import step as steps
-from flax_adapt.errors import UserError
+from flax_adapt import defaults, objectives
+from flax_adapt.base.errors import UserError
 from flax_adapt.models import batch_stats
+from flax_adapt.stage import check
 from flax_adapt.surgery import heads
+from flax_adapt.train import optim, sharding
+from flax_adapt.train import state as states
+from flax_adapt.train import step as steps
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 ARCHS = {"image": {**tiny.MODEL, "depth": 1}, "text": {**tiny.TEXT_MODEL, "depth": 1}}

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from ml_collections import FrozenConfigDict
 
-from flax_adapt import keys, mixing, sharding
-from flax_adapt.errors import UserError
+from flax_adapt.base import keys
+from flax_adapt.base.errors import UserError
+from flax_adapt.objectives import mixing
+from flax_adapt.train import sharding
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from ml_collections import FrozenConfigDict
 
-from flax_adapt import keys, mixing
+from flax_adapt.base import keys
+from flax_adapt.objectives import mixing
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 

@@ -4,13 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 from ml_collections import ConfigDict
+from support import tiny
 
-from flax_adapt import defaults, keys, masking, objectives
-from flax_adapt.errors import UserError
+from flax_adapt import defaults, objectives
+from flax_adapt.base import keys
+from flax_adapt.base.errors import UserError
+from flax_adapt.base.types import Text
+from flax_adapt.models import masking
 from flax_adapt.objectives import mlm
-from flax_adapt.types import Text
 
 VOCAB = tiny.TEXT_MODEL["vocab_size"]
 HOW = dict(

@@ -5,12 +5,15 @@ import json
 import jax
 import numpy as np
 import pytest
-import tiny
 from ml_collections import ConfigDict
-from tiny_contrast import keys_of
+from support import tiny
+from support.tiny_contrast import keys_of
 
-from flax_adapt import defaults, keys, mixing, objectives, recipe
-from flax_adapt.data import image
+from flax_adapt import defaults, objectives
+from flax_adapt.base import keys
+from flax_adapt.data.images import image
+from flax_adapt.experiment import recipe
+from flax_adapt.objectives import mixing
 
 SIZE = 8
 PLAIN = defaults.NO_AUGMENT

@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import optax
 import pytest
-import tiny
 from ml_collections import ConfigDict
-from tiny_meshes import WAYS, mesh_of
-from tiny_penalties import (
+from support import tiny
+from support.tiny_meshes import WAYS, mesh_of
+from support.tiny_penalties import (
     FRESH,
     OBJECTIVES,
     RECONSTRUCT,
@@ -23,12 +23,14 @@ from tiny_penalties import (
     section,
 )
 
-from flax_adapt import defaults, models, objectives, rules, sharding
-from flax_adapt import state as states
-from flax_adapt import step as steps
-from flax_adapt.errors import UserError
+from flax_adapt import defaults, models, objectives
+from flax_adapt.base import rules
+from flax_adapt.base.errors import UserError
 from flax_adapt.objectives import classify, penalties
 from flax_adapt.surgery import adaptors
+from flax_adapt.train import sharding
+from flax_adapt.train import state as states
+from flax_adapt.train import step as steps
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 ANY = ("weight_distance", "l2_sp", "ewc")

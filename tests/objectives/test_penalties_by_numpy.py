@@ -4,11 +4,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
-from tiny_glad import at_start
-from tiny_penalties import FIRST, FRESH, batch_of, given, keys_of, model_of, section
+from support import tiny
+from support.tiny_glad import at_start
+from support.tiny_penalties import (
+    FIRST,
+    FRESH,
+    batch_of,
+    given,
+    keys_of,
+    model_of,
+    section,
+)
 
-from flax_adapt import keys, rules
+from flax_adapt.base import keys, rules
 from flax_adapt.objectives import parameter_penalties as of_parameters
 from flax_adapt.objectives import penalties
 from flax_adapt.objectives import prediction_penalties as of_predictions

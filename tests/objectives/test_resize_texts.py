@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-import tiny
-import tiny_runs
 from safetensors.numpy import load_file
+from support import tiny, tiny_runs
 
-from flax_adapt import defaults, recipe, weights
+from flax_adapt import defaults, weights
+from flax_adapt.experiment import recipe
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 BLOCK = "bert.encoder.layer.1"

@@ -4,14 +4,16 @@ import functools
 
 import jax
 import numpy as np
-import tiny_resnet
 from ml_collections import ConfigDict
+from support import tiny_resnet
 
-from flax_adapt import defaults, keys, objectives, sharding
-from flax_adapt import state as states
-from flax_adapt import step as steps
+from flax_adapt import defaults, objectives
+from flax_adapt.base import keys
+from flax_adapt.base.types import HANDED
 from flax_adapt.models import batch_stats
-from flax_adapt.types import HANDED
+from flax_adapt.train import sharding
+from flax_adapt.train import state as states
+from flax_adapt.train import step as steps
 
 CLASSIFY = ConfigDict(defaults.classify())
 BATCH = tiny_resnet.views_of()

@@ -9,8 +9,9 @@ import numpy as np
 import text_inputs
 
 from flax_adapt import models
-from flax_adapt.types import Text
-from flax_adapt.weights import hf_bert, hf_vit, strict
+from flax_adapt.base.types import Text
+from flax_adapt.weights import strict
+from flax_adapt.weights.formats import hf_bert, hf_vit
 
 FOLDER = Path(__file__).parent / "goldens"
 VIT = hf_vit.names("vit", "encoder")

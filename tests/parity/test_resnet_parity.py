@@ -10,13 +10,15 @@ import pytest
 import resnet_inputs as inputs
 from ml_collections import ConfigDict
 
-from flax_adapt import defaults, keys, models, objectives, weights
-from flax_adapt.errors import UserError
+from flax_adapt import defaults, models, objectives, weights
+from flax_adapt.base import keys
+from flax_adapt.base.errors import UserError
+from flax_adapt.base.types import HANDED
 from flax_adapt.models import batch_stats
-from flax_adapt.types import HANDED
-from flax_adapt.weights import strict, torch_resnet
-from flax_adapt.weights.files import LazyTensor
-from flax_adapt.weights.resnet_names import TORCHVISION
+from flax_adapt.weights import strict
+from flax_adapt.weights.files.files import LazyTensor
+from flax_adapt.weights.formats import torch_resnet
+from flax_adapt.weights.names.resnet import TORCHVISION
 
 pytestmark = pytest.mark.parity
 

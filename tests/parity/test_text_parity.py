@@ -7,8 +7,10 @@ import pytest
 import text_inputs
 from ml_collections import ConfigDict
 
-from flax_adapt import defaults, masking, objectives
-from flax_adapt.weights import hf_bert, strict
+from flax_adapt import defaults, objectives
+from flax_adapt.models import masking
+from flax_adapt.weights import strict
+from flax_adapt.weights.formats import hf_bert
 
 pytestmark = pytest.mark.parity
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from flax_adapt import defaults, objectives, optim, sharding, state, step
+from flax_adapt import defaults, objectives
+from flax_adapt.train import optim, sharding, state, step
 from flax_adapt.weights import strict
 
 pytestmark = pytest.mark.parity

@@ -10,9 +10,11 @@ import pytest
 import weights_inputs as inputs
 
 from flax_adapt import models, weights
-from flax_adapt.errors import UserError
-from flax_adapt.weights import strict, timm_names, torch_vit
-from flax_adapt.weights.files import LazyTensor
+from flax_adapt.base.errors import UserError
+from flax_adapt.weights import strict
+from flax_adapt.weights.files.files import LazyTensor
+from flax_adapt.weights.formats import torch_vit
+from flax_adapt.weights.names import timm as timm_names
 
 pytestmark = pytest.mark.parity
 

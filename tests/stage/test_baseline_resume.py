@@ -5,21 +5,16 @@ import json
 import jax
 import numpy as np
 import pytest
-import tiny
-from runner import assert_identical, tensors
+from support import tiny
+from support.runner import assert_identical, tensors
 
-from flax_adapt import (
-    data,
-    defaults,
-    fisher,
-    loop,
-    recipe,
-    sharding,
-    stage_fisher,
-    stage_frozen,
-    weights,
-)
-from flax_adapt.data import image
+from flax_adapt import data, defaults, weights
+from flax_adapt.data.images import image
+from flax_adapt.experiment import recipe
+from flax_adapt.stage import fisher as stage_fisher
+from flax_adapt.stage import frozen as stage_frozen
+from flax_adapt.stage import loop
+from flax_adapt.train import fisher, sharding
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 STAGES = ("task", "held", "adapted")

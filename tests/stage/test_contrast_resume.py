@@ -6,7 +6,7 @@ import signal
 import jax
 import numpy as np
 import pytest
-from runner import assert_identical, last_seen, launch, tensors
+from support.runner import assert_identical, last_seen, launch, tensors
 
 
 @pytest.fixture(scope="module")

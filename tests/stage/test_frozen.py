@@ -6,21 +6,16 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-import tiny
 from ml_collections import ConfigDict
+from support import tiny
 
-from flax_adapt import (
-    data,
-    defaults,
-    fisher,
-    recipe,
-    sharding,
-    stage_fisher,
-    stage_frozen,
-    weights,
-)
-from flax_adapt.errors import UserError
-from flax_adapt.stage_frozen import Given
+from flax_adapt import data, defaults, weights
+from flax_adapt.base.errors import UserError
+from flax_adapt.experiment import recipe
+from flax_adapt.stage import fisher as stage_fisher
+from flax_adapt.stage import frozen as stage_frozen
+from flax_adapt.stage.frozen import Given
+from flax_adapt.train import fisher, sharding
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 MODEL = {**tiny.MODEL, "depth": 1, "decoder": None}

@@ -4,23 +4,16 @@ import signal
 
 import numpy as np
 import pytest
-import tiny
-import tiny_runs
-from runner import assert_identical, last_seen, launch, tensors
+from support import tiny, tiny_runs
+from support.runner import assert_identical, last_seen, launch, tensors
 
-from flax_adapt import (
-    check,
-    data,
-    defaults,
-    measure,
-    recipe,
-    stage,
-    stage_weights,
-    weights,
-)
-from flax_adapt.data import image
-from flax_adapt.errors import UserError
-from flax_adapt.logs import read_json
+from flax_adapt import data, defaults, weights
+from flax_adapt.base.errors import UserError
+from flax_adapt.base.logs import read_json
+from flax_adapt.data.images import image
+from flax_adapt.experiment import measure, recipe
+from flax_adapt.stage import check, stage
+from flax_adapt.stage import weights as stage_weights
 from flax_adapt.surgery import adaptors
 from flax_adapt.weights import strict
 

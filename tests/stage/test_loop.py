@@ -3,13 +3,15 @@
 import json
 
 import pytest
-import tiny
 from ml_collections import ConfigDict
 from PIL import Image
+from support import tiny
 
 from flax_adapt import data as fa_data
-from flax_adapt import defaults, loop, recipe
-from flax_adapt.errors import UserError
+from flax_adapt import defaults
+from flax_adapt.base.errors import UserError
+from flax_adapt.experiment import recipe
+from flax_adapt.stage import loop
 
 
 def run(workdir, *stages, **changes):

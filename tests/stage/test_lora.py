@@ -7,14 +7,15 @@ import re
 import jax
 import numpy as np
 import pytest
-import tiny
 from safetensors.numpy import load_file
-from tiny_lora import logits, noisy, section
+from support import tiny
+from support.tiny_lora import logits, noisy, section
 
-from flax_adapt import config as configs
-from flax_adapt import defaults, objectives, recipe, weights
-from flax_adapt import stage_training as training
-from flax_adapt.errors import UserError
+from flax_adapt import defaults, objectives, weights
+from flax_adapt.base import config as configs
+from flax_adapt.base.errors import UserError
+from flax_adapt.experiment import recipe
+from flax_adapt.stage import training
 from flax_adapt.surgery import lora
 
 pytestmark = pytest.mark.usefixtures("compile_fast")

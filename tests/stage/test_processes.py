@@ -6,20 +6,14 @@ import shutil
 import jax
 import numpy as np
 import pytest
-import tiny
 from safetensors.numpy import load_file
-from two_processes import MODEL, experiment, run_two
+from support import tiny
+from support.two_processes import MODEL, experiment, run_two
 
-from flax_adapt import (
-    __main__,
-    checkpoint,
-    fisher,
-    preemption,
-    recipe,
-    sharding,
-    weights,
-)
-from flax_adapt.errors import UserError
+from flax_adapt import __main__, weights
+from flax_adapt.base.errors import UserError
+from flax_adapt.experiment import recipe
+from flax_adapt.train import checkpoint, fisher, preemption, sharding
 
 
 @pytest.fixture(scope="module")

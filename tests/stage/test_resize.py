@@ -6,25 +6,18 @@ import signal
 import jax
 import numpy as np
 import pytest
-import tiny
-import tiny_runs
 from ml_collections import ConfigDict
-from runner import assert_identical, last_seen, launch, tensors
+from support import tiny, tiny_runs
+from support.runner import assert_identical, last_seen, launch, tensors
 
-from flax_adapt import (
-    check,
-    data,
-    defaults,
-    models,
-    recipe,
-    sharding,
-    stage,
-    stage_resize,
-    stage_weights,
-    weights,
-)
-from flax_adapt.data import image
-from flax_adapt.errors import UserError
+from flax_adapt import data, defaults, models, weights
+from flax_adapt.base.errors import UserError
+from flax_adapt.data.images import image
+from flax_adapt.experiment import recipe
+from flax_adapt.stage import check, stage
+from flax_adapt.stage import resize as stage_resize
+from flax_adapt.stage import weights as stage_weights
+from flax_adapt.train import sharding
 
 STAGES = ("expand", "narrow", "finetune")
 FSDP = dict(data=1, fsdp=-1, tensor=1)

@@ -7,31 +7,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
-import tiny_resnet
-from hf_folders import assert_same
 from ml_collections import ConfigDict
-from runner import assert_identical, tensors
-from tiny_resnet import RESIZE, RESIZED
+from support import tiny, tiny_resnet
+from support.hf_folders import assert_same
+from support.runner import assert_identical, tensors
+from support.tiny_resnet import RESIZE, RESIZED
 
-from flax_adapt import (
-    check,
-    data,
-    defaults,
-    loop,
-    measure,
-    models,
-    recipe,
-    sharding,
-    stage,
-    stage_weights,
-    weights,
-)
-from flax_adapt.data import image
-from flax_adapt.errors import UserError
+from flax_adapt import data, defaults, models, weights
+from flax_adapt.base.errors import UserError
+from flax_adapt.data.images import image
 from flax_adapt.evals import embed
+from flax_adapt.experiment import measure, recipe
 from flax_adapt.models import batch_stats, resnet
+from flax_adapt.stage import check, loop, stage
+from flax_adapt.stage import weights as stage_weights
 from flax_adapt.surgery import SURGERY
+from flax_adapt.train import sharding
 from flax_adapt.weights import strict
 
 pytestmark = pytest.mark.usefixtures("compile_fast")

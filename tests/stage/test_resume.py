@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_runs
-from runner import assert_identical, last_seen, launch, tensors
+from support import tiny_runs
+from support.runner import assert_identical, last_seen, launch, tensors
 
 
 @pytest.fixture(scope="module", params=tiny_runs.MODALITIES)

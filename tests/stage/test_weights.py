@@ -4,13 +4,15 @@ import json
 
 import numpy as np
 import pytest
-import tiny_files
 from ml_collections import ConfigDict
 from safetensors.numpy import load_file
+from support import tiny_files
 
-from flax_adapt import config as configs
-from flax_adapt import measure, recipe, stage_weights, weights
-from flax_adapt.errors import UserError
+from flax_adapt import weights
+from flax_adapt.base import config as configs
+from flax_adapt.base.errors import UserError
+from flax_adapt.experiment import measure, recipe
+from flax_adapt.stage import weights as stage_weights
 
 MODEL = tiny_files.MODEL
 SIZE = 2 * MODEL["image_size"]

@@ -2,17 +2,13 @@
 
 import json
 import shutil
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
-
-from flax_adapt.weights import npz_file, reading
-
-sys.path.append(str(Path(__file__).parent / "parity"))
-
 import weights_inputs as inputs
+
+from flax_adapt.weights.files import npz as npz_file
+from flax_adapt.weights.files import reading
 
 GOLDENS = inputs.FOLDER
 # Name -> (format, what is found, what must be told).

@@ -41,6 +41,11 @@ TEXT = dict(
     last_block=None,
     adaptor=None,
 )
+# What a file of a format must have; its width, depth and mlp_dim are of no published
+# model, so the heads must be told.
+EPS = dict(layer_norm_eps=1e-6)
+SIZES = dict(**EPS, depth=2, decoder=None)
+PIXELS = dict(mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.3))
 QUERY = "vit.encoder.layer.0.attention.attention.query.weight"
 
 
@@ -100,3 +105,23 @@ def change_config(folder, **fields):
 
 def assert_same(tree, other):
     jax.tree.map(np.testing.assert_array_equal, tree, other)
+
+
+def save(path, task, format="huggingface", **changes):
+    """A model with random values; returns its parameters."""
+    model = build(task, **changes)
+    params = random_params(model)
+    config = {**CONFIG, "depth": 1, **changes}
+    images = weights.preprocessor(config, **PIXELS) if format == "huggingface" else None
+    weights.save(
+        path,
+        config,
+        params,
+        task,
+        pooling="cls",
+        preprocessor=images,
+        tokenizer=None,
+        class_names=None,
+        format=format,
+    )
+    return params

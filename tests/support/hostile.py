@@ -7,16 +7,22 @@ from pathlib import Path
 
 import orbax.checkpoint as ocp
 import safetensors.numpy
-import torch_files
-from hf_folders import CONFIG, build, random_params, tensors_of
 from hypothesis import HealthCheck, settings
+from support import torch_files
+from support.hf_folders import CONFIG, build, random_params, tensors_of
 
 from flax_adapt import weights
-from flax_adapt.errors import UserError
-from flax_adapt.weights import npz_file
+from flax_adapt.base.errors import UserError
+from flax_adapt.weights.files import npz as npz_file
 
 INDEX, SHARD = "model.safetensors.index.json", "model-0000{n}-of-00002.safetensors"
 STATISTICS = dict(mean=(0.5,) * 3, std=(0.2,) * 3)
+# What a field of a stranger's config.json may hold.
+VALUES = [
+    *(0, -1, 1, 2, 7, 10**9, 2**31, 2**63, 10**400, 0.0, -0.5, 1.5, 1e308),
+    *(float("nan"), float("inf"), True, None, "8", "", [], [8], [8, 9], {}),
+    *({"a": 1}, {"0": 1}, "gelu", "x" * 10_000, [[[[[]]]]], [10**9, 10**9]),
+]
 STATE = "stages/one/checkpoints/7"
 
 

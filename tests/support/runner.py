@@ -10,7 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from safetensors.numpy import load_file
 
-HERE = Path(__file__).parent
+TESTS = Path(__file__).parent.parent
 # A run in a process of its own. It writes the examples of every batch that a step used,
 # and can stop itself with a signal just before a given step.
 RUNNER = """
@@ -19,8 +19,10 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 import jax
 jax.config.update("jax_num_cpu_devices", int(sys.argv[3]))
-import tiny_runs
-from flax_adapt import __main__, config, loop
+from support import tiny_runs
+from flax_adapt import __main__
+from flax_adapt.base import config
+from flax_adapt.stage import loop
 
 workdir, stop = sys.argv[1], json.loads(sys.argv[2])
 seen = open(Path(workdir) / "seen.jsonl", "a")
@@ -56,7 +58,7 @@ def launch(straight, workdir, stop=None, devices=1, **changes):
     workdir.mkdir(exist_ok=True)
     arguments = [str(workdir), json.dumps(stop), str(devices), json.dumps(changes)]
     arguments += [straight.parent.name, str(straight.parent)]
-    code = RUNNER.format(tests=str(HERE))
+    code = RUNNER.format(tests=str(TESTS))
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
         capture_output=True,

@@ -3,9 +3,9 @@
 import jax
 import numpy as np
 
-from flax_adapt import config as configs
 from flax_adapt import defaults, models
-from flax_adapt.types import Text
+from flax_adapt.base import config as configs
+from flax_adapt.base.types import Text
 
 MODEL = dict(
     kind="vit",

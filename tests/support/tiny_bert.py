@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from flax_adapt import models
-from flax_adapt.types import Text
+from flax_adapt.base.types import Text
 
 TINY = dict(
     kind="bert",

@@ -5,10 +5,11 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tiny
 from ml_collections import ConfigDict
+from support import tiny
 
-from flax_adapt import defaults, keys
+from flax_adapt import defaults
+from flax_adapt.base import keys
 from flax_adapt.objectives import contrast
 
 SIZE, QUEUE, TAU = 8, 24, 0.2

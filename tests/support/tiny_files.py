@@ -1,10 +1,8 @@
 """Tiny images and texts in files and tiny saved models, and configs made small enough."""
 
 import numpy as np
-import tiny
-import tiny_runs
-import tiny_text
 from PIL import Image
+from support import tiny, tiny_runs, tiny_text
 
 from flax_adapt import data, weights
 

@@ -1,8 +1,9 @@
 """Tiny models with adaptors of every kind."""
 
-import tiny
+from support import tiny
 
-from flax_adapt import defaults, rules
+from flax_adapt import defaults
+from flax_adapt.base import rules
 from flax_adapt.surgery import adaptors
 
 KINDS = {

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from flax_adapt import sharding
+from flax_adapt.train import sharding
 
 MESHES = {
     "one": dict(data=1, fsdp=1, tensor=1),

@@ -2,10 +2,11 @@
 
 import jax
 import numpy as np
-import tiny
 from ml_collections import ConfigDict
+from support import tiny
 
-from flax_adapt import defaults, keys, objectives
+from flax_adapt import defaults, objectives
+from flax_adapt.base import keys
 
 SECTIONS = {
     "weight_distance": defaults.weight_distance(weight=0.3),

@@ -3,9 +3,8 @@
 import itertools
 
 import numpy as np
-import tiny
-import tiny_text
 from ml_collections import ConfigDict
+from support import tiny, tiny_text
 
 from flax_adapt import data
 

@@ -2,8 +2,8 @@
 
 import jax
 import numpy as np
-import tiny
 from ml_collections import ConfigDict
+from support import tiny
 
 from flax_adapt import defaults, models, weights
 from flax_adapt.surgery import last_block

@@ -4,10 +4,11 @@ import functools
 
 import jax
 import numpy as np
-import tiny
 from ml_collections import ConfigDict
+from support import tiny
 
-from flax_adapt import defaults, models, rules
+from flax_adapt import defaults, models
+from flax_adapt.base import rules
 
 MODEL = dict(
     kind="resnet",

@@ -1,7 +1,6 @@
 """Tiny experiments: of each modality pre-train, self-distil, fine-tune; and contrast."""
 
-import tiny
-import tiny_text
+from support import tiny, tiny_text
 
 from flax_adapt import defaults
 

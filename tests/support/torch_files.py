@@ -6,7 +6,7 @@ import zipfile
 
 import numpy as np
 
-from flax_adapt.weights import torch_file
+from flax_adapt.weights.files import torch as torch_file
 
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001
 MACHINE = dict(protocol_version=VERSION, little_endian=True, type_sizes={})

@@ -7,13 +7,12 @@ import sys
 import time
 from pathlib import Path
 
-import tiny
-import tiny_runs
 from ml_collections import ConfigDict
+from support import tiny, tiny_runs
 
 from flax_adapt import defaults
 
-HERE = Path(__file__).parent
+TESTS = Path(__file__).parent.parent
 TIMEOUT = 240  # a process that waits for another never ends by itself
 # One of the processes. Told to, each sends itself SIGTERM before a step; from then on it
 # is slow, since JAX notices a signal within a second. Process 1 may write nothing.
@@ -24,8 +23,10 @@ import jax
 jax.config.update("jax_num_cpu_devices", 1)
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.config.update("jax_disable_most_optimizations", True)  # compiles in half the time
-import two_processes
-from flax_adapt import __main__, config, logs, loop, weights
+from support import two_processes
+from flax_adapt import __main__, weights
+from flax_adapt.base import config, logs
+from flax_adapt.stage import loop
 
 stop, changes, flags = json.loads(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3:]
 advance = loop.Run.advance
@@ -91,7 +92,7 @@ def free_port():
 def start(workdir, process_id, port, stop, changes):
     flags = [f"--workdir={workdir}", f"--coordinator=127.0.0.1:{port}"]
     flags += ["--num_processes=2", f"--process_id={process_id}"]
-    code = WORKER.format(tests=str(HERE))
+    code = WORKER.format(tests=str(TESTS))
     return subprocess.Popen(
         [sys.executable, "-c", code, json.dumps(stop), json.dumps(changes), *flags],
         stdout=subprocess.PIPE,

@@ -4,12 +4,13 @@ import json
 
 import numpy as np
 import pytest
-import tiny
-import tiny_files
 from ml_collections import ConfigDict
+from support import tiny, tiny_files
 
-from flax_adapt import check, data, defaults, recipe, weights
-from flax_adapt.errors import UserError
+from flax_adapt import data, defaults, weights
+from flax_adapt.base.errors import UserError
+from flax_adapt.experiment import recipe
+from flax_adapt.stage import check
 from flax_adapt.surgery import heads
 
 pytestmark = pytest.mark.usefixtures("compile_fast")

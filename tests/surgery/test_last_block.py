@@ -3,12 +3,13 @@
 import jax
 import numpy as np
 import pytest
-import tiny
-from tiny_resized import KEY, MODELS, WIDTH, inputs_of, resized, run
+from support import tiny
+from support.tiny_resized import KEY, MODELS, WIDTH, inputs_of, resized, run
 
-from flax_adapt import defaults, models, sharding, weights
-from flax_adapt.errors import UserError
+from flax_adapt import defaults, models, weights
+from flax_adapt.base.errors import UserError
 from flax_adapt.surgery import last_block, matched
+from flax_adapt.train import sharding
 from flax_adapt.weights import strict
 
 pytestmark = pytest.mark.usefixtures("compile_fast")

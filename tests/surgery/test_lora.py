@@ -7,15 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 from ml_collections import ConfigDict
-from tiny_lora import logits, noisy, section
-from tiny_meshes import WAYS, mesh_of
+from support import tiny
+from support.tiny_lora import logits, noisy, section
+from support.tiny_meshes import WAYS, mesh_of
 
-from flax_adapt import defaults, objectives, optim, rules, sharding, weights
-from flax_adapt import state as states
-from flax_adapt import step as steps
+from flax_adapt import defaults, objectives, weights
+from flax_adapt.base import rules
 from flax_adapt.surgery import lora
+from flax_adapt.train import optim, sharding
+from flax_adapt.train import state as states
+from flax_adapt.train import step as steps
 from flax_adapt.weights import lora as pairs
 
 pytestmark = pytest.mark.usefixtures("compile_fast")

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding
 
-from flax_adapt import sharding
-from flax_adapt.errors import UserError
+from flax_adapt.base.errors import UserError
 from flax_adapt.surgery import moments
+from flax_adapt.train import sharding
 
 
 def features(rows=60, width=5, seed=0, shift=0.0):

@@ -7,14 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import tiny
 from ml_collections import ConfigDict
-from tiny_meshes import WAYS, mesh_of
+from support import tiny
+from support.tiny_meshes import WAYS, mesh_of
 
-from flax_adapt import anchors, defaults, objectives, optim, rules, sharding
-from flax_adapt import state as states
-from flax_adapt import step as steps
-from flax_adapt.errors import UserError
+from flax_adapt import defaults, objectives
+from flax_adapt.base import rules
+from flax_adapt.base.errors import UserError
+from flax_adapt.train import anchors, optim, sharding
+from flax_adapt.train import state as states
+from flax_adapt.train import step as steps
 
 NUM_STEPS = 6
 RECALL = dict(gamma=8.0, k=1.5, t0=3.0)

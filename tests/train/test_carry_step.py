@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import optax
 import pytest
-import tiny
-from tiny_contrast import (
+from support import tiny
+from support.tiny_contrast import (
     HEADS,
     QUEUE,
     SIZE,
@@ -19,12 +19,12 @@ from tiny_contrast import (
     section,
 )
 
-from flax_adapt import sharding
-from flax_adapt import state as states
-from flax_adapt import step as steps
-from flax_adapt.errors import UserError
+from flax_adapt.base.errors import UserError
+from flax_adapt.base.types import HANDED, NOTHING_CARRIED
 from flax_adapt.objectives import contrast
-from flax_adapt.types import HANDED, NOTHING_CARRIED
+from flax_adapt.train import sharding
+from flax_adapt.train import state as states
+from flax_adapt.train import step as steps
 
 TOTAL, DONE = 8, 2  # steps of the schedule, steps that are made
 MOMENTUM = 0.9

@@ -4,13 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 from ml_collections import ConfigDict
 from safetensors.numpy import load_file, save_file
-from tiny_meshes import mesh_of
+from support import tiny
+from support.tiny_meshes import mesh_of
 
-from flax_adapt import defaults, fisher, keys, rules
-from flax_adapt.errors import UserError
+from flax_adapt import defaults
+from flax_adapt.base import keys, rules
+from flax_adapt.base.errors import UserError
+from flax_adapt.train import fisher
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 MODEL = {**tiny.MODEL, "depth": 1}

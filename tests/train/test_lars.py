@@ -6,8 +6,9 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from flax_adapt import defaults, lars
-from flax_adapt.errors import UserError
+from flax_adapt import defaults
+from flax_adapt.base.errors import UserError
+from flax_adapt.train import lars
 
 RATES = (0.5, 0.25, 0.125)
 PARAMS = {"kernel": np.array([[3.0, 0.0], [0.0, 4.0]]), "bias": np.array([1.0, -2.0])}

@@ -5,11 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import tiny
 from ml_collections import ConfigDict
+from support import tiny
 
-from flax_adapt import defaults, optim, rules
-from flax_adapt.errors import UserError
+from flax_adapt import defaults
+from flax_adapt.base import rules
+from flax_adapt.base.errors import UserError
+from flax_adapt.train import optim
 
 
 def config(kind="pretrain", **changes):

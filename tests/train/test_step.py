@@ -8,14 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 from ml_collections import ConfigDict
+from support import tiny
 
-from flax_adapt import defaults, keys, objectives, optim, rules, sharding
-from flax_adapt import state as states
-from flax_adapt import step as steps
-from flax_adapt.errors import UserError
-from flax_adapt.metrics import Mean
+from flax_adapt import defaults, objectives
+from flax_adapt.base import keys, rules
+from flax_adapt.base.errors import UserError
+from flax_adapt.base.metrics import Mean
+from flax_adapt.train import optim, sharding
+from flax_adapt.train import state as states
+from flax_adapt.train import step as steps
 
 NUM_STEPS = 5
 # Half of the tokens, so that tiny rows have some to guess, each another number of them.

@@ -5,12 +5,13 @@ import json
 import numpy as np
 import pytest
 import safetensors.numpy
-import torch_files
-from format_files import GOLDENS, inputs, tensors_of
-from hf_folders import assert_same, build, random_params
+from support import torch_files
+from support.format_files import GOLDENS, inputs, tensors_of
+from support.hf_folders import assert_same, build, random_params
 
 from flax_adapt import models, weights
-from flax_adapt.errors import UserError
+from flax_adapt.base.errors import UserError
+from flax_adapt.weights.formats import table as formats
 from flax_adapt.weights.strict import Report
 
 PLAIN = dict(gelu="erf", layer_norm_eps=1e-6)
@@ -126,7 +127,7 @@ def test_the_prefix_of_a_wrapper_is_left_out_and_reported(tmp_path, prefix, suff
     wrapped = {f"{prefix}{name}": t for name, t in tensors_of(source).items()}
     path = tmp_path / f"a{suffix}"
     write(path, wrapped)
-    assert weights.formats.detect(path) == "facebook_mae"
+    assert formats.detect(path) == "facebook_mae"
     _, expected, plain = weights.from_pretrained(source, "mae", known=known)
     _, params, report = weights.from_pretrained(path, "mae", known=known)
     assert_same(params, expected)

@@ -6,13 +6,15 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-import tiny
-from hf_folders import assert_same
+from support import tiny
+from support.hf_folders import assert_same
 
-from flax_adapt import checkpoint, logs, sharding, state, weights
-from flax_adapt import config as configs
-from flax_adapt.errors import UserError
-from flax_adapt.weights import formats
+from flax_adapt import weights
+from flax_adapt.base import config as configs
+from flax_adapt.base import logs
+from flax_adapt.base.errors import UserError
+from flax_adapt.train import checkpoint, sharding, state
+from flax_adapt.weights.formats import table as formats
 
 
 def save_run(folder, stage, task, config):

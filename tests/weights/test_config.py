@@ -3,10 +3,16 @@
 import json
 
 import pytest
-from hf_folders import build, build_text, change_config, random_params, save_text
+from support.hf_folders import (
+    build,
+    build_text,
+    change_config,
+    random_params,
+    save_text,
+)
 
 from flax_adapt import weights
-from flax_adapt.errors import UserError
+from flax_adapt.base.errors import UserError
 
 
 @pytest.mark.parametrize(

@@ -6,17 +6,22 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-import tiny_text
-from hf_folders import CONFIG, assert_same, build, build_text, random_params, tensors_of
+from support import tiny_text
+from support.hf_folders import (
+    CONFIG,
+    EPS,
+    SIZES,
+    assert_same,
+    build,
+    build_text,
+    random_params,
+    save,
+    tensors_of,
+)
 
-from flax_adapt import __main__, convert, models, weights
-from flax_adapt.errors import UserError
-
-# What a file of a format must have; its width, depth and mlp_dim are of no published
-# model, so the heads must be told.
-EPS = dict(layer_norm_eps=1e-6)
-SIZES = dict(**EPS, depth=2, decoder=None)
-PIXELS = dict(mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.3))
+from flax_adapt import __main__, models, weights
+from flax_adapt.base.errors import UserError
+from flax_adapt.weights import convert
 
 
 def run(source, target, target_format="huggingface", **options):
@@ -24,26 +29,6 @@ def run(source, target, target_format="huggingface", **options):
     fields = dict(source_format=None, task=None, known={}, changes={})
     fields |= dict(fresh=(), num_classes=0, seed=0) | options
     return convert.convert(source, target, target_format=target_format, **fields)
-
-
-def save(path, task, format="huggingface", **changes):
-    """A model with random values; returns its parameters."""
-    model = build(task, **changes)
-    params = random_params(model)
-    config = {**CONFIG, "depth": 1, **changes}
-    images = weights.preprocessor(config, **PIXELS) if format == "huggingface" else None
-    weights.save(
-        path,
-        config,
-        params,
-        task,
-        pooling="cls",
-        preprocessor=images,
-        tokenizer=None,
-        class_names=None,
-        format=format,
-    )
-    return params
 
 
 @pytest.mark.parametrize(

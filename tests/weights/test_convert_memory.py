@@ -6,10 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch_files
-from hf_folders import tensors_of
 from safetensors.numpy import load_file
-from test_convert import SIZES, save
+from support import torch_files
+from support.hf_folders import SIZES, save, tensors_of
 
 # Each line: source, target, format of the target, flags. Together every format is read
 # and written, and a pickle of torch in its two forms.

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from hf_folders import (
+from support.hf_folders import (
     QUERY,
     assert_same,
     build,
@@ -16,8 +16,8 @@ from hf_folders import (
 )
 
 from flax_adapt import weights
-from flax_adapt.errors import UserError
-from flax_adapt.weights import writing
+from flax_adapt.base.errors import UserError
+from flax_adapt.weights.files import writing
 
 
 @pytest.fixture

@@ -7,20 +7,14 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-from hf_folders import (
-    QUERY,
-    assert_same,
-    change_config,
-    save_text,
-    tensors_of,
-)
-from hostile import FORMS, files_of, fuzz, largest, npz_arrays, outcome, write
 from hypothesis import given
 from hypothesis import strategies as st
+from support.hf_folders import QUERY, assert_same, change_config, save_text, tensors_of
+from support.hostile import FORMS, files_of, fuzz, largest, npz_arrays, outcome, write
 
 from flax_adapt import weights
-from flax_adapt.errors import UserError
-from flax_adapt.weights import files, reading
+from flax_adapt.base.errors import UserError
+from flax_adapt.weights.files import files, reading
 
 # Orbax takes its time: test_weights_orbax damages its files.
 FILES = sorted({*FORMS} - {"orbax"})

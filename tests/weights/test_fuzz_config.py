@@ -7,13 +7,14 @@ import shutil
 import numpy as np
 import pytest
 import safetensors.numpy
-from hf_folders import QUERY, change_config, save_text
-from hostile import FORMS, INDEX, SHARD, fuzz, outcome, write
 from hypothesis import given
 from hypothesis import strategies as st
+from support.hf_folders import QUERY, change_config, save_text
+from support.hostile import FORMS, INDEX, SHARD, VALUES, fuzz, outcome, write
 
 from flax_adapt import weights
-from flax_adapt.weights import reading
+from flax_adapt.weights.files import reading
+from flax_adapt.weights.formats import hf_bert
 
 FIELDS = [
     *weights.hf_vit.DEFAULTS,
@@ -48,11 +49,6 @@ def copy_of(whole, tmp_path):
     return copy
 
 
-VALUES = [
-    *(0, -1, 1, 2, 7, 10**9, 2**31, 2**63, 10**400, 0.0, -0.5, 1.5, 1e308),
-    *(float("nan"), float("inf"), True, None, "8", "", [], [8], [8, 9], {}),
-    *({"a": 1}, {"0": 1}, "gelu", "x" * 10_000, [[[[[]]]]], [10**9, 10**9]),
-]
 JSON = st.recursive(
     st.sampled_from(VALUES) | st.text(max_size=20),
     lambda inner: (
@@ -88,8 +84,8 @@ def test_fields_of_anything_are_one_line_or_a_model(copy_of, fields):
 
 
 BERT_FIELDS = [
-    *weights.huggingface.hf_bert.DEFAULTS,
-    *weights.huggingface.hf_bert.SUPPORTED,
+    *hf_bert.DEFAULTS,
+    *hf_bert.SUPPORTED,
     *("vocab_size", "pad_token_id", "model_type", "pooling", "id2label"),
 ]
 

@@ -5,11 +5,11 @@ import json
 import jax
 import numpy as np
 import pytest
-import tiny
-from tiny_resized import MODELS, WIDTH, resized
+from support import tiny
+from support.tiny_resized import MODELS, WIDTH, resized
 
 from flax_adapt import models, weights
-from flax_adapt.errors import UserError
+from flax_adapt.base.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 

@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from hf_folders import (
+from support.hf_folders import (
     CONFIG,
     QUERY,
     assert_same,
@@ -16,9 +16,9 @@ from hf_folders import (
 )
 
 from flax_adapt import models, weights
-from flax_adapt.errors import UserError
+from flax_adapt.base.errors import UserError
 from flax_adapt.weights import strict
-from flax_adapt.weights.vit_names import VIT
+from flax_adapt.weights.names.vit import VIT
 
 
 @pytest.fixture

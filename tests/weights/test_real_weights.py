@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from flax_adapt import weights
-from flax_adapt.errors import UserError
-from flax_adapt.types import Text
+from flax_adapt.base.errors import UserError
+from flax_adapt.base.types import Text
 
 VARIABLE = "FLAX_ADAPT_WEIGHTS"
 SMILES = re.compile(

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hf_folders import CONFIG, assert_same, build, random_params, save_text
+from support.hf_folders import CONFIG, assert_same, build, random_params, save_text
 
 from flax_adapt import models, weights
-from flax_adapt.errors import UserError
+from flax_adapt.base.errors import UserError
 from flax_adapt.weights import reshape
 
 RNG = np.random.default_rng(0)

@@ -6,24 +6,24 @@ import shutil
 import numpy as np
 import pytest
 import safetensors.numpy
-import torch_files
-from format_files import GOLDENS, tensors_of
-from hf_folders import assert_same, change_config
-from hostile import outcome
-from test_weights_fuzz_config import VALUES
-from tiny_resnet import MODEL, RESIZED, build, stored_of
+from support import torch_files
+from support.format_files import GOLDENS, tensors_of
+from support.hf_folders import assert_same, change_config
+from support.hostile import VALUES, outcome
+from support.tiny_resnet import MODEL, RESIZED, build, stored_of
 
-from flax_adapt import config as configs
-from flax_adapt import convert, models, weights
-from flax_adapt.errors import UserError
-from flax_adapt.weights import formats, hf_resnet, resnet_names, strict, translate
+from flax_adapt import models, weights
+from flax_adapt.base import config as configs
+from flax_adapt.base.errors import UserError
+from flax_adapt.weights import convert, strict
+from flax_adapt.weights.formats import hf_resnet
+from flax_adapt.weights.formats import table as formats
+from flax_adapt.weights.names import resnet as resnet_names
+from flax_adapt.weights.names import translate
 
-TABLES = {
-    "torchvision": resnet_names.TORCHVISION,
-    "huggingface": resnet_names.HUGGING_FACE,
-}
-SIZE = dict(image_size=MODEL["image_size"])
-KERNEL = "layer1.0.conv2.weight"
+HF, TORCH = resnet_names.HUGGING_FACE, resnet_names.TORCHVISION
+TABLES = dict(torchvision=TORCH, huggingface=HF)
+SIZE, KERNEL = dict(image_size=MODEL["image_size"]), "layer1.0.conv2.weight"
 ONE = np.zeros((1, 1, 1, 1), np.float32)
 
 

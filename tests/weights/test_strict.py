@@ -4,10 +4,10 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from hf_folders import build, build_text, random_params, rewrite, tensors_of
+from support.hf_folders import build, build_text, random_params, rewrite, tensors_of
 
 from flax_adapt import weights
-from flax_adapt.errors import UserError
+from flax_adapt.base.errors import UserError
 
 # family -> (task, how to build it, where its first block starts in files).
 FAMILIES = {

@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from hf_folders import (
+from support.hf_folders import (
     assert_same,
     build_text,
     change_config,
@@ -16,8 +16,9 @@ from hf_folders import (
 )
 
 from flax_adapt import weights
-from flax_adapt.errors import UserError
-from flax_adapt.weights import bert_names, strict
+from flax_adapt.base.errors import UserError
+from flax_adapt.weights import strict
+from flax_adapt.weights.names import bert as bert_names
 
 CLASSES = {"bert": "Bert", "roberta": "Roberta"}
 KINDS = sorted(CLASSES)

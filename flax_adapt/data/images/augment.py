@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from flax_adapt import keys
-from flax_adapt.types import Array, Key
+from flax_adapt.base import keys
+from flax_adapt.base.types import Array, Key
 
 # Numbers of the purposes folded into an example's key; no other purpose may use them.
 FLIP, CROP, JITTER, GREY, BLUR, SOLARIZE = 7001, 7002, 7003, 7004, 7005, 7006

@@ -12,7 +12,7 @@ import pathlib
 import numpy as np
 from ml_collections import ConfigDict
 
-from flax_adapt import errors
+from flax_adapt.base import errors
 from flax_adapt.data import files
 from flax_adapt.data.base import UNLABELLED, Source
 

@@ -7,9 +7,10 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image, ImageOps
 
-from flax_adapt import errors
-from flax_adapt.data import augment, base
-from flax_adapt.types import Array, Key
+from flax_adapt.base import errors
+from flax_adapt.base.types import Array, Key
+from flax_adapt.data import base
+from flax_adapt.data.images import augment
 
 # Only formats that hold pixels: Pillow would start other programs for some of the rest.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from ml_collections import ConfigDict
 
-from flax_adapt import errors
+from flax_adapt.base import errors
 from flax_adapt.data import files, records, rows
 from flax_adapt.data.base import Lines, Source
 

@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 
-from flax_adapt.data.token_rows import (
+from flax_adapt.data.texts.token_rows import (
     SECOND_TEXT,
     Pieces,
     Spans,

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from flax_adapt import errors
+from flax_adapt.base import errors
 from flax_adapt.data import prepared, records
 from flax_adapt.data.base import UNLABELLED, Numbered, Source
 from flax_adapt.data.rows import NOT_UTF8, Fields

@@ -8,10 +8,11 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from flax_adapt import errors
-from flax_adapt.data import layouts, records, source, subset, token_rows, tokenizer
+from flax_adapt.base import errors
+from flax_adapt.data import records, source, subset
 from flax_adapt.data.bad_files import BadFiles
 from flax_adapt.data.base import UNLABELLED, Numbered, Source
+from flax_adapt.data.texts import layouts, token_rows, tokenizer
 
 log = logging.getLogger(__name__)
 

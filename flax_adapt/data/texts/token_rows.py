@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flax_adapt.types import Text
+from flax_adapt.base.types import Text
 
 # Bits of TokenRows.flags.
 STARTS_WORD, STARTS_SEGMENT, SECOND_TEXT = np.uint8(1), np.uint8(2), np.uint8(4)

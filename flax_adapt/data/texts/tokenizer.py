@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import tokenizers
 
-from flax_adapt import errors
-from flax_adapt.data import layouts, token_rows, vocabularies
+from flax_adapt.base import errors
 from flax_adapt.data.base import Texts
-from flax_adapt.data.token_rows import Pieces, Template
+from flax_adapt.data.texts import layouts, token_rows, vocabularies
+from flax_adapt.data.texts.token_rows import Pieces, Template
 
 # Everything that a tokenizer consists of, to go with a model that is saved.
 FILES = (

@@ -15,7 +15,7 @@ from tokenizers import (
     processors,
 )
 
-from flax_adapt import errors
+from flax_adapt.base import errors
 
 # role -> how it is usually written: by BERT, by RoBERTa
 USUAL = {

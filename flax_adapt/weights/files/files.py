@@ -11,7 +11,7 @@ from typing import IO
 import jax.numpy as jnp
 import numpy as np
 
-from flax_adapt.errors import UserError
+from flax_adapt.base.errors import UserError
 
 # No header, pickle or directory of a real model is as long; parsed, one takes up to 25
 # times its bytes.

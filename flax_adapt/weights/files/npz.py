@@ -17,9 +17,9 @@ from typing import IO
 
 import numpy as np
 
-from flax_adapt.errors import UserError
-from flax_adapt.weights import files
-from flax_adapt.weights.files import LazyTensor, SmallReads
+from flax_adapt.base.errors import UserError
+from flax_adapt.weights.files import files
+from flax_adapt.weights.files.files import LazyTensor, SmallReads
 
 KIND = ".npz"
 SUFFIX = ".npy"

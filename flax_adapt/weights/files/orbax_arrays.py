@@ -10,12 +10,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from flax_adapt.errors import UserError
+from flax_adapt.base.errors import UserError
 from flax_adapt.models import batch_stats
-from flax_adapt.weights import files, strict
-from flax_adapt.weights.files import LazyTensor
-from flax_adapt.weights.npz_file import FREE_BYTES, MAX_RATIO
-from flax_adapt.weights.translate import LazyLeaf
+from flax_adapt.weights import strict
+from flax_adapt.weights.files import files
+from flax_adapt.weights.files.files import LazyTensor
+from flax_adapt.weights.files.npz import FREE_BYTES, MAX_RATIO
+from flax_adapt.weights.names.translate import LazyLeaf
 
 PARAMS, KIND = "params", "checkpoint"
 # What training carries; running statistics are there.

@@ -11,7 +11,7 @@ import pickletools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from flax_adapt.errors import UserError
+from flax_adapt.base.errors import UserError
 
 # A model of 10 000 tensors is a pickle of 2 MB and 400 000 steps.
 MAX_STEPS = 1_000_000

@@ -12,9 +12,11 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from flax_adapt.errors import UserError
-from flax_adapt.weights import files, safetensors_file, torch_file
-from flax_adapt.weights.files import LazyTensor
+from flax_adapt.base.errors import UserError
+from flax_adapt.weights.files import files
+from flax_adapt.weights.files import safetensors as safetensors_file
+from flax_adapt.weights.files import torch as torch_file
+from flax_adapt.weights.files.files import LazyTensor
 
 FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 TORCH_FILE, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"

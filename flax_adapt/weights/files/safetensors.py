@@ -20,9 +20,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from flax_adapt.errors import UserError
-from flax_adapt.weights import files
-from flax_adapt.weights.files import LazyTensor
+from flax_adapt.base.errors import UserError
+from flax_adapt.weights.files import files
+from flax_adapt.weights.files.files import LazyTensor
 
 KIND = "safetensors"
 METADATA = "__metadata__"

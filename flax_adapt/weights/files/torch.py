@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from flax_adapt.errors import UserError
-from flax_adapt.weights import files, torch_objects
-from flax_adapt.weights.files import LazyTensor, SmallReads
-from flax_adapt.weights.torch_objects import Storage, Tensor
+from flax_adapt.base.errors import UserError
+from flax_adapt.weights.files import files, torch_objects
+from flax_adapt.weights.files.files import LazyTensor, SmallReads
+from flax_adapt.weights.files.torch_objects import Storage, Tensor
 
 ZIP, MAGIC, VERSION = b"PK\x03\x04", 0x1950A86A20F9469CFC6C, 1001
 KIND = "torch"

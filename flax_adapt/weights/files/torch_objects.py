@@ -9,9 +9,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from flax_adapt.errors import UserError
-from flax_adapt.weights import pickle_data
-from flax_adapt.weights.pickle_data import Global, Opaque
+from flax_adapt.base.errors import UserError
+from flax_adapt.weights.files import pickle_data
+from flax_adapt.weights.files.pickle_data import Global, Opaque
 
 DTYPES: dict[str, np.dtype] = {
     name: np.dtype(dtype)

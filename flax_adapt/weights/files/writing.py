@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from flax_adapt.data import tokenizer
-from flax_adapt.errors import UserError
-from flax_adapt.weights.reading import CONFIG, FILE, PREPROCESSOR
-from flax_adapt.weights.translate import Tensors
+from flax_adapt.base.errors import UserError
+from flax_adapt.data.texts import tokenizer
+from flax_adapt.weights.files.reading import CONFIG, FILE, PREPROCESSOR
+from flax_adapt.weights.names.translate import Tensors
 
 Save = Callable[[Path, Tensors], None]
 # The header's length is a multiple of it, so that the numbers are aligned.

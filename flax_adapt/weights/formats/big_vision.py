@@ -12,16 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from flax_adapt.errors import UserError
-from flax_adapt.weights import (
-    big_vision_names,
-    fields,
-    npz_file,
-    translate,
-    writable,
-    writing,
-)
-from flax_adapt.weights.files import LazyTensor
+from flax_adapt.base.errors import UserError
+from flax_adapt.weights import fields, writable
+from flax_adapt.weights.files import npz as npz_file
+from flax_adapt.weights.files import writing
+from flax_adapt.weights.files.files import LazyTensor
+from flax_adapt.weights.names import big_vision as big_vision_names
+from flax_adapt.weights.names import translate
 
 TABLE = big_vision_names.BIG_VISION
 SUFFIX, SOURCE = ".npz", "big_vision"

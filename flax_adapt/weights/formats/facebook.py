@@ -9,14 +9,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from flax_adapt.weights import (
-    reading,
-    timm_names,
-    torch_vit,
-    translate,
-    writable,
-    writing,
-)
+from flax_adapt.weights import writable
+from flax_adapt.weights.files import reading, writing
+from flax_adapt.weights.formats import torch_vit
+from flax_adapt.weights.names import timm as timm_names
+from flax_adapt.weights.names import translate
 
 TABLE = timm_names.FACEBOOK
 SUFFIX = ".safetensors"

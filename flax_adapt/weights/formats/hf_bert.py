@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from flax_adapt.errors import UserError
-from flax_adapt.weights import bert_names, extras, fields
+from flax_adapt.base.errors import UserError
+from flax_adapt.weights import extras, fields
+from flax_adapt.weights.names import bert as bert_names
 
 # What BertForSequenceClassification does; another `pooling` in config.json is ours.
 POOLING = "pooler"

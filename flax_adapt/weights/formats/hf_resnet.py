@@ -7,12 +7,12 @@ norm, which are torch's defaults there. A resized last block is of `extras`.
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from flax_adapt.errors import UserError
+from flax_adapt.base.errors import UserError
 from flax_adapt.models.resnet_config import EXPANSION
 from flax_adapt.weights import extras, fields
-from flax_adapt.weights.names import Names
-from flax_adapt.weights.resnet_names import HUGGING_FACE
-from flax_adapt.weights.torch_resnet import ASSUMED
+from flax_adapt.weights.formats.torch_resnet import ASSUMED
+from flax_adapt.weights.names.names import Names
+from flax_adapt.weights.names.resnet import HUGGING_FACE
 
 # transformers knows no other, nor do our models.
 POOLING = "mean"

@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from flax_adapt.errors import UserError
-from flax_adapt.weights import extras, fields, vit_names
-from flax_adapt.weights.names import Names
+from flax_adapt.base.errors import UserError
+from flax_adapt.weights import extras, fields
+from flax_adapt.weights.names import vit as vit_names
+from flax_adapt.weights.names.names import Names
 
 # transformers knows no other; `pooling` in config.json is ours.
 POOLING = "cls"

@@ -6,19 +6,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from flax_adapt import models
-from flax_adapt.errors import UserError, choose
-from flax_adapt.weights import (
-    extras,
-    fields,
-    files,
-    hf_bert,
-    hf_resnet,
-    hf_vit,
-    reading,
-    translate,
-    writing,
-)
-from flax_adapt.weights.names import Names
+from flax_adapt.base.errors import UserError, choose
+from flax_adapt.weights import extras, fields
+from flax_adapt.weights.files import files, reading, writing
+from flax_adapt.weights.formats import hf_bert, hf_resnet, hf_vit
+from flax_adapt.weights.names import translate
+from flax_adapt.weights.names.names import Names
 
 
 class Family(Protocol):

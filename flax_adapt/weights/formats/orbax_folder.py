@@ -12,19 +12,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flax_adapt import models
-from flax_adapt.errors import UserError
+from flax_adapt.base.errors import UserError
 from flax_adapt.models import batch_stats
-from flax_adapt.weights import (
-    extras,
-    fields,
-    files,
-    lora,
-    orbax_arrays,
-    reading,
-    translate,
-    writing,
-)
-from flax_adapt.weights.files import LazyTensor
+from flax_adapt.weights import extras, fields, lora
+from flax_adapt.weights.files import files, orbax_arrays, reading, writing
+from flax_adapt.weights.files.files import LazyTensor
+from flax_adapt.weights.names import translate
 
 STAGES = "stages"
 # Leaves that a task has no place for; a pooler belongs to some classifiers of text.

@@ -5,16 +5,16 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
-from flax_adapt.errors import UserError, choose
-from flax_adapt.weights import (
+from flax_adapt.base.errors import UserError, choose
+from flax_adapt.weights.formats import (
     big_vision,
     facebook,
     huggingface,
     orbax_folder,
     timm,
     torchvision,
-    translate,
 )
+from flax_adapt.weights.names import translate
 
 
 class Format(Protocol):

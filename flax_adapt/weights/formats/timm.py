@@ -12,17 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from flax_adapt import models
-from flax_adapt.errors import UserError, choose
-from flax_adapt.weights import (
-    fields,
-    files,
-    reading,
-    timm_names,
-    torch_vit,
-    translate,
-    writable,
-    writing,
-)
+from flax_adapt.base.errors import UserError, choose
+from flax_adapt.weights import fields, writable
+from flax_adapt.weights.files import files, reading, writing
+from flax_adapt.weights.formats import torch_vit
+from flax_adapt.weights.names import timm as timm_names
+from flax_adapt.weights.names import translate
 
 TABLE = timm_names.TIMM
 # What a file cannot say otherwise; a folder can say which GELU.

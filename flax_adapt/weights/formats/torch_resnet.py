@@ -10,11 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flax_adapt.errors import UserError
+from flax_adapt.base.errors import UserError
 from flax_adapt.models.resnet_config import EXPANSION, MAX_STAGES
-from flax_adapt.weights import fields, reading, translate
-from flax_adapt.weights.files import LazyTensor
-from flax_adapt.weights.resnet_names import TORCHVISION
+from flax_adapt.weights import fields
+from flax_adapt.weights.files import reading
+from flax_adapt.weights.files.files import LazyTensor
+from flax_adapt.weights.names import translate
+from flax_adapt.weights.names.resnet import TORCHVISION
 
 # Of torch.nn.BatchNorm2d, and of ImageNet's models.
 ASSUMED = dict(image_size=224, batch_norm_eps=1e-5, batch_norm_momentum=0.1)

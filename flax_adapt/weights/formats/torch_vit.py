@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from flax_adapt import models
-from flax_adapt.errors import UserError
-from flax_adapt.weights import fields, reading, timm_names, translate
-from flax_adapt.weights.files import LazyTensor
-from flax_adapt.weights.names import Names
+from flax_adapt.base.errors import UserError
+from flax_adapt.weights import fields
+from flax_adapt.weights.files import reading
+from flax_adapt.weights.files.files import LazyTensor
+from flax_adapt.weights.names import timm as timm_names
+from flax_adapt.weights.names import translate
+from flax_adapt.weights.names.names import Names
 
 LAYER_NORM_EPS, GELU = 1e-6, "erf"
 # What `known` may tell.

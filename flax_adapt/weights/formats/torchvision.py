@@ -9,17 +9,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from flax_adapt.errors import UserError, choose
-from flax_adapt.weights import (
-    fields,
-    reading,
-    timm,
-    torch_resnet,
-    translate,
-    writable,
-    writing,
-)
-from flax_adapt.weights.resnet_names import TORCHVISION
+from flax_adapt.base.errors import UserError, choose
+from flax_adapt.weights import fields, writable
+from flax_adapt.weights.files import reading, writing
+from flax_adapt.weights.formats import timm, torch_resnet
+from flax_adapt.weights.names import translate
+from flax_adapt.weights.names.resnet import TORCHVISION
 
 TABLE = TORCHVISION
 SOURCE, SUFFIX, POOLING = "torchvision", ".safetensors", "mean"

@@ -8,8 +8,8 @@ a resized last block.
 
 from collections.abc import Mapping
 
-from flax_adapt.weights import layouts
-from flax_adapt.weights.names import Names, Spare, Spellings
+from flax_adapt.weights.names import layouts
+from flax_adapt.weights.names.names import Names, Spare, Spellings
 
 LAYERS = {
     "attention/query": ("attention.self.query",),

@@ -8,8 +8,8 @@ ours, which has none, it is a part of the head that does not fit.
 
 import dataclasses
 
-from flax_adapt.weights import layouts
-from flax_adapt.weights.names import Names
+from flax_adapt.weights.names import layouts
+from flax_adapt.weights.names.names import Names
 
 POSITION = "Transformer/posembed_input/pos_embedding"
 ATTENTION = ("MultiHeadDotProductAttention_1", "MultiHeadDotProductAttention_0")

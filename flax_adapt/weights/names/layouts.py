@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from flax_adapt.weights.names import Style
+from flax_adapt.weights.names.names import Style
 
 PATCHES = "encoder/patch_embed/kernel"
 

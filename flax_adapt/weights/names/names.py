@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flax_adapt.errors import UserError
+from flax_adapt.base.errors import UserError
 
 Spellings = tuple[str, ...]  # the first is written, all are read
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from flax_adapt.models import batch_stats
 from flax_adapt.models.resnet_config import MAX_STAGES
-from flax_adapt.weights import layouts
-from flax_adapt.weights.names import Names, Spellings
+from flax_adapt.weights.names import layouts
+from flax_adapt.weights.names.names import Names, Spellings
 
 STATISTICS = {"mean": "running_mean", "var": "running_var"}
 COUNTER = {r"(.*\.)?num_batches_tracked": "a counter of batches"}

@@ -6,8 +6,8 @@ timm 1.0 `vit_*`, `deit*` and `*.mae` (`models/vision_transformer.py`); Facebook
 
 import dataclasses
 
-from flax_adapt.weights import layouts
-from flax_adapt.weights.names import Names, Spellings
+from flax_adapt.weights.names import layouts
+from flax_adapt.weights.names.names import Names, Spellings
 
 FUSED = {"attention/qkv": ("attention/query", "attention/key", "attention/value")}
 LAYERS = {

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from flax_adapt.errors import UserError
+from flax_adapt.base.errors import UserError
 from flax_adapt.weights import strict
-from flax_adapt.weights.files import LazyTensor
-from flax_adapt.weights.names import Names, Spare
+from flax_adapt.weights.files.files import LazyTensor
+from flax_adapt.weights.names.names import Names, Spare
 
 Leaves = dict[str, np.ndarray]
 # Model config, leaves and the fields of `strict.Report`; of a file while it is open.

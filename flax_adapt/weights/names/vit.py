@@ -7,8 +7,8 @@ own: `vit.layers.0.attention.q_proj.weight` in a state dict, and for the decoder
 `shortcut` are ours: of a resized last block.
 """
 
-from flax_adapt.weights import layouts
-from flax_adapt.weights.names import Names
+from flax_adapt.weights.names import layouts
+from flax_adapt.weights.names.names import Names
 
 VIT = Names(
     source="Hugging Face's ViT and ViTMAE",

@@ -9,24 +9,24 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image, ImageEnhance, ImageOps
 
-from flax_adapt import defaults, errors, keys, sharding
-from flax_adapt.data import augment, examples
+from flax_adapt import defaults
+from flax_adapt.base import errors, keys
+from flax_adapt.data import examples
+from flax_adapt.data.images import augment
+from flax_adapt.train import sharding
 
-SIZE = 8
-RNG = np.random.default_rng(2)
+SIZE, RNG = 8, np.random.default_rng(2)
 PIXELS = RNG.integers(0, 256, (16, SIZE, SIZE, 3), np.uint8)
-X_BYXC = np.float32(PIXELS) / 255
+X_BYXC, LUMA = np.float32(PIXELS) / 255, np.float32([0.2989, 0.587, 0.114])
 KEY_B = keys.example_keys(jax.random.key(0), jnp.arange(500))
-LUMA = np.float32([0.2989, 0.587, 0.114])
-# All that there is happens to some.
-VIEW = defaults.views(min_crop_area=0.2, blur_probability=0.5)[1]
+VIEW = defaults.views(min_crop_area=0.2, blur_probability=0.5)[1]  # all happens
 
 
 def run(x_BYXC, key_B=None, **fields):
     section = ConfigDict({**defaults.NO_AUGMENT, **fields})
     key_B = KEY_B[: len(x_BYXC)] if key_B is None else key_B
-    view = jax.jit(lambda x_BYXC, key_B: augment.augment(x_BYXC, key_B, section))
-    return np.asarray(view(jnp.asarray(x_BYXC), key_B))
+    view = jax.jit(lambda x, key_B: augment.augment(x, key_B, section))
+    return np.asarray(view(x_BYXC, key_B))
 
 
 def constant(value, count=500):

@@ -9,8 +9,9 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from flax_adapt import defaults, errors, keys
-from flax_adapt.data import image
+from flax_adapt import defaults
+from flax_adapt.base import errors, keys
+from flax_adapt.data.images import image
 
 RED, SIZE = (200, 30, 60), 8
 

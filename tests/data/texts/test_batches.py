@@ -5,9 +5,10 @@ import logging
 
 import numpy as np
 import pytest
-import tiny_text
+from support import tiny_text
 
-from flax_adapt import data, errors
+from flax_adapt import data
+from flax_adapt.base import errors
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flax_adapt.data import layouts
-from flax_adapt.data.token_rows import Pieces, Template, to_text
+from flax_adapt.data.texts import layouts
+from flax_adapt.data.texts.token_rows import Pieces, Template, to_text
 
 BERT = Template(before=(2,), between=(3,), after=(3,), second_type=1)
 ROBERTA = Template(before=(0,), between=(2, 2), after=(2,), second_type=0)

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from tiny_text import open_source, rows_of
+from support.tiny_text import open_source, rows_of
 
-from flax_adapt import errors
+from flax_adapt.base import errors
 
 REVIEWS = {"train": ["good ünseen", "bad", "good"], "test": ["fine", "bad"]}
 STARS = {"good": 10, "bad": 2, "fine": 9}

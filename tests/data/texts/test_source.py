@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-import tiny_text
-from tiny_text import open_source, rows_of
+from support import tiny_text
+from support.tiny_text import open_source, rows_of
 
-from flax_adapt import errors
+from flax_adapt.base import errors
 
 
 def write(path, contents: str | bytes):

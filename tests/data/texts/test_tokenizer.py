@@ -7,9 +7,10 @@ import sys
 
 import numpy as np
 import pytest
-import tiny_text
+from support import tiny_text
 
-from flax_adapt import data, errors
+from flax_adapt import data
+from flax_adapt.base import errors
 
 # Odd texts and their tokens by transformers 5.23: BertTokenizer and RobertaTokenizer
 # (with its mask token declared as roberta-base's is, lstrip=True) from the same files.

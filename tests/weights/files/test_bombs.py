@@ -9,13 +9,14 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import torch_files
-from hf_folders import build, change_config, random_params, save_text
-from hostile import npz_arrays, outcome
-from test_weights_headers import Attack, npy, write_header
+from support import torch_files
+from support.attacks import Attack, npy, write_header
+from support.hf_folders import build, change_config, random_params, save_text
+from support.hostile import npz_arrays, outcome
 
 from flax_adapt import weights
-from flax_adapt.weights import reading, torch_file
+from flax_adapt.weights.files import reading
+from flax_adapt.weights.files import torch as torch_file
 
 
 @pytest.mark.parametrize(
@@ -144,7 +145,7 @@ def test_bombs_end_soon_and_in_one_gigabyte(tmp_path):
     write_bombs(tmp_path)
     write_folders(tmp_path)
     paths = sorted(tmp_path.iterdir())
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
     child = subprocess.run(
         [sys.executable, "-c", SCRIPT, *paths],
         env=environment,

@@ -3,29 +3,20 @@
 import io
 import json
 import os
-import struct
 import zipfile
 
 import ml_dtypes
 import numpy as np
 import pytest
 import safetensors
-from hostile import fuzz, npz_arrays, outcome
 from hypothesis import given
 from hypothesis import strategies as st
+from support.attacks import Attack, npy, write_header
+from support.hostile import fuzz, npz_arrays, outcome
 
-from flax_adapt.errors import UserError
-from flax_adapt.weights import files, npz_file, reading
-
-
-class Attack:
-    """Pickles as a call that makes the file `marker`."""
-
-    def __init__(self, marker):
-        self.marker = marker
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.marker}",)
+from flax_adapt.base.errors import UserError
+from flax_adapt.weights.files import files, reading
+from flax_adapt.weights.files import npz as npz_file
 
 
 def read(path):
@@ -36,14 +27,6 @@ def read(path):
 
 def entry(dtype="F32", shape=(2,), span=(0, 8)):
     return {"dtype": dtype, "shape": shape, "data_offsets": span}
-
-
-def write_header(path, header, data=bytes(8), size=None):
-    """`header`: an object, or the text itself; size: what the file says of its length."""
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    size = len(text) if size is None else size
-    path.write_bytes(struct.pack("<Q", size) + text + data)
-    return path
 
 
 GOOD = b'"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}'
@@ -175,12 +158,6 @@ def test_an_array_of_objects_is_refused_and_never_made(tmp_path):
     assert not marker.exists()
     np.load(path, allow_pickle=True)["a"]
     assert marker.exists(), "the attack does not work at all"
-
-
-def npy(descr="'<f4'", shape="(2,)", fortran="False", version=1, data=bytes(8)):
-    text = f"{{'descr': {descr}, 'fortran_order': {fortran}, 'shape': {shape}, }}\n"
-    size = struct.pack("<H" if version == 1 else "<I", len(text))
-    return b"\x93NUMPY" + bytes([version, 0]) + size + text.encode() + data
 
 
 PARTS = {

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch_files
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch_files import (
+from support import torch_files
+from support.torch_files import (
     FLOATS,
     FORMS,
     PLACE,
@@ -25,8 +25,8 @@ from torch_files import (
     write_code,
 )
 
-from flax_adapt.errors import UserError
-from flax_adapt.weights import torch_file
+from flax_adapt.base.errors import UserError
+from flax_adapt.weights.files import torch as torch_file
 
 
 class Attack:
@@ -239,7 +239,7 @@ def test_bombs_end_soon_and_in_one_gigabyte(tmp_path):
         )
         for kind, code in bombs().items()
     ]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
     child = subprocess.run(
         [sys.executable, "-c", SCRIPT, *paths],
         env=environment,

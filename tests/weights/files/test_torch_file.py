@@ -8,9 +8,9 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-import torch_files
-from hf_folders import assert_same, build, random_params, tensors_of
-from torch_files import (
+from support import torch_files
+from support.hf_folders import assert_same, build, random_params, tensors_of
+from support.torch_files import (
     FLOATS,
     FORMS,
     PLACE,
@@ -25,8 +25,8 @@ from torch_files import (
 )
 
 from flax_adapt import weights
-from flax_adapt.errors import UserError
-from flax_adapt.weights import reading
+from flax_adapt.base.errors import UserError
+from flax_adapt.weights.files import reading
 
 FOLDER = Path(__file__).parent / "goldens_torch"
 

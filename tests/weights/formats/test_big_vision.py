@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from format_files import (
+from support.format_files import (
     GOLDENS,
     ONE,
     apply,
@@ -14,7 +14,7 @@ from format_files import (
 )
 
 from flax_adapt import weights
-from flax_adapt.errors import UserError
+from flax_adapt.base.errors import UserError
 
 
 def npz(path, **tensors):

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-import torch_files
-from format_files import (
+from support import torch_files
+from support.format_files import (
     CLASSIFIERS,
     FILES,
     GOLDENS,
@@ -17,11 +17,11 @@ from format_files import (
     tensors_of,
     timm_folder,
 )
-from hf_folders import assert_same
+from support.hf_folders import assert_same
 
 from flax_adapt import models, weights
-from flax_adapt.errors import UserError
-from flax_adapt.weights import formats
+from flax_adapt.base.errors import UserError
+from flax_adapt.weights.formats import table as formats
 
 
 @pytest.mark.parametrize("name", FILES)

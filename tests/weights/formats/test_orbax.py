@@ -4,19 +4,28 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-import tiny_text
-from hf_folders import CONFIG, TEXT, assert_same, build, build_text, random_params
-from hostile import STATE, files_of, outcome
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from support import tiny_text
+from support.hf_folders import (
+    CONFIG,
+    TEXT,
+    assert_same,
+    build,
+    build_text,
+    random_params,
+)
+from support.hostile import STATE, files_of, outcome
 
 from flax_adapt import models, weights
-from flax_adapt.errors import UserError
-from flax_adapt.weights import formats, orbax_arrays
+from flax_adapt.base.errors import UserError
+from flax_adapt.weights.files import orbax_arrays
+from flax_adapt.weights.formats import table as formats
 
 VOCABULARY = len(tiny_text.VOCABULARY)
 # What a format could change without being noticed.
@@ -109,8 +118,8 @@ OTHER = """
 import sys
 from pathlib import Path
 import numpy as np
-sys.path.insert(0, sys.argv[1])
-import test_weights_orbax as tests
+sys.path[:0] = sys.argv[1].split(":")
+import test_orbax as tests
 import jax
 
 assert jax.device_count() == 1
@@ -124,7 +133,7 @@ def test_the_number_of_devices_does_not_matter(tmp_path):
     assert jax.device_count() == 8
     params = save_sharded(tmp_path / "four", 4)
     assert_same(read(tmp_path / "four"), params)
-    here = __file__.rpartition("/")[0]
+    here = f"{Path(__file__).parent}:{Path(__file__).parents[2]}"
     command = [sys.executable, "-c", OTHER, here, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

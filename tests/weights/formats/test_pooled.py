@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from format_files import (
+from support.format_files import (
     GOLDENS,
     apply,
     assert_close,
@@ -15,11 +15,11 @@ from format_files import (
     tensors_of,
     timm_folder,
 )
-from hf_folders import assert_same
+from support.hf_folders import assert_same
 
 from flax_adapt import weights
-from flax_adapt.errors import UserError
-from flax_adapt.weights import formats
+from flax_adapt.base.errors import UserError
+from flax_adapt.weights.formats import table as formats
 
 # File -> (what must be told, format that writes it, what is then written).
 POOLED = {

@@ -3,25 +3,17 @@
 import json
 
 import pytest
-from format_files import (
-    FILES,
-    GOLDENS,
-    tensors_of,
-)
-from hf_folders import CONFIG, assert_same, build, build_text, random_params
+from support.format_files import FILES, GOLDENS, tensors_of
+from support.hf_folders import CONFIG, assert_same, build, build_text, random_params
 
 from flax_adapt import models, weights
-from flax_adapt.errors import UserError
-from flax_adapt.weights import (
-    bert_names,
-    big_vision,
-    facebook,
-    formats,
-    strict,
-    timm,
-    translate,
-)
-from flax_adapt.weights.vit_names import VIT
+from flax_adapt.base.errors import UserError
+from flax_adapt.weights import strict
+from flax_adapt.weights.formats import big_vision, facebook, timm
+from flax_adapt.weights.formats import table as formats
+from flax_adapt.weights.names import bert as bert_names
+from flax_adapt.weights.names import translate
+from flax_adapt.weights.names.vit import VIT
 
 # Every leaf of every task that a format has a place for.
 TABLES = {

@@ -1,0 +1,1 @@
+"""What every package builds on: types, errors, configs, logs, metrics."""

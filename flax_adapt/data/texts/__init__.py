@@ -1,0 +1,1 @@
+"""Texts: files, tokenizers, and how tokens become rows of a batch."""

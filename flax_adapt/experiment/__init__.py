@@ -1,0 +1,1 @@
+"""An experiment: its stages in order, and what they were worth."""

@@ -1,0 +1,1 @@
+"""One stage of an experiment, from its checked config to its export."""

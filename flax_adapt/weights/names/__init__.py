@@ -1,0 +1,1 @@
+"""What the formats call each parameter, and how its values are laid out."""
