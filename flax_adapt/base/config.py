@@ -11,6 +11,12 @@ from ml_collections import ConfigDict
 from flax_adapt.base.errors import UserError, choose
 
 _PACKAGE = Path(__file__).parent.parent
+# Fields that newer versions added to the config of an experiment, and the value that
+# does what the version without the field did: {pattern of the dotted name: value}. The
+# pattern must match the whole name, as in r"stages\.\d+\.optim\.beta". A section that a
+# version did without is None; a value may be a whole section. `difference` reads it, so
+# that a workdir of an older version goes on.
+ADDED: dict[str, Any] = {}
 
 
 def config_folder() -> Path:
@@ -120,12 +126,34 @@ def flatten(fields: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def difference(old: Any, new: Any) -> list[str]:
-    """Lines `name: old -> new` for every field in which two plain configs differ."""
-    old, new = flatten(old), flatten(new)
+    """Lines `name: old -> new` for every field in which two plain configs differ.
+
+    A field that only `new` has counts in `old` as the value that `ADDED` gives for it.
+    """
+    old, new = flatten(_with_added(old, new, "")), flatten(new)
     names = [
         name for name in {**old, **new} if old.get(name, "-") != new.get(name, "-")
     ]
     return [f"{name}: {old.get(name, '-')} -> {new.get(name, '-')}" for name in names]
+
+
+def _with_added(old: Any, new: Any, prefix: str) -> Any:
+    """Returns the plain config `old` with the fields of `new` that `ADDED` knows."""
+    if isinstance(old, list) and isinstance(new, list):
+        pairs = enumerate(zip(old, new, strict=False))
+        both = [_with_added(*pair, f"{prefix}{index}.") for index, pair in pairs]
+        return both + old[len(both) :]
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return old
+    filled = {
+        name: _with_added(value, new.get(name), f"{prefix}{name}.")
+        for name, value in old.items()
+    }
+    for name in new:
+        patterns = [p for p in ADDED if re.fullmatch(p, f"{prefix}{name}")]
+        if name not in old and patterns:
+            filled[name] = plain(ADDED[patterns[0]])
+    return filled
 
 
 def check_override(config: ConfigDict, argument: str) -> None:

@@ -151,6 +151,61 @@ def test_a_difference_is_never_missed(old, new):
     assert config.difference({"a": old, "z": 0}, {"a": new, "z": 0})
 
 
+@pytest.fixture
+def added(monkeypatch):
+    """A version that added a rate to the optimizer, a section, and a field of data."""
+    table = {
+        r"stages\.\d+\.optim\.rate": 0.5,
+        r"stages\.\d+\.extra": None,
+        r"(.*\.)?data\.size": [8, 8],
+        r"whole": {"a": 1, "b": (2,)},
+    }
+    monkeypatch.setattr(config, "ADDED", table)
+
+
+def staged(optim, **fields):
+    return {"stages": [{"optim": {"lr": 1}}, {"optim": optim, **fields}]}
+
+
+@pytest.mark.usefixtures("added")
+@pytest.mark.parametrize(
+    ("new", "changes"),
+    [
+        (staged({"lr": 1, "rate": 0.5}), []),
+        (staged({"lr": 1, "rate": 0.6}), ["stages.1.optim.rate: 0.5 -> 0.6"]),
+        (staged({"lr": 1}, extra=None), []),
+        (
+            staged({"lr": 1}, extra={"a": 1}),
+            ["stages.1.extra: None -> -", "stages.1.extra.a: - -> 1"],
+        ),
+        (staged({"lr": 1, "other": 0.5}), ["stages.1.optim.other: - -> 0.5"]),
+        ({**staged({"lr": 1}), "rate": 0.5}, ["rate: - -> 0.5"]),
+        ({**staged({"lr": 1}), "whole": {"a": 1, "b": [2]}}, []),
+        ({**staged({"lr": 1}), "whole": {"a": 3, "b": [2]}}, ["whole.a: 1 -> 3"]),
+    ],
+)
+def test_a_field_that_was_added_since_counts_as_what_was_done_before(new, changes):
+    assert config.difference(staged({"lr": 1}), new) == changes
+
+
+@pytest.mark.usefixtures("added")
+def test_an_added_field_is_known_wherever_its_section_lies():
+    old = {"data": {}, "eval": {"data": {"x": 1}}, "list": [{"data": {}}, {"data": {}}]}
+    size = {"size": [8, 8]}
+    new = {"data": size, "eval": {"data": {"x": 1, **size}}, "list": [{"data": size}]}
+    gone = {**old, "list": [{"data": {}}]}
+    assert config.difference(gone, new) == []
+    assert config.difference(old | {"list": [{"data": {}}, {"a": 1}]}, new) == [
+        "list.1.a: 1 -> -"
+    ]
+
+
+@pytest.mark.usefixtures("added")
+def test_a_field_that_was_stored_is_never_replaced():
+    old, new = staged({"lr": 1, "rate": 0.7}), staged({"lr": 1, "rate": 0.5})
+    assert config.difference(old, new) == ["stages.1.optim.rate: 0.7 -> 0.5"]
+
+
 NAMES = st.text("abc", min_size=1, max_size=2)
 LEAVES = st.one_of(st.integers(0, 2), st.sampled_from(["x", None]))
 # That an empty section is there or not is no difference.
