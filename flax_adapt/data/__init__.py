@@ -85,7 +85,8 @@ def make_batches(
     """An endless iterator of training batches: this process's rows of each.
 
     Every epoch has each example once, in an order of its own; a batch may straddle two
-    epochs. With replay each domain has such epochs, by `sampling` also both together.
+    epochs. With replay each domain has such epochs; with `sampling` "joint", and with
+    "uniform" at a constant ratio, both domains have them together.
     The order depends on `seed` and `batch_size` alone, so the position is one number:
     `get_state()`, `set_state(state)`, or `grain.checkpoint.CheckpointSave`.
     """

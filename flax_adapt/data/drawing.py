@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from flax_adapt.base import errors
-from flax_adapt.data import base
+from flax_adapt.data import base, order
 from flax_adapt.data.base import Source
 from flax_adapt.data.examples import ImageExamples, open_images
 from flax_adapt.data.texts import text
@@ -49,7 +49,7 @@ def sections(config_replay: ConfigDict) -> tuple[ConfigDict, ...]:
 def draw(sources: list[Source], target: OneDomain, config_replay: ConfigDict) -> Drawn:
     """A larger ratio keeps what a smaller one drew; in the order of the sources."""
     whole, seed = base.union(sources), config_replay.seed
-    count, field, told = _how_many(target, config_replay)
+    count, field, told = _how_many(target, len(whole), config_replay)
     if not 0 < count <= len(whole):
         raise errors.UserError(
             f"{field} asks for {count} of the {len(whole)} examples of {whole.where};"
@@ -65,8 +65,12 @@ def draw(sources: list[Source], target: OneDomain, config_replay: ConfigDict) ->
     return Drawn(whole.take(rows), base.origin(ends, rows))
 
 
-def _how_many(target: OneDomain, config_replay: ConfigDict) -> tuple[int, str, str]:
+def _how_many(
+    target: OneDomain, num_whole: int, config_replay: ConfigDict
+) -> tuple[int, str, str]:
     """Returns the number of examples to draw, the field that asks for it, and for what."""
+    if config_replay.sampling == order.JOINT:
+        return num_whole, "sampling 'joint'", "joint training"
     size = config_replay.buffer_size
     if size:
         return size, f"buffer_size {size}", f"a buffer of {size}"

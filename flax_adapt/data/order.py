@@ -50,6 +50,12 @@ class Mixture(NamedTuple):
         return ratio / (1 + ratio)
 
 
+def joint(mixture: Mixture, batch_size: int, seed: int) -> grain.MapDataset:
+    """An epoch is the union of both domains, shuffled: each of its rows exactly once."""
+    union = _stream(mixture.num_target + mixture.num_source, seed, _UNION)
+    return _endless(lambda k: union(k * batch_size, (k + 1) * batch_size))
+
+
 def uniform(mixture: Mixture, batch_size: int, seed: int) -> grain.MapDataset:
     """Every row of a batch is one of the source with the same probability.
 
@@ -59,8 +65,7 @@ def uniform(mixture: Mixture, batch_size: int, seed: int) -> grain.MapDataset:
     """
     config = mixture.config
     if config.ratio == config.final_ratio and not config.buffer_size:
-        union = _stream(mixture.num_target + mixture.num_source, seed, _UNION)
-        return _endless(lambda k: union(k * batch_size, (k + 1) * batch_size))
+        return joint(mixture, batch_size, seed)
 
     def count(k: int) -> int:
         rng = np.random.default_rng([seed, _COUNT, k])
@@ -84,8 +89,11 @@ def stratified(mixture: Mixture, batch_size: int, seed: int) -> grain.MapDataset
     )
 
 
+# The sampling that draws every example of every source, in proportion to their number.
+JOINT = "joint"
 # replay.sampling -> order of batches
 SAMPLINGS: dict[str, Callable[[Mixture, int, int], grain.MapDataset]] = {
+    JOINT: joint,
     "uniform": uniform,
     "stratified": stratified,
 }

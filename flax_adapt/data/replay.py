@@ -5,7 +5,8 @@ of them, and the few are drawn from all together. They are drawn once, by `repla
 and stay the same for the whole stage: a share of the target (`replay.ratio`), or
 `replay.buffer_size` of them. The latter is what a reservoir holds at the end of a stream
 of the sources: each example with the same probability (Vitter 1985). Which of them a
-batch holds is said in `order`.
+batch holds is said in `order`. With `replay.sampling="joint"` all of them are drawn, and
+an epoch has every example of the target and of all sources once: joint training.
 """
 
 import math
@@ -184,6 +185,13 @@ def _check_alike(config_first: ConfigDict, config_other: ConfigDict) -> None:
 def _check_ratios(config_replay: ConfigDict) -> None:
     ratios = (config_replay.ratio, config_replay.final_ratio)
     told = "replay.ratio={} and final_ratio={}".format(*ratios)
+    if config_replay.sampling == order.JOINT:
+        if any(value != 0 for value in (*ratios, config_replay.buffer_size)):
+            raise errors.UserError(
+                f"{told} with buffer_size={config_replay.buffer_size} must all be 0 for"
+                " replay.sampling='joint': it draws every example of every source"
+            )
+        return
     if not all(0 <= ratio < math.inf for ratio in ratios) or max(ratios) == 0:
         raise errors.UserError(
             f"{told} must be numbers >= 0, one of them > 0; to replay nothing set"
@@ -210,9 +218,9 @@ def add_source(
 ) -> ReplayExamples:
     """Draws from the sources of `config_replay`, which has passed `check`.
 
-    `buffer_size` of them, or where that is 0 round(max(ratio, final_ratio) * number of
-    target examples); of packed texts documents are counted, and drawn before they are
-    packed.
+    All of them if `sampling` is "joint"; else `buffer_size` of them, or where that is 0
+    round(max(ratio, final_ratio) * number of target examples). Of packed texts documents
+    are counted, and drawn before they are packed.
     """
     data = drawing.sections(config_replay)
     try:

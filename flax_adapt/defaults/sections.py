@@ -68,7 +68,8 @@ def replay(source: Any, ratio: float, **changes: Any) -> dict[str, Any]:
     """`ratio` source examples for one of the target, the same share in every batch.
 
     source: a data section, or a tuple of them. buffer_size: draw so many in all (0: as
-    many as the ratio says); the ratio is then that of the batches alone.
+    many as the ratio says); the ratio is then that of the batches alone. Ratio 0 with
+    sampling="joint": an epoch has every example of the target and the sources once.
     """
     section = dict(
         data=source,

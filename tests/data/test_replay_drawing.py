@@ -133,7 +133,10 @@ def test_bad_files_of_both_are_counted(tmp_path):
             dict(schedule="step"),
             r"replay\.schedule='step'.*\['constant', 'cosine', 'lin",
         ),
-        (dict(sampling="all"), r"replay\.sampling='all'.*\['stratified', 'uniform'\]"),
+        (
+            dict(sampling="all"),
+            r"replay\.sampling='all'.*\['joint', 'stratified', 'uni",
+        ),
         (
             dict(ratio=-1.0),
             r"replay\.ratio=-1\.0 and final_ratio=0\.5 must be numbers >=",
