@@ -12,6 +12,7 @@
 """
 
 from flax_adapt import data, defaults, models, objectives, weights
+from flax_adapt.base import config
 from flax_adapt.base.errors import UserError
 from flax_adapt.base.metrics import Loss, Mean
 from flax_adapt.base.types import Text
@@ -28,6 +29,7 @@ __all__ = [
     "Text",
     "TrainState",
     "UserError",
+    "config",
     "create_state",
     "data",
     "defaults",
