@@ -15,9 +15,11 @@ from flax_adapt.defaults.baselines import (
     l2_sp,
     lora,
     lwf,
+    mars,
     probe_optim,
     r3f,
     recadam,
+    sgd,
     weight_distance,
 )
 from flax_adapt.defaults.continual import CONTINUAL_ARGUMENTS, Continual
@@ -116,6 +118,7 @@ __all__ = [
     "l2_sp",
     "lora",
     "lwf",
+    "mars",
     "mlm",
     "pixel_statistics",
     "pretrain_optim",
@@ -129,6 +132,7 @@ __all__ = [
     "replay",
     "resize",
     "self_distill_stages",
+    "sgd",
     "stage_model",
     "sweep",
     "text_data",

@@ -66,8 +66,25 @@ def ema(**changes: Any) -> dict[str, Any]:
 
 
 def recadam(**changes: Any) -> dict[str, Any]:
-    """Chen et al. 2020: gamma 5000, k 0.5, t0 250."""
-    return change(dict(gamma=5000.0, k=0.5, t0=250.0), changes)
+    """Chen et al. 2020: gamma 5000, k 0.5, t0 250.
+
+    k, t0 of 0: these values, scaled with the length of a stage of fewer than 1 000 steps.
+    """
+    return change(dict(gamma=5000.0, k=0.0, t0=0.0), changes)
+
+
+def mars(**changes: Any) -> dict[str, Any]:
+    """Fields of `optim` for MARS (Gouk et al. 2021); the radii are ours, not searched.
+
+    The official code searches both between 1.6 and 33 for each data set.
+    """
+    section = dict(mars_radius=MARS_RADIUS, mars_head_radius=10.0, mars_norms=True)
+    return change(section, changes)
+
+
+def sgd(**changes: Any) -> dict[str, Any]:
+    """Momentum 0.9 without Nesterov, as torch's reference recipes have it."""
+    return change(dict(momentum=0.9, nesterov=False), changes)
 
 
 def probe_optim(num_steps: int, lr: float, **changes: Any) -> dict[str, Any]:

@@ -76,7 +76,7 @@ METHODS = {
     # In the place of weight decay, as Li et al. have it.
     "l2_sp": Sections((baselines.l2_sp(),), _optim(weight_decay=0.0)),
     "recadam": Sections(fields=_optim(recadam=baselines.recadam())),
-    "mars": Sections(fields=_optim(mars_radius=baselines.MARS_RADIUS)),
+    "mars": Sections(fields=_optim(**baselines.mars())),
     "r3f": Sections((baselines.r3f(),)),
     "ema": Sections(fields=lambda stage: {"ema": baselines.ema()}),
     "ewc": Sections((baselines.ewc(OF),), needs_previous=True),

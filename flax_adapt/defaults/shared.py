@@ -60,7 +60,10 @@ def pretrain_optim(**changes: Any) -> dict[str, Any]:
         accum_steps=1,
         recadam=None,
         lars=None,
+        sgd=None,
         mars_radius=0.0,
+        mars_head_radius=0.0,
+        mars_norms=False,
     )
     return sections.change(section, changes)
 
@@ -82,7 +85,10 @@ def finetune_optim(**changes: Any) -> dict[str, Any]:
         accum_steps=1,
         recadam=None,
         lars=None,
+        sgd=None,
         mars_radius=0.0,
+        mars_head_radius=0.0,
+        mars_norms=False,
     )
     return sections.change(section, changes)
 

@@ -1,10 +1,12 @@
-"""Optimizers that hold on to the weights they start from: RecAdam and MARS.
+"""Optimizers that hold the weights near the initial ones: RecAdam and MARS.
 
-Both keep the start in their state, so that it is laid out like the parameters and goes
-into every checkpoint. Leaves that are new in a stage have no start worth holding on to.
+Both keep the initial weights in their state, so that these are laid out like the
+parameters and go into every checkpoint. The initial value of a leaf that is new in a
+stage is noise, which neither holds on to.
 """
 
 import math
+import re
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
@@ -16,13 +18,21 @@ from flax_adapt.base import rules
 from flax_adapt.base.errors import UserError
 from flax_adapt.base.types import Array, Params
 
-# Of what MARS bounds the distance: the kernels of layers (official code: of Dense and
-# Conv). What is added, scales or is looked up has no row sum, and is left free.
+# RecAdam's published t0 and k (METHODS), for stages of SCALED_BELOW steps and more; in a
+# shorter one both are scaled, so that its curve has the same shape (ours).
+T0, K, SCALED_BELOW = 250.0, 0.5, 1_000
+
+# How MARS measures the distance of a leaf (Gouk et al. 2021, official code: weights of
+# Dense and Conv by their rows, scales of batch norm as a diagonal matrix, one number a
+# row). Biases are free in that code. Tokens and positions, which are looked up or added,
+# are in none of its models, and adaptors are new: free, too (ours).
+ROWS, DIAGONAL, FREE = "rows", "diagonal", "free"
 BOUNDED = (
-    (r".*/kernel", True),
-    (r".*/(bias|scale|cls_token|mask_token|position|token|token_type)", False),
-    (r"lora/.*", False),
-    (r"(.*/)?adaptor/[^/]+", False),
+    (r"(?!lora/).*/kernel", ROWS),
+    (r"(?!(.*/)?adaptor/).*/scale", DIAGONAL),
+    (r".*/(bias|cls_token|mask_token|position|token|token_type)", FREE),
+    (r"lora/.*", FREE),
+    (r"(.*/)?adaptor/[^/]+", FREE),
 )
 
 
@@ -40,19 +50,31 @@ class RecAdamState(NamedTuple):
     start: Params
 
 
-def check_recadam(config: Any, lr: float) -> None:
-    """Raises UserError for a section `optim.recadam` that cannot be."""
-    gamma, k = config.gamma, config.k
-    if not (0 <= gamma < math.inf and 0 < k < math.inf and config.t0 >= 0):
+def check_recadam(config: Any) -> None:
+    """Raises UserError for an `optim` section whose `recadam` cannot be."""
+    recall, lr = config.recadam, config.lr
+    gamma, k = recall.gamma, recall.k
+    if not (0 <= gamma < math.inf and 0 <= k < math.inf and recall.t0 >= 0):
         raise UserError(
-            f"optim.recadam: gamma={gamma} must be at least 0, k={k} above 0 and "
-            f"t0={config.t0} at least 0"
+            f"optim.recadam: gamma={gamma}, k={k} and t0={recall.t0} must be at least 0 "
+            "(k, t0 of 0: by the length of the stage)"
         )
     if lr * gamma >= 1:
         raise UserError(
             f"optim.lr={lr} x recadam.gamma={gamma} = {lr * gamma:g} must be below 1: a "
-            f"step would leap over the start; lower lr to less than {1 / gamma:g}, or gamma"
+            "step would leap over the initial weights; lower lr to less than "
+            f"{1 / gamma:g}, or gamma"
         )
+
+
+def recall_schedule(recall: Any, num_steps: int) -> tuple[float, float]:
+    """Returns (k, t0) of a stage of `num_steps`: as given, else scaled with its length.
+
+    Published 0.5 and 250 from 1 000 steps on; at 100 steps 5 and 25: l = 1/2 is at a
+    quarter of the stage at the latest.
+    """
+    share = min(1.0, num_steps / SCALED_BELOW)
+    return recall.k or K / share, recall.t0 or T0 * share
 
 
 def recadam(
@@ -60,11 +82,13 @@ def recadam(
     schedule: optax.Schedule,
     decays: Callable[[Params], Any],
     fresh: Collection[str],
+    num_steps: int,
 ) -> optax.GradientTransformation:
     """Recall Adam (Chen et al. 2020), in the order of the official code.
 
-    `config`: optim section; recadam has gamma, k, t0. At step t = 1, 2, ... with lr of
-    the schedule, lr_t = lr * sqrt(1 - b2^t) / (1 - b1^t), l = sigmoid(k (t - t0)):
+    `config`: optim section; recadam has gamma, k, t0 (see `recall_schedule`). At step
+    t = 1, 2, ... with lr of the schedule, lr_t = lr * sqrt(1 - b2^t) / (1 - b1^t),
+    l = sigmoid(k (t - t0)):
 
         theta <- theta - lr_t * l * m / (sqrt v + eps)
         theta <- theta - lr * (1 - l) * gamma * (theta - theta0)
@@ -84,7 +108,7 @@ def recadam(
         assert params is not None
         mu = _blend(state.mu, grads, config.b1)
         nu = _blend(state.nu, jax.tree.map(jnp.square, grads), config.b2)
-        change = _recall(config, schedule(state.step), state.step + 1)
+        change = _recall(config, schedule(state.step), state.step + 1, num_steps)
         is_fresh = rules.map_named(lambda name, _: name in fresh, params)
         trees = (params, mu, nu, state.start, is_fresh, decays(params))
         updates = jax.tree.map(change, *trees)
@@ -93,12 +117,13 @@ def recadam(
     return optax.GradientTransformation(init, update)
 
 
-def _recall(config: Any, lr: Any, step: Array) -> Callable[..., Array]:
+def _recall(config: Any, lr: Any, step: Array, num_steps: int) -> Callable[..., Array]:
     """The three lines of `recadam` at step t, of one leaf: what is added to it."""
     recall, lr = config.recadam, jnp.asarray(lr, jnp.float32)
+    k, t0 = recall_schedule(recall, num_steps)
     t = step.astype(jnp.float32)
     lr_t = lr * jnp.sqrt(1 - config.b2**t) / (1 - config.b1**t)
-    learn = jax.nn.sigmoid(recall.k * (t - recall.t0))
+    learn = jax.nn.sigmoid(k * (t - t0))
 
     def change(
         w: Array, m: Array, v: Array, w0: Array, is_fresh: bool, decays: bool
@@ -124,19 +149,27 @@ class Start(NamedTuple):
     start: Params
 
 
-def check_radius(radius: float) -> None:
-    """Raises UserError for an `optim.mars_radius` that is no radius; 0: off."""
-    if not 0 <= radius < math.inf:
-        raise UserError(f"optim.mars_radius={radius} must be above 0, or 0: no bound")
+def check_mars(config: Any) -> None:
+    """Raises UserError for fields of `optim` that are no radius; 0: no bound."""
+    for name in ("mars_radius", "mars_head_radius"):
+        if not 0 <= config[name] < math.inf:
+            raise UserError(
+                f"optim.{name}={config[name]} must be above 0, or 0: no bound"
+            )
+    if not config.mars_radius and (config.mars_head_radius or config.mars_norms):
+        raise UserError(
+            "optim.mars_head_radius and mars_norms are parts of MARS: give mars_radius, too"
+        )
 
 
-def project(w: Array, start: Array, radius: float) -> Array:
+def project(w: Array, start: Array | float, radius: float) -> Array:
     """Returns w, drawn towards `start` until no output unit is further than `radius`.
 
     The distance of a unit is the sum of |w - start| over all that enters it, the rows of
     the papers' matrices: our kernels are [in, out] or [Y, X, in, out]. Each unit is
     scaled by itself: start + d / max(1, |d|_1 / radius). d = ((3, 1), (1, -1)), radius 2:
-    units (3, 1) and (1, -1) at 4 and 2, so ((1.5, 1), (0.5, -1)).
+    units (3, 1) and (1, -1) at 4 and 2, so ((1.5, 1), (0.5, -1)). The scales of a norm,
+    [D], are a diagonal matrix: every number is a row.
     """
     moved = w - start
     inputs = tuple(range(w.ndim - 1))
@@ -144,13 +177,26 @@ def project(w: Array, start: Array, radius: float) -> Array:
     return start + moved / jnp.maximum(1.0, distance / radius)
 
 
-def mars(radius: float, fresh: Collection[str]) -> optax.GradientTransformation:
-    """Keeps every kernel within `radius` of its start (Gouk et al. 2021, official code).
+def mars(config: Any, fresh: Collection[str]) -> optax.GradientTransformation:
+    """Bounds the distance to the initial weights (Gouk et al. 2021, official code).
 
-    To be the last of a chain: it projects what the update would make of the parameters.
-    The distance is the maximum absolute row sum, MARS. BOUNDED says of which leaves,
-    less those named in `fresh`.
+    `config`: optim section. To be the last of a chain: it projects what the update would
+    make of the parameters. The distance is the maximum absolute row sum, MARS.
+
+    mars_radius: of every kernel that is not in `fresh` (names of new leaves) from its
+    initial value; with mars_norms of every scale, too. mars_head_radius: of a new kernel
+    from ZERO, as that code has its classifier. The code bounds the scale of a batch norm
+    divided by the moving deviation; a LayerNorm has none (ours: the scale itself).
     """
+    held = optax.masked(_held(config.mars_radius), _bounded(config, fresh))
+    if not config.mars_head_radius:
+        return held
+    around_zero = optax.stateless(_shrunk(config.mars_head_radius))
+    return optax.chain(held, optax.masked(around_zero, _is_new_kernel(fresh)))
+
+
+def _held(radius: float) -> optax.GradientTransformation:
+    """Projects every leaf around its value at step 0."""
 
     def init(params: Params) -> Start:
         return Start(_copies(params))
@@ -163,8 +209,37 @@ def mars(radius: float, fresh: Collection[str]) -> optax.GradientTransformation:
 
         return jax.tree.map(held, updates, params, state.start), state
 
-    def is_bounded(params: Params) -> Any:
-        bounded = rules.assign("anchors.BOUNDED", BOUNDED, params)
-        return rules.map_named(lambda name, is_it: is_it and name not in fresh, bounded)
+    return optax.GradientTransformation(init, update)
 
-    return optax.masked(optax.GradientTransformation(init, update), is_bounded)
+
+def _shrunk(radius: float) -> Callable[[Params, Params | None], Params]:
+    """Projects every leaf around zero."""
+
+    def update(updates: Params, params: Params | None) -> Params:
+        return jax.tree.map(
+            lambda u, w: project(w + u, 0.0, radius) - w, updates, params
+        )
+
+    return update
+
+
+def _bounded(config: Any, fresh: Collection[str]) -> Callable[[Params], Any]:
+    """Returns params -> tree of bools: the leaves that are held to their initial value."""
+    kinds = {ROWS, *([DIAGONAL] if config.mars_norms else [])}
+
+    def is_bounded(params: Params) -> Any:
+        measured = rules.assign("anchors.BOUNDED", BOUNDED, params)
+        return rules.map_named(
+            lambda name, kind: kind in kinds and name not in fresh, measured
+        )
+
+    return is_bounded
+
+
+def _is_new_kernel(fresh: Collection[str]) -> Callable[[Params], Any]:
+    """Returns params -> tree of bools: the new kernels, but those of adaptors."""
+
+    def is_new(name: str, leaf: Array) -> bool:
+        return name in fresh and bool(re.fullmatch(r"(?!lora/).*/kernel", name))
+
+    return lambda params: rules.map_named(is_new, params)

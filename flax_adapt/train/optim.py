@@ -1,12 +1,12 @@
 """One optax transformation from tables: decay, freeze, layer decay, schedule, clipping.
 
-AdamW, or RecAdam where `optim.recadam` is given, or LARS where `optim.lars` is; with
-`optim.mars_radius` what trains stays near its start (`anchors`).
+AdamW, or one of `OPTIMIZERS` where its section of `optim` is given; with
+`optim.mars_radius` the weights stay near the initial ones (`anchors`).
 """
 
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from flax_adapt.base import rules
 from flax_adapt.base.errors import UserError, choose
 from flax_adapt.base.types import LossFn, Params
-from flax_adapt.train import anchors, lars
+from flax_adapt.train import anchors, lars, sgd
 
 # Adaptors of LoRA are matrices like their kernels.
 _LOW_RANK = (r"lora/.*", True)
@@ -36,6 +36,14 @@ DECAY = {
         (r".*/(kernel|scale|mask_token|token|token_type)", True),
         _LOW_RANK,
     ),
+    # Every parameter: torch's AdamW and SGD where one group holds all of them, as in
+    # MoCo-v3 on a ViT (Chen et al. 2021, official code).
+    "all": ((r".*", True),),
+    # Every matrix, nothing 1-D: LARS of MoCo-v3 on a ResNet (the same code).
+    "matrices": (
+        (r".*/(bias|scale)", False),
+        (r".*/(kernel|cls_token|mask_token|position|token|token_type)", True),
+    ),
 }
 
 # The learning rate after warm-up, from `lr` to 0 over `num_steps` optimizer steps.
@@ -46,19 +54,38 @@ SCHEDULES = {
 }
 
 
+# Sections of `optim` that choose another optimizer than AdamW, and their checks. Each is
+# built from (config, schedule, decays, names of the new leaves, num_steps).
+OPTIMIZERS: dict[str, tuple[Callable[[Any], None], Callable[..., Any]]] = {
+    "recadam": (anchors.check_recadam, anchors.recadam),
+    "lars": (
+        lambda config: lars.check(config.lars),
+        lambda config, rate, decays, *rest: lars.lars(config, rate, decays),
+    ),
+    "sgd": (
+        lambda config: sgd.check(config.sgd),
+        lambda config, rate, decays, *rest: sgd.sgd(config, rate, decays),
+    ),
+}
+
+
 def check(config: Any, num_steps: int) -> None:
     """Raises UserError for what can be seen before there are parameters."""
     schedule(config, num_steps)
     choose("optim.decay", config.decay, DECAY)
-    anchors.check_radius(config.mars_radius)
-    if config.recadam is not None:
-        anchors.check_recadam(config.recadam, config.lr)
-    if config.lars is not None:
-        lars.check(config.lars)
-        if config.recadam is not None:
-            raise UserError(
-                "optim.lars and optim.recadam are two optimizers: leave one"
-            )
+    anchors.check_mars(config)
+    chosen = _chosen(config)
+    if len(chosen) > 1:
+        names = " and ".join(f"optim.{name}" for name in chosen)
+        raise UserError(
+            f"{names} are {len(chosen)} optimizers: leave one, set others None"
+        )
+    for name in chosen:
+        OPTIMIZERS[name][0](config)
+
+
+def _chosen(config: Any) -> list[str]:
+    return [name for name in OPTIMIZERS if config[name] is not None]
 
 
 def check_sweep(section: Any) -> None:
@@ -85,19 +112,26 @@ def check_sweep(section: Any) -> None:
         check(ConfigDict({**section.optim, "lr": lr}), section.num_steps)
 
 
+def warmup_steps(config: Any, num_steps: int) -> int:
+    """Returns `optim.warmup_steps`, cut to a tenth of a stage that it would fill (ours).
+
+    500 of 10 000 steps: 500. 500 of 200 steps: 20.
+    """
+    if config.warmup_steps < 0:
+        raise UserError(f"optim.warmup_steps={config.warmup_steps} must be at least 0")
+    fits = config.warmup_steps < num_steps
+    return config.warmup_steps if fits else num_steps // 10
+
+
 def schedule(config: Any, num_steps: int) -> optax.Schedule:
     """Learning rate by optimizer step (0 first): 0 -> lr over warm-up, then `schedule`."""
-    if not 0 <= config.warmup_steps < num_steps:
-        raise UserError(
-            f"optim.warmup_steps={config.warmup_steps} must lie in [0, num_steps="
-            f"{num_steps})"
-        )
+    warmup = warmup_steps(config, num_steps)
     after = choose("optim.schedule", config.schedule, SCHEDULES)
-    after = after(config.lr, num_steps - config.warmup_steps)
-    if config.warmup_steps == 0:
+    after = after(config.lr, num_steps - warmup)
+    if warmup == 0:
         return after
-    warmup = optax.linear_schedule(0.0, config.lr, config.warmup_steps)
-    return optax.join_schedules([warmup, after], [config.warmup_steps])
+    rise = optax.linear_schedule(0.0, config.lr, warmup)
+    return optax.join_schedules([rise, after], [warmup])
 
 
 def trainable(freeze: tuple[str, ...], params: Params) -> Any:
@@ -167,16 +201,14 @@ def scale_by_layer(decay: float, params: Params) -> optax.GradientTransformation
 def _optimizer(
     config: Any, num_steps: int, fresh: Collection[str]
 ) -> optax.GradientTransformation:
-    """AdamW, RecAdam or LARS."""
+    """AdamW, or the one of OPTIMIZERS whose section is given."""
     table, rate = DECAY[config.decay], schedule(config, num_steps)
 
     def decays(tree: Params) -> Any:
         return rules.assign("optim.decay", table, tree)
 
-    if config.recadam is not None:
-        return anchors.recadam(config, rate, decays, fresh)
-    if config.lars is not None:
-        return lars.lars(config, rate, decays)
+    for name in _chosen(config):
+        return OPTIMIZERS[name][1](config, rate, decays, fresh, num_steps)
     return optax.adamw(
         rate,
         b1=config.b1,
@@ -198,7 +230,7 @@ def _steps(
     if config.layer_decay != 1.0:
         steps.append(scale_by_layer(config.layer_decay, params))
     if config.mars_radius > 0:
-        steps.append(anchors.mars(config.mars_radius, fresh))
+        steps.append(anchors.mars(config, fresh))
     return optax.chain(*steps)
 
 
@@ -207,10 +239,10 @@ def build(
 ) -> optax.GradientTransformation:
     """The optimizer of `config`; frozen leaves get no update and no optimizer state.
 
-    `params` may be arrays or their shapes. fresh: names of leaves that are new, so that
-    RecAdam and MARS leave them free (`Report.fresh` of `weights`). Raises UserError for a
-    leaf that is covered by no decay rule or by two, and for a freeze pattern that matches
-    nothing.
+    `params` may be arrays or their shapes. fresh: names of leaves that are new, which
+    RecAdam and MARS do not hold to their values (`Report.fresh` of `weights`). Raises
+    UserError for a leaf that is covered by no decay rule or by two, and for a freeze
+    pattern that matches nothing.
     """
     check(config, num_steps)
     rules.check(f"optim.decay={config.decay!r}", DECAY[config.decay], params)

@@ -111,7 +111,7 @@ def test_recadam_recalls_first_and_learns_later():
 def test_recadam_whose_start_does_not_count_is_adam():
     fields = dict(weight_decay=0.0, eps=1e-12)
     plain = run(section(**fields))[-1]
-    recall = run(section(recadam=dict(gamma=0.0, k=50.0, t0=0.0), **fields))[-1]
+    recall = run(section(recadam=dict(gamma=0.0, k=50.0, t0=1e-6), **fields))[-1]
     for name, leaf in plain.items():
         np.testing.assert_allclose(recall[name], leaf, rtol=1e-5, atol=1e-6)
 
@@ -156,7 +156,35 @@ def test_every_step_under_mars_is_adam_and_then_the_projection():
     assert bound
 
 
-def test_mars_bounds_known_kernels_and_nothing_else():
+@pytest.mark.parametrize("num_steps", [100, 300, 1_000, 10_000])
+def test_recadam_lets_the_weights_go_in_a_stage_of_any_length(num_steps):
+    """The published t0 = 250 would hold all of a stage of 100 steps at its start."""
+    k, t0 = anchors.recall_schedule(ConfigDict(defaults.recadam()), num_steps)
+    opened = 1 / (1 + np.exp(-k * (num_steps - t0)))
+    assert opened > 0.999
+    assert t0 == min(250, num_steps / 4)
+    assert k * t0 == pytest.approx(0.5 * 250)
+
+
+def test_recadam_takes_k_and_t0_that_are_given_as_they_are():
+    given = ConfigDict(defaults.recadam(t0=250.0, k=0.25))
+    assert anchors.recall_schedule(given, 100) == (0.25, 250.0)
+
+
+def test_mars_bounds_norms_and_the_new_head_as_the_official_code():
+    """Each scale by itself around its start, a new kernel around zero; biases are free."""
+    config = section(mars_radius=TIGHT, mars_head_radius=0.5, mars_norms=True, lr=1.0)
+    free, bound = run(section(lr=1.0))[-1], run(config)[-1]
+    differs = {name for name in free if np.any(free[name] != bound[name])}
+    assert differs == {"encoder/a/kernel", "encoder/norm/scale", "head/kernel"}
+    moved = np.abs(bound["encoder/norm/scale"] - small(0)["encoder"]["norm"]["scale"])
+    np.testing.assert_allclose(
+        moved, TIGHT, rtol=1e-5
+    )  # two numbers, each at the bound
+    assert np.abs(bound["head/kernel"]).sum(axis=0) == pytest.approx(0.5, rel=1e-5)
+
+
+def test_mars_bounds_known_kernels_and_nothing_else_if_that_is_all_that_is_given():
     free, bound = run(section())[-1], run(section(mars_radius=TIGHT))[-1]
     differs = {name for name in free if np.any(free[name] != bound[name])}
     assert differs == {"encoder/a/kernel"}
@@ -236,9 +264,13 @@ def test_the_start_has_buffers_of_its_own():
             dict(recadam=dict(gamma=5000.0, k=0.5, t0=250), lr=1e-3),
             r"optim.lr=0.001 x recadam.gamma=5000.0 = 5 must be below 1.*less than 0.0002",
         ),
-        (dict(recadam=RECALL | dict(gamma=-1.0)), "optim.recadam: gamma=-1.0 must be"),
-        (dict(recadam=RECALL | dict(k=0.0)), "optim.recadam: .* k=0.0 above 0"),
+        (dict(recadam=RECALL | dict(gamma=-1.0)), "optim.recadam: gamma=-1.0, k="),
+        (dict(recadam=RECALL | dict(k=-1.0)), "optim.recadam: .* k=-1.0 and t0="),
         (dict(mars_radius=-1.0), "optim.mars_radius=-1.0 must be above 0, or 0"),
+        (
+            dict(mars_head_radius=1.0),
+            "optim.mars_head_radius and mars_norms are parts of MARS: give mars_radius",
+        ),
     ],
 )
 def test_errors_name_the_field(changes, text):

@@ -31,10 +31,11 @@ def updated(tx, params, grads, num_steps=1):
     return dict(zip(rules.names(params), jax.tree.leaves(params), strict=True))
 
 
-def decayed(kind, task):
+def decayed(kind, task, **changes):
     """Names of the leaves that move where the gradient is zero: by weight decay alone."""
     params = tiny.params_of(tiny.build(task))
-    tx = optim.build(config(kind, freeze=(), lr=0.1, clip_norm=0.0), 10, params)
+    fields = dict(freeze=(), lr=0.1, clip_norm=0.0, **changes)
+    tx = optim.build(config(kind, **fields), 10, params)
     before = dict(zip(rules.names(params), jax.tree.leaves(params), strict=True))
     after = updated(tx, params, jax.tree.map(jnp.zeros_like, params))
     return {name for name in before if np.any(before[name] != after[name])}
@@ -125,6 +126,20 @@ def test_schedule_by_optimizer_step(name, warmup, expected):
     np.testing.assert_allclose([lr(step) for step in range(5)], expected, atol=1e-6)
 
 
+def test_a_warm_up_that_fills_its_stage_is_cut_to_a_tenth_of_it():
+    section = config(lr=1.0, schedule="constant", warmup_steps=500)
+    assert optim.warmup_steps(section, 501) == 500
+    assert optim.warmup_steps(section, 500) == 50
+    lr = optim.schedule(section, 20)
+    np.testing.assert_allclose([lr(step) for step in range(4)], [0, 0.5, 1, 1])
+
+
+def test_all_parameters_decay_where_the_table_says_all():
+    """MoCo-v3's AdamW on a ViT: one group of parameters."""
+    params = tiny.params_of(tiny.build("mae"))
+    assert decayed("pretrain", "mae", decay="all") == {*rules.names(params)}
+
+
 def test_a_leaf_without_a_rule_is_named():
     params = {"encoder": {"new": {"weight": jnp.zeros(1)}}}
     with pytest.raises(UserError, match=r"optim.decay='pretrain'.*encoder/new/weight"):
@@ -146,7 +161,13 @@ def test_a_leaf_with_two_rules_is_named_with_both():
         (dict(freeze=(".*",)), "leaves nothing to train"),
         (dict(schedule="step"), "optim.schedule='step'.*cosine"),
         (dict(decay="none"), "optim.decay='none'.*finetune"),
-        (dict(warmup_steps=10), "warmup_steps=10 must lie in"),
+        (dict(warmup_steps=-1), "warmup_steps=-1 must be at least 0"),
+        (
+            dict(sgd=defaults.sgd(), lars=dict(momentum=0.9, trust=1e-3)),
+            "optim.lars and optim.sgd are 2 optimizers",
+        ),
+        (dict(sgd=defaults.sgd(momentum=1.0)), r"optim.sgd: momentum=1.0 must lie in"),
+        (dict(sgd=dict(momentum=0.0, nesterov=True)), "nesterov=True needs a momentum"),
     ],
 )
 def test_errors_name_the_field(changes, text):
