@@ -7,12 +7,12 @@ import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
-
-from tensorboardX import SummaryWriter
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from flax_adapt.base.errors import UserError
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
@@ -31,6 +31,8 @@ class MetricWriter:
         self._file, self._events = None, None
         if not is_writer:
             return
+        from tensorboardX import SummaryWriter
+
         path = Path(workdir) / "metrics.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         _drop_after(path, stage, step)
@@ -92,6 +94,8 @@ def progress(
     num_steps: int, *, initial: int, description: str, enabled: bool
 ) -> "tqdm[Any]":
     """A bar with the time left, shown only if `enabled` and on a terminal."""
+    from tqdm import tqdm
+
     return tqdm(
         total=num_steps,
         initial=initial,

@@ -15,9 +15,8 @@ undecodable; of replay also domain int32 [b], 0: target, 1: source.
 """
 
 from collections.abc import Callable, Iterator
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-import grain
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -29,6 +28,9 @@ from flax_adapt.data.examples import ImageExamples, open_images
 from flax_adapt.data.replay import ReplayExamples
 from flax_adapt.data.texts.text import TextExamples, open_texts
 from flax_adapt.data.texts.tokenizer import Tokenizer, open_tokenizer
+
+if TYPE_CHECKING:  # slow to import: only where it is used
+    import grain
 
 __all__ = [
     "MODALITIES",
@@ -81,7 +83,7 @@ def make_batches(
     seed: int,
     process_index: int,
     process_count: int,
-) -> grain.DatasetIterator:
+) -> "grain.DatasetIterator":
     """An endless iterator of training batches: this process's rows of each.
 
     Every epoch has each example once, in an order of its own; a batch may straddle two
@@ -99,8 +101,10 @@ def make_batches(
     return _prefetch(batches, examples)
 
 
-def _shuffled(count: int, seed: int) -> grain.MapDataset:
+def _shuffled(count: int, seed: int) -> "grain.MapDataset":
     """Rows, not batches: endless epochs, each with an order of its own."""
+    import grain
+
     # grain shuffles epoch e with seed + e: without this, seed 1 would be seed 0 one
     # epoch ahead.
     grain_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
@@ -119,6 +123,8 @@ def eval_batches(
     rows: int [m], the examples to take, in this order; None: all. The last batch is
     filled up with rows of index -1 and weight 0.
     """
+    import grain
+
     position_b = _rows_of_process(batch_size, process_index, process_count)
     rows = np.arange(len(examples)) if rows is None else rows
     num_batches = -(-len(rows) // batch_size)
@@ -132,7 +138,11 @@ def eval_batches(
     return _prefetch(grain.MapDataset.range(num_batches).map(batch), examples)
 
 
-def _prefetch(batches: grain.MapDataset, examples: Examples) -> grain.DatasetIterator:
+def _prefetch(
+    batches: "grain.MapDataset", examples: Examples
+) -> "grain.DatasetIterator":
+    import grain
+
     # One grain thread for each batch under way; the decoding threads are `num_threads`
     # in all, and are the examples' own.
     ahead = examples.config.prefetch_batches

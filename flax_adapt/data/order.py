@@ -10,13 +10,15 @@ import math
 import sys
 import threading
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import grain
 import numpy as np
 from ml_collections import ConfigDict
 
 from flax_adapt.base import errors
+
+if TYPE_CHECKING:  # slow to import: only where it is used
+    import grain
 
 # Numbers of the purposes that a seed is used for; 0 would be the seed itself.
 _TARGET, _SOURCE, _UNION, _COUNT, _PLACE = range(11, 16)
@@ -50,13 +52,13 @@ class Mixture(NamedTuple):
         return ratio / (1 + ratio)
 
 
-def joint(mixture: Mixture, batch_size: int, seed: int) -> grain.MapDataset:
+def joint(mixture: Mixture, batch_size: int, seed: int) -> "grain.MapDataset":
     """An epoch is the union of both domains, shuffled: each of its rows exactly once."""
     union = _stream(mixture.num_target + mixture.num_source, seed, _UNION)
     return _endless(lambda k: union(k * batch_size, (k + 1) * batch_size))
 
 
-def uniform(mixture: Mixture, batch_size: int, seed: int) -> grain.MapDataset:
+def uniform(mixture: Mixture, batch_size: int, seed: int) -> "grain.MapDataset":
     """Every row of a batch is one of the source with the same probability.
 
     With a constant ratio an epoch is the union of both domains, shuffled. Else, or where
@@ -74,7 +76,7 @@ def uniform(mixture: Mixture, batch_size: int, seed: int) -> grain.MapDataset:
     return _two_streams(mixture, batch_size, seed, count)
 
 
-def stratified(mixture: Mixture, batch_size: int, seed: int) -> grain.MapDataset:
+def stratified(mixture: Mixture, batch_size: int, seed: int) -> "grain.MapDataset":
     """Batch k has exactly round(batch_size * share of k) rows of the source."""
     top = max(mixture.config.ratio, mixture.config.final_ratio)
     most = round(batch_size * (top / (1 + top)))  # as `share` rounds
@@ -92,7 +94,7 @@ def stratified(mixture: Mixture, batch_size: int, seed: int) -> grain.MapDataset
 # The sampling that draws every example of every source, in proportion to their number.
 JOINT = "joint"
 # replay.sampling -> order of batches
-SAMPLINGS: dict[str, Callable[[Mixture, int, int], grain.MapDataset]] = {
+SAMPLINGS: dict[str, Callable[[Mixture, int, int], "grain.MapDataset"]] = {
     JOINT: joint,
     "uniform": uniform,
     "stratified": stratified,
@@ -101,7 +103,7 @@ SAMPLINGS: dict[str, Callable[[Mixture, int, int], grain.MapDataset]] = {
 
 def _two_streams(
     mixture: Mixture, batch_size: int, seed: int, count: Callable[[int], int]
-) -> grain.MapDataset:
+) -> "grain.MapDataset":
     """Batch k takes the next count(k) rows of the source and the rest of the target.
 
     Each domain is a stream of shuffled epochs of which nothing is left out. Where in the
@@ -125,7 +127,9 @@ def _two_streams(
     return _endless(rows)
 
 
-def _endless(rows: Callable[[int], np.ndarray]) -> grain.MapDataset:
+def _endless(rows: Callable[[int], np.ndarray]) -> "grain.MapDataset":
+    import grain
+
     return grain.MapDataset.range(sys.maxsize).map(rows)
 
 

@@ -4,12 +4,14 @@ import dataclasses
 import os
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from etils import epath
 from ml_collections import ConfigDict
 
 from flax_adapt.base import errors
+
+if TYPE_CHECKING:
+    from etils import epath
 
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 INFO = "dataset_info.json"
@@ -20,7 +22,7 @@ class Prepared:
     """A prepared data set: what TFDS knows of it, and `count` examples of a split."""
 
     where: str
-    folder: epath.Path
+    folder: "epath.Path"
     builder: Any
     count: int
 
@@ -63,8 +65,10 @@ def kinds(features: dict[str, Any]) -> dict[str, str]:
     return {key: type(value).__name__ for key, value in features.items()}
 
 
-def _find(name: str, data_dir: str) -> epath.Path:
+def _find(name: str, data_dir: str) -> "epath.Path":
     """The folder of the highest prepared version of NAME[:config]."""
+    from etils import epath
+
     default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
     root = epath.Path(data_dir or default).expanduser()
     folder = root / name.replace(":", "/")
@@ -79,7 +83,7 @@ def _find(name: str, data_dir: str) -> epath.Path:
     )
 
 
-def _versions(folder: epath.Path) -> Iterator[epath.Path]:
+def _versions(folder: "epath.Path") -> "Iterator[epath.Path]":
     """`folder` itself where the version was named, else the versions in it."""
     if (folder / INFO).exists():
         yield folder
@@ -88,11 +92,11 @@ def _versions(folder: epath.Path) -> Iterator[epath.Path]:
         yield from (child for child in children if (child / INFO).exists())
 
 
-def _version(folder: epath.Path) -> list[int]:
+def _version(folder: "epath.Path") -> list[int]:
     return [int(number) for number in re.findall(r"\d+", folder.name)]
 
 
-def _prepared(root: epath.Path) -> set[str]:
+def _prepared(root: "epath.Path") -> set[str]:
     """NAME or NAME:config of everything that is there."""
     found = [*root.glob(f"*/*/{INFO}"), *root.glob(f"*/*/*/{INFO}")]
     parts = (file.parent.parent.relative_to(root).parts for file in found)

@@ -11,9 +11,8 @@ an epoch has every example of the target and of all sources once: joint training
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import grain
 import jax
 import numpy as np
 from ml_collections import ConfigDict
@@ -23,6 +22,9 @@ from flax_adapt.data import drawing, order
 from flax_adapt.data.base import UNLABELLED, Chained
 from flax_adapt.data.drawing import BadOfSeveral, Drawn, OneDomain
 from flax_adapt.data.texts.text import TextExamples
+
+if TYPE_CHECKING:  # slow to import: only where it is used
+    import grain
 
 # modality -> the fields in which target and source must agree: one batch holds both
 SAME = {
@@ -84,7 +86,7 @@ class ReplayExamples:
             (*self.target.bad_files.names, *self.source.bad_files.names)
         )
 
-    def order(self, batch_size: int, seed: int) -> grain.MapDataset:
+    def order(self, batch_size: int, seed: int) -> "grain.MapDataset":
         """Element k: index_B, int64 [batch_size], the rows of training batch k.
 
         Without end, and deterministic. A UserError if `batch_size` is too small for a

@@ -8,8 +8,6 @@ their norms; a row of zeros, which has no direction, stays zeros.
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.cluster import KMeans
-from sklearn.metrics import normalized_mutual_info_score
 
 from flax_adapt.base import rules
 from flax_adapt.base.errors import UserError
@@ -185,6 +183,9 @@ def nmi(features: np.ndarray, labels: np.ndarray, *, seed: int) -> float:
     the best of 10 starts drawn from `seed`. Without unit, in [0, 1]; 1: the clusters are
     the classes. Ours: the choice of k-means and of its settings.
     """
+    from sklearn.cluster import KMeans
+    from sklearn.metrics import normalized_mutual_info_score
+
     features = _rows(features, "NMI")
     _same_rows(features, labels, ("NMI: the features", "the labels"))
     labelled.check(features, labels, "NMI")

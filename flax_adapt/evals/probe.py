@@ -3,9 +3,6 @@
 import warnings
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.neural_network import MLPClassifier
 
 from flax_adapt.base.errors import UserError
 from flax_adapt.evals import labelled
@@ -26,6 +23,8 @@ def accuracy(
 
     The probe minimises mean cross-entropy + l2 / 2 * |weights|^2 on the training rows.
     """
+    from sklearn.linear_model import LogisticRegression
+
     sets = (train_features, train_labels, test_features, test_labels)
     train, test = _checked(*sets, l2=l2)
     # scikit-learn minimises C * (sum of cross-entropy) + |weights|^2 / 2.
@@ -49,6 +48,9 @@ def mlp_accuracy(
     How much better it is tells how far classes are from linearly separable. It is
     trained for `max_iterations` epochs at most, from weights that `seed` draws.
     """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.neural_network import MLPClassifier
+
     sets = (train_features, train_labels, test_features, test_labels)
     train, test = _checked(*sets, l2=l2)
     batch_size = min(_MLP_BATCH, len(train_labels))

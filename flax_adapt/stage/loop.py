@@ -17,7 +17,7 @@ from flax_adapt.stage import data as inputs
 from flax_adapt.stage import stage as stages
 from flax_adapt.stage import training
 from flax_adapt.stage.stage import Stage
-from flax_adapt.train import checkpoint, optim, sharding
+from flax_adapt.train import optim, sharding
 from flax_adapt.train import step as steps
 from flax_adapt.train.preemption import Preempted, Preemption
 
@@ -106,6 +106,8 @@ class Run:
 
     def _open_folder(self) -> None:
         """Nothing is written before everything above was found to be right."""
+        from flax_adapt.train import checkpoint  # imports Orbax
+
         stage, config = self.stage, self.config
         metric, mode, self.eval_data = "loss", "min", ""
         if config.eval is not None:

@@ -7,7 +7,6 @@ The order is that of SimCLR and MoCo-v3: crop, jitter, grey, blur, solarize, fli
 import functools
 from collections.abc import Callable
 
-import dm_pix
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,6 +48,8 @@ def augment(x_BYXC: Array, key_B: Key, config_augment: ConfigDict) -> Array:
             made = functools.partial(change, config_augment=config_augment)
             x_BYXC = _sometimes(made, x_BYXC, keys.fold(key_B, number), probability)
     if config_augment["flip"]:
+        import dm_pix
+
         x_BYXC = jax.vmap(dm_pix.random_flip_left_right)(keys.fold(key_B, FLIP), x_BYXC)
     return x_BYXC
 
@@ -111,6 +112,8 @@ def adjust_contrast(x_YXC: Array, factor: Array) -> Array:
     dm_pix scales every channel about its own mean. Ours: where there are not 3
     channels, the mean of all of them stands for the luma.
     """
+    import dm_pix
+
     luma_YXC = dm_pix.rgb_to_grayscale(x_YXC) if x_YXC.shape[-1] == 3 else x_YXC
     mean = jnp.mean(luma_YXC)
     return jnp.clip(mean + factor * (x_YXC - mean), 0, 1)
@@ -121,8 +124,17 @@ def adjust_saturation(x_YXC: Array, factor: Array) -> Array:
 
     dm_pix scales the S of HSV instead, which keeps the largest channel, not the luma.
     """
+    import dm_pix
+
     luma_YXC = dm_pix.rgb_to_grayscale(x_YXC, keep_dims=True)
     return jnp.clip(luma_YXC + factor * (x_YXC - luma_YXC), 0, 1)
+
+
+def adjust_hue(x_YXC: Array, turns: Array) -> Array:
+    """Adds to the H of HSV in turns, as torchvision."""
+    import dm_pix
+
+    return dm_pix.adjust_hue(x_YXC, turns)
 
 
 def _draw_factor(key: Key, strength: float) -> Array:
@@ -134,12 +146,11 @@ def _draw_turns(key: Key, strength: float) -> Array:
 
 
 # Fields of the jitter: what is drawn from their strength, and what is done with it.
-# dm_pix adds to the H of HSV in turns, as torchvision.
 JITTERS: dict[str, tuple[Callable[..., Array], Callable[..., Array]]] = {
     "brightness": (_draw_factor, adjust_brightness),
     "contrast": (_draw_factor, adjust_contrast),
     "saturation": (_draw_factor, adjust_saturation),
-    "hue": (_draw_turns, dm_pix.adjust_hue),
+    "hue": (_draw_turns, adjust_hue),
 }
 
 
@@ -155,6 +166,8 @@ def _jitter(x_YXC: Array, key: Key, config_augment: ConfigDict) -> Array:
 
 
 def _grey(x_YXC: Array, key: Key, config_augment: ConfigDict) -> Array:
+    import dm_pix
+
     return dm_pix.rgb_to_grayscale(x_YXC, keep_dims=True)
 
 
@@ -181,6 +194,8 @@ def _blur(x_YXC: Array, key: Key, config_augment: ConfigDict) -> Array:
 
 
 def _solarize(x_YXC: Array, key: Key, config_augment: ConfigDict) -> Array:
+    import dm_pix
+
     return dm_pix.solarize(x_YXC, SOLARIZE_THRESHOLD)
 
 

@@ -1,16 +1,19 @@
 """Image files to uint8 pixels on the host, pixels to normalised float32 on the device."""
 
 import io
+from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
-from PIL import Image, ImageOps
 
 from flax_adapt.base import errors
 from flax_adapt.base.types import Array, Key
 from flax_adapt.data import base
 from flax_adapt.data.images import augment
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 # Only formats that hold pixels: Pillow would start other programs for some of the rest.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
@@ -38,7 +41,9 @@ def decode(item: base.Image, image_size: int, channels: int) -> np.ndarray:
     return pixels.reshape(image_size, image_size, channels)
 
 
-def _open(item: base.Image, image_size: int, mode: str) -> Image.Image:
+def _open(item: base.Image, image_size: int, mode: str) -> "Image.Image":
+    from PIL import Image, ImageOps
+
     if isinstance(item, np.ndarray):
         return _square(Image.fromarray(np.squeeze(item)), image_size, mode)
     file = io.BytesIO(item) if isinstance(item, bytes) else item
@@ -48,7 +53,9 @@ def _open(item: base.Image, image_size: int, mode: str) -> Image.Image:
         return _square(image, image_size, mode)
 
 
-def _square(image: Image.Image, image_size: int, mode: str) -> Image.Image:
+def _square(image: "Image.Image", image_size: int, mode: str) -> "Image.Image":
+    from PIL import Image
+
     if image.mode.startswith("I"):
         image = _from_16_bits(image)
     if image.mode == "F":
@@ -63,8 +70,10 @@ def _square(image: Image.Image, image_size: int, mode: str) -> Image.Image:
     )
 
 
-def _from_16_bits(image: Image.Image) -> Image.Image:
+def _from_16_bits(image: "Image.Image") -> "Image.Image":
     """Grey 0..65535 to 0..255; Pillow's own conversion would clip at 255."""
+    from PIL import Image
+
     pixels = np.asarray(image).astype(np.int64)
     if pixels.min() < 0 or pixels.max() > 65535:
         raise UndecodableImage("grey pixels outside 0..65535 have no known range")

@@ -16,15 +16,17 @@ import os
 import pathlib
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import tokenizers
 
 from flax_adapt.base import errors
 from flax_adapt.data.base import Texts
 from flax_adapt.data.texts import layouts, token_rows, vocabularies
 from flax_adapt.data.texts.token_rows import Pieces, Template
+
+if TYPE_CHECKING:
+    import tokenizers
 
 # Everything that a tokenizer consists of, to go with a model that is saved.
 FILES = (
@@ -66,7 +68,7 @@ class Tokenizer:
     special: np.ndarray
     template: Template
     files: tuple[pathlib.Path, ...]
-    rust: tokenizers.Tokenizer
+    rust: "tokenizers.Tokenizer"
 
     def encode(self, texts: Sequence[Texts]) -> list[Encoding]:
         """All texts, or all pairs, with their special tokens; nothing is cut off."""
@@ -146,7 +148,7 @@ def open_tokenizer(path: str | os.PathLike) -> Tokenizer:
 
 
 def _template(
-    rust: tokenizers.Tokenizer, cls_id: int, sep_id: int, folder: pathlib.Path
+    rust: "tokenizers.Tokenizer", cls_id: int, sep_id: int, folder: pathlib.Path
 ) -> Template:
     """Reads off what the tokenizer puts around a pair of texts."""
     pair = rust.encode("a", "b")

@@ -3,19 +3,12 @@
 import json
 import pathlib
 from collections.abc import Callable, Container
-from typing import Any
-
-from tokenizers import (
-    AddedToken,
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-)
+from typing import TYPE_CHECKING, Any
 
 from flax_adapt.base import errors
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 # role -> how it is usually written: by BERT, by RoBERTa
 USUAL = {
@@ -33,7 +26,7 @@ SETTINGS, SPECIAL, ADDED = (
 )
 
 
-def load(folder: pathlib.Path) -> Tokenizer:
+def load(folder: pathlib.Path) -> "Tokenizer":
     """The tokenizer of a model folder, without truncation and padding."""
     for needed, make in KINDS.items():
         if all((folder / name).is_file() for name in needed):
@@ -74,12 +67,23 @@ def special_tokens(folder: pathlib.Path, vocabulary: Container[str]) -> dict[str
     return found
 
 
-def _from_json(folder: pathlib.Path) -> Tokenizer:
+def _from_json(folder: pathlib.Path) -> "Tokenizer":
+    from tokenizers import Tokenizer
+
     return Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
-def _word_piece(folder: pathlib.Path) -> Tokenizer:
+def _word_piece(folder: pathlib.Path) -> "Tokenizer":
     """BERT's: basic tokens, then the longest known pieces from the left."""
+    from tokenizers import (
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        processors,
+    )
+
     vocabulary = models.WordPiece.read_file(str(folder / "vocab.txt"))
     settings = _settings(folder, SETTINGS)
     names = special_tokens(folder, vocabulary | _settings(folder, ADDED))
@@ -98,8 +102,10 @@ def _word_piece(folder: pathlib.Path) -> Tokenizer:
     return tokenizer
 
 
-def _byte_pairs(folder: pathlib.Path) -> Tokenizer:
+def _byte_pairs(folder: pathlib.Path) -> "Tokenizer":
     """RoBERTa's: GPT-2's byte-level merges, with special tokens of its own."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
     files = (str(folder / "vocab.json"), str(folder / "merges.txt"))
     spaced = _settings(folder, SETTINGS).get("add_prefix_space") is True
     vocabulary, merges = models.BPE.read_file(*files)
@@ -115,7 +121,7 @@ def _byte_pairs(folder: pathlib.Path) -> Tokenizer:
 
 
 # files needed -> the tokenizer they make; the first whose files are all there
-KINDS: dict[tuple[str, ...], Callable[[pathlib.Path], Tokenizer]] = {
+KINDS: dict[tuple[str, ...], Callable[[pathlib.Path], "Tokenizer"]] = {
     ("tokenizer.json",): _from_json,
     ("vocab.txt",): _word_piece,
     ("vocab.json", "merges.txt"): _byte_pairs,
@@ -129,7 +135,7 @@ def _is_uncased(vocabulary: dict[str, int]) -> bool:
 
 
 def _add(
-    tokenizer: Tokenizer,
+    tokenizer: "Tokenizer",
     folder: pathlib.Path,
     names: dict[str, str],
     mask_takes_space: bool,
@@ -138,6 +144,8 @@ def _add(
 
     `mask_takes_space`: as RoBERTa's "<mask>" does, which stands for " word".
     """
+    from tokenizers import AddedToken
+
     added = sorted(_settings(folder, ADDED).items(), key=lambda item: item[1])
     tokenizer.add_tokens([token for token, _ in added])
     wrong = [token for token, i in added if tokenizer.token_to_id(token) != i]

@@ -15,7 +15,7 @@ from flax_adapt import models
 from flax_adapt.base.errors import UserError
 from flax_adapt.models import batch_stats
 from flax_adapt.weights import extras, fields, lora
-from flax_adapt.weights.files import files, orbax_arrays, reading, writing
+from flax_adapt.weights.files import files, reading, writing
 from flax_adapt.weights.files.files import LazyTensor
 from flax_adapt.weights.names import translate
 
@@ -45,6 +45,8 @@ class _Found(NamedTuple):
 
     def tensors(self) -> dict[str, LazyTensor]:
         """By leaf; low-rank adaptors are merged into their kernels."""
+        from flax_adapt.weights.files import orbax_arrays  # imports Orbax
+
         return lora.merge_lazy(self.state, orbax_arrays.opened(self.state), self.lora)
 
 
@@ -206,6 +208,8 @@ def write(
     class_names: tuple[str, ...] | None,
 ) -> None:
     """Writes a folder that tells its model by itself; any config and task will do."""
+    from flax_adapt.weights.files import orbax_arrays  # imports Orbax
+
     told: dict[str, Any] = {"model": dict(config), "pooling": pooling}
     if class_names and "head/bias" not in leaves:
         raise UserError(f"{path}: class_names need a head, which task {task} has not")
