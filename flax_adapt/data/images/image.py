@@ -1,6 +1,9 @@
 """Image files to uint8 pixels on the host, pixels to normalised float32 on the device."""
 
 import io
+import pathlib
+import struct
+import warnings
 from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
@@ -10,7 +13,7 @@ from ml_collections import ConfigDict
 from flax_adapt.base import errors
 from flax_adapt.base.types import Array, Key
 from flax_adapt.data import base
-from flax_adapt.data.images import augment
+from flax_adapt.data.images import augment, metadata
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -18,6 +21,21 @@ if TYPE_CHECKING:
 # Only formats that hold pixels: Pillow would start other programs for some of the rest.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_ORIENTATION = 0x0112  # tag of EXIF
+# EXIF orientation -> what puts the image upright; 1 is upright.
+TURNS = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+# Broken metadata are ignored, so what Pillow has to say of them is no news.
+warnings.filterwarnings(
+    "ignore", category=UserWarning, module=r"PIL\.(Tiff|Jpeg)ImagePlugin"
+)
 
 
 class UndecodableImage(Exception):
@@ -29,7 +47,8 @@ def decode(item: base.Image, image_size: int, channels: int) -> np.ndarray:
 
     Turned as EXIF says, made grey, RGB (transparency is dropped) or RGBA, 16 bits become 8,
     then resized to the square without keeping the aspect ratio, bilinear with
-    antialiasing, as torchvision's Resize((S, S)) does to a Pillow image.
+    antialiasing, as torchvision's Resize((S, S)) does to a Pillow image. Broken metadata
+    are ignored. Raises UndecodableImage where there are no pixels to read.
     """
     try:
         pixels = np.asarray(_open(item, image_size, MODES[channels]))
@@ -42,15 +61,51 @@ def decode(item: base.Image, image_size: int, channels: int) -> np.ndarray:
 
 
 def _open(item: base.Image, image_size: int, mode: str) -> "Image.Image":
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     if isinstance(item, np.ndarray):
         return _square(Image.fromarray(np.squeeze(item)), image_size, mode)
+    try:
+        return _open_file(item, image_size, mode)
+    except (MemoryError, OSError, SyntaxError, ValueError) as error:
+        stripped = _without_metadata(item)
+        if stripped is None:
+            raise
+        try:
+            return _open_file(stripped, image_size, mode)
+        except Exception:
+            # What was wrong with the file itself says more.
+            raise error from None
+
+
+def _without_metadata(item: bytes | pathlib.Path) -> bytes | None:
+    """The file without metadata, or None where that is the same or cannot be read."""
+    try:
+        whole = item if isinstance(item, bytes) else item.read_bytes()
+        stripped = metadata.strip(whole)
+    except (OSError, IndexError, struct.error):
+        return None
+    return None if stripped == whole else stripped
+
+
+def _open_file(item: bytes | pathlib.Path, image_size: int, mode: str) -> "Image.Image":
+    from PIL import Image
+
     file = io.BytesIO(item) if isinstance(item, bytes) else item
     with Image.open(file, formats=FORMATS) as image:
         image.load()  # before the file is closed, whatever follows
-        ImageOps.exif_transpose(image, in_place=True)
-        return _square(image, image_size, mode)
+        turn = _turn(image)
+        upright = image.transpose(Image.Transpose[turn]) if turn else image
+        return _square(upright, image_size, mode)
+
+
+def _turn(image: "Image.Image") -> str | None:
+    """What puts the image upright by its EXIF; None where it is, or EXIF is broken."""
+    try:
+        return TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    except Exception:
+        # Broken EXIF raises almost anything, and its pixels are good.
+        return None
 
 
 def _square(image: "Image.Image", image_size: int, mode: str) -> "Image.Image":
