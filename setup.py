@@ -35,6 +35,7 @@ EXTRAS = {
         "hypothesis>=6.170",
         "mypy>=2.4",
         "pytest>=9.2",
+        "pytest-examples>=0.0.18",
         "pytest-xdist>=3.8",
         "ruff>=0.17.6",
         "setuptools>=77",  # tests/test_packaging.py builds the wheel
@@ -42,6 +43,8 @@ EXTRAS = {
     # What the goldens of tests/parity are made with; the tests do not need it.
     "parity": ["timm>=1.0", "torch>=2.13", "transformers>=5.23"],
     "benchmarks": ["matplotlib>=3.11"],  # plots
+    # launch/docs.sh
+    "docs": ["mkdocs>=1.6.1", "mkdocs-material>=9.8", "mkdocstrings[python]>=1.0"],
     "tpu": ["jax[tpu]>=0.10.2"],
     "cuda": ["jax[cuda12]>=0.10.2"],
     # Only to build the TFDS data sets whose build step needs TensorFlow.
@@ -54,6 +57,8 @@ setup(
     description="Adapts pretrained ViT and BERT to domains with few labels or none",
     long_description=README.read_text("utf-8") if README.exists() else "",
     long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=[
         *find_packages(include=["flax_adapt", "flax_adapt.*"]),

@@ -21,6 +21,7 @@ Run     flax-adapt run --workdir=runs/x \
                   then_warmup steps
         per_class labels of every class (0: all); split, test_split
         seeds, steps, batch_size, lr, dropout  of training; pooling: cls | mean
+        min_crop_area  of the crops that images are trained on
         seq_len, text_field, label_field  of texts
 Expect  a table of test accuracies. stages/NAME/export is the backbone (with its decoder
         where that was trained); stages/NAME/checkpoints is the classifier with its

@@ -2,6 +2,7 @@
 
 Run     bash launch/quickstart.sh        (or: flax-adapt run --config=quickstart
                                           --workdir=runs/quickstart)
+        pretrain_steps, adapt_steps, finetune_steps  of its three kinds of stages
 Expect  one table: fine-tuning the pretrained model, the further pre-trained one and the
         self-distilled one on 10 labels a class, 3 seeds each. README shows ours.
 Source  ours; the recipe is S1's (Lee et al. 2023) at a small size.

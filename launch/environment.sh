@@ -25,12 +25,13 @@ fingerprint() {
 
 # install [EXTRA]: installs this checkout into $venv, unless exactly this is there already.
 install() {
-    local extra=${1:-} target=$root stamp now python
+    local extra=${1:-} target=$root stamp stamps now python
     if [ -n "$extra" ]; then target="$root[$extra]"; fi
     stamp=$venv/.flax_adapt_installed${extra:+_$extra}
     now=$(fingerprint)
-    # What was installed with the test tools serves without them too.
-    if grep -qxsF -- "$now" "$stamp" "$venv/.flax_adapt_installed_test"; then return; fi
+    # What was installed with the tools of an extra serves without them too.
+    if [ -z "$extra" ]; then stamps=("$venv"/.flax_adapt_installed*); else stamps=("$stamp"); fi
+    if grep -qxsF -- "$now" "${stamps[@]}"; then return; fi
     python=$(find_python) || return 1
     echo "Installing into $venv (one to five minutes the first time)"
     "$python" -m venv "$venv" || {
@@ -39,7 +40,7 @@ install() {
     }
     # setuptools would ship files that a former build left here and the checkout has lost.
     rm -rf "$root/build/lib" "$root"/build/bdist.*
-    rm -f "$venv"/.flax_adapt_installed*
+    grep -LxsF -- "$now" "$venv"/.flax_adapt_installed* | xargs -r rm -f || true
     "$venv/bin/python" -m pip install -q "$target"
     echo "$now" >"$stamp"
 }
