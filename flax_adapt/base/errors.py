@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -30,5 +30,10 @@ def reworded(words: Mapping[str, str]) -> Iterator[None]:
 def choose(what: str, name: str, table: Mapping[str, T]) -> T:
     """Returns `table[name]`; an unknown name lists the choices of the field `what`."""
     if name not in table:
-        raise UserError(f"{what}={name!r} is unknown; choose one of {sorted(table)}")
+        raise UserError(unknown(what, name, table))
     return table[name]
+
+
+def unknown(what: str, name: str, choices: Iterable[str]) -> str:
+    """Returns the message that a field names none of its choices."""
+    return f"{what}={name!r} is unknown; choose one of {sorted(choices)}"

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from ml_collections import ConfigDict
 
-from flax_adapt.base import errors
+from flax_adapt.base import checks, errors
 from flax_adapt.data import replay
 from flax_adapt.data.drawing import OneDomain
 from flax_adapt.data.drawing import sections as replay_sections
@@ -72,7 +72,8 @@ def open_replay(
     sampling, buffer_size, seed. Over `num_steps` batches the ratio goes from ratio to
     final_ratio.
     """
-    replay.check(config_data, config_replay)
+    errors.choose("data.modality", config_data.modality, MODALITIES)
+    checks.run(replay.ROWS, replay.Pair(config_data, config_replay))
     target = open_examples(config_data, bad_log)
     return replay.add_source(target, config_replay, bad_log, num_steps)
 

@@ -11,13 +11,14 @@ an epoch has every example of the target and of all sources once: joint training
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from flax_adapt.base import errors
+from flax_adapt.base.checks import Check, Context, Row, one_of, present
 from flax_adapt.data import drawing, order
 from flax_adapt.data.base import UNLABELLED, Chained
 from flax_adapt.data.drawing import BadOfSeveral, Drawn, OneDomain
@@ -40,6 +41,98 @@ ALIKE: dict[str, dict[str, Callable[[ConfigDict], Any]]] = {
         "having a label_field": lambda config: bool(config.label_field),
     },
 }
+
+
+class Pair(NamedTuple):
+    """The sections `data` and `replay` of a stage."""
+
+    data: ConfigDict
+    replay: ConfigDict
+
+
+def _unlike_target(pair: Pair) -> list[str]:
+    """Fields in which a source differs from the target, as a message each."""
+    fields = ("modality", *SAME[pair.data.modality])
+    return [
+        f"replay.data.{field}={section[field]!r} must be that of the target, "
+        f"data.{field}={pair.data[field]!r}: one batch holds both"
+        for section in drawing.sections(pair.replay)
+        for field in fields
+        if section[field] != pair.data[field]
+    ]
+
+
+def _unlike_each_other(pair: Pair) -> list[str]:
+    """What sources of one replay do not have alike, as a message each."""
+    first, *others = drawing.sections(pair.replay)
+    return [
+        f"replay.data: {what} must be the same for all sources, not {value(first)!r} and "
+        f"{value(other)!r}"
+        for other in others
+        for what, value in ALIKE[first.modality].items()
+        if value(first) != value(other)
+    ]
+
+
+def _ratios(pair: Pair) -> tuple[float, float]:
+    return pair.replay.ratio, pair.replay.final_ratio
+
+
+def _is_joint(pair: Pair) -> bool:
+    return pair.replay.sampling == order.JOINT
+
+
+_RATIOS = "replay.ratio={0.replay.ratio} and final_ratio={0.replay.final_ratio}"
+# Rules of replay.
+ROWS = (
+    one_of("replay.schedule", lambda pair: pair.replay.schedule, order.SCHEDULES),
+    one_of("replay.sampling", lambda pair: pair.replay.sampling, order.SAMPLINGS),
+    Row(
+        lambda pair: (
+            not _is_joint(pair) or not any((*_ratios(pair), pair.replay.buffer_size))
+        ),
+        f"{_RATIOS} with buffer_size={{0.replay.buffer_size}} must all be 0 for "
+        "replay.sampling='joint': it draws every example of every source",
+    ),
+    Row(
+        lambda pair: (
+            _is_joint(pair)
+            or (
+                all(0 <= ratio < math.inf for ratio in _ratios(pair))
+                and any(_ratios(pair))
+            )
+        ),
+        f"{_RATIOS} must be numbers >= 0, one of them > 0; to replay nothing set "
+        "replay=None (unsup_finetune: method=naive)",
+    ),
+    Row(
+        lambda pair: pair.replay.schedule != "constant" or len({*_ratios(pair)}) == 1,
+        f"{_RATIOS} differ, but replay.schedule is 'constant'; make them equal or choose "
+        "another schedule",
+    ),
+    Row(lambda pair: pair.replay.seed >= 0, "replay.seed={0.replay.seed} must be >= 0"),
+    Row(
+        lambda pair: pair.replay.buffer_size >= 0,
+        "replay.buffer_size={0.replay.buffer_size} must be the number of examples to draw, "
+        "or 0: as many as the ratio says",
+    ),
+    Row(
+        lambda pair: drawing.sections(pair.replay),
+        "replay.data=() must name a source or several",
+    ),
+    Row(lambda pair: not _unlike_target(pair), lambda pair: _unlike_target(pair)[0]),
+    Row(
+        lambda pair: not _unlike_each_other(pair),
+        lambda pair: _unlike_each_other(pair)[0],
+    ),
+)
+
+
+def _pairs(at: Context) -> list[Pair]:
+    return [Pair(at.section.data, replay) for replay in present(at.section.replay)]
+
+
+CHECKS = (Check(_pairs, ROWS),)
 
 
 class ReplayExamples:
@@ -152,73 +245,10 @@ def _merge(ours: np.ndarray, theirs: np.ndarray, is_source_b: np.ndarray) -> np.
     return merged
 
 
-def check(config_data: ConfigDict, config_replay: ConfigDict) -> None:
-    """Raises UserError for a mistake that can be seen before anything is opened."""
-    errors.choose("replay.schedule", config_replay.schedule, order.SCHEDULES)
-    errors.choose("replay.sampling", config_replay.sampling, order.SAMPLINGS)
-    _check_ratios(config_replay)
-    if config_replay.seed < 0:
-        raise errors.UserError(f"replay.seed={config_replay.seed} must be >= 0")
-    if config_replay.buffer_size < 0:
-        raise errors.UserError(
-            f"replay.buffer_size={config_replay.buffer_size} must be the number of "
-            "examples to draw, or 0: as many as the ratio says"
-        )
-    modality = errors.choose("data.modality", config_data.modality, SAME)
-    data = drawing.sections(config_replay)
-    if not data:
-        raise errors.UserError("replay.data=() must name a source or several")
-    for section in data:
-        for field in ("modality", *modality):
-            _check_same(field, config_data, section)
-        _check_alike(data[0], section)
-
-
-def _check_alike(config_first: ConfigDict, config_other: ConfigDict) -> None:
-    for what, value in ALIKE[config_first.modality].items():
-        first, other = value(config_first), value(config_other)
-        if first != other:
-            raise errors.UserError(
-                f"replay.data: {what} must be the same for all sources, not {first!r} "
-                f"and {other!r}"
-            )
-
-
-def _check_ratios(config_replay: ConfigDict) -> None:
-    ratios = (config_replay.ratio, config_replay.final_ratio)
-    told = "replay.ratio={} and final_ratio={}".format(*ratios)
-    if config_replay.sampling == order.JOINT:
-        if any(value != 0 for value in (*ratios, config_replay.buffer_size)):
-            raise errors.UserError(
-                f"{told} with buffer_size={config_replay.buffer_size} must all be 0 for"
-                " replay.sampling='joint': it draws every example of every source"
-            )
-        return
-    if not all(0 <= ratio < math.inf for ratio in ratios) or max(ratios) == 0:
-        raise errors.UserError(
-            f"{told} must be numbers >= 0, one of them > 0; to replay nothing set"
-            " replay=None (unsup_finetune: method=naive)"
-        )
-    if config_replay.schedule == "constant" and ratios[0] != ratios[1]:
-        raise errors.UserError(
-            f"{told} differ, but replay.schedule is 'constant'; make them equal or"
-            " choose another schedule"
-        )
-
-
-def _check_same(field: str, config_data: ConfigDict, config_source: ConfigDict) -> None:
-    ours, theirs = config_data[field], config_source[field]
-    if ours != theirs:
-        raise errors.UserError(
-            f"replay.data.{field}={theirs!r} must be that of the target, data.{field}="
-            f"{ours!r}: one batch holds both"
-        )
-
-
 def add_source(
     target: OneDomain, config_replay: ConfigDict, bad_log: str, num_steps: int
 ) -> ReplayExamples:
-    """Draws from the sources of `config_replay`, which has passed `check`.
+    """Draws from the sources of `config_replay`, of which ROWS hold.
 
     All of them if `sampling` is "joint"; else `buffer_size` of them, or where that is 0
     round(max(ratio, final_ratio) * number of target examples). Of packed texts documents

@@ -11,15 +11,14 @@ are what parts of a batch are added up by. `penalties` go with any of them.
 
 from collections.abc import Callable
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import linen as nn
-from ml_collections import ConfigDict
 
-from flax_adapt import models
 from flax_adapt.base import keys
-from flax_adapt.base.errors import UserError, choose
+from flax_adapt.base.checks import Check, Context, Row, one_of, present
+from flax_adapt.base.errors import choose, unknown
 from flax_adapt.base.types import (
     NOTHING_CARRIED,
     Array,
@@ -71,8 +70,6 @@ METRICS = {
     "contrast": ("loss", "contrast", "contrast_accuracy"),
     "glad": ("loss", "accuracy", "macro_f1", "micro_f1", "matthews"),
 }
-# What is known of the fields of an objective before its model is built.
-CHECKS = {"distill": distill.check, "glad": glad.check}
 # What an objective takes along from step to step.
 CARRIES = {"contrast": contrast.make_carry}
 # How an objective can read a mixed example; the others cannot mix.
@@ -156,29 +153,75 @@ def mixing_of(config: Any) -> Any | None:
     return section.mixing
 
 
-def check(config: Any, config_model: Any, options: Any) -> None:
-    """Raises UserError for fields of an objective that its model cannot train with.
+class _Choice(NamedTuple):
+    """What a section `eval` or `sweep` chooses by, and what the objective measures."""
 
-    config_model: of the experiment; options: the stage's section `model`.
-    """
-    check_mixing(config)
-    if config.name in CHECKS:
-        architecture = ConfigDict(models.of_stage(config_model, options))
-        CHECKS[config.name](config, models.num_blocks(architecture) + 1)
+    field: str
+    section: Any
+    measured: tuple[str, ...]
 
 
-def check_mixing(config: Any) -> None:
-    """Raises UserError for a mixing that is unknown or that the objective cannot read."""
-    section = mixing_of(config)
-    if section is None:
-        return
-    mixing.check(section)
-    name = config.masked.name if config.name == "distill" else config.name
-    if section.reading not in MIXES[name]:
-        raise UserError(
-            f"objective.mixing.reading={section.reading!r}: {name!r} reads a mixture as "
-            f"{' or '.join(MIXES[name])}"
-        )
+def _choices(at: Context) -> list[_Choice]:
+    measured, section = metrics_of(at.section.objective), at.section
+    both = {"eval": section.eval, "sweep": section.sweep}
+    return [_Choice(name, it, measured) for name, it in both.items() if it is not None]
+
+
+class _Mixes(NamedTuple):
+    """A mixing section, the objective that reads the mixtures, and its stage."""
+
+    mixing: Any
+    reader: str
+    section: Any
+
+
+def _mixes(at: Context) -> list[_Mixes]:
+    config = at.section.objective
+    reader = (config.masked if config.name == "distill" else config).name
+    return [_Mixes(it, reader, at.section) for it in present(mixing_of(config))]
+
+
+_NAMED = (
+    one_of("objective.name", lambda it: it.name, OBJECTIVES),
+    one_of(
+        "objective.masked.name",
+        lambda it: it.masked.name if it.name == "distill" else it.name,
+        TASKS,
+    ),
+)
+_CHOSEN = (
+    Row(
+        lambda it: it.section.metric in it.measured,
+        lambda it: unknown(f"{it.field}.metric", it.section.metric, it.measured),
+    ),
+    Row(
+        lambda it: it.section.mode in ("max", "min"),
+        lambda it: unknown(f"{it.field}.mode", it.section.mode, ("max", "min")),
+    ),
+)
+# A mixture is read in the objective's way; a partner from the source needs a source.
+_MIXED = (
+    Row(
+        lambda it: it.mixing.reading in MIXES[it.reader],
+        lambda it: (
+            f"objective.mixing.reading={it.mixing.reading!r}: {it.reader!r} reads a mixture "
+            f"as {' or '.join(MIXES[it.reader])}"
+        ),
+    ),
+    Row(
+        lambda it: (
+            it.mixing.pairing != "target_source" or it.section.replay is not None
+        ),
+        "objective.mixing.pairing='target_source' needs source examples in the batch: give "
+        "the stage a `replay`, or pair 'target_target' or 'any'",
+    ),
+)
+CHECKS = (
+    Check(lambda at: [at.section.objective], _NAMED),
+    Check(_choices, _CHOSEN),
+    Check(lambda at: [it.mixing for it in _mixes(at)], mixing.ROWS),
+    Check(_mixes, _MIXED),
+)
 
 
 def on_pixels(

@@ -1,12 +1,13 @@
 """Supervised classification and regression, for fine-tuning and linear probes."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from flax_adapt.base import keys
+from flax_adapt.base.checks import Check, Context, Row, present
 from flax_adapt.base.errors import UserError
 from flax_adapt.base.metrics import Loss, Mean, Spearman, accuracy, confusion
 from flax_adapt.base.types import HANDED, Array, Batch, Key, LossFn, Metrics, Params
@@ -18,6 +19,40 @@ LOGITS = "logits"
 # The objectives whose model tells classes, by logits_BN.
 OF_CLASSES = ("classify", "glad")
 _MIX = 0x313
+
+
+class _Projector(NamedTuple):
+    """A `model.projector`, and the objective of its stage."""
+
+    projector: Any
+    objective: str
+
+
+# A classifier may stand on a projector; what it says of an example must not depend on
+# the batch.
+_PROJECTOR = (
+    Row(
+        lambda it: it.objective in ("contrast", "classify"),
+        "model.projector must be None for objective {0.objective!r}; 'contrast' and "
+        "'classify' can have one",
+    ),
+    Row(
+        lambda it: (
+            it.objective != "classify"
+            or not (it.projector.batch_norm or it.projector.predictor_layers)
+        ),
+        "model.projector of objective 'classify' needs batch_norm=False (what an example "
+        "is taken for must not depend on its batch) and predictor_layers=0",
+    ),
+)
+
+
+def _projectors(at: Context) -> list[_Projector]:
+    name = at.section.objective.name
+    return [_Projector(part, name) for part in present(at.section.model.projector)]
+
+
+CHECKS = (Check(_projectors, _PROJECTOR),)
 
 
 def smooth(labels_B: Array, num_classes: int, smoothing: float) -> Array:

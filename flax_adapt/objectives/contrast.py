@@ -6,7 +6,6 @@ SimCSE (Gao et al. 2021, section 3). Mixing: METHODS S2.
 """
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from flax_adapt.base import keys
-from flax_adapt.base.errors import UserError, choose
+from flax_adapt.base import checks, keys
+from flax_adapt.base.errors import UserError
 from flax_adapt.base.metrics import Loss
 from flax_adapt.base.types import (
     HANDED,
@@ -29,7 +28,8 @@ from flax_adapt.base.types import (
 )
 from flax_adapt.models import batch_stats
 from flax_adapt.models.batch_stats import Variables
-from flax_adapt.objectives import ema, mixing
+from flax_adapt.objectives import contrast_rules, ema, mixing
+from flax_adapt.objectives.contrast_rules import Heads
 from flax_adapt.objectives.info_nce import FORMS, Keys, Soft, measure, normalize
 
 # Purposes of keys. The number of the view is added, to queries twice that of the term.
@@ -98,34 +98,9 @@ def _inputs(
 
 
 def _check(config: Any) -> None:
-    choose("objective.momentum_schedule", config.momentum_schedule, ema.SCHEDULES)
-    queue = choose("objective.form", config.form, FORMS).queue
-    if not 0 < config.temperature < math.inf:
-        raise UserError(
-            f"objective.temperature={config.temperature} must be larger than 0"
-        )
-    if not 0 <= config.momentum <= 1:
-        raise UserError(f"objective.momentum={config.momentum} must lie in [0, 1]")
-    if queue and config.queue_size < 1:
-        raise UserError(
-            f"objective.queue_size={config.queue_size} must be at least 1: the keys that "
-            f"{config.form!r} compares with"
-        )
-    if not queue and config.queue_size != 0:
-        raise UserError(
-            f"objective.queue_size={config.queue_size} must be 0: {config.form!r} has no "
-            "queue"
-        )
+    checks.run(contrast_rules.ROWS, config)
     if config.mixing.operator != "none":
-        mixing.check(config.mixing)
-
-
-def _check_predictor(config: Any, layers: int) -> None:
-    if FORMS[config.form].queue and layers:
-        raise UserError(
-            f"model.projector.predictor_layers={layers} must be 0: {config.form!r} has "
-            "no predictor"
-        )
+        checks.run(mixing.ROWS, config.mixing)
 
 
 def _reading(config_mixing: Any, modality: str, train: bool) -> str:
@@ -148,7 +123,7 @@ def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
     contrast_accuracy are of the plain ones, or of the mixed if there are no others.
     """
     _check(config)
-    _check_predictor(config, model.projector_config.predictor_layers)
+    checks.run(contrast_rules.HEADS, Heads(config.form, model.projector_config))
     form, reading = FORMS[config.form], _reading(config.mixing, model.modality, train)
     names = _carried(config)
 
@@ -236,10 +211,7 @@ def make_carry(config: Any, num_steps: int) -> Carry:
         if not has_queue:
             return carried
         if "projector" not in params:
-            raise UserError(
-                "model.projector.layers=0: a queue has the width of the projector; "
-                "use objective.form='moco_v3', or layers of 1 or more"
-            )
+            raise UserError(contrast_rules.NO_PROJECTOR)
         shape = (config.queue_size, _width(params["projector"]))
         return carried | {
             "queue": normalize(jax.random.normal(key, shape, jnp.float32))

@@ -10,9 +10,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from ml_collections import ConfigDict
 
 from flax_adapt import models
-from flax_adapt.base.errors import UserError, choose
+from flax_adapt.base import checks
+from flax_adapt.base.checks import Check, Context, Row, one_of
+from flax_adapt.base.errors import choose
 from flax_adapt.base.metrics import Loss, Mean
 from flax_adapt.base.types import Array, Batch, Key, Layout, LossFn, Params
 from flax_adapt.objectives import mlm, reconstruct
@@ -83,30 +86,48 @@ def state_distance(
     return total
 
 
-def check_weight(name: str, value: float) -> None:
-    """Of a term of a loss."""
-    if not 0 <= value < math.inf:
-        raise UserError(f"objective.{name}={value} must be at least 0, and finite")
+class Compared(NamedTuple):
+    """An objective that compares states, and how many the `encode` of its model gives."""
+
+    objective: Any
+    num_states: int
+
+    @property
+    def outside(self) -> list[int]:
+        """Those of `objective.layers` that are no state."""
+        states = range(-self.num_states, self.num_states)
+        return [layer for layer in self.objective.layers if layer not in states]
 
 
-def check_states(config: Any, num_states: int) -> None:
-    """What `state_distance` compares: `config.state` of the states `config.layers`."""
-    choose("objective.state", config.state, STATES)
-    outside = [i for i in config.layers if i not in range(-num_states, num_states)]
-    if outside or not config.layers:
-        raise UserError(
-            f"objective.layers={tuple(config.layers)} must name states 0 to "
-            f"{num_states - 1} (or negative, -1 = the last)"
-        )
+def compared(at: Context, name: str) -> list[Compared]:
+    """Returns the subject of rows about the objective `name`, if the stage has it."""
+    if at.section.objective.name != name:
+        return []
+    config = ConfigDict(models.of_stage(at.config.model, at.section.model))
+    return [Compared(at.section.objective, models.num_blocks(config) + 1)]
 
 
-def check(config: Any, num_states: int) -> None:
-    """num_states: how many states the model's `encode` gives."""
-    choose("objective.match", config.match, MATCHES)
-    check_states(config, num_states)
-    choose("objective.reduce", config.reduce, REDUCE)
-    check_weight("masked_weight", config.masked_weight)
-    check_weight("weight", config.weight)
+def weight_row(field: str) -> Row:
+    """Returns the row of a weight of a term of the loss."""
+    return Row(
+        lambda subject: 0 <= subject.objective[field] < math.inf,
+        lambda subject: (
+            f"objective.{field}={subject.objective[field]} must be at least 0, and finite"
+        ),
+    )
+
+
+# What `state_distance` compares: `objective.state` of the states `objective.layers`.
+STATE_ROWS = (
+    one_of("objective.state", lambda subject: subject.objective.state, STATES),
+    Row(
+        lambda subject: subject.objective.layers and not subject.outside,
+        lambda subject: (
+            f"objective.layers={tuple(subject.objective.layers)} must name states 0 to "
+            f"{subject.num_states - 1} (or negative, -1 = the last)"
+        ),
+    ),
+)
 
 
 def _match_states(config: Any, model: nn.Module, train: bool) -> Distance:
@@ -156,7 +177,7 @@ def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
     """
     masked = choose("objective.masked.name", config.masked.name, MASKED)
     masked_loss = masked.make_loss(config.masked, model, train)
-    check(config, models.num_blocks(model.config) + 1)
+    checks.run(ROWS, Compared(config, models.num_blocks(model.config) + 1))
     measure = MATCHES[config.match](config, model, train)
 
     def loss_fn(params, frozen, batch, key_B):
@@ -169,3 +190,14 @@ def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
         return loss.value(), {**metrics, "loss": loss, "distill": distance}
 
     return loss_fn
+
+
+# Rules of the objective "distill".
+ROWS = (
+    one_of("objective.match", lambda subject: subject.objective.match, MATCHES),
+    *STATE_ROWS,
+    one_of("objective.reduce", lambda subject: subject.objective.reduce, REDUCE),
+    weight_row("masked_weight"),
+    weight_row("weight"),
+)
+CHECKS = (Check(lambda at: compared(at, "distill"), ROWS),)

@@ -11,7 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from flax_adapt.base.errors import UserError, choose
+from flax_adapt.base import checks
+from flax_adapt.base.checks import Check, Row, one_of, present
 from flax_adapt.base.types import AVERAGE, Array, Carry, Key, Params
 
 # 1 - m, what the average takes of the new parameters, by the share of the steps done.
@@ -22,11 +23,15 @@ SCHEDULES: dict[str, Callable[[float, Array], Any]] = {
 }
 
 
-def check(config: Any) -> None:
-    """Raises UserError for a section `ema` that cannot be."""
-    choose("ema.schedule", config.schedule, SCHEDULES)
-    if not 0 <= config.momentum <= 1:
-        raise UserError(f"ema.momentum={config.momentum} must lie in [0, 1]")
+# Rules of a section `ema`.
+ROWS = (
+    one_of("ema.schedule", lambda ema: ema.schedule, SCHEDULES),
+    Row(
+        lambda ema: 0 <= ema.momentum <= 1,
+        "ema.momentum={0.momentum} must lie in [0, 1]",
+    ),
+)
+CHECKS = (Check(lambda at: present(at.section.ema), ROWS),)
 
 
 def moved(average: Params, params: Params, rate: Array | float) -> Params:
@@ -42,7 +47,7 @@ def make_carry(config: Any, num_steps: int) -> Carry:
     It starts as the parameters that training starts from, and follows them after every
     one of `num_steps` optimizer steps.
     """
-    check(config)
+    checks.run(ROWS, config)
 
     def init(params: Params, key: Key) -> dict[str, Any]:
         del key

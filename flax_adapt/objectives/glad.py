@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from flax_adapt import models
-from flax_adapt.base import keys, rules
+from flax_adapt.base import checks, keys, rules
+from flax_adapt.base.checks import Check, Context, Row, one_of
 from flax_adapt.base.errors import UserError, choose
 from flax_adapt.base.metrics import Loss
 from flax_adapt.base.types import Array, Batch, Key, LossFn, Params
@@ -117,13 +118,58 @@ REGULARIZERS: dict[str, Callable[[Unadapted], LossFn | None]] = {
 }
 
 
-def check(config: Any, num_states: int) -> None:
-    """num_states: how many states the model's `encode` gives."""
-    choose("objective.regularizer", config.regularizer, REGULARIZERS)
-    choose("objective.preserve", config.preserve, PRESERVED)
-    choose("objective.masked.name", config.masked.name, MASKED)
-    distill.check_weight("weight", config.weight)
-    distill.check_states(config, num_states)
+# Rules of the objective "glad".
+ROWS = (
+    one_of(
+        "objective.regularizer",
+        lambda subject: subject.objective.regularizer,
+        REGULARIZERS,
+    ),
+    one_of("objective.preserve", lambda subject: subject.objective.preserve, PRESERVED),
+    one_of(
+        "objective.masked.name", lambda subject: subject.objective.masked.name, MASKED
+    ),
+    distill.weight_row("weight"),
+    *distill.STATE_ROWS,
+)
+
+
+class _Adaptor(NamedTuple):
+    """`model.adaptor` of a stage, the kind of its model, and its objective."""
+
+    adaptor: Any
+    kind: str
+    objective: str
+
+
+def _adaptor(at: Context) -> list[_Adaptor]:
+    section = at.section
+    return [
+        _Adaptor(section.model.adaptor, at.config.model.kind, section.objective.name)
+    ]
+
+
+# GLAD needs adaptors, a classifier may have them.
+_ADAPTOR = (
+    Row(
+        lambda it: it.objective != "glad" or it.adaptor is not None,
+        "model.adaptor must be given for objective 'glad', such as dict(kind='vector', "
+        "keywise=False, hidden=0)",
+    ),
+    Row(
+        lambda it: it.adaptor is None or it.kind != "resnet",
+        "model.adaptor must be None: a resnet has no attention to adapt",
+    ),
+    Row(
+        lambda it: it.adaptor is None or it.objective in ("glad", "classify"),
+        "model.adaptor must be None for objective {0.objective!r}; 'glad' and 'classify' "
+        "can have adaptors",
+    ),
+)
+CHECKS = (
+    Check(_adaptor, _ADAPTOR),
+    Check(lambda at: distill.compared(at, "glad"), ROWS),
+)
 
 
 def beside_task(config: Any) -> str | None:
@@ -160,7 +206,8 @@ def make_loss(
             "objective 'glad' needs model.adaptor: what the task's path has and the "
             "other has not"
         )
-    check(config, models.num_blocks(model.config) + 1)
+    num_states = models.num_blocks(model.config) + 1
+    checks.run(ROWS, distill.Compared(config, num_states))
     solve = classify.make_loss(config, model, train)
     if not train:
         return solve

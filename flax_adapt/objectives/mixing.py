@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from flax_adapt.base import keys
-from flax_adapt.base.errors import UserError, choose
+from flax_adapt.base.checks import Row, one_of
 from flax_adapt.base.types import Array, Batch, Key
 
 _LAMBDA, _CHOICE, _BOX, _PARTNER = range(4)
@@ -170,16 +170,17 @@ READINGS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def check(config_mixing: Any) -> None:
-    """`config_mixing`: operator, alpha, pairing, reading. Raises UserError."""
-    choose("objective.mixing.operator", config_mixing.operator, OPERATORS)
-    choose("objective.mixing.pairing", config_mixing.pairing, PAIRINGS)
-    choose("objective.mixing.reading", config_mixing.reading, READINGS)
-    if not 0 < config_mixing.alpha < math.inf:
-        raise UserError(
-            f"objective.mixing.alpha={config_mixing.alpha} must be larger than 0; "
-            "operator='none' turns mixing off"
-        )
+# Rules of a section `objective.mixing`.
+ROWS = (
+    one_of("objective.mixing.operator", lambda mixing: mixing.operator, OPERATORS),
+    one_of("objective.mixing.pairing", lambda mixing: mixing.pairing, PAIRINGS),
+    one_of("objective.mixing.reading", lambda mixing: mixing.reading, READINGS),
+    Row(
+        lambda mixing: 0 < mixing.alpha < math.inf,
+        "objective.mixing.alpha={0.alpha} must be larger than 0; operator='none' turns "
+        "mixing off",
+    ),
+)
 
 
 def partner_rows(domain_B: Array, weight_B: Array, key_B: Key, pairing: str) -> Array:
@@ -225,7 +226,7 @@ def mix_images(
     its box was cut at the border. A row that is its own partner stays as it is, with a
     lambda of 1. With the reading "imix" lambda is at least one half.
 
-    `config_mixing`: operator, alpha, reading; see `check`.
+    `config_mixing`: operator, alpha, reading; see ROWS.
     """
     operator = OPERATORS[config_mixing.operator]
     if operator is None:

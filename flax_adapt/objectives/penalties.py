@@ -14,8 +14,11 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from flax import linen as nn
 
-from flax_adapt.base.errors import UserError, choose
+from flax_adapt.base import checks
+from flax_adapt.base.checks import Check, Context, Row, one_of, present
+from flax_adapt.base.errors import choose
 from flax_adapt.base.types import Batch, Key, LossFn, Params
+from flax_adapt.data import drawing
 from flax_adapt.objectives import classify
 from flax_adapt.objectives.parameter_penalties import (
     Penalty,
@@ -25,39 +28,39 @@ from flax_adapt.objectives.parameter_penalties import (
 )
 from flax_adapt.objectives.prediction_penalties import NOISES, der, er, lwf, r3f
 
-# What must hold of a section's own fields, and how the user is told.
-Rules = Sequence[tuple[bool, str]]
-
-
-def _l2_sp_rules(config: Any) -> Rules:
-    alpha, beta = config.alpha, config.beta
-    text = f"alpha={alpha} and beta={beta} must be at least 0"
-    return [(min(alpha, beta) >= 0, text)]
-
-
-def _r3f_rules(config: Any) -> Rules:
-    noises = [*NOISES]
-    return [
-        (config.noise in noises, f"noise={config.noise!r} must be one of {noises}"),
-        (0 < config.eps < math.inf, f"eps={config.eps} must be above 0"),
-    ]
-
-
-def _lwf_rules(config: Any) -> Rules:
-    value = config.temperature
-    return [(0 < value < math.inf, f"temperature={value} must be above 0")]
+_L2_SP = (
+    Row(
+        lambda it: min(it.alpha, it.beta) >= 0,
+        "penalties: 'l2_sp' alpha={0.alpha} and beta={0.beta} must be at least 0",
+    ),
+)
+_R3F = (
+    Row(
+        lambda it: it.noise in NOISES,
+        lambda it: f"penalties: 'r3f' noise={it.noise!r} must be one of {[*NOISES]}",
+    ),
+    Row(
+        lambda it: 0 < it.eps < math.inf, "penalties: 'r3f' eps={0.eps} must be above 0"
+    ),
+)
+_LWF = (
+    Row(
+        lambda it: 0 < it.temperature < math.inf,
+        "penalties: 'lwf' temperature={0.temperature} must be above 0",
+    ),
+)
 
 
 class Kind(NamedTuple):
     """What a penalty is, and what it needs of its stage.
 
-    rules: of its own fields. starts: it needs weights to start from. classifies: logits of
+    rows: rules of its own fields. starts: it needs weights to start from. classifies: logits of
     classes. replays: rows of earlier tasks, which it takes from the objective. refers: its
     `of` names earlier stages.
     """
 
     make: Callable[[Any, nn.Module, Collection[str]], Penalty]
-    rules: Callable[[Any], Rules] = lambda config: ()
+    rows: Sequence[Row] = ()
     starts: bool = False
     classifies: bool = False
     replays: bool = False
@@ -66,10 +69,10 @@ class Kind(NamedTuple):
 
 PENALTIES = {
     "weight_distance": Kind(weight_distance, starts=True),
-    "l2_sp": Kind(l2_sp, _l2_sp_rules, starts=True),
+    "l2_sp": Kind(l2_sp, _L2_SP, starts=True),
     "ewc": Kind(ewc, refers=True),
-    "r3f": Kind(r3f, _r3f_rules, classifies=True),
-    "lwf": Kind(lwf, _lwf_rules, classifies=True, refers=True),
+    "r3f": Kind(r3f, _R3F, classifies=True),
+    "lwf": Kind(lwf, _LWF, classifies=True, refers=True),
     "er": Kind(er, classifies=True, replays=True),
     "der": Kind(der, classifies=True, replays=True, refers=True),
 }
@@ -118,39 +121,6 @@ def _of_target(batch: Batch) -> Batch:
     return {**batch, "weight": weight_B}
 
 
-def check(section: Any) -> None:
-    """Raises UserError for a stage whose penalties cannot be, or not go with the rest."""
-    names = [penalty.name for penalty in section.penalties]
-    if len({*names}) < len(names):
-        raise UserError(f"penalties={names}: each can be there once")
-    for penalty in section.penalties:
-        kind = choose("penalties.name", penalty.name, PENALTIES)
-        objective = section.objective.name
-        rules = (
-            (
-                0 <= penalty.weight < math.inf,
-                f"weight={penalty.weight} must be at least 0",
-            ),
-            (
-                not kind.starts or section.init_from != "scratch",
-                "needs weights to stay near, but init_from='scratch'",
-            ),
-            (
-                not kind.classifies or objective in classify.OF_CLASSES,
-                f"compares classes: the objective must be one of {classify.OF_CLASSES}, "
-                f"not {objective!r}",
-            ),
-            (
-                not kind.replays or section.replay is not None,
-                "is of examples of earlier tasks: give the stage a `replay`",
-            ),
-            *kind.rules(penalty),
-        )
-        for holds, problem in rules:
-            if not holds:
-                raise UserError(f"penalties: {penalty.name!r} {problem}")
-
-
 def references(section: Any) -> dict[str, tuple[str, ...]]:
     """{penalty: what its `of` names}, of a stage."""
     return {
@@ -158,3 +128,92 @@ def references(section: Any) -> dict[str, tuple[str, ...]]:
         for penalty in section.penalties
         if PENALTIES[penalty.name].refers
     }
+
+
+class _Of(NamedTuple):
+    """A penalty, what it is, and the stage that has it."""
+
+    penalty: Any
+    kind: Kind
+    section: Any
+
+
+def _penalties(at: Context) -> list[_Of]:
+    section = at.section
+    return [_Of(one, PENALTIES[one.name], section) for one in section.penalties]
+
+
+def _of_kind(name: str) -> Callable[[Context], list[Any]]:
+    return lambda at: [it.penalty for it in _penalties(at) if it.penalty.name == name]
+
+
+def _repeated(at: Context) -> bool:
+    names = [penalty.name for penalty in at.section.penalties]
+    return len({*names}) < len(names)
+
+
+_ONCE = (
+    Row(
+        lambda at: not _repeated(at),
+        lambda at: (
+            f"penalties={[it.name for it in at.section.penalties]}: each can be there once"
+        ),
+    ),
+)
+_KNOWN = (one_of("penalties.name", lambda penalty: penalty.name, PENALTIES),)
+# What any penalty needs of its stage.
+_FITS = (
+    Row(
+        lambda it: 0 <= it.penalty.weight < math.inf,
+        "penalties: {0.penalty.name!r} weight={0.penalty.weight} must be at least 0",
+    ),
+    Row(
+        lambda it: not it.kind.starts or it.section.init_from != "scratch",
+        "penalties: {0.penalty.name!r} needs weights to stay near, but "
+        "init_from='scratch'",
+    ),
+    Row(
+        lambda it: (
+            not it.kind.classifies or it.section.objective.name in classify.OF_CLASSES
+        ),
+        f"penalties: {{0.penalty.name!r}} compares classes: the objective must be one of "
+        f"{classify.OF_CLASSES}, not {{0.section.objective.name!r}}",
+    ),
+    Row(
+        lambda it: not it.kind.replays or it.section.replay is not None,
+        "penalties: {0.penalty.name!r} is of examples of earlier tasks: give the stage a "
+        "`replay`",
+    ),
+)
+
+
+class _Der(NamedTuple):
+    """How many stages `of` of "der" names, and how many sources are replayed."""
+
+    stages: int
+    sources: int
+
+
+def _der(at: Context) -> list[_Der]:
+    sources = [len(drawing.sections(it)) for it in present(at.section.replay)]
+    return [
+        _Der(len(penalty.of), *sources)
+        for penalty in at.section.penalties
+        if penalty.name == "der"
+    ]
+
+
+_DER = (
+    Row(
+        lambda it: it.stages == it.sources,
+        "penalties: `of` of 'der' names {0.stages} stages for {0.sources} sources of "
+        "replay.data: one for each, that learnt it",
+    ),
+)
+CHECKS = (
+    Check(lambda at: at.section.penalties, _KNOWN),
+    Check(checks.stage, _ONCE),
+    Check(_penalties, _FITS),
+    *(Check(_of_kind(name), kind.rows) for name, kind in PENALTIES.items()),
+    Check(_der, _DER),
+)

@@ -1,9 +1,48 @@
 """Running statistics of batch norm on their way from step to step."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
+from flax_adapt.base.checks import Check, Context, Row
 from flax_adapt.base.types import Array, Carry, Key, Params
 from flax_adapt.models import batch_stats
+from flax_adapt.objectives import penalties
+
+
+class _Normed(NamedTuple):
+    """A stage whose model has batch norm, and what of the model that is."""
+
+    part: str
+    section: Any
+
+    @property
+    def compares(self) -> list[str]:
+        """The penalties that look at some of the examples alone."""
+        names = [penalty.name for penalty in self.section.penalties]
+        return [name for name in names if penalties.PENALTIES[name].classifies]
+
+
+def _normed(at: Context) -> list[_Normed]:
+    parts = {
+        "a resnet": at.config.model.kind == "resnet",
+        "model.head_norm": at.section.model.head_norm,
+    }
+    return [_Normed(part, at.section) for part, is_there in parts.items() if is_there]
+
+
+# Batch norm goes by all examples of a batch, once.
+_WHOLE_BATCHES = (
+    Row(
+        lambda it: it.section.optim.accum_steps == 1,
+        "optim.accum_steps={0.section.optim.accum_steps} must be 1: batch norm goes by all "
+        "examples of a batch",
+    ),
+    Row(
+        lambda it: not it.compares and it.section.fisher is None,
+        "penalties {0.compares} and fisher are not of {0.part}: they take examples out of "
+        "the batch that its batch norm goes by",
+    ),
+)
+CHECKS = (Check(_normed, _WHOLE_BATCHES),)
 
 
 def make_carry(statistics: Params) -> Carry:

@@ -1,19 +1,75 @@
-"""What a stage asks of its data before it trains, and that it stays the same."""
+"""What a stage asks of its data before it trains, and that it stays the same.
+
+CHECKS is what the config alone tells; the functions look at the data that was opened.
+"""
 
 import logging
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax import linen as nn
 
-from flax_adapt import data, models
+from flax_adapt import data, models, objectives
+from flax_adapt.base import checks, logs
 from flax_adapt.base import config as configs
-from flax_adapt.base import logs
-from flax_adapt.base.errors import UserError
+from flax_adapt.base.checks import Check, Context, Row, one_of, present
+from flax_adapt.base.errors import UserError, unknown
 from flax_adapt.stage.stage import Stage
 
 log = logging.getLogger(__name__)
+
+
+class _Measured(NamedTuple):
+    """A data section that a stage trains on or is evaluated on, and its stage."""
+
+    data: Any
+    at: Context
+
+    @property
+    def task(self) -> str:
+        return objectives.task_of(self.at.section.objective)
+
+    @property
+    def modality(self) -> str:
+        """What the model takes."""
+        return models.TASKS[self.at.config.model.kind][self.task].modality
+
+    @property
+    def views(self) -> int:
+        """How many views of an image the objective compares; 0: it takes the image."""
+        return 2 if self.at.section.objective.name == "contrast" else 0
+
+
+def _measured(at: Context) -> list[_Measured]:
+    sections = [at.section.data, *(it.data for it in present(at.section.eval))]
+    return [_Measured(section, at) for section in sections]
+
+
+_KIND = (one_of("model.kind", lambda at: at.config.model.kind, models.TASKS),)
+_TASK = (
+    Row(
+        lambda it: it.task in models.TASKS[it.at.config.model.kind],
+        lambda it: unknown(
+            f"the task of model.kind={it.at.config.model.kind!r}",
+            it.task,
+            models.TASKS[it.at.config.model.kind],
+        ),
+    ),
+    Row(
+        lambda it: it.data.modality == it.modality,
+        "data.source={0.data.source!r} gives {0.data.modality}, but the model is a "
+        "{0.at.config.model.kind}, which takes {0.modality}",
+    ),
+    Row(
+        lambda it: it.modality == "text" or len(it.data.views) == it.views,
+        lambda it: (
+            f"data.views of {it.data.source} has {len(it.data.views)} augmentations; "
+            f"objective {it.at.section.objective.name!r} needs {it.views}"
+        ),
+    ),
+)
+CHECKS = (Check(checks.stage, _KIND), Check(_measured, _TASK))
 
 
 def open_examples(stage: Stage, config_data: Any) -> data.Examples:

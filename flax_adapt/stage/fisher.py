@@ -12,16 +12,36 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from flax_adapt import data, weights
+from flax_adapt.base import checks
+from flax_adapt.base.checks import Check, Row
 from flax_adapt.base.errors import UserError
 from flax_adapt.base.types import Batch, Params
 from flax_adapt.data.images import image
 from flax_adapt.objectives.parameter_penalties import EWC
+from flax_adapt.stage import kept
 from flax_adapt.stage import stage as stages
 from flax_adapt.stage.stage import Stage
 from flax_adapt.train import fisher, sharding
 from flax_adapt.weights import strict
 
 log = logging.getLogger(__name__)
+
+
+CHECKS = (
+    Check(
+        checks.stage,
+        (
+            Row(
+                lambda at: (
+                    at.section.fisher is None or kept.keeps_classifier(at.section)
+                ),
+                "fisher is of the predictions of a classifier that is kept: objective "
+                "{0.section.objective.name!r} must be 'classify', model.projector and "
+                "model.adaptor None",
+            ),
+        ),
+    ),
+)
 
 
 def inputs_of(model: nn.Module, config_data: Any) -> Callable[[Batch], Any]:

@@ -10,13 +10,58 @@ from typing import Any, NamedTuple
 from flax import linen as nn
 
 from flax_adapt import models, objectives, weights
+from flax_adapt.base import checks
 from flax_adapt.base import config as configs
+from flax_adapt.base.checks import Check, Context, Row
 from flax_adapt.base.errors import UserError
-from flax_adapt.stage import check, check_model
+from flax_adapt.stage import kept, references
 from flax_adapt.weights.formats import table as formats
 
 # What errors of `weights` name -> the fields of the config.
 FIELDS = formats.words("init=PATH and init_known.", "init=PATH and init_format")
+
+
+_MAX_SEED = 2**31 - 1
+
+
+class _Seed(NamedTuple):
+    """The seeds of the experiment and of one run of a stage, which add up."""
+
+    experiment: int
+    stage: int
+
+
+def _seeds(at: Context) -> list[_Seed]:
+    return [_Seed(at.config.seed, seed) for seed in at.section.seeds]
+
+
+_SEEDS = (
+    Row(
+        lambda at: 0 < len(at.section.seeds) == len({*at.section.seeds}),
+        "seeds={0.section.seeds} must be one or more different numbers",
+    ),
+)
+_SEED = (
+    Row(
+        lambda seed: 0 <= seed.experiment + seed.stage <= _MAX_SEED,
+        f"seed={{0.experiment}} + {{0.stage}} must lie in [0, {_MAX_SEED}]",
+    ),
+)
+_NUMBERS = (
+    Row(
+        lambda at: at.section.num_steps >= 1,
+        "num_steps={0.section.num_steps} must be at least 1",
+    ),
+    Row(
+        lambda at: at.section.batch_size >= 1,
+        "batch_size={0.section.batch_size} must be at least 1",
+    ),
+)
+CHECKS = (
+    Check(checks.stage, _SEEDS),
+    Check(_seeds, _SEED),
+    Check(checks.stage, _NUMBERS),
+)
 
 
 class Stage(NamedTuple):
@@ -30,7 +75,7 @@ class Stage(NamedTuple):
     @property
     def label(self) -> str:
         """NAME, or NAME/seed_S where the stage has several seeds."""
-        return check.label(self.config, self.run_seed)
+        return references.label(self.config, self.run_seed)
 
     @property
     def is_first(self) -> bool:
@@ -60,7 +105,7 @@ class Stage(NamedTuple):
     @property
     def kept_task(self) -> str:
         """The task whose weights the stage exports."""
-        return check_model.kept_task(self.config)
+        return kept.kept_task(self.config)
 
     @property
     def start_task(self) -> str:
@@ -68,11 +113,11 @@ class Stage(NamedTuple):
 
         Adaptors alone do not change what the head stands on: it may come with the weights.
         """
-        return check_model.task_without(self.config, "projector")
+        return kept.task_without(self.config, "projector")
 
 
 def resolve(stage: Stage, field: str) -> Path:
-    """The folder or file that `init_from` or `teacher` refers to (see `check`)."""
+    """The folder or file that `init_from` or `teacher` refers to (see `references`)."""
     return locate(stage, field, stage.config[field])
 
 

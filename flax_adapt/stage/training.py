@@ -1,6 +1,7 @@
 """What a stage trains with: its parameters and what goes beside them, its loss, its step."""
 
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from flax_adapt import data, objectives, weights
-from flax_adapt.base import rules, types
+from flax_adapt.base import checks, rules, types
+from flax_adapt.base.checks import Check, Context, builds
+from flax_adapt.base.errors import reworded
 from flax_adapt.base.types import Carry, LossFn, Params
 from flax_adapt.models import batch_stats
 from flax_adapt.objectives import ema, penalties
@@ -26,6 +29,23 @@ from flax_adapt.train import step as steps
 from flax_adapt.train.state import TrainState
 
 _ADAPTORS = 0x7FFFFFFC  # the key of adaptors never meets those of steps
+
+
+# What errors of `models.build` name -> the fields of the config.
+_FIELDS = {r"^(pooling|num_classes)=": r"model.\1=", "^dtype=": "precision="}
+
+
+@reworded(_FIELDS)
+def _build(at: Context) -> None:
+    """Builds model and loss as a run of the stage will; nothing is compiled."""
+    stage = Stage(at.config, at.section, at.section.seeds[0], Path())
+    classes = 1 if at.section.objective.name == "regress" else 2
+    model = stages.build_model(stage, at.section.model.num_classes or classes)
+    make_loss(stage, model, at.section.data, train=True)
+
+
+# The last of all rules: what only the model and the loss themselves know of their fields.
+CHECKS = (Check(checks.stage, (builds(_build),)),)
 
 
 class Begun(NamedTuple):

@@ -1,7 +1,7 @@
 """Surgery on trained models: another width of the last block, adaptors of two kinds.
 
+check_resize(section, config.model, init_from)
 surgery = SURGERY[config.model.kind]
-surgery.check(section, config.model, init_from)
 resized = surgery.resize(leaves, init, config_model, section, key, components)
 
 params = lora.add(params, section, key)
@@ -9,10 +9,14 @@ params = lora.merge(params, section)
 backbone = drop_adaptors(params)
 """
 
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from flax_adapt import models
+from flax_adapt.base import checks
+from flax_adapt.base.checks import Check, Context, Row, builds, present
 from flax_adapt.base.types import Key
 from flax_adapt.surgery import (
     adaptors,
@@ -29,7 +33,9 @@ from flax_adapt.surgery.last_block import Leaves, Resized
 __all__ = [
     "SURGERY",
     "Surgery",
+    "Wanted",
     "adaptors",
+    "check_resize",
     "drop_adaptors",
     "heads",
     "last_block",
@@ -43,7 +49,8 @@ __all__ = [
 class Surgery(Protocol):
     """What differs between the kinds of models: the modules `last_block` and `resnet`."""
 
-    def check(self, section: Any, config_model: Any, init_from: str) -> None: ...
+    # Rules of a `model.resize`: their subject is a `Wanted`.
+    ROWS: Sequence[Row]
 
     def resize(
         self,
@@ -63,3 +70,35 @@ SURGERY: dict[str, Surgery] = {
     "roberta": last_block,
     "resnet": resnet,
 }
+
+
+class Wanted(NamedTuple):
+    """A section `model.resize`, the model config as it was, where its weights come from."""
+
+    section: Any
+    model: Any
+    init_from: str
+
+
+def _wanted(at: Context) -> list[Wanted]:
+    sections = present(at.section.model.resize)
+    return [Wanted(it, at.config.model, at.section.init_from) for it in sections]
+
+
+def _wanted_of(surgery: Surgery) -> Callable[[Context], list[Wanted]]:
+    return lambda at: [it for it in _wanted(at) if SURGERY[it.model["kind"]] is surgery]
+
+
+_BUILDS = (builds(lambda it: models.check_resize(it.model, it.section)),)
+CHECKS = (
+    Check(_wanted, last_block.OF_ANY),
+    Check(_wanted_of(last_block), last_block.ROWS),
+    Check(_wanted_of(resnet), resnet.ROWS),
+    Check(_wanted, _BUILDS),
+)
+
+
+def check_resize(section: Any, config_model: Any, init_from: str) -> None:
+    """Raises UserError for a `model.resize` that cannot be made of the model."""
+    rows = (*last_block.OF_ANY, *SURGERY[config_model["kind"]].ROWS, *_BUILDS)
+    checks.run(rows, Wanted(section, config_model, init_from))

@@ -6,12 +6,51 @@ from typing import Any
 import jax
 import numpy as np
 
+from flax_adapt.base import checks
+from flax_adapt.base.checks import Check, Context, Row
 from flax_adapt.base.errors import UserError
 from flax_adapt.base.types import Params
 from flax_adapt.models import batch_stats
 from flax_adapt.models.heads import PROBE_EPS
 
 LEAVES = ("head/kernel", "head/bias")
+
+
+def _grows(at: Context) -> bool:
+    """Whether a head of weights can grow: it is not new, and nothing hides or drops it."""
+    options = at.section.model
+    dropped = options.projector is not None or options.adaptor is not None
+    is_new = "head" in options.fresh
+    return at.section.objective.name == "classify" and not dropped and not is_new
+
+
+_GROWN = (
+    Row(
+        lambda at: not at.section.model.grow_head or _grows(at),
+        "model.grow_head is of objective 'classify' without projector and adaptor, whose "
+        "head is not in model.fresh",
+    ),
+)
+_NORMED = (
+    Row(
+        lambda at: (
+            at.config.model.kind != "resnet"
+            and at.section.objective.name in ("classify", "regress")
+        ),
+        "model.head_norm is of a head on a transformer: it must be False for a "
+        "{0.config.model.kind} and objective {0.section.objective.name!r}; 'classify' and "
+        "'regress' can have it",
+    ),
+    Row(
+        lambda at: "head" in at.section.model.fresh,
+        "model.head_norm changes what the head is given, which must then be new: name "
+        "'head' in model.fresh",
+    ),
+)
+CHECKS = (
+    Check(checks.stage, _GROWN),
+    Check(lambda at: [at] if at.section.model.head_norm else [], _NORMED),
+)
 
 
 def grow(

@@ -22,8 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from flax_adapt import models
-from flax_adapt.base.errors import UserError, choose
+from flax_adapt.base.checks import Row, one_of
 from flax_adapt.base.types import Array, Key, Layout
 
 Leaves = Mapping[str, Any]
@@ -81,44 +80,6 @@ def features_of(states: Sequence[Array], sums: Any, section: Any) -> Array:
     blocks = sums["encoder"]
     (x_BLd,) = blocks[max(blocks)]["sum"]
     return x_BLd
-
-
-def check(section: Any, config_model: Mapping[str, Any], init_from: str) -> None:
-    """Raises UserError for a `model.resize` that cannot be made of the model."""
-    init, kind = section["init"], section["kind"]
-    chosen = choose("model.resize.init", init, INITS)
-    choose("model.resize.tokens", section["tokens"], TOKENS)
-    width, old = section["width"], config_model["width"]
-    is_text = config_model["kind"] != "vit"
-    rules = (
-        (
-            section["noise"] >= 0 and math.isfinite(section["noise"]),
-            f"noise={section['noise']} must be at least 0",
-        ),
-        (
-            chosen.fits(width, old),
-            f"init={init!r} makes features of {chosen.what}={old}, not of width={width}",
-        ),
-        (
-            (kind, init) != ("extra", "pca"),
-            "init='pca' must be 'preserve' or 'random': an extra block is as wide as the "
-            "model",
-        ),
-        (
-            (kind, init, is_text) != ("extra", "preserve", True),
-            "init='preserve' must be 'random': after a post-norm block another one cannot "
-            "leave the features as they are",
-        ),
-        (
-            init_from != "scratch" or init == "random",
-            f"init={init!r} must be 'random': there are no weights to start from "
-            "(init_from='scratch')",
-        ),
-    )
-    for holds, problem in rules:
-        if not holds:
-            raise UserError(f"model.resize.{problem}")
-    models.check_resize(config_model, section)
 
 
 def resize(
@@ -280,3 +241,44 @@ INITS = {
     "pca": Init(lambda new, old: new <= old, "at most the model's width", _narrow),
     "random": Init(lambda new, old: True, "any width", _anew),
 }
+
+# Rules of a `model.resize` of any kind of model.
+OF_ANY = (
+    one_of("model.resize.init", lambda it: it.section["init"], INITS),
+    one_of("model.resize.tokens", lambda it: it.section["tokens"], TOKENS),
+)
+# ... and of a transformer.
+ROWS: Sequence[Row] = (
+    Row(
+        lambda it: 0 <= it.section["noise"] < math.inf,
+        "model.resize.noise={0.section[noise]} must be at least 0",
+    ),
+    Row(
+        lambda it: INITS[it.section["init"]].fits(
+            it.section["width"], it.model["width"]
+        ),
+        lambda it: (
+            f"model.resize.init={it.section['init']!r} makes features of "
+            f"{INITS[it.section['init']].what}={it.model['width']}, not of "
+            f"width={it.section['width']}"
+        ),
+    ),
+    Row(
+        lambda it: (it.section["kind"], it.section["init"]) != ("extra", "pca"),
+        "model.resize.init='pca' must be 'preserve' or 'random': an extra block is as wide "
+        "as the model",
+    ),
+    Row(
+        lambda it: (
+            (it.section["kind"], it.section["init"]) != ("extra", "preserve")
+            or it.model["kind"] == "vit"
+        ),
+        "model.resize.init='preserve' must be 'random': after a post-norm block another one "
+        "cannot leave the features as they are",
+    ),
+    Row(
+        lambda it: it.init_from != "scratch" or it.section["init"] == "random",
+        "model.resize.init={0.section[init]!r} must be 'random': there are no weights to "
+        "start from (init_from='scratch')",
+    ),
+)

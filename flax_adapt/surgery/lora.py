@@ -18,7 +18,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from flax_adapt.base.errors import UserError, choose
+from flax_adapt.base import checks
+from flax_adapt.base.checks import Check, Row, present
+from flax_adapt.base.errors import UserError, unknown
 from flax_adapt.base.types import Key, LossFn, Params
 from flax_adapt.weights import lora as pairs
 from flax_adapt.weights import strict
@@ -32,25 +34,37 @@ TARGETS = {
 TRAINED = (f"{pairs.PART}/.*", "head/.*")
 
 
-def check(config: Any, init_from: str) -> None:
-    """Raises UserError for a section `model.lora` that cannot be."""
-    for target in config.targets:
-        choose("model.lora.targets", target, TARGETS)
-    rules = (
-        (bool(config.targets), "targets=() must name a layer, such as 'query'"),
-        (config.rank >= 1, f"rank={config.rank} must be at least 1"),
-        (
-            0 < config.alpha < math.inf,
-            f"alpha={config.alpha} must be above 0",
-        ),
-        (
-            init_from != "scratch",
-            "there are no weights to adapt (init_from='scratch'); set model.lora to None",
-        ),
-    )
-    for holds, problem in rules:
-        if not holds:
-            raise UserError(f"model.lora: {problem}")
+def _no_layer(lora: Any) -> list[str]:
+    return [target for target in lora.targets if target not in TARGETS]
+
+
+# Rules of a section `model.lora`.
+ROWS = (
+    Row(
+        lambda lora: not _no_layer(lora),
+        lambda lora: unknown("model.lora.targets", _no_layer(lora)[0], TARGETS),
+    ),
+    Row(
+        lambda lora: lora.targets,
+        "model.lora: targets=() must name a layer, such as 'query'",
+    ),
+    Row(lambda lora: lora.rank >= 1, "model.lora: rank={0.rank} must be at least 1"),
+    Row(
+        lambda lora: 0 < lora.alpha < math.inf,
+        "model.lora: alpha={0.alpha} must be above 0",
+    ),
+)
+_STARTS = (
+    Row(
+        lambda at: at.section.model.lora is None or at.section.init_from != "scratch",
+        "model.lora: there are no weights to adapt (init_from='scratch'); set model.lora "
+        "to None",
+    ),
+)
+CHECKS = (
+    Check(lambda at: present(at.section.model.lora), ROWS),
+    Check(checks.stage, _STARTS),
+)
 
 
 def add(params: Params, config: Any, key: Key) -> dict[str, Any]:

@@ -5,16 +5,16 @@ to them. The paper trains all of it from scratch; to take the other weights from
 checkpoint is ours.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from flax_adapt import models
-from flax_adapt.base.errors import UserError, choose
+from flax_adapt.base.checks import Row
 from flax_adapt.base.types import Key
 from flax_adapt.models import batch_stats
-from flax_adapt.surgery.last_block import INITS, TOKENS, Leaves, Resized
+from flax_adapt.surgery.last_block import Leaves, Resized
 
 # What of the last block is of another shape, or was not there.
 NEW = ("conv3", "norm3", "shortcut")
@@ -22,17 +22,14 @@ NEW = ("conv3", "norm3", "shortcut")
 READER = "head/kernel"
 
 
-def check(section: Any, config_model: Mapping[str, Any], init_from: str) -> None:
-    """Raises UserError for a `model.resize` that cannot be made of the model."""
-    del init_from
-    choose("model.resize.init", section["init"], INITS)
-    choose("model.resize.tokens", section["tokens"], TOKENS)
-    if section["init"] != "random":
-        raise UserError(
-            f"model.resize.init={section['init']!r} must be 'random' for a resnet: there "
-            "is no other start of its last block"
-        )
-    models.check_resize(config_model, section)
+# Rules of a `model.resize` of a ResNet.
+ROWS: Sequence[Row] = (
+    Row(
+        lambda it: it.section["init"] == "random",
+        "model.resize.init={0.section[init]!r} must be 'random' for a resnet: there is no "
+        "other start of its last block",
+    ),
+)
 
 
 def resize(

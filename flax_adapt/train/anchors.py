@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from ml_collections import ConfigDict
 
 from flax_adapt.base import rules
-from flax_adapt.base.errors import UserError
+from flax_adapt.base.checks import Check, Context, Row
 from flax_adapt.base.types import Array, Params
 
 # RecAdam's published t0 and k (METHODS), for stages of SCALED_BELOW steps and more; in a
@@ -36,6 +37,84 @@ BOUNDED = (
 )
 
 
+def _rates(at: Context) -> list[ConfigDict]:
+    """The section `optim` with its learning rate, and with each that a sweep tries."""
+    optim, sweep = at.section.optim, at.section.sweep
+    rates = (optim.lr, *(() if sweep is None else sweep.lrs))
+    return [ConfigDict({**optim, "lr": lr}) for lr in rates]
+
+
+def _leap(optim: Any) -> str:
+    gamma = optim.recadam.gamma
+    return (
+        f"optim.lr={optim.lr} x recadam.gamma={gamma} = {optim.lr * gamma:g} must be below "
+        "1: a step would leap over the initial weights; lower lr to less than "
+        f"{1 / gamma:g}, or gamma"
+    )
+
+
+def _has_range(recadam: Any) -> bool:
+    return (
+        0 <= recadam.gamma < math.inf
+        and 0 <= recadam.k < math.inf
+        and (recadam.t0 >= 0)
+    )
+
+
+def _radius(field: str) -> Row:
+    return Row(
+        lambda optim: 0 <= optim[field] < math.inf,
+        f"optim.{field}={{0.{field}}} must be above 0, or 0: no bound",
+    )
+
+
+# Rules of a section `optim`.
+FIELD_ROWS = (
+    _radius("mars_radius"),
+    _radius("mars_head_radius"),
+    Row(
+        lambda optim: (
+            optim.mars_radius or not (optim.mars_head_radius or optim.mars_norms)
+        ),
+        "optim.mars_head_radius and mars_norms are parts of MARS: give mars_radius, too",
+    ),
+    Row(
+        lambda optim: optim.recadam is None or _has_range(optim.recadam),
+        "optim.recadam: gamma={0.recadam.gamma}, k={0.recadam.k} and t0={0.recadam.t0} must "
+        "be at least 0 (k, t0 of 0: by the length of the stage)",
+    ),
+    Row(
+        lambda optim: optim.recadam is None or optim.lr * optim.recadam.gamma < 1, _leap
+    ),
+)
+
+
+class _Anchor(NamedTuple):
+    """A field of `optim` that holds on to initial weights, and the stage that has it."""
+
+    field: str
+    section: Any
+
+
+def _anchored(at: Context) -> list[_Anchor]:
+    fields = ("recadam", "mars_radius")
+    return [_Anchor(field, at.section) for field in fields if at.section.optim[field]]
+
+
+# What holds on to initial weights needs some, of what trains.
+_ANCHORED = (
+    Row(
+        lambda anchor: anchor.section.init_from != "scratch",
+        "optim.{0.field} needs weights to stay near, but init_from='scratch'",
+    ),
+    Row(
+        lambda anchor: anchor.section.model.lora is None,
+        "optim.{0.field} and model.lora do not fit: all that trains is new",
+    ),
+)
+CHECKS = (Check(_rates, FIELD_ROWS), Check(_anchored, _ANCHORED))
+
+
 def _copies(params: Params) -> Params:
     """Buffers of their own: those of the parameters are donated to the first step."""
     return jax.tree.map(jnp.copy, params)
@@ -48,23 +127,6 @@ class RecAdamState(NamedTuple):
     mu: Params
     nu: Params
     start: Params
-
-
-def check_recadam(config: Any) -> None:
-    """Raises UserError for an `optim` section whose `recadam` cannot be."""
-    recall, lr = config.recadam, config.lr
-    gamma, k = recall.gamma, recall.k
-    if not (0 <= gamma < math.inf and 0 <= k < math.inf and recall.t0 >= 0):
-        raise UserError(
-            f"optim.recadam: gamma={gamma}, k={k} and t0={recall.t0} must be at least 0 "
-            "(k, t0 of 0: by the length of the stage)"
-        )
-    if lr * gamma >= 1:
-        raise UserError(
-            f"optim.lr={lr} x recadam.gamma={gamma} = {lr * gamma:g} must be below 1: a "
-            "step would leap over the initial weights; lower lr to less than "
-            f"{1 / gamma:g}, or gamma"
-        )
 
 
 def recall_schedule(recall: Any, num_steps: int) -> tuple[float, float]:
@@ -147,19 +209,6 @@ class Start(NamedTuple):
     """The parameters at step 0."""
 
     start: Params
-
-
-def check_mars(config: Any) -> None:
-    """Raises UserError for fields of `optim` that are no radius; 0: no bound."""
-    for name in ("mars_radius", "mars_head_radius"):
-        if not 0 <= config[name] < math.inf:
-            raise UserError(
-                f"optim.{name}={config[name]} must be above 0, or 0: no bound"
-            )
-    if not config.mars_radius and (config.mars_head_radius or config.mars_norms):
-        raise UserError(
-            "optim.mars_head_radius and mars_norms are parts of MARS: give mars_radius, too"
-        )
 
 
 def project(w: Array, start: Array | float, radius: float) -> Array:

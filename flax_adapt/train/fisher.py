@@ -15,7 +15,8 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flax_adapt.base import keys
-from flax_adapt.base.errors import UserError, choose
+from flax_adapt.base.checks import Check, Row, one_of, present
+from flax_adapt.base.errors import UserError
 from flax_adapt.base.types import Array, Batch, Key, Params
 from flax_adapt.train import sharding
 from flax_adapt.weights import strict
@@ -33,17 +34,23 @@ LABELS: dict[str, Callable[[Array, Array, Key], Array]] = {
 }
 
 
-def check(config: Any) -> None:
-    """Raises UserError for a section `fisher` that cannot be."""
-    choose("fisher.labels", config.labels, LABELS)
-    rules = (
-        (config.num_examples >= 0, f"num_examples={config.num_examples} must be >= 0"),
-        (config.batch_size >= 1, f"batch_size={config.batch_size} must be at least 1"),
-        (0 <= config.decay <= 1, f"decay={config.decay} must lie in [0, 1]"),
-    )
-    for holds, problem in rules:
-        if not holds:
-            raise UserError(f"fisher.{problem}")
+# Rules of a section `fisher`.
+ROWS = (
+    one_of("fisher.labels", lambda fisher: fisher.labels, LABELS),
+    Row(
+        lambda fisher: fisher.num_examples >= 0,
+        "fisher.num_examples={0.num_examples} must be >= 0",
+    ),
+    Row(
+        lambda fisher: fisher.batch_size >= 1,
+        "fisher.batch_size={0.batch_size} must be at least 1",
+    ),
+    Row(
+        lambda fisher: 0 <= fisher.decay <= 1,
+        "fisher.decay={0.decay} must lie in [0, 1]",
+    ),
+)
+CHECKS = (Check(lambda at: present(at.section.fisher), ROWS),)
 
 
 def estimate(

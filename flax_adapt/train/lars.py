@@ -6,17 +6,23 @@ from typing import Any
 import jax
 import optax
 
-from flax_adapt.base.errors import UserError
+from flax_adapt.base.checks import Check, Row
 from flax_adapt.base.types import Params
 
 
-def check(config: Any) -> None:
-    """Raises UserError for a section `optim.lars` that cannot be."""
-    momentum, trust = config.momentum, config.trust
-    if not (0 <= momentum < 1 and 0 < trust <= 1):
-        raise UserError(
-            f"optim.lars: momentum={momentum} must lie in [0, 1), trust={trust} in (0, 1]"
-        )
+def _has_range(lars: Any) -> bool:
+    return 0 <= lars.momentum < 1 and 0 < lars.trust <= 1
+
+
+# Rules of a section `optim`.
+ROWS = (
+    Row(
+        lambda optim: optim.lars is None or _has_range(optim.lars),
+        "optim.lars: momentum={0.lars.momentum} must lie in [0, 1), trust={0.lars.trust} in "
+        "(0, 1]",
+    ),
+)
+CHECKS = (Check(lambda at: [at.section.optim], ROWS),)
 
 
 def lars(

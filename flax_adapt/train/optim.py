@@ -11,10 +11,10 @@ from typing import Any
 
 import jax
 import optax
-from ml_collections import ConfigDict
 
-from flax_adapt.base import rules
-from flax_adapt.base.errors import UserError, choose
+from flax_adapt.base import checks, rules
+from flax_adapt.base.checks import Check, Context, Row, one_of
+from flax_adapt.base.errors import UserError
 from flax_adapt.base.types import LossFn, Params
 from flax_adapt.train import anchors, lars, sgd
 
@@ -54,62 +54,94 @@ SCHEDULES = {
 }
 
 
-# Sections of `optim` that choose another optimizer than AdamW, and their checks. Each is
-# built from (config, schedule, decays, names of the new leaves, num_steps).
-OPTIMIZERS: dict[str, tuple[Callable[[Any], None], Callable[..., Any]]] = {
-    "recadam": (anchors.check_recadam, anchors.recadam),
-    "lars": (
-        lambda config: lars.check(config.lars),
-        lambda config, rate, decays, *rest: lars.lars(config, rate, decays),
-    ),
-    "sgd": (
-        lambda config: sgd.check(config.sgd),
-        lambda config, rate, decays, *rest: sgd.sgd(config, rate, decays),
-    ),
+# Sections of `optim` that choose another optimizer than AdamW. Each is built from
+# (config, schedule, decays, names of the new leaves, num_steps).
+OPTIMIZERS: dict[str, Callable[..., Any]] = {
+    "recadam": anchors.recadam,
+    "lars": lambda config, rate, decays, *rest: lars.lars(config, rate, decays),
+    "sgd": lambda config, rate, decays, *rest: sgd.sgd(config, rate, decays),
 }
-
-
-def check(config: Any, num_steps: int) -> None:
-    """Raises UserError for what can be seen before there are parameters."""
-    schedule(config, num_steps)
-    choose("optim.decay", config.decay, DECAY)
-    anchors.check_mars(config)
-    chosen = _chosen(config)
-    if len(chosen) > 1:
-        names = " and ".join(f"optim.{name}" for name in chosen)
-        raise UserError(
-            f"{names} are {len(chosen)} optimizers: leave one, set others None"
-        )
-    for name in chosen:
-        OPTIMIZERS[name][0](config)
 
 
 def _chosen(config: Any) -> list[str]:
     return [name for name in OPTIMIZERS if config[name] is not None]
 
 
-def check_sweep(section: Any) -> None:
-    """Raises UserError for a stage whose `sweep` cannot be (see `sweep`)."""
-    if section.sweep is None:
-        return
-    lrs, part = section.sweep.lrs, section.data.subset.part
-    rules = (
-        (
-            len(lrs) > 0 and all(0 < lr < math.inf for lr in lrs),
-            f"sweep.lrs={lrs} must be one or more numbers above 0",
-        ),
-        (len({f"{lr:g}" for lr in lrs}) == len(lrs), f"sweep.lrs={lrs} must differ"),
-        (section.eval is not None, "sweep chooses by an evaluation, but eval is None"),
-        (
-            part == "chosen",
-            f"sweep holds out a part of data.subset.part='chosen', not of {part!r}",
-        ),
+def _too_many(config: Any) -> str:
+    names = [f"optim.{name}" for name in _chosen(config)]
+    return (
+        f"{' and '.join(names)} are {len(names)} optimizers: leave one, set others None"
     )
-    for holds, problem in rules:
-        if not holds:
-            raise UserError(problem)
-    for lr in lrs:
-        check(ConfigDict({**section.optim, "lr": lr}), section.num_steps)
+
+
+_WARMUP = (
+    Row(
+        lambda optim: optim.warmup_steps >= 0,
+        "optim.warmup_steps={0.warmup_steps} must be at least 0",
+    ),
+)
+_SCHEDULE = (one_of("optim.schedule", lambda optim: optim.schedule, SCHEDULES),)
+# Rules of a section `optim`, beside those of `anchors` and of optimizers.
+ROWS = (
+    *_WARMUP,
+    *_SCHEDULE,
+    one_of("optim.decay", lambda optim: optim.decay, DECAY),
+    Row(lambda optim: len(_chosen(optim)) <= 1, _too_many),
+)
+_PARTS = (
+    Row(
+        lambda optim: optim.accum_steps >= 1,
+        "optim.accum_steps={0.accum_steps} must be at least 1",
+    ),
+)
+
+
+# Rule of `optim.layer_decay`: its layers are those of a transformer.
+_OF_RESNET = (
+    Row(
+        lambda decay: decay == 1.0,
+        "optim.layer_decay={0} must be 1.0: the stages of a resnet are no layers that a "
+        "published decay is of",
+    ),
+)
+
+
+def _of_resnet(at: Context) -> list[float]:
+    is_resnet = at.config.model.kind == "resnet"
+    return [at.section.optim.layer_decay] if is_resnet else []
+
+
+# Rules of a stage whose `sweep` tries several rates.
+_SWEEP = (
+    Row(
+        lambda at: (
+            at.section.sweep.lrs
+            and all(0 < lr < math.inf for lr in at.section.sweep.lrs)
+        ),
+        "sweep.lrs={0.section.sweep.lrs} must be one or more numbers above 0",
+    ),
+    Row(
+        lambda at: (
+            len({f"{lr:g}" for lr in at.section.sweep.lrs}) == len(at.section.sweep.lrs)
+        ),
+        "sweep.lrs={0.section.sweep.lrs} must differ",
+    ),
+    Row(
+        lambda at: at.section.eval is not None,
+        "sweep chooses by an evaluation, but eval is None",
+    ),
+    Row(
+        lambda at: at.section.data.subset.part == "chosen",
+        "sweep holds out a part of data.subset.part='chosen', not of "
+        "{0.section.data.subset.part!r}",
+    ),
+)
+CHECKS = (
+    Check(lambda at: [at.section.optim], _PARTS),
+    Check(lambda at: [at.section.optim], ROWS),
+    Check(_of_resnet, _OF_RESNET),
+    Check(lambda at: [] if at.section.sweep is None else [at], _SWEEP),
+)
 
 
 def warmup_steps(config: Any, num_steps: int) -> int:
@@ -117,8 +149,7 @@ def warmup_steps(config: Any, num_steps: int) -> int:
 
     500 of 10 000 steps: 500. 500 of 200 steps: 20.
     """
-    if config.warmup_steps < 0:
-        raise UserError(f"optim.warmup_steps={config.warmup_steps} must be at least 0")
+    checks.run(_WARMUP, config)
     fits = config.warmup_steps < num_steps
     return config.warmup_steps if fits else num_steps // 10
 
@@ -126,8 +157,8 @@ def warmup_steps(config: Any, num_steps: int) -> int:
 def schedule(config: Any, num_steps: int) -> optax.Schedule:
     """Learning rate by optimizer step (0 first): 0 -> lr over warm-up, then `schedule`."""
     warmup = warmup_steps(config, num_steps)
-    after = choose("optim.schedule", config.schedule, SCHEDULES)
-    after = after(config.lr, num_steps - warmup)
+    checks.run(_SCHEDULE, config)
+    after = SCHEDULES[config.schedule](config.lr, num_steps - warmup)
     if warmup == 0:
         return after
     rise = optax.linear_schedule(0.0, config.lr, warmup)
@@ -174,22 +205,14 @@ def layer_rules(decay: float, depth: int) -> rules.Rules[float]:
     )
 
 
-def check_layer_decay(decay: float, is_resnet: bool) -> None:
-    """Layers are those of a transformer."""
-    if decay != 1.0 and is_resnet:
-        raise UserError(
-            f"optim.layer_decay={decay} must be 1.0: the stages of a resnet are no layers "
-            "that a published decay is of"
-        )
-
-
 def _depth(params: Params) -> int:
     return sum(name.startswith("block_") for name in params["encoder"])
 
 
 def scale_by_layer(decay: float, params: Params) -> optax.GradientTransformation:
     """Multiplies the whole update (decay included) of every leaf by its layer's rate."""
-    check_layer_decay(decay, "stem" in params["encoder"])
+    if "stem" in params["encoder"]:
+        checks.run(_OF_RESNET, decay)
     table = layer_rules(decay, _depth(params))
     scales = rules.assign("optim.layer_decay", table, params)
     by_name = rules.named(scales)
@@ -208,7 +231,7 @@ def _optimizer(
         return rules.assign("optim.decay", table, tree)
 
     for name in _chosen(config):
-        return OPTIMIZERS[name][1](config, rate, decays, fresh, num_steps)
+        return OPTIMIZERS[name](config, rate, decays, fresh, num_steps)
     return optax.adamw(
         rate,
         b1=config.b1,
@@ -244,7 +267,8 @@ def build(
     UserError for a leaf that is covered by no decay rule or by two, and for a freeze
     pattern that matches nothing.
     """
-    check(config, num_steps)
+    for rows in (ROWS, anchors.FIELD_ROWS, lars.ROWS, sgd.ROWS):
+        checks.run(rows, config)
     rules.check(f"optim.decay={config.decay!r}", DECAY[config.decay], params)
     tree = trainable(config.freeze, params)
     if not any(jax.tree.leaves(tree)):

@@ -5,17 +5,21 @@ from typing import Any
 
 import optax
 
-from flax_adapt.base.errors import UserError
+from flax_adapt.base.checks import Check, Row
 from flax_adapt.base.types import Params
 
-
-def check(config: Any) -> None:
-    """Raises UserError for a section `optim.sgd` that cannot be."""
-    momentum, nesterov = config.momentum, config.nesterov
-    if not 0 <= momentum < 1:
-        raise UserError(f"optim.sgd: momentum={momentum} must lie in [0, 1)")
-    if nesterov and momentum == 0:
-        raise UserError("optim.sgd: nesterov=True needs a momentum above 0")
+# Rules of a section `optim`.
+ROWS = (
+    Row(
+        lambda optim: optim.sgd is None or 0 <= optim.sgd.momentum < 1,
+        "optim.sgd: momentum={0.sgd.momentum} must lie in [0, 1)",
+    ),
+    Row(
+        lambda optim: optim.sgd is None or optim.sgd.momentum or not optim.sgd.nesterov,
+        "optim.sgd: nesterov=True needs a momentum above 0",
+    ),
+)
+CHECKS = (Check(lambda at: [at.section.optim], ROWS),)
 
 
 def sgd(

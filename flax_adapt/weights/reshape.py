@@ -25,7 +25,9 @@ from typing import Any
 import numpy as np
 
 from flax_adapt import models
-from flax_adapt.base.errors import UserError, choose
+from flax_adapt.base import checks
+from flax_adapt.base.checks import Check, Row
+from flax_adapt.base.errors import UserError, choose, unknown
 
 POSITIONS, KERNEL = (
     ("encoder/position", "decoder/position"),
@@ -46,21 +48,31 @@ FIELDS = ("image_size", "patch_size", "channels")
 CHANNELS: dict[str, Callable[..., np.ndarray]] = {"sum": np.sum, "average": np.mean}
 
 
-def check(rules: Sequence[str]) -> None:
-    """Raises UserError for a rule that there is not, or two rules for one thing."""
-    if isinstance(rules, str):
-        raise UserError(
-            f"reshape={rules!r} must be several names: reshape=({rules!r},)"
-        )
-    for rule in rules:
-        choose("reshape", rule, RULES)
-    if len(rules) > len({rule.partition(":")[0] for rule in rules}):
-        raise UserError(f"reshape={tuple(rules)} has two rules for the same")
+def _no_rule(rules: Sequence[str]) -> list[str]:
+    return [rule for rule in rules if rule not in RULES]
+
+
+# Rules of a tuple of names of RULES, such as a stage's `model.reshape`.
+ROWS = (
+    Row(
+        lambda rules: not isinstance(rules, str),
+        "reshape={0!r} must be several names: reshape=({0!r},)",
+    ),
+    Row(
+        lambda rules: not _no_rule(rules),
+        lambda rules: unknown("reshape", _no_rule(rules)[0], RULES),
+    ),
+    Row(
+        lambda rules: len({rule.partition(":")[0] for rule in rules}) == len(rules),
+        lambda rules: f"reshape={tuple(rules)} has two rules for the same",
+    ),
+)
+CHECKS = (Check(lambda at: [at.section.model.reshape], ROWS),)
 
 
 def may_differ(rules: Sequence[str]) -> set[str]:
     """Returns the fields of the model config that may differ from the source's."""
-    check(rules)
+    checks.run(ROWS, rules)
     return {field for rule in rules for field in RULES[rule]}
 
 
@@ -105,7 +117,7 @@ def fit(
     leaves: {name: array} of the model config `found`. Where no rule is named, or a leaf
     is not what `found` says, it stays as it is: `strict.adopt` will name it.
     """
-    check(rules)
+    checks.run(ROWS, rules)
     if not rules:
         return dict(leaves), {}
     if "patch_size" not in found or "patch_size" not in wanted:

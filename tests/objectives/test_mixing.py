@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ml_collections import FrozenConfigDict
 
-from flax_adapt.base import keys
+from flax_adapt.base import checks, keys
 from flax_adapt.base.errors import UserError
 from flax_adapt.objectives import mixing
 from flax_adapt.train import sharding
@@ -106,15 +106,15 @@ def section(operator="mixup", alpha=1.0, pairing="any", reading="unmix"):
 @pytest.mark.parametrize("field", ["operator", "pairing", "reading"])
 def test_an_unknown_name_lists_the_choices(field):
     with pytest.raises(UserError, match=rf"objective.mixing.{field}='of'.*choose one"):
-        mixing.check(section(**{field: "of"}))
+        checks.run(mixing.ROWS, section(**{field: "of"}))
 
 
 def test_an_alpha_that_is_no_distribution_is_an_error():
     for alpha in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(UserError, match=r"objective.mixing.alpha=.*larger than 0"):
-            mixing.check(section(alpha=alpha))
+            checks.run(mixing.ROWS, section(alpha=alpha))
     for operator in mixing.OPERATORS:
-        mixing.check(section(operator))
+        checks.run(mixing.ROWS, section(operator))
 
 
 # Two sources, three targets, and one of each that does not count.

@@ -24,7 +24,7 @@ from support.tiny_penalties import (
 )
 
 from flax_adapt import defaults, models, objectives
-from flax_adapt.base import rules
+from flax_adapt.base import checks, rules
 from flax_adapt.base.errors import UserError
 from flax_adapt.objectives import classify, penalties
 from flax_adapt.surgery import adaptors
@@ -176,15 +176,21 @@ def stage(name, /, **changes):
         k: changes.pop(k) for k in ("objective", "replay", "init_from") if k in changes
     }
     fields = dict(
-        objective=defaults.classify(), replay=dict(data=()), init_from="pretrained"
+        objective=defaults.classify(), replay=dict(data=({},)), init_from="pretrained"
     )
     return ConfigDict({**fields, **more, "penalties": (section(name, **changes),)})
+
+
+def check_penalties(section):
+    found = checks.first_mistake(penalties.CHECKS, checks.Context(None, section, {}))
+    if found is not None:
+        raise UserError(found.text)
 
 
 @pytest.mark.parametrize("name", SECTIONS)
 def test_a_stage_with_all_that_it_needs_is_right(name):
     right = stage(name)
-    penalties.check(right)
+    check_penalties(right)
     found = penalties.references(right)
     assert found == ({name: ("stage:a",)} if "of" in right.penalties[0] else {})
 
@@ -214,11 +220,11 @@ def test_a_stage_with_all_that_it_needs_is_right(name):
 )
 def test_errors_name_the_penalty_and_the_field(name, changes, text):
     with pytest.raises(UserError, match=text):
-        penalties.check(stage(name, **changes))
+        check_penalties(stage(name, **changes))
 
 
 def test_a_penalty_is_there_once():
     twice = stage("er")
     twice.penalties = (section("er"), section("er"))
     with pytest.raises(UserError, match=r"penalties=\['er', 'er'\]: each .* once"):
-        penalties.check(twice)
+        check_penalties(twice)

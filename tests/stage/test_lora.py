@@ -12,6 +12,7 @@ from support import tiny
 from support.tiny_lora import logits, noisy, section
 
 from flax_adapt import defaults, objectives, weights
+from flax_adapt.base import checks
 from flax_adapt.base import config as configs
 from flax_adapt.base.errors import UserError
 from flax_adapt.experiment import recipe
@@ -108,7 +109,7 @@ def test_a_checkpoint_whose_run_does_not_tell_alpha_is_refused(workdir, tmp_path
 )
 def test_errors_name_the_field(changes, text):
     with pytest.raises(UserError, match=text):
-        lora.check(section(**changes), "pretrained")
+        checks.run(lora.ROWS, section(**changes))
 
 
 @pytest.mark.parametrize(

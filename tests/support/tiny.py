@@ -54,6 +54,7 @@ def digits(**changes):
 
 
 FEW = {**defaults.ALL, "per_class": 4}
+LARS = dict(momentum=0.9, trust=0.001)
 
 
 def pretrain(name="pretrain", **changes):

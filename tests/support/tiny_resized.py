@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 from support import tiny
 
 from flax_adapt import defaults, models, weights
-from flax_adapt.surgery import last_block
+from flax_adapt.surgery import check_resize, last_block
 from flax_adapt.weights import strict
 
 # (model config, task, pooling)
@@ -35,7 +35,7 @@ def resized(name, **changes):
     """(the model as it was, its parameters, the new model, its parameters, what was done)"""
     config, _ = MODELS[name]
     section = ConfigDict(defaults.resize(**changes))
-    last_block.check(section, config, "pretrained")
+    check_resize(section, config, "pretrained")
     old = build(name)
     new = build(name, models.with_resize(config, section))
     params, init = tiny.params_of(old), models.init_params(new, KEY)

@@ -8,7 +8,7 @@ from support.tiny_resized import KEY, MODELS, WIDTH, inputs_of, resized, run
 
 from flax_adapt import defaults, models, weights
 from flax_adapt.base.errors import UserError
-from flax_adapt.surgery import last_block, matched
+from flax_adapt.surgery import check_resize, last_block, matched
 from flax_adapt.train import sharding
 from flax_adapt.weights import strict
 
@@ -190,13 +190,13 @@ def test_an_extra_block_has_as_many_parameters_as_the_resized_one():
 )
 def test_what_cannot_be_made_of_a_model_is_said(name, changes, text):
     with pytest.raises(UserError, match=text) as error:
-        last_block.check(defaults.resize(**changes), MODELS[name][0], "pretrained")
+        check_resize(defaults.resize(**changes), MODELS[name][0], "pretrained")
     assert "\n" not in str(error.value)
 
 
 def test_a_start_from_scratch_has_nothing_to_keep():
     with pytest.raises(UserError, match="must be 'random': there are no weights"):
-        last_block.check(defaults.resize(24), tiny.MODEL, "scratch")
+        check_resize(defaults.resize(24), tiny.MODEL, "scratch")
 
 
 def test_a_norm_after_the_pooling_and_a_last_block_do_not_go_together():

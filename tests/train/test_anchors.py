@@ -275,6 +275,4 @@ def test_the_start_has_buffers_of_its_own():
 )
 def test_errors_name_the_field(changes, text):
     with pytest.raises(UserError, match=text):
-        optim.check(section(**changes), NUM_STEPS)
-    with pytest.raises(UserError, match=text):
         optim.build(section(**changes), NUM_STEPS, small(0))

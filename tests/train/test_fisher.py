@@ -10,7 +10,7 @@ from support import tiny
 from support.tiny_meshes import mesh_of
 
 from flax_adapt import defaults
-from flax_adapt.base import keys, rules
+from flax_adapt.base import checks, keys, rules
 from flax_adapt.base.errors import UserError
 from flax_adapt.train import fisher
 
@@ -177,4 +177,4 @@ def test_examples_none_of_which_counts_are_refused(model):
 )
 def test_errors_name_the_field(changes, text):
     with pytest.raises(UserError, match=text):
-        fisher.check(ConfigDict(defaults.fisher(**changes)))
+        checks.run(fisher.ROWS, ConfigDict(defaults.fisher(**changes)))

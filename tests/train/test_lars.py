@@ -5,8 +5,10 @@ import numpy as np
 import optax
 import pytest
 from ml_collections import ConfigDict
+from support import tiny
 
 from flax_adapt import defaults
+from flax_adapt.base import checks
 from flax_adapt.base.errors import UserError
 from flax_adapt.train import lars
 
@@ -84,4 +86,4 @@ def test_the_published_settings_are_the_defaults():
 @pytest.mark.parametrize("changes", [dict(momentum=1.0), dict(trust=0.0)])
 def test_a_wrong_field_is_named(changes):
     with pytest.raises(UserError, match=r"optim\.lars: momentum=.* trust="):
-        lars.check(ConfigDict({**dict(momentum=0.9, trust=0.001), **changes}))
+        checks.run(lars.ROWS, ConfigDict({"lars": {**tiny.LARS, **changes}}))

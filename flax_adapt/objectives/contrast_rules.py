@@ -1,0 +1,100 @@
+"""What must hold of a stage whose objective is "contrast", of its fields and its heads."""
+
+import math
+from typing import Any, NamedTuple
+
+from flax_adapt.base.checks import Check, Context, Row, one_of
+from flax_adapt.objectives import ema
+from flax_adapt.objectives.info_nce import FORMS
+
+# Rules of the objective "contrast", a section with form, temperature, momentum and queue.
+ROWS = (
+    one_of(
+        "objective.momentum_schedule", lambda it: it.momentum_schedule, ema.SCHEDULES
+    ),
+    one_of("objective.form", lambda it: it.form, FORMS),
+    Row(
+        lambda it: 0 < it.temperature < math.inf,
+        "objective.temperature={0.temperature} must be larger than 0",
+    ),
+    Row(
+        lambda it: 0 <= it.momentum <= 1,
+        "objective.momentum={0.momentum} must lie in [0, 1]",
+    ),
+    Row(
+        lambda it: it.queue_size >= 1 or not FORMS[it.form].queue,
+        "objective.queue_size={0.queue_size} must be at least 1: the keys that {0.form!r} "
+        "compares with",
+    ),
+    Row(
+        lambda it: it.queue_size == 0 or FORMS[it.form].queue,
+        "objective.queue_size={0.queue_size} must be 0: {0.form!r} has no queue",
+    ),
+)
+
+
+class Heads(NamedTuple):
+    """A form, and the fields of the projector that it is used with."""
+
+    form: str
+    projector: Any
+
+
+NO_PROJECTOR = (
+    "model.projector.layers=0: a queue has the width of the projector; use "
+    "objective.form='moco_v3', or layers of 1 or more"
+)
+# Rules of what stands on the encoder.
+HEADS = (
+    Row(
+        lambda heads: (
+            not heads.projector.predictor_layers or not FORMS[heads.form].queue
+        ),
+        "model.projector.predictor_layers={0.projector.predictor_layers} must be 0: "
+        "{0.form!r} has no predictor",
+    ),
+    Row(
+        lambda heads: heads.projector.layers or not FORMS[heads.form].queue,
+        NO_PROJECTOR,
+    ),
+)
+
+
+def _contrasts(at: Context) -> list[Context]:
+    return [at] if at.section.objective.name == "contrast" else []
+
+
+def _heads(at: Context) -> list[Heads]:
+    section = at.section
+    return [
+        Heads(section.objective.form, section.model.projector) for _ in _contrasts(at)
+    ]
+
+
+# A stage compares all examples of a batch, by heads, and two views of a text that differ.
+_STAGE = (
+    Row(
+        lambda at: at.section.model.projector is not None,
+        "model.projector must be given for objective 'contrast' (layers=0, "
+        "predictor_layers=0: none)",
+    ),
+    Row(
+        lambda at: at.section.optim.accum_steps == 1,
+        "optim.accum_steps={0.section.optim.accum_steps} must be 1: 'contrast' compares "
+        "all examples of a batch with each other",
+    ),
+    Row(
+        lambda at: (
+            at.section.data.modality != "text"
+            or at.section.model.dropout
+            or at.section.model.drop_path
+        ),
+        "model.dropout=0 and drop_path=0 make the two views of a text the same; set one of "
+        "them above 0, such as dropout=0.1",
+    ),
+)
+CHECKS = (
+    Check(_contrasts, _STAGE),
+    Check(lambda at: [it.section.objective for it in _contrasts(at)], ROWS),
+    Check(_heads, HEADS),
+)

@@ -1,0 +1,115 @@
+"""What a stage refers to: the stages before it by name, the config's `init`, or a path.
+
+A stage that runs once is called NAME, one with several seeds NAME/seed_S for each.
+Whether a path exists, and what its weights are, only the stage that opens it can tell.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from flax_adapt.base import checks
+from flax_adapt.base.checks import Check, Context, Row
+from flax_adapt.objectives import penalties
+from flax_adapt.stage import kept
+
+
+def label(section: Any, seed: int) -> str:
+    """NAME, or NAME/seed_S where the stage has several seeds."""
+    return section.name if len(section.seeds) == 1 else f"{section.name}/seed_{seed}"
+
+
+def labels(section: Any) -> list[str]:
+    """What `stage:` may name once this stage is done."""
+    return [label(section, seed) for seed in section.seeds]
+
+
+class _Reference(NamedTuple):
+    """A field, and its text: `stage:LABEL`, "pretrained", or a path."""
+
+    field: str
+    text: str
+    at: Context
+
+    @property
+    def label(self) -> str | None:
+        """The stage that is meant, or None."""
+        is_stage = self.text.startswith("stage:")
+        return self.text.removeprefix("stage:") if is_stage else None
+
+
+def _references(at: Context) -> list[_Reference]:
+    fields = [(field, at.section[field]) for field in ("init_from", "teacher")]
+    for penalty, texts in penalties.references(at.section).items():
+        fields += [(f"penalties: `of` of {penalty!r}", text) for text in texts]
+    return [_Reference(field, text, at) for field, text in fields]
+
+
+_TEACHER = (
+    Row(
+        lambda at: (
+            (at.section.objective.name == "distill") == (at.section.teacher != "none")
+        ),
+        "objective {0.section.objective.name!r} and teacher={0.section.teacher!r} do not "
+        "fit: 'distill' needs a teacher, the others have 'none'",
+    ),
+)
+_EXISTS = (
+    Row(
+        lambda it: it.label is None or it.label in it.at.earlier,
+        lambda it: (
+            f"{it.field}={it.text!r} is no earlier stage; there are: "
+            f"{', '.join(it.at.earlier)}"
+        ),
+    ),
+    Row(
+        lambda it: it.text != "pretrained" or it.at.config.init,
+        "{0.field}='pretrained' but the config's `init` is empty; give init=PATH of a "
+        "Hugging Face folder",
+    ),
+)
+
+
+class _Left(NamedTuple):
+    """A penalty, what its `of` names, and the section of that stage, None: no stage."""
+
+    penalty: str
+    text: str
+    section: Any
+
+
+def _left(at: Context, *names: str) -> list[_Left]:
+    stages = {f"stage:{name}": section for name, section in at.earlier.items()}
+    return [
+        _Left(penalty, text, stages.get(text))
+        for penalty, texts in penalties.references(at.section).items()
+        for text in texts
+        if penalty in names
+    ]
+
+
+def _of(*names: str) -> Callable[[Context], list[_Left]]:
+    return lambda at: _left(at, *names)
+
+
+# What a penalty compares with is left by the stage that it names. Of weights that no stage
+# has made only they can tell.
+_FISHER = (
+    Row(
+        lambda it: it.section is not None and it.section.fisher is not None,
+        "penalties: `of` of {0.penalty!r}, {0.text!r}, must be 'stage:NAME' of a stage with "
+        "a section `fisher`",
+    ),
+)
+_CLASSIFIER = (
+    Row(
+        lambda it: it.section is None or kept.keeps_classifier(it.section),
+        "penalties: `of` of {0.penalty!r}, {0.text!r}, keeps no classifier: name a stage of "
+        "objective 'classify' with model.projector and model.adaptor None",
+    ),
+)
+CHECKS = (
+    Check(checks.stage, _TEACHER),
+    Check(_references, _EXISTS),
+    Check(_of("ewc"), _FISHER),
+    Check(_of("lwf", "der"), _CLASSIFIER),
+)
