@@ -1,9 +1,9 @@
-"""What must hold of a stage whose objective is "contrast", of its fields and its heads."""
+"""What must hold of a stage whose objective is "contrast": of fields, heads and views."""
 
 import math
 from typing import Any, NamedTuple
 
-from flax_adapt.base.checks import Check, Context, Row, one_of
+from flax_adapt.base.checks import Check, Context, Row, one_of, present
 from flax_adapt.objectives import ema
 from flax_adapt.objectives.info_nce import FORMS
 
@@ -93,8 +93,38 @@ _STAGE = (
         "them above 0, such as dropout=0.1",
     ),
 )
+
+
+class _Images(NamedTuple):
+    """A data section of images, and the objective that takes them."""
+
+    data: Any
+    objective: str
+
+    @property
+    def views(self) -> int:
+        """How many views of an image are compared; 0: the image itself is taken."""
+        return 2 if self.objective == "contrast" else 0
+
+
+def _images(at: Context) -> list[_Images]:
+    sections = [at.section.data, *(it.data for it in present(at.section.eval))]
+    name = at.section.objective.name
+    return [_Images(it, name) for it in sections if it.modality == "image"]
+
+
+_VIEWS = (
+    Row(
+        lambda it: len(it.data.views) == it.views,
+        lambda it: (
+            f"data.views of {it.data.source} has {len(it.data.views)} augmentations; "
+            f"objective {it.objective!r} needs {it.views}"
+        ),
+    ),
+)
 CHECKS = (
     Check(_contrasts, _STAGE),
     Check(lambda at: [it.section.objective for it in _contrasts(at)], ROWS),
     Check(_heads, HEADS),
+    Check(_images, _VIEWS),
 )

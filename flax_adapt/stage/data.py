@@ -35,11 +35,6 @@ class _Measured(NamedTuple):
         """What the model takes."""
         return models.TASKS[self.at.config.model.kind][self.task].modality
 
-    @property
-    def views(self) -> int:
-        """How many views of an image the objective compares; 0: it takes the image."""
-        return 2 if self.at.section.objective.name == "contrast" else 0
-
 
 def _measured(at: Context) -> list[_Measured]:
     sections = [at.section.data, *(it.data for it in present(at.section.eval))]
@@ -60,13 +55,6 @@ _TASK = (
         lambda it: it.data.modality == it.modality,
         "data.source={0.data.source!r} gives {0.data.modality}, but the model is a "
         "{0.at.config.model.kind}, which takes {0.modality}",
-    ),
-    Row(
-        lambda it: it.modality == "text" or len(it.data.views) == it.views,
-        lambda it: (
-            f"data.views of {it.data.source} has {len(it.data.views)} augmentations; "
-            f"objective {it.at.section.objective.name!r} needs {it.views}"
-        ),
     ),
 )
 CHECKS = (Check(checks.stage, _KIND), Check(_measured, _TASK))
