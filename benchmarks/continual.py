@@ -6,7 +6,7 @@ Run     python benchmarks/continual.py --data=DATA --workdir=DIR [--plot=FILE.pn
         --objective=classify | grow | glad: the same with labels.
 Prints  the transfer matrices: after each domain, for joint training and for the initial
         model, the accuracy on every domain, seen or not, fine-tuned (mean of the seeds),
-        by a linear probe and by kNN, from few labels; average, forgetting, backward and
+        by a linear probe and by kNN, from few labels; averages, forgetting, backward and
         forward transfer; CKA and distance of the weights to the start.
 Source  Yoon et al. 2023 for the question; model, data and settings are ours.
 """

@@ -1,8 +1,8 @@
-"""What a sequence of tasks did to transfer: the matrix, and the figures read off it.
+"""Figures of a transfer matrix: what a sequence of tasks did to transfer.
 
 R[t, d] is the accuracy on domain d of the model after t tasks, fine-tuned on d or probed;
-R[0] is the start. Task t learns domain t - 1, so the first `num_tasks` columns are those
-that were learned, in order.
+R[0] is the start. Task t learns domain t - 1, so the first T columns are the domains that
+were learnt, in order; the columns after them were never learnt.
 """
 
 from collections.abc import Sequence
@@ -16,17 +16,22 @@ from flax_adapt.base.errors import UserError
 def figures(matrix: np.ndarray) -> dict[str, float]:
     """Returns the figures of float [1 + T, D], D >= T >= 1; without unit, as R.
 
-    average     mean of the last row
-    start       mean of the first row
-    forgetting  mean over all learned domains but the last of how much their best row
-                between the first and the last exceeds the last row (Chaudhry et al. 2018,
-                equation 3); below 0 where the last is the best
-    backward    mean over the same of R[T, d] - R[d + 1, d]: what learning more did to a
-                domain since it was learned (Lopez-Paz and Ranzato 2017, equation 3)
-    forward     mean over all domains but the first of R[d, d] - R[0, d], before they are
-                learned (there equation 4; ours: beside the start, not beside chance)
+    average_learnt  mean of the last row over the learnt domains (Lopez-Paz and Ranzato
+                    2017, equation 2: the usual average accuracy)
+    average_all     mean of the last row over all domains, also those never learnt (ours)
+    start_learnt, start_all  the same two means of the first row
+    forgetting      mean over all learnt domains but the last of how much their best row
+                    between the first and the last exceeds the last row (Chaudhry et al.
+                    2018, equation 3); below 0 where the last is the best
+    backward        mean over the same of R[T, d] - R[d + 1, d]: what learning more did to
+                    a domain since it was learnt (Lopez-Paz and Ranzato, equation 3)
+    forward         mean over all learnt domains but the first of R[d, d] - R[0, d], before
+                    they are learnt (there equation 4; ours: compared with the start, not
+                    with chance)
 
-    Two tasks, R = ((.5, .4), (.8, .5), (.7, .9)): .8, .45, .1, -.1, .1.
+    A last row (.8, .6, .1) after two tasks: average_learnt .7, average_all .5. Two tasks
+    and two domains, R = ((.5, .4), (.8, .5), (.7, .9)): averages .8, starts .45,
+    forgetting .1, backward -.1, forward .1.
     """
     rows, columns = np.shape(matrix)
     tasks = rows - 1
@@ -36,7 +41,11 @@ def figures(matrix: np.ndarray) -> dict[str, float]:
             "the start and for each task, and a column for each task's domain"
         )
     matrix, last = np.asarray(matrix, np.float64), np.asarray(matrix, np.float64)[-1]
-    found = {"average": last.mean(), "start": matrix[0].mean()}
+    found = {
+        f"{name}_{which}": row[:count].mean()
+        for name, row in (("average", last), ("start", matrix[0]))
+        for which, count in (("learnt", tasks), ("all", columns))
+    }
     before = range(tasks - 1)
     if before:
         best = matrix[1:-1].max(axis=0)

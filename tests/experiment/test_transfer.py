@@ -19,14 +19,30 @@ BY_HAND = np.array([[0.5, 0.4], [0.8, 0.5], [0.7, 0.9]])
 
 def test_figures_by_hand():
     found = transfer.figures(BY_HAND)
-    expected = dict(average=0.8, start=0.45, forgetting=0.1, backward=-0.1, forward=0.1)
-    assert found == pytest.approx(expected)
+    averages = dict(average_learnt=0.8, average_all=0.8)
+    starts = dict(start_learnt=0.45, start_all=0.45)
+    changes = dict(forgetting=0.1, backward=-0.1, forward=0.1)
+    assert found == pytest.approx({**averages, **starts, **changes})
 
 
-def test_a_domain_that_is_never_learned_counts_in_the_averages_alone():
+def test_the_average_over_learnt_domains_leaves_out_one_that_was_never_learnt():
+    """The row of the issue: .8, .6 and a never-learnt .1 are .7 learnt, .5 in all."""
+    found = transfer.figures(
+        np.array([[0.2, 0.4, 0.3], [0.9, 0.1, 0.1], [0.8, 0.6, 0.1]])
+    )
+    assert found["average_learnt"] == pytest.approx(0.7)
+    assert found["average_all"] == pytest.approx(0.5)
+    assert found["start_learnt"] == pytest.approx(0.3)
+    assert found["start_all"] == pytest.approx(0.3)
+
+
+def test_a_domain_that_is_never_learnt_counts_in_the_averages_of_all_alone():
     more = np.concatenate([BY_HAND, [[0.2], [0.3], [0.6]]], axis=1)
     found = transfer.figures(more)
-    assert found["average"] == pytest.approx((0.7 + 0.9 + 0.6) / 3)
+    assert found["average_all"] == pytest.approx((0.7 + 0.9 + 0.6) / 3)
+    assert found["start_all"] == pytest.approx((0.5 + 0.4 + 0.2) / 3)
+    for name in ("average_learnt", "start_learnt"):
+        assert found[name] == pytest.approx(transfer.figures(BY_HAND)[name])
     for name in ("forgetting", "backward", "forward"):
         assert found[name] == pytest.approx(transfer.figures(BY_HAND)[name])
 
@@ -47,7 +63,8 @@ def test_forgetting_is_never_less_than_what_was_lost_since_learning(matrix):
 
 
 def test_one_task_has_nothing_to_forget():
-    assert set(transfer.figures(np.zeros((2, 3)))) == {"average", "start"}
+    averages = {"average_learnt", "average_all", "start_learnt", "start_all"}
+    assert set(transfer.figures(np.zeros((2, 3)))) == averages
 
 
 @pytest.mark.parametrize("shape", [(1, 2), (4, 2)])
@@ -95,7 +112,9 @@ def test_cells_are_means_over_seeds_and_where_they_belong(tmp_path):
     for found in whole.values():
         np.testing.assert_allclose(found["matrix"][:3], BY_HAND)
         np.testing.assert_allclose(found["matrix"][3], [0.6, 0.6])
-        assert found["figures"]["average"] == pytest.approx(0.8)  # joint is no task
+        assert found["figures"]["average_learnt"] == pytest.approx(
+            0.8
+        )  # joint is no task
     assert json.loads((tmp_path / "transfer.json").read_text()) == whole
     text = reports.text(whole)
     assert "forgetting 0.1000, backward -0.1000, forward 0.1000" in text
