@@ -26,7 +26,8 @@ Run     flax-adapt run --workdir=runs/x \
 Expect  stages/task_T_NAME/export after every task; one table of all fine-tuned cells, and
         from `flax-adapt eval` the transfer matrices (fine-tuned, linear probe, kNN) with
         the averages over learnt and over all domains, forgetting, backward and forward
-        transfer, CKA and the distance of the weights to the start. benchmarks/results/continual.md shows ours.
+        transfer, CKA and the distance of the weights to the start.
+        benchmarks/results/continual.md shows ours.
 Source  Yoon et al. 2023 (arXiv 2306.12026) for the question; settings are ours, and were
         not searched. Stopped anywhere in the matrix, the same command continues.
 """

@@ -114,10 +114,19 @@ def _held_out(source: Source, config_subset: ConfigDict) -> np.ndarray:
     return np.setdiff1d(chosen_rows(source, config_subset), _fit(source, config_subset))
 
 
-# "fit" and "held_out" are the two parts of "chosen".
+def _without(source: Source, config_subset: ConfigDict) -> np.ndarray:
+    """The part `base`, a section like this one, less the examples of these `names`."""
+    base = config_subset.base
+    rows, names = PARTS[base.part](source, base), set(config_subset.names)
+    return np.array([row for row in rows if source.names[row] not in names], np.int64)
+
+
+# "fit" and "held_out" are the two parts of "chosen". "without" has fields of its own,
+# which a sweep writes (`experiment.held_out`).
 PARTS: dict[str, Callable[[Source, ConfigDict], np.ndarray]] = {
     "chosen": chosen_rows,
     "rest": _rest,
     "fit": _fit,
     "held_out": _held_out,
+    "without": _without,
 }

@@ -10,7 +10,7 @@ from flax_adapt import data
 from flax_adapt.base import config as configs
 from flax_adapt.base import logs
 from flax_adapt.base.errors import UserError
-from flax_adapt.experiment import sweep
+from flax_adapt.experiment import held_out, sweep
 from flax_adapt.stage import check, loop
 from flax_adapt.stage.stage import Stage
 from flax_adapt.train.preemption import Preemption
@@ -25,6 +25,7 @@ def run(config: Any, workdir: Path, *, force: bool) -> list[dict[str, Any]]:
     that holds another config is refused with the difference, unless `force`.
     """
     check.experiment(config)
+    held_out.check(config)
     _check_sources(config, workdir)
     _claim(config, workdir, force)
     results = []

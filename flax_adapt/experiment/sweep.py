@@ -1,9 +1,13 @@
-"""A learning rate chosen among several, by examples that are held out: `sweep` of a stage.
+"""A learning rate chosen among several by held-out examples: the section `sweep` of a stage.
 
 Each of `sweep.lrs` is tried by a run of its own, stages/NAME/lr_LR: the stage with its
 first seed, on the part "fit" of its data (`data.subset`), evaluated on "held_out" when it
 ends. The best by `sweep.metric` (of equals, that with the lower loss) is the rate of all
 seeds, which train on all examples.
+
+Where an earlier stage of the chain trained on labels that are held out (`held_out`), it is
+run again without them in stages/NAME/held_out, once for all rates, and the rates are tried
+there from what it leaves. If it has a sweep itself, the rate that was chosen there stays.
 """
 
 import logging
@@ -15,6 +19,7 @@ from ml_collections import ConfigDict
 
 from flax_adapt.base import logs
 from flax_adapt.base.errors import UserError
+from flax_adapt.experiment import held_out
 from flax_adapt.stage import loop
 from flax_adapt.stage.stage import Stage
 from flax_adapt.train.preemption import Preemption
@@ -36,15 +41,16 @@ def chosen(config: Any, section: Any, workdir: Path, preemption: Preemption) -> 
         lr = logs.read_json(record)["lr"]
     else:
         lr = _choose(record, config, section, workdir, preemption)
-    return _changed(section, optim=_changed(section.optim, lr=lr))
+    return held_out.changed(section, optim=held_out.changed(section.optim, lr=lr))
 
 
 def _choose(
     record: Path, config: Any, section: Any, workdir: Path, preemption: Preemption
 ) -> float:
     sweep, tried = section.sweep, []
+    start = _start(config, section, workdir, preemption)
     for lr in sweep.lrs:
-        stage = Stage(config, candidate(section, lr), section.seeds[0], workdir)
+        stage = Stage(config, candidate(start, lr), section.seeds[0], workdir)
         tried.append({"lr": lr, **_measure(stage, preemption)})
     sound = [one for one in tried if one["loss"] is not None]
     if not sound:
@@ -55,9 +61,45 @@ def _choose(
     sign = 1 if sweep.mode == "max" else -1
     lr = max(sound, key=lambda one: (sign * one["value"], -one["loss"]))["lr"]
     log.info("%s: lr %g, by %s held out: %s", section.name, lr, sweep.metric, tried)
+    _warn_of_edge(section, lr)
     if jax.process_index() == 0:
         logs.write_json(record, {"lr": lr, "metric": sweep.metric, "tried": tried})
     return lr
+
+
+def _warn_of_edge(section: Any, lr: float) -> None:
+    """A best rate with no worse one on both of its sides may not be the best there is."""
+    lrs = section.sweep.lrs
+    for edge, end in (("lowest", min(lrs)), ("highest", max(lrs))):
+        if lr == end and len(lrs) > 1:
+            log.warning(
+                "%s: the best rate, %g, is the %s of sweep.lrs=%s: a better one may lie "
+                "beyond it",
+                *(section.name, lr, edge, lrs),
+            )
+
+
+def _start(config: Any, section: Any, workdir: Path, preemption: Preemption) -> Any:
+    """Runs the chain before the stage again where it saw what is held out.
+
+    Returns the section that rates are tried with: it starts from those runs.
+    """
+    again = held_out.reruns(config, section)
+    if not again and not held_out.replays_held_out(section):
+        return section
+    names = held_out.names_held_out(section.data)
+    folder, moved = f"{section.name}/{held_out.FOLDER}", {}
+    for one in again:
+        tuned = chosen(config, one.section, workdir, preemption)
+        label = f"{folder}/{one.reference.removeprefix('stage:')}"
+        less = held_out.without(tuned, names, section.data)
+        fields = dict(name=label, seeds=(one.seed,), eval=None, sweep=None)
+        run = held_out.changed(held_out.redirected(less, moved), **fields)
+        loop.train_and_evaluate(Stage(config, run, one.seed, workdir), preemption)
+        moved[one.reference] = f"stage:{label}"
+    start = held_out.redirected(section, moved)
+    replay = held_out.without(section, names, section.data).replay
+    return held_out.changed(start, name=folder, replay=replay)
 
 
 def _measure(stage: Stage, preemption: Preemption) -> dict[str, float | None]:
@@ -72,23 +114,20 @@ def _measure(stage: Stage, preemption: Preemption) -> dict[str, float | None]:
 
 def candidate(section: Any, lr: float) -> Any:
     """Returns the section of the run that tries `lr`."""
-    fit, held_out = (_part(section.data, part) for part in ("fit", "held_out"))
+    fit, test = (_part(section.data, part) for part in ("fit", "held_out"))
     how = dict(metric=section.sweep.metric, mode=section.sweep.mode, every_steps=0)
-    return _changed(
+    return held_out.changed(
         section,
         name=f"{section.name}/lr_{lr:g}",
         seeds=section.seeds[:1],
         data=fit,
-        eval=_changed(section.eval, data=held_out, **how),
-        optim=_changed(section.optim, lr=lr),
+        eval=held_out.changed(section.eval, data=test, **how),
+        optim=held_out.changed(section.optim, lr=lr),
         fisher=None,
         sweep=None,
     )
 
 
 def _part(config_data: Any, part: str) -> ConfigDict:
-    return _changed(config_data, subset=_changed(config_data.subset, part=part))
-
-
-def _changed(section: Any, **fields: Any) -> ConfigDict:
-    return ConfigDict({**section, **fields})
+    subset = held_out.changed(config_data.subset, part=part)
+    return held_out.changed(config_data, subset=subset)

@@ -1,0 +1,190 @@
+"""Which earlier stages must be run again so that a sweep's held-out labels stay unseen.
+
+A sweep holds out a part of the labels of its stage. An earlier stage of the same chain
+(the head of LP-FT, a task before, a teacher) may have trained on those labels. Such a
+stage, and every stage of the chain after it, is run again for the tried rates, without
+the examples that are held out. Stages without labels may see every example.
+"""
+
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from flax_adapt import data, objectives
+from flax_adapt.base.errors import UserError
+from flax_adapt.data import subset
+from flax_adapt.objectives import penalties
+
+FOLDER = "held_out"  # stages/NAME/held_out/...
+_STAGE = "stage:"
+
+
+class Rerun(NamedTuple):
+    """A stage of the chain to be run again: its section without its references changed.
+
+    reference: what later stages name it by, `stage:NAME` or `stage:NAME/seed_S`; seed: the
+    one of its seeds that is meant.
+    """
+
+    reference: str
+    section: Any
+    seed: int
+
+
+def changed(section: Any, **fields: Any) -> ConfigDict:
+    """Returns a copy of a section with these fields changed."""
+    return ConfigDict({**section, **fields})
+
+
+def sees_labels(section: Any) -> bool:
+    """Whether a stage trains on the labels of its data."""
+    return objectives.task_of(section.objective) == "classify"
+
+
+def reruns(config: Any, section: Any) -> list[Rerun]:
+    """Returns the earlier stages that a sweep of `section` must run again, in order.
+
+    A stage is among them if `section` follows from it, and it trains on labels of the
+    source whose labels are held out, or follows from such a stage.
+    """
+    found: dict[str, Rerun] = {}
+    for one in _ancestors(config, section):
+        follows = any(name in found for name in references(one.section))
+        if follows or _reads(one.section, section.data):
+            found[one.reference] = one
+    return list(found.values())
+
+
+def references(section: Any) -> set[str]:
+    """The earlier stages that a stage starts from, learns from or is compared with."""
+    named = [section.init_from, section.teacher]
+    for of in penalties.references(section).values():
+        named += of
+    return {text for text in named if text.startswith(_STAGE)}
+
+
+def without(section: Any, names: Collection[str], swept_data: Any) -> ConfigDict:
+    """Returns the section of a stage that does not train on these examples' labels.
+
+    names: of examples of `swept_data`, a data section.
+    """
+    if not sees_labels(section):
+        return changed(section)
+
+    def less(one: Any) -> Any:
+        if not _is_same(one, swept_data):
+            return one
+        part = dict(part="without", base=one.subset, names=tuple(names))
+        return changed(one, subset=changed(one.subset, **part))
+
+    return changed(
+        section, data=less(section.data), replay=_replay_of(section.replay, less)
+    )
+
+
+def replays_held_out(section: Any) -> bool:
+    """Whether a stage that sweeps replays examples of the source it holds labels out of."""
+    return any(_is_same(one, section.data) for one in _labelled(section)[1:])
+
+
+def names_held_out(config_data: Any) -> tuple[str, ...]:
+    """Returns the names of the examples of a data section that a sweep holds out."""
+    part = changed(config_data.subset, part="held_out")
+    return tuple(subset.select(data.source.open_source(config_data), part).names)
+
+
+def redirected(section: Any, moved: Mapping[str, str]) -> ConfigDict:
+    """Returns the section with its references changed as {reference: new} says."""
+
+    def of(penalty: Any) -> Any:
+        if "of" not in penalty:
+            return penalty
+        one, many = isinstance(penalty.of, str), penalty.of
+        new = moved.get(many, many) if one else tuple(moved.get(x, x) for x in many)
+        return changed(penalty, of=new)
+
+    return changed(
+        section,
+        init_from=moved.get(section.init_from, section.init_from),
+        teacher=moved.get(section.teacher, section.teacher),
+        penalties=tuple(of(penalty) for penalty in section.penalties),
+    )
+
+
+def check(config: Any) -> None:
+    """Raises UserError where what a sweep holds out cannot be kept from earlier stages."""
+    for section in config.stages:
+        if section.sweep is None:
+            continue
+        for one in (section, *(one.section for one in _ancestors(config, section))):
+            for other in _labelled(one):
+                _check_split(section, one.name, other)
+
+
+def _ancestors(config: Any, section: Any) -> list[Rerun]:
+    """The earlier stages that `section` follows from, in the order of the config."""
+    wanted, found = references(section), []
+    for stage in reversed(config.stages):
+        for seed in stage.seeds:
+            label = stage.name if len(stage.seeds) == 1 else f"{stage.name}/seed_{seed}"
+            if f"{_STAGE}{label}" in wanted:
+                wanted |= references(stage)
+                found.append(Rerun(f"{_STAGE}{label}", stage, seed))
+    return found[::-1]
+
+
+def _labelled(section: Any) -> list[Any]:
+    """The data sections whose labels a stage trains on."""
+    if not sees_labels(section):
+        return []
+    replayed = [] if section.replay is None else data.replay_sections(section.replay)
+    return [section.data, *replayed]
+
+
+def _reads(section: Any, swept_data: Any) -> bool:
+    return any(_is_same(one, swept_data) for one in _labelled(section))
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether two data sections read the same examples, before their subsets."""
+    return _place(one) == _place(other) and one.split == other.split
+
+
+def _place(section: Any) -> tuple[str, str]:
+    """What the source and data_dir of a data section name, however they are written."""
+    scheme, _, what = section.source.partition(":")
+    what = what if scheme in ("tfds", "builtin") else _resolved(what)
+    return f"{scheme}:{what}", _resolved(section.data_dir)
+
+
+def _resolved(path: str) -> str:
+    return str(Path(path).expanduser().resolve()) if path else ""
+
+
+def _replay_of(config_replay: Any, change: Any) -> Any:
+    if config_replay is None:
+        return None
+    many = config_replay.data
+    new = tuple(map(change, many)) if isinstance(many, tuple) else change(many)
+    return changed(config_replay, data=new)
+
+
+def _check_split(section: Any, name: str, other: Any) -> None:
+    """Examples are told apart by their names, which slices of a split count anew."""
+    ours = section.data
+    if _place(ours) != _place(other) or ours.split == other.split:
+        return
+    if _splits(ours.split) & _splits(other.split):
+        raise UserError(
+            f"stage {section.name}: sweep holds out labels of {ours.source} "
+            f"{ours.split!r}, which stage {name} may have seen as {other.split!r}: name "
+            "the same split in both, or splits that share nothing"
+        )
+
+
+def _splits(text: str) -> set[str]:
+    """The splits that `train[:50%]+test` takes examples of."""
+    return {re.sub(r"\[.*", "", part).strip() for part in text.split("+")}
