@@ -26,15 +26,22 @@ Run     flax-adapt run --workdir=runs/x \
                   stays; new_head=True: other classes (not for er, der; that of lwf has
                   the classes of both)
         buffer_size  examples of the task before that er and der keep
-        seeds, steps, lr  of fine-tuning (0: those of vit_finetune or text_finetune)
+        seeds     runs of every method, with spread
+        steps, batch_size, lr  of fine-tuning (0: those of vit_finetune or text_finetune;
+                  the warm-up takes the same share of the steps)
+        augment   of images: none | flip | crop (crops and flips); "": flip. Texts: none
+        dropout   of fine-tuning; pooling: cls | mean, of texts pooler, too ("": images
+                  cls, texts pooler). These settings are those of every method, and of
+                  glad_finetune with the same arguments
         lrs       rates of fine-tuning to choose from, as in 1e-4+3e-4: each is tried on
-                  four fifths of the labels, and the last fifth chooses ('': lr; of lp_ft
-                  0.1, 0.3 and 1 times that)
+                  four fifths of the labels, and the last fifth, which no earlier stage of
+                  the tried run has seen, chooses ('': lr; of lp_ft 0.1, 0.3 and 1 times
+                  that)
         probe_epochs, probe_lrs  of linear_probe and of the head of lp_ft: rates to choose
                   from in the same way, but by the loss, for a batch of 256 (times batch /
                   256)
         per_class, test_split, data_dir  as in vit_self_distill
-        seq_len, text_field, pair_field, label_field, pooling  of texts
+        seq_len, text_field, pair_field, label_field  of texts
 Expect  one table: test accuracy (texts: macro-F1) by method, mean and spread over the
         seeds. benchmarks/results/glad.md has five of them at a small size.
 Source  defaults/baselines.py has the values, and whose they are: Li et al. 2018, Chen et

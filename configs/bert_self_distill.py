@@ -26,6 +26,7 @@ Run     flax-adapt run --workdir=runs/x \
         test_split  what to test on; "rest": all that per_class left over,
                   whose texts masked pre-training then sees too
         heldout_split  texts to measure the perplexity of masked pre-training on ("": none)
+        augment   none: texts are not augmented
         data_dir  where TFDS finds its data sets
 Expect  a table of macro-F1 over the seeds, and what each step brought (accuracy and
         more are in results). benchmarks/results/text_first_light.md shows ours.

@@ -11,10 +11,20 @@ Run     flax-adapt run --workdir=runs/x \
         objective how a domain is learned. Without labels: mae | mlm; with:
                   classify (a new head for each) | grow (one head that grows by classes)
                   | glad (adaptors and head are dropped after each)
-        rho       replayed examples of the earlier domains, for one of the new (0: none);
-                  of grow with their labels: experience replay. Not of classify and glad
-        joint     also train on all domains at once (without labels)
-        steps, batch_size, lr  of learning a domain
+        method    against forgetting the earlier domains: none | er (their examples are
+                  replayed; of grow with labels) | der (DER++: with labels and logits) |
+                  lwf (predictions stay as after the domain before) | ewc (a penalty for
+                  each, by its Fisher information; of mae and mlm that of the masked
+                  loss) | online_ewc (one penalty for all). mae, mlm: er and both EWC;
+                  classify: both EWC; grow: all; glad: none
+        rho       replayed examples for one of the new (0: none; of er and der 1); with
+                  method=none as er
+        buffer_size  examples of all earlier domains that replay keeps (0: as rho says)
+        penalty   weight of the method's penalty (0: ewc 10, lwf 0.5, der 0.1, er 1)
+        joint     also train on all domains at once, every example as often, one head for
+                  all classes: the upper bound of a sequence
+        steps, batch_size, lr  of learning a domain; augment (none | flip | crop) and
+                  dropout: of all that has labels, as in baseline_finetune
         finetune  fine-tune every model on every domain: finetune_steps,
                   finetune_batch_size, finetune_lr, seeds
         per_class labels of every class for that, and for the probes (0: all)

@@ -20,8 +20,10 @@ Run     flax-adapt run --workdir=runs/x \
                   leave none: a new one is trained first, with the encoder frozen, for
                   then_warmup steps
         per_class labels of every class (0: all); split, test_split
-        seeds, steps, batch_size, lr, dropout  of training; pooling: cls | mean
-        min_crop_area  of the crops that images are trained on
+        augment, seeds, steps, batch_size, lr, lrs, dropout, pooling  of training, as in
+                  baseline_finetune, whose methods the same arguments train alike
+        min_crop_area  of the two views whose alignment `flax-adapt eval` measures, where
+                  evaluate.source is set
         seq_len, text_field, label_field  of texts
 Expect  a table of test accuracies. stages/NAME/export is the backbone (with its decoder
         where that was trained); stages/NAME/checkpoints is the classifier with its

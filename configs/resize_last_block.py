@@ -7,8 +7,8 @@ Run     flax-adapt run --workdir=runs/x \
         init      weights of a ViT, BERT, RoBERTa or ResNet (width: 2048 and others);
                   init_format, heads, decoder_heads, gelu, layer_norm_eps: as in
                   vit_self_distill
-        scratch   instead of init, a model without weights: resnet50 (as the paper has it),
-                  Ti, S, B, L, H; image_size: of it
+        scratch   instead of init, a model without weights: resnet50 (what the paper
+                  resizes), Ti, S, B, L, H; image_size: of it
         data_dir  where TFDS finds its data sets
         width     of the features; several, with + between: a stage for each, from init
         start     of the new leaves: preserve (the first features stay as they were; at
@@ -27,7 +27,11 @@ Run     flax-adapt run --workdir=runs/x \
         probe_on  further data sets for `flax-adapt eval`, with + between
         split     what is trained on; label_split, per_class (0: all), test_split: for eval
         pooling   cls | mean
-        seeds, steps, batch_size, lr, min_crop_area  of training
+        seeds, steps, batch_size, min_crop_area  of training
+        lr        0: 1.5e-4 of AdamW; of resnet50 from scratch with labels, which SGD with
+                  momentum trains, 0.1 x batch_size / 256
+        augment   of classify: none | flip | crop (crops and flips); "": crop for
+                  resnet50 from scratch, else flip; texts: none
         seq_len, text_field, label_field  of texts
 Expect  stages/VARIANT_WIDTH/export, and from `flax-adapt eval` a table for each data set:
         kNN, linear probe, probe with a hidden layer, share of zeros, and the probe where

@@ -14,22 +14,14 @@ Source  ours; He et al. 2022 at a small size (crops and flips, AdamW, cosine).
 from flax_adapt import defaults
 from flax_adapt.base import config as configs
 
-MODEL = dict(
-    kind="vit",
-    image_size=32,
-    patch_size=4,
-    channels=3,
+MODEL = defaults.small_mae(
     width=192,
     depth=6,
     heads=3,
-    mlp_dim=768,
-    layer_norm_eps=1e-12,
-    qkv_bias=True,
-    gelu="erf",
-    pooler=False,
-    last_block=None,
-    adaptor=None,
-    decoder=dict(width=128, depth=1, heads=4, mlp_dim=512),
+    decoder=dict(width=128, depth=1, heads=4),
+    image_size=32,
+    patch_size=4,
+    channels=3,
 )
 
 

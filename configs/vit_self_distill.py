@@ -25,6 +25,8 @@ Run     flax-adapt run --workdir=runs/dtd \
         compare   also fine-tune the start and the further pre-trained model
         per_class labels of every class to fine-tune on (0: all)
         test_split  what to test on; "rest": all that per_class left over
+        augment   of fine-tuning: none | flip | crop (crops of 8 % of the area or more,
+                  and flips); "": flip
 Expect  a table of test accuracies over 5 seeds, and what each step brought. Not run at
         full size yet: 2 x 20 000 steps of ViT-B/16 want an accelerator.
 Source  Lee et al. 2023, Self-Distillation for Further Pre-training of Transformers, and

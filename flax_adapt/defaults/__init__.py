@@ -5,6 +5,7 @@ code leaves open, and all that concerns text, is said to be ours.
 """
 
 from flax_adapt.defaults.ablations import self_distill_stages
+from flax_adapt.defaults.augment import AUGMENTS, MOCO_V3_VIEWS, NO_AUGMENT, views
 from flax_adapt.defaults.baselines import (
     MARS_RADIUS,
     der,
@@ -65,19 +66,18 @@ from flax_adapt.defaults.text import (
 from flax_adapt.defaults.unsupervised import UNSUPERVISED_ARGUMENTS, Unsupervised
 from flax_adapt.defaults.vision import (
     DATASETS,
-    MOCO_V3_VIEWS,
-    NO_AUGMENT,
     S1_ARGUMENTS,
     S1_PRETRAIN_ARGUMENTS,
     S1Data,
     dataset,
     image_data,
     pixel_statistics,
-    views,
+    small_mae,
 )
 
 __all__ = [
     "ALL",
+    "AUGMENTS",
     "BASELINE_ARGUMENTS",
     "CONTINUAL_ARGUMENTS",
     "DATASETS",
@@ -133,6 +133,7 @@ __all__ = [
     "resize",
     "self_distill_stages",
     "sgd",
+    "small_mae",
     "stage_model",
     "sweep",
     "text_data",

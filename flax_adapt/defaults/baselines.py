@@ -19,8 +19,10 @@ def l2_sp(**changes: Any) -> dict[str, Any]:
     return change(dict(name="l2_sp", weight=1.0, alpha=0.1, beta=0.01), changes)
 
 
-def ewc(of: str, **changes: Any) -> dict[str, Any]:
-    """Kirkpatrick et al. 2017; `of` is a stage with a section `fisher`. lambda 10 to 25."""
+def ewc(of: str | tuple[str, ...], **changes: Any) -> dict[str, Any]:
+    """Kirkpatrick et al. 2017: lambda 10 to 25. `of`: a stage with a section `fisher`, or
+    several: a penalty around the weights of each.
+    """
     return change(dict(name="ewc", weight=10.0, of=of), changes)
 
 

@@ -3,28 +3,37 @@
 from pathlib import PurePath
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from flax_adapt.base.errors import UserError
-from flax_adapt.defaults import baselines, modality, sections, shared, vision
+from flax_adapt.defaults import (
+    forgetting,
+    modality,
+    sections,
+    shared,
+    supervised,
+    text,
+    vision,
+)
 from flax_adapt.defaults.glad import check_names, check_start
 
 # The arguments of continual_pretrain, which explains them.
 CONTINUAL_ARGUMENTS = dict(
+    {**shared.ARGUMENTS_OF_WEIGHTS, **shared.ARGUMENTS_OF_DATA},
     domains="",
     also="",
-    init="",
-    init_format="",
-    **shared.UNKNOWN,
-    data_dir="",
-    split="train",
     label_split="train",
-    test_split="test",
-    per_class=0,
     objective="mae",
+    method="none",
     rho=0.0,
+    buffer_size=0,
+    penalty=0.0,
     joint=True,
     steps=1_000,
     batch_size=64,
     lr=1.5e-4,
+    augment="",
+    dropout=0.1,
     finetune=True,
     finetune_steps=500,
     finetune_batch_size=32,
@@ -34,10 +43,6 @@ CONTINUAL_ARGUMENTS = dict(
     regularizer="preserve",
     weight=1.0,
     pooling="cls",
-    min_crop_area=0.08,
-    seq_len=128,
-    text_field="text",
-    label_field="label",
 )
 START, JOINT = "pretrained", "joint"
 # How a supervised sequence learns: a new head for each task; one that grows; GLAD.
@@ -70,18 +75,21 @@ class Continual:
         if len(set(self.names)) < len(self.names):
             raise UserError(f"domains and also need different names, not {self.names}")
         self.supervised = args.objective in SUPERVISED
+        kind = "image" if self.start.is_image else "text"
+        self.pooling = supervised.pooling_of(kind, args.pooling)
         self._check()
 
     def _check(self) -> None:
         """The arguments that not every objective can have."""
-        args, masked = self.args, self.start.masked_task
+        args = self.args
         check_names(args.adaptor, (args.regularizer,))
         if args.objective == "glad":
             check_start((args.regularizer,), self.start)
-        if args.rho and args.objective in ("classify", "glad"):
+        learns = args.objective if self.supervised else forgetting.MASKED
+        forgetting.check(args, learns)
+        if args.joint and len(self.learned) == 1:
             raise UserError(
-                f"rho={args.rho} replays earlier domains, but objective={args.objective} "
-                f"drops the head of their classes: use objective=grow or {masked}, or rho=0"
+                "joint=True trains on all domains at once: give several, or joint=False"
             )
 
     def tasks(self) -> list[str]:
@@ -93,13 +101,15 @@ class Continual:
         return [START, *self.tasks()]
 
     def others(self) -> list[str]:
-        return [JOINT] if self.args.joint and not self.supervised else []
+        return [JOINT] if self.args.joint else []
 
     def stages(self) -> list[dict[str, Any]]:
         """The sequence, each from the one before; then joint; then every cell."""
         found, before = [], START
         for t, name in enumerate(self.tasks()):
-            found.append(self._learn(name, t, before))
+            learn = self._supervised if self.supervised else self._masked
+            stage = {**learn(name, t), "init_from": before}
+            found.append({**stage, **self._against_forgetting(t)})
             before = f"stage:{name}"
         found += [self._joint() for _ in self.others()]
         if self.args.finetune:
@@ -107,15 +117,23 @@ class Continual:
                 found += [self._cell(model, d) for d in range(len(self.domains))]
         return found
 
-    def _learn(self, name: str, t: int, init_from: str) -> dict[str, Any]:
-        if self.supervised:
-            return self._supervised(name, t, init_from)
-        replay = self._replay(*(self._unlabelled(d) for d in range(t)))
-        return self._masked(name, self._unlabelled(t), replay, init_from)
-
-    def _replay(self, *earlier: dict[str, Any]) -> dict[str, Any] | None:
-        rho = self.args.rho
-        return sections.replay(earlier, rho) if rho and earlier else None
+    def _against_forgetting(self, t: int) -> dict[str, Any]:
+        """The fields of the stage of domain t that the method changes."""
+        args, last = self.args, len(self.learned) - 1
+        section = self._learnt if self.supervised else self._unlabelled
+        tasks = forgetting.Tasks(
+            of=tuple(f"stage:{name}" for name in self.tasks()[:t]),
+            data=tuple(
+                {**section(d), **self._classes(t)} if self.supervised else section(d)
+                for d in range(t)
+            ),
+            is_masked=not self.supervised,
+            is_last=t == last,
+            ratio=args.rho,
+            buffer_size=args.buffer_size,
+            weight=args.penalty,
+        )
+        return forgetting.method_of(args).fields(tasks)
 
     def _unlabelled(self, d: int) -> dict[str, Any]:
         return self.start.make.unlabelled(self.domains[d], self.args.split)
@@ -123,77 +141,64 @@ class Continual:
     def _labelled(self, d: int, split: str, **changes: Any) -> dict[str, Any]:
         return self.start.make.labelled(self.domains[d], split, **changes)
 
-    def _masked(
-        self, name: str, section: dict[str, Any], replay: Any, init_from: str
-    ) -> dict[str, Any]:
+    def _learnt(self, d: int) -> dict[str, Any]:
+        """What a supervised sequence learns of domain d."""
+        return self._labelled(d, self.args.split)
+
+    def _classes(self, t: int) -> dict[str, Any]:
+        """The classes of the head of domain t: where it grows those seen so far."""
+        if self.args.objective != "grow":
+            return {}
+        whole = forgetting.method_of(self.args).all_classes
+        count = len(self.learned) if whole else t + 1
+        return dict(classes=shared.class_names(*map(self._learnt, range(count))))
+
+    def _masked(self, name: str, t: int) -> dict[str, Any]:
         args = self.args
         return shared.pretrain_stage(
             name,
-            section,
+            self._unlabelled(t),
             objective=self.start.make.masked(sections.NO_MIXING),
             num_steps=args.steps,
             batch_size=args.batch_size,
-            replay=replay,
             optim=self.start.optim(freezes=False),
             model=self.start.make.model,
-            init_from=init_from,
         )
 
-    def _joint(self) -> dict[str, Any]:
-        """All domains at once, every example as often, for as many steps in all."""
-        first, *others = (self._unlabelled(d) for d in range(len(self.learned)))
-        if not others:
-            raise UserError(
-                "joint=True trains on all domains at once: give several, or joint=False"
-            )
-        count = sum(map(shared.size, others))
-        replay = sections.replay(
-            tuple(others), 1.0, buffer_size=count, sampling="uniform"
-        )
-        stage = self._masked(JOINT, first, replay, START)
-        steps = self.args.steps * len(self.learned)
-        optim = {**stage["optim"], "warmup_steps": steps // 10}
-        return {**stage, "num_steps": steps, "optim": optim}
-
-    def _finetune(self, name: str, section: dict[str, Any], **changes: Any) -> dict:
-        args = self.args
-        fields = dict(
-            seeds=tuple(range(args.seeds)),
-            num_steps=args.finetune_steps,
-            batch_size=args.finetune_batch_size,
-            optim=shared.finetune_optim(
-                lr=args.finetune_lr, warmup_steps=args.finetune_steps // 10
-            ),
-        )
-        return shared.finetune_stage(name, section, {}, **{**fields, **changes})
-
-    def _supervised(self, name: str, t: int, init_from: str) -> dict[str, Any]:
-        """A task with labels: the optimizer of fine-tuning, one run, all labels."""
+    def _supervised(self, name: str, t: int) -> dict[str, Any]:
+        """A task with labels: one run, all labels, the settings of fine-tuning."""
         args, kind = self.args, self.args.objective
-        options: dict[str, Any] = dict(fresh=("head",), pooling=args.pooling)
+        sizes = dict(steps=args.steps, batch_size=args.batch_size, lr=args.lr, seeds=1)
+        section = {**self._learnt(t), **self._classes(t)}
+        stage = supervised.stage(name, section, {}, ConfigDict({**args, **sizes}))
+        model = stage["model"]
+        changes: dict[str, Any] = dict(eval=None)
         if kind == "glad":
             hidden = 64 if args.adaptor == "bottleneck" else 0
-            options["adaptor"] = sections.adaptor(kind=args.adaptor, hidden=hidden)
+            adaptor = sections.adaptor(kind=args.adaptor, hidden=hidden)
+            changes |= dict(objective=self._glad(), model={**model, "adaptor": adaptor})
         if kind == "grow" and t:
-            options |= dict(grow_head=True, fresh=())
-        tasks = [self._labelled(d, args.split) for d in range(t + 1)]
-        classes = shared.class_names(*tasks) if kind == "grow" else ()
-        *earlier, section = ({**task, "classes": classes} for task in tasks)
-        replay = self._replay(*earlier)
-        return self._finetune(
-            name,
-            section,
-            seeds=(0,),
-            num_steps=args.steps,
-            batch_size=args.batch_size,
-            optim=shared.finetune_optim(lr=args.lr, warmup_steps=args.steps // 10),
-            objective=self._glad() if kind == "glad" else sections.classify(),
-            replay=replay,
-            penalties=(baselines.er(),) if replay else (),
-            model={**self.start.make.model, **options},
-            eval=None,
-            init_from=init_from,
-        )
+            changes |= dict(model={**model, "grow_head": True, "fresh": ()})
+        return {**stage, **changes}
+
+    def _joint(self) -> dict[str, Any]:
+        """All domains at once, every example as often, for as many steps in all.
+
+        With labels one head for the classes of all domains: the upper bound.
+        """
+        count = len(self.learned)
+        if self.supervised:
+            stage = self._supervised(JOINT, 0)
+            found = [self._learnt(d) for d in range(count)]
+            classes = shared.class_names(*found)
+            first, *others = ({**one, "classes": classes} for one in found)
+        else:
+            stage = self._masked(JOINT, 0)
+            first, *others = map(self._unlabelled, range(count))
+        replay = sections.replay(tuple(others), 0.0, sampling="joint")
+        data = {**stage["data"], "classes": first["classes"]}
+        longer = supervised.sized(stage, steps=self.args.steps * count)
+        return {**longer, "data": data, "replay": replay}
 
     def _glad(self) -> dict[str, Any]:
         args = self.args
@@ -205,18 +210,21 @@ class Continual:
         return {**shared.ALL, "per_class": self.args.per_class}
 
     def _cell(self, model: str, d: int) -> dict[str, Any]:
+        """Fine-tuning of a model on domain d, with the settings of every arm."""
         args = self.args
-        test = self._labelled(d, args.test_split)
-        options = dict(fresh=("head",), pooling=args.pooling)
-        return self._finetune(
-            _cell_name(model, self.names[d]),
-            self._labelled(d, args.label_split, subset=self._few()),
-            model={**self.start.make.model, **options, "dropout": 0.1},
-            eval=dict(
-                every_steps=0, batch_size=64, data=test, metric="accuracy", mode="max"
-            ),
-            init_from=model if model == START else f"stage:{model}",
+        sizes = dict(
+            steps=args.finetune_steps,
+            batch_size=args.finetune_batch_size,
+            lr=args.finetune_lr,
         )
+        test = self._labelled(d, args.test_split)
+        train = self._labelled(d, args.label_split, subset=self._few())
+        name = _cell_name(model, self.names[d])
+        stage = supervised.stage(name, train, test, ConfigDict({**args, **sizes}))
+        # As probe and kNN measure, also where texts have another metric.
+        evaluation = {**stage["eval"], "metric": "accuracy", "every_steps": 0}
+        start = model if model == START else f"stage:{model}"
+        return {**stage, "eval": evaluation, "init_from": start}
 
     def _transfer(self) -> dict[str, Any]:
         models: list[str] = [*self.rows(), *self.others()]
@@ -240,7 +248,7 @@ class Continual:
         args, start = self.args, self.start
         measured = (*self.tasks(), *self.others())
         changes = dict(
-            pooling=args.pooling,
+            pooling=text.STATES[self.pooling],
             compare=True,
             stages=measured,
             models_at_once=1 + len(measured),

@@ -7,29 +7,33 @@ from ml_collections import ConfigDict
 
 from flax_adapt import weights
 from flax_adapt.base.errors import UserError, choose, reworded
-from flax_adapt.defaults import baselines, sections, shared, text, vision
+from flax_adapt.defaults import (
+    baselines,
+    sections,
+    shared,
+    supervised,
+    text,
+    vision,
+)
 
 PREVIOUS = "finetune_previous"
 OF = f"stage:{PREVIOUS}"
 
 # The arguments of baseline_finetune, which explains them.
 BASELINE_ARGUMENTS = dict(
-    {**vision.S1_ARGUMENTS, "dataset": ""},
+    {k: v for k, v in vision.S1_ARGUMENTS.items() if k not in ("dataset", "augment")},
+    dataset="",
     method="full",
     previous="",
     new_head=False,
     buffer_size=200,
-    seeds=3,
-    steps=0,
-    lr=0.0,
-    lrs="",
     probe_epochs=90,
     probe_lrs="0.1+1+10",
     seq_len=128,
     text_field="text",
     pair_field="",
     label_field="label",
-    pooling="pooler",
+    **supervised.SUPERVISED_ARGUMENTS,
 )
 
 
@@ -142,6 +146,8 @@ class Baselines:
             else (text.TEXT_ARGUMENTS, text.TextData)
         )
         known = {name: self.args[name] for name in own if name in self.args}
+        if not self.is_image:
+            known["pooling"] = supervised.pooling_of("text", self.args.pooling)
         return make(ConfigDict({**own, **known, "dataset": source}))
 
     def stages(self) -> list[dict[str, Any]]:
@@ -153,7 +159,8 @@ class Baselines:
 
     def _previous(self, before: Any) -> dict[str, Any]:
         fisher = baselines.fisher() if "ewc" in self.names else None
-        stage = self._sized(before.finetune_stage(PREVIOUS, "pretrained"))
+        stage = before.finetune_stage(PREVIOUS, "pretrained")
+        stage = supervised.settled(stage, self.args)
         return {**stage, "seeds": (0,), "fisher": fisher}
 
     def _method(self, name: str) -> list[dict[str, Any]]:
@@ -164,7 +171,7 @@ class Baselines:
             head = {**stage, "name": f"{stage['name']}_head", "seeds": (0,)}
             start = dict(init_from=f"stage:{head['name']}", model=self._kept(stage))
             lrs = tuple(x * stage["optim"]["lr"] for x in baselines.LP_FT_LRS)
-            sweep = stage["sweep"] if self.args.lrs else self._sweep(lrs, stage)
+            sweep = stage["sweep"] if self.args.lrs else supervised.sweep(lrs, stage)
             return [self._probe(head), {**stage, **start, "sweep": sweep}]
         method = METHODS[name]
         changed = {**stage, "penalties": method.penalties, **method.fields(stage)}
@@ -176,7 +183,9 @@ class Baselines:
         """A new head on features that are frozen, and standardised by batch norm."""
         args, size, model = self.args, stage["batch_size"], stage["model"]
         steps = max(1, args.probe_epochs * shared.size(stage["data"]) // size)
-        lrs = tuple(lr * size / 256 for lr in _numbers("probe_lrs", args.probe_lrs))
+        lrs = tuple(
+            lr * size / 256 for lr in supervised.numbers("probe_lrs", args.probe_lrs)
+        )
         optim = baselines.probe_optim(steps, lrs[0])
         if model["pooling"] == "pooler" and "pooler" not in model["fresh"]:
             optim["freeze"] += ("pooler/.*",)
@@ -184,32 +193,14 @@ class Baselines:
         options = dict(dropout=0.0, fresh=fresh, head_norm=True)
         changes = dict(num_steps=steps, optim=optim, model={**model, **options})
         # By the loss, which a head that is fitted to frozen features does not outgrow.
-        by_loss = dict(eval=dict(metric="loss", mode="min"))
-        return {**stage, **changes, "sweep": self._sweep(lrs, by_loss)}
-
-    def _sweep(
-        self, lrs: tuple[float, ...], stage: dict[str, Any]
-    ) -> dict[str, Any] | None:
-        """By what the stage is evaluated by."""
-        if len(lrs) == 1:
-            return None
-        if self.args.per_class == 1:
-            raise UserError(
-                "per_class=1 leaves no label to choose a learning rate by; give per_class of "
-                "2 or more, or one rate each: lrs=1e-4,probe_lrs=10"
-            )
-        how = {name: stage["eval"][name] for name in ("metric", "mode")}
-        return sections.sweep(lrs, **how)
+        by_loss = {**stage, "eval": dict(metric="loss", mode="min")}
+        return {**stage, **changes, "sweep": supervised.sweep(lrs, by_loss)}
 
     def _plain(self, name: str) -> dict[str, Any]:
         """Full fine-tuning, from the weights or from the task before."""
         start = "pretrained" if self.before is None else OF
-        stage = self._sized(self.data.finetune_stage(name, start))
-        stage["seeds"] = tuple(range(self.args.seeds))
-        if self.args.lrs:
-            lrs = _numbers("lrs", self.args.lrs)
-            stage["optim"] = {**stage["optim"], "lr": lrs[0]}
-            stage["sweep"] = self._sweep(lrs, stage)
+        stage = supervised.settled(self.data.finetune_stage(name, start), self.args)
+        stage = supervised.swept(stage, self.args.lrs)
         if self.before is not None and not self.args.new_head:
             stage["model"] = self._kept(stage)
         return stage
@@ -217,14 +208,6 @@ class Baselines:
     def _kept(self, stage: dict[str, Any]) -> dict[str, Any]:
         """Nothing is new: the head that there is stays."""
         return {**stage["model"], "fresh": ()}
-
-    def _sized(self, stage: dict[str, Any]) -> dict[str, Any]:
-        """With `steps` and `lr` where they are given; as much warm-up as it had."""
-        args, optim, was = self.args, stage["optim"], stage["num_steps"]
-        steps = args.steps or was
-        warmup = optim["warmup_steps"] * steps // was
-        changed = {**optim, "lr": args.lr or optim["lr"], "warmup_steps": warmup}
-        return {**stage, "num_steps": steps, "optim": changed}
 
     def _replaying(self, stage: dict[str, Any]) -> dict[str, Any]:
         """As many examples of the buffer beside those of the batch."""
@@ -247,10 +230,3 @@ class Baselines:
 
     def experiment(self) -> dict[str, Any]:
         return self.data.experiment(self.stages())
-
-
-def _numbers(name: str, text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(one) for one in text.split("+"))
-    except ValueError:
-        raise UserError(f"{name}={text!r} must be numbers joined by +") from None

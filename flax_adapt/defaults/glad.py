@@ -5,20 +5,14 @@ from typing import Any
 
 from flax_adapt import weights
 from flax_adapt.base.errors import UserError, choose
-from flax_adapt.defaults import modality, sections, shared
+from flax_adapt.defaults import modality, sections, shared, supervised, text
 from flax_adapt.models.adaptors import KINDS
 from flax_adapt.objectives.glad import PRESERVED, REGULARIZERS
 
 # The arguments of glad_finetune, which explains them.
 GLAD_ARGUMENTS = dict(
+    {**shared.ARGUMENTS_OF_WEIGHTS, **shared.ARGUMENTS_OF_DATA},
     dataset="",
-    init="",
-    init_format="",
-    **shared.UNKNOWN,
-    data_dir="",
-    split="train",
-    test_split="test",
-    per_class=0,
     regularizer="preserve",
     weight=1.0,
     preserve="features",
@@ -29,19 +23,13 @@ GLAD_ARGUMENTS = dict(
     then="",
     then_by="finetune",
     then_warmup=500,
-    seeds=3,
-    steps=500,
-    batch_size=32,
-    lr=1e-4,
     then_steps=500,
     then_lr=1e-4,
-    dropout=0.1,
-    pooling="cls",
-    min_crop_area=0.08,
-    seq_len=128,
-    text_field="text",
-    label_field="label",
+    **supervised.SUPERVISED_ARGUMENTS,
 )
+
+# Examples in a batch of a next task that is learnt by masked modelling (ours).
+MASKED_BATCH = 32
 
 
 def check_names(adaptor: str, regularizers: Sequence[str]) -> None:
@@ -92,38 +80,25 @@ class Glad:
         found = []
         for regularizer in self.regularizers:
             name = f"glad_{regularizer}"
-            found.append(self._glad(name, regularizer, self.args.dataset, "pretrained"))
+            stage = self._glad(name, regularizer, self.args.dataset, "pretrained")
+            found.append(supervised.swept(stage, self.args.lrs))
             before = f"stage:{name}" if self.args.seeds == 1 else f"stage:{name}/seed_0"
             for number, data in enumerate(filter(None, self.args.then.split("+")), 1):
-                stage = (f"{name}_then_{number}", regularizer, data, before)
-                found += self._next(*stage)
+                following = f"{name}_then_{number}"
+                found += self._next(following, regularizer, data, before)
         return found
 
     def _supervised(self, name: str, data: str, init_from: str, **changes: Any) -> dict:
+        """A stage of the settings that all arms of a comparison have alike."""
         args, make = self.args, self.start.make
         few = {**shared.ALL, "per_class": args.per_class}
+        train = make.labelled(data, args.split, subset=few)
         test = make.labelled(data, args.test_split)
-        fields = dict(
-            seeds=tuple(range(args.seeds)),
-            num_steps=args.steps,
-            batch_size=args.batch_size,
-            optim=shared.finetune_optim(lr=args.lr, warmup_steps=args.steps // 10),
-            model=self._model(),
-            eval=dict(
-                every_steps=0, batch_size=64, data=test, metric="accuracy", mode="max"
-            ),
-            init_from=init_from,
-        )
-        section = make.labelled(data, args.split, subset=few)
-        return shared.finetune_stage(name, section, {}, **{**fields, **changes})
-
-    def _model(self, **changes: Any) -> dict[str, Any]:
-        args = self.args
-        options = dict(dropout=args.dropout, fresh=("head",), pooling=args.pooling)
-        return {**self.start.make.model, **options, **changes}
+        stage = supervised.stage(name, train, test, args)
+        return {**stage, "init_from": init_from, **changes}
 
     def _glad(
-        self, name: str, regularizer: str, data: str, init_from: str, **changes: Any
+        self, name: str, regularizer: str, data: str, init_from: str
     ) -> dict[str, Any]:
         args = self.args
         hidden = args.bottleneck if args.adaptor == "bottleneck" else 0
@@ -137,25 +112,24 @@ class Glad:
             preserve=args.preserve,
             stop_backbone=args.stop_backbone,
         )
-        fields = dict(objective=objective, model=self._model(adaptor=adaptor))
-        return self._supervised(name, data, init_from, **{**fields, **changes})
+        stage = self._supervised(name, data, init_from, objective=objective)
+        return {**stage, "model": {**stage["model"], "adaptor": adaptor}}
 
     def _next(
         self, name: str, regularizer: str, data: str, init_from: str
     ) -> list[dict[str, Any]]:
         """The backbone of GLAD as the pre-trained model of a next task."""
-        args, steps = self.args, self.args.then_steps
-        optim = shared.finetune_optim(lr=args.then_lr, warmup_steps=steps // 10)
-        how = dict(num_steps=steps, optim=optim)
+        args, sizes = self.args, dict(steps=self.args.then_steps, lr=self.args.then_lr)
         if args.then_by == "finetune":
-            return [self._supervised(name, data, init_from, **how)]
+            return [supervised.sized(self._supervised(name, data, init_from), **sizes)]
         if args.then_by == "glad":
-            return [self._glad(name, regularizer, data, init_from, **how)]
+            stage = self._glad(name, regularizer, data, init_from)
+            return [supervised.sized(stage, **sizes)]
         warmup = (
             [] if regularizer == "masked" else [self._warmup(name, data, init_from)]
         )
         start = f"stage:{warmup[0]['name']}" if warmup else init_from
-        return [*warmup, self._masked(name, data, start, steps, args.then_lr)]
+        return [*warmup, self._masked(name, data, start, args.then_steps, args.then_lr)]
 
     def _masked(
         self,
@@ -175,7 +149,7 @@ class Glad:
             make.unlabelled(data, args.split),
             objective=make.masked(sections.NO_MIXING),
             num_steps=steps,
-            batch_size=args.batch_size,
+            batch_size=args.batch_size or MASKED_BATCH,
             optim={**optim, "freeze": (*fixed, *freeze)},
             model={**make.model, "fresh": fresh},
             init_from=init_from,
@@ -192,10 +166,11 @@ class Glad:
 
     def experiment(self) -> dict[str, Any]:
         args, start = self.args, self.start
+        modality = "image" if start.is_image else "text"
+        state = text.STATES[supervised.pooling_of(modality, args.pooling)]
         sets = [args.dataset, *filter(None, args.then.split("+"))]
         first, *more = (
-            start.evaluate(one, args.split, pooling=args.pooling, compare=True)
-            for one in sets
+            start.evaluate(one, args.split, pooling=state, compare=True) for one in sets
         )
         return shared.experiment(
             init=args.init,

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from flax_adapt import data, models, weights
 from flax_adapt.base.errors import UserError, choose, reworded
-from flax_adapt.defaults import sections, shared, text, vision
+from flax_adapt.defaults import augment, sections, shared, text, vision
 
 
 class Form(NamedTuple):
@@ -46,9 +46,9 @@ class Images:
         )
         self.fits = dict(image_size=size, channels=channels, mean=mean, std=std)
         # Only RGB has colours; the published sigmas are of images of 224 pixels.
-        changes: dict[str, Any] = {} if channels == 3 else dict(vision.NO_COLOURS)
-        changes["blur_sigma"] = tuple(s * size / 224 for s in vision.MOCO_V3_SIGMA)
-        self.views = vision.views(min_crop_area=args.min_crop_area, **changes)
+        changes: dict[str, Any] = {} if channels == 3 else dict(augment.NO_COLOURS)
+        changes["blur_sigma"] = tuple(s * size / 224 for s in augment.MOCO_V3_SIGMA)
+        self.views = augment.views(min_crop_area=args.min_crop_area, **changes)
         self.model = sections.stage_model()
         self.data_dir = args.data_dir
 

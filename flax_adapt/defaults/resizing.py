@@ -6,23 +6,17 @@ from typing import Any, NamedTuple
 
 from flax_adapt import models
 from flax_adapt.base.errors import UserError, choose
-from flax_adapt.defaults import modality, sections, shared
+from flax_adapt.defaults import baselines, modality, sections, shared, supervised
 from flax_adapt.surgery import last_block, matched
 
 # The arguments of resize_last_block, which explains them.
 RESIZING_ARGUMENTS = dict(
+    {**shared.ARGUMENTS_OF_WEIGHTS, **shared.ARGUMENTS_OF_DATA},
     dataset="",
-    init="",
-    init_format="",
-    **shared.UNKNOWN,
     scratch="",
     image_size=224,
-    data_dir="",
-    split="train",
     label_split="train",
-    test_split="test",
     probe_on="",
-    per_class=0,
     width="",
     start="auto",
     noise=1.0,
@@ -36,13 +30,12 @@ RESIZING_ARGUMENTS = dict(
     seeds=1,
     steps=1_000,
     batch_size=64,
-    lr=1.5e-4,
-    min_crop_area=0.08,
-    seq_len=128,
-    text_field="text",
-    label_field="label",
+    lr=0.0,
+    augment="",
 )
 SUPERVISED = "classify"
+# lr=0: of AdamW, and of SGD for 256 images.
+ADAMW_LR, SGD_LR = 1.5e-4, 0.1
 
 
 class Variant(NamedTuple):
@@ -109,6 +102,15 @@ class Resizing:
         if not self.start.is_transformer:
             unlabelled = ("contrast",)
         self.start.choose_objective((*unlabelled, SUPERVISED))
+        self.labels = args.objective == SUPERVISED
+        # A ResNet from scratch on labels is trained as the paper's, see `_optim`.
+        self.is_published = bool(args.scratch and self.labels)
+        self.is_published &= not self.start.is_transformer
+        if args.augment and not self.labels:
+            raise UserError(
+                f"augment={args.augment} is of objective={SUPERVISED}; contrast has views of "
+                "its own, and masked modelling sees images as they are"
+            )
         self.variants = VARIANTS if self.start.is_transformer else OF_RESNETS
         self.widths = _widths(args.width)
 
@@ -125,15 +127,13 @@ class Resizing:
         args = self.args
         resize = self._resize(variant, width) if variant.kind else None
         model = {**self.start.make.model, "resize": resize, "pooling": self._pooling}
-        contrasts, labels = args.objective == "contrast", args.objective == SUPERVISED
-        make = self.start.make
-        data = (make.labelled if labels else make.unlabelled)(args.dataset, args.split)
+        contrasts, labels = args.objective == "contrast", self.labels
         heads = self._heads()
         fresh = ("projector",) * (args.projector and (contrasts or labels))
         fresh += ("predictor",) * contrasts + ("head",) * labels
         return shared.pretrain_stage(
             f"{name}_{width}" if width else name,
-            make.twice(data) if contrasts else data,
+            self._data(),
             seeds=tuple(range(args.seeds)),
             objective=self._objective(),
             # A frozen encoder stays what it is: a step is enough to write it down.
@@ -143,6 +143,15 @@ class Resizing:
             init_from="pretrained" if args.init else "scratch",
             model={**model, "fresh": fresh, "projector": heads},
         )
+
+    def _data(self) -> dict[str, Any]:
+        """What is trained on: labelled and augmented, or in two views, or as it is."""
+        args, make = self.args, self.start.make
+        if self.labels:
+            name = args.augment or ("crop" if self.is_published else "")
+            return supervised.augmented(make.labelled(args.dataset, args.split), name)
+        section = make.unlabelled(args.dataset, args.split)
+        return make.twice(section) if args.objective == "contrast" else section
 
     @property
     def _pooling(self) -> str:
@@ -189,7 +198,21 @@ class Resizing:
         return self.start.make.masked(sections.NO_MIXING)
 
     def _optim(self, variant: Variant) -> dict[str, Any]:
+        """AdamW; of a ResNet from scratch on labels SGD with momentum.
+
+        Source: Goyal et al. 2017, the usual ResNet-50 on ImageNet: 0.1 for 256 images,
+        decay 1e-4; cosine in the place of steps, and a tenth of warm-up, are ours.
+        """
+        args = self.args
         optim = self.start.optim(freezes=variant.freezes)
+        optim["lr"] = args.lr or ADAMW_LR
+        if self.is_published:
+            optim |= dict(
+                lr=args.lr or SGD_LR * args.batch_size / 256,
+                sgd=baselines.sgd(),
+                weight_decay=1e-4,
+                decay="all",
+            )
         return {**optim, "warmup_steps": 0} if variant.freezes else optim
 
     def experiment(self) -> dict[str, Any]:

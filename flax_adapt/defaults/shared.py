@@ -14,6 +14,19 @@ from flax_adapt.weights.formats import table as formats
 UNKNOWN: dict[str, Any] = {name: kind() for name, kind in weights.KNOWN.items()}
 # What errors of `weights` name -> the arguments of the shipped configs.
 ARGUMENTS = formats.words("", "init_format")
+# The arguments of every config that starts from weights and takes images or texts; the
+# shipped configs explain them.
+ARGUMENTS_OF_WEIGHTS: dict[str, Any] = dict(init="", init_format="", **UNKNOWN)
+ARGUMENTS_OF_DATA: dict[str, Any] = dict(
+    data_dir="",
+    split="train",
+    test_split="test",
+    per_class=0,
+    min_crop_area=0.08,
+    seq_len=128,
+    text_field="text",
+    label_field="label",
+)
 ALL = dict(per_class=0, fraction=1.0, seed=0, part="chosen")
 
 
@@ -43,27 +56,33 @@ def _opened(section: dict[str, Any]) -> Any:
     return data.source.open_source(ConfigDict(section))
 
 
+# Fields that every optimizer of the shipped configs starts from: AdamW, nothing frozen.
+_OPTIM = dict(
+    schedule="linear",
+    eps=1e-8,
+    weight_decay=0.01,
+    layer_decay=1.0,
+    accum_steps=1,
+    recadam=None,
+    lars=None,
+    sgd=None,
+    mars_radius=0.0,
+    mars_head_radius=0.0,
+    mars_norms=False,
+)
+
+
 def pretrain_optim(**changes: Any) -> dict[str, Any]:
     """S1's optimizer of teacher and student."""
     section = dict(
+        _OPTIM,
         lr=1.5e-4,
-        schedule="linear",
         warmup_steps=0,
         b1=0.9,
         b2=0.95,
-        eps=1e-8,
-        weight_decay=0.01,
         decay="pretrain",
         clip_norm=0.0,
-        layer_decay=1.0,
         freeze=(r".*/position",),
-        accum_steps=1,
-        recadam=None,
-        lars=None,
-        sgd=None,
-        mars_radius=0.0,
-        mars_head_radius=0.0,
-        mars_norms=False,
     )
     return sections.change(section, changes)
 
@@ -71,47 +90,43 @@ def pretrain_optim(**changes: Any) -> dict[str, Any]:
 def finetune_optim(**changes: Any) -> dict[str, Any]:
     """S1's optimizer of fine-tuning."""
     section = dict(
+        _OPTIM,
         lr=1e-4,
-        schedule="linear",
         warmup_steps=500,
         b1=0.9,
         b2=0.999,
-        eps=1e-8,
-        weight_decay=0.01,
         decay="finetune",
         clip_norm=1.0,
-        layer_decay=1.0,
         freeze=(),
-        accum_steps=1,
-        recadam=None,
-        lars=None,
-        sgd=None,
-        mars_radius=0.0,
-        mars_head_radius=0.0,
-        mars_norms=False,
     )
     return sections.change(section, changes)
+
+
+# Fields of a stage that neither replays nor holds on to anything, from `init`.
+_STAGE: dict[str, Any] = dict(
+    replay=None,
+    penalties=(),
+    fisher=None,
+    ema=None,
+    sweep=None,
+    init_from="pretrained",
+    teacher="none",
+)
 
 
 def pretrain_stage(name: str, data: dict[str, Any], **changes: Any) -> dict[str, Any]:
     """S1's further pre-training: 20 000 steps of 64 images from the pretrained model."""
     section = dict(
+        _STAGE,
         name=name,
         seeds=(0,),
         objective=sections.reconstruct(),
         num_steps=20_000,
         batch_size=64,
         data=data,
-        replay=None,
-        penalties=(),
-        fisher=None,
-        ema=None,
         optim=pretrain_optim(),
-        sweep=None,
         model=sections.stage_model(),
         eval=None,
-        init_from="pretrained",
-        teacher="none",
     )
     return sections.change(section, changes)
 
@@ -142,18 +157,14 @@ def finetune_stage(
     Test accuracy is taken after the last step (and every 1 000 steps, ours).
     """
     section = dict(
+        _STAGE,
         name=name,
         seeds=(0, 1, 2, 3, 4),
         objective=sections.classify(),
         num_steps=10_000,
         batch_size=32,
         data=data,
-        replay=None,
-        penalties=(),
-        fisher=None,
-        ema=None,
         optim=finetune_optim(),
-        sweep=None,
         model=sections.stage_model(dropout=0.1, fresh=("head",)),
         eval=dict(
             every_steps=1_000,
@@ -162,8 +173,6 @@ def finetune_stage(
             metric="accuracy",
             mode="max",
         ),
-        init_from="pretrained",
-        teacher="none",
     )
     return sections.change(section, changes)
 

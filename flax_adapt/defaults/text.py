@@ -7,7 +7,7 @@ from typing import Any
 
 from flax_adapt import data, models, weights
 from flax_adapt.base.errors import UserError, choose, reworded
-from flax_adapt.defaults import sections, shared
+from flax_adapt.defaults import augment, sections, shared
 from flax_adapt.defaults.shared import ALL
 
 
@@ -144,6 +144,7 @@ TEXT_ARGUMENTS = dict(
     regress=False,
     mlm_warmup=0,
     pooling="pooler",
+    augment="",
 )
 
 # The state that self-distillation compares: what the head will stand on.
@@ -160,6 +161,7 @@ class TextData:
                 "text:PATH, tfds:NAME) and init=PATH, a Hugging Face BERT or RoBERTa "
                 "folder with its tokenizer"
             )
+        augment.check_texts(args.augment)
         self.args, self.init = args, args.init
         self.told = shared.told(args.init, args.init_format, {})
         with reworded(shared.ARGUMENTS):

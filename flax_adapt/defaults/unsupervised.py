@@ -30,17 +30,12 @@ METHODS = {
 
 # The arguments of unsup_finetune, which explains them.
 UNSUPERVISED_ARGUMENTS = dict(
+    {**shared.ARGUMENTS_OF_WEIGHTS, **shared.ARGUMENTS_OF_DATA},
     dataset="",
     source="",
-    init="",
-    init_format="",
-    **shared.UNKNOWN,
-    data_dir="",
-    split="train",
     source_split="train",
     drift_split="",
     label_split="train",
-    test_split="test",
     per_class=10,
     method="both",
     objective="contrast",
@@ -53,14 +48,10 @@ UNSUPERVISED_ARGUMENTS = dict(
     form="moco_v3",
     queue_size=0,
     hidden=4096,
-    min_crop_area=0.08,
     seeds=1,
     steps=1_000,
     batch_size=64,
     lr=1.5e-4,
-    seq_len=128,
-    text_field="text",
-    label_field="label",
 )
 
 

@@ -88,7 +88,8 @@ def _start(config: Any, section: Any, workdir: Path, preemption: Preemption) -> 
     if not again and not held_out.replays_held_out(section):
         return section
     names = held_out.names_held_out(section.data)
-    folder, moved = f"{section.name}/{held_out.FOLDER}", {}
+    folder = f"{section.name}/{held_out.FOLDER}"
+    moved: dict[str, str] = {}
     for one in again:
         tuned = chosen(config, one.section, workdir, preemption)
         label = f"{folder}/{one.reference.removeprefix('stage:')}"

@@ -73,7 +73,8 @@ def ewc(config: Any, model: nn.Module, fresh: Collection[str]) -> Penalty:
     """sum F (theta - theta*)^2 (Kirkpatrick et al. 2017; METHODS has no 1/2).
 
     `frozen["ewc"]`: "fisher" and "center", trees of the leaves that are held. F is the
-    mean square of the gradient of the log-likelihood of one example (`fisher`).
+    mean square of the gradient of the log-likelihood of one example (`fisher`). Of
+    several tasks: the sum of their penalties less its minimum (`fisher.together`).
     """
     del config, model, fresh
 

@@ -1,7 +1,7 @@
 """The Fisher information of what a stage made: written beside its export, held to later."""
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,12 @@ from flax import linen as nn
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from flax_adapt import data, weights
-from flax_adapt.base import checks
-from flax_adapt.base.checks import Check, Row
+from flax_adapt import data, objectives, weights
+from flax_adapt.base.checks import Check, Context, Row
 from flax_adapt.base.errors import UserError
 from flax_adapt.base.types import Batch, Params
 from flax_adapt.data.images import image
+from flax_adapt.objectives import penalties
 from flax_adapt.objectives.parameter_penalties import EWC
 from flax_adapt.stage import kept
 from flax_adapt.stage import stage as stages
@@ -27,21 +27,28 @@ from flax_adapt.weights import strict
 log = logging.getLogger(__name__)
 
 
-CHECKS = (
-    Check(
-        checks.stage,
-        (
-            Row(
-                lambda at: (
-                    at.section.fisher is None or kept.keeps_classifier(at.section)
-                ),
-                "fisher is of the predictions of a classifier that is kept: objective "
-                "{0.section.objective.name!r} must be 'classify', model.projector and "
-                "model.adaptor None",
-            ),
-        ),
+# Objectives of masked models, whose likelihood needs no labels.
+MASKED = ("reconstruct", "mlm")
+
+
+def _with_fisher(at: Context) -> list[Any]:
+    return [at.section] if at.section.fisher is not None else []
+
+
+_ROWS = (
+    Row(
+        lambda it: it.objective.name in MASKED or kept.keeps_classifier(it),
+        "fisher is of a masked model, or of the predictions of a classifier that is kept: "
+        "objective {0.objective.name!r} must be 'reconstruct' or 'mlm', or 'classify' with "
+        "model.projector and model.adaptor None",
+    ),
+    Row(
+        lambda it: it.objective.name not in MASKED or it.fisher.labels == "empirical",
+        "fisher.labels={0.fisher.labels!r} draws classes, which objective "
+        "{0.objective.name!r} has not: set it to 'empirical'",
     ),
 )
+CHECKS = (Check(_with_fisher, _ROWS),)
 
 
 def inputs_of(model: nn.Module, config_data: Any) -> Callable[[Batch], Any]:
@@ -68,7 +75,7 @@ def write(
     if section is None:
         return
     found = fisher.estimate(
-        model,
+        _likelihood(stage, model),
         params,
         data.eval_batches(
             examples,
@@ -76,8 +83,6 @@ def write(
             *sharding.share_of_process(mesh),
             _rows(stage, examples),
         ),
-        inputs_of(model, stage.config.data),
-        labels=section.labels,
         seed=stage.seed,
         mesh=mesh,
     )
@@ -90,6 +95,18 @@ def write(
         multihost_utils.sync_global_devices(f"fisher {stage.label}")
 
 
+def _likelihood(stage: Stage, model: nn.Module) -> fisher.Likelihood:
+    """Of the classes of a classifier; of what is hidden from a masked model."""
+    config = stage.config
+    if stage.task == "classify":
+        prepare = inputs_of(model, config.data)
+        return fisher.of_classes(model, prepare, config.fisher.labels)
+    loss_fn = objectives.build(config.objective, model, train=False)
+    return fisher.of_loss(
+        objectives.on_pixels(loss_fn, config.objective, config.data, train=False)
+    )
+
+
 def _rows(stage: Stage, examples: data.Examples) -> np.ndarray:
     """`fisher.num_examples` of the stage's own examples, drawn by its seed; 0: all."""
     own = examples.target if isinstance(examples, data.ReplayExamples) else examples
@@ -98,9 +115,12 @@ def _rows(stage: Stage, examples: data.Examples) -> np.ndarray:
 
 
 def _before(stage: Stage) -> dict[str, np.ndarray]:
-    """The Fisher information that the stage itself was held by; {} if it was by none."""
-    of = [penalty.of for penalty in stage.config.penalties if penalty.name == EWC]
-    return _load(stage, of[0]) if of else {}
+    """The Fisher information that the stage itself was held by; {} if it was by none.
+
+    Of several tasks that of the last.
+    """
+    of = penalties.references(stage.config).get(EWC, ())
+    return _load(stage, of[-1]) if of else {}
 
 
 def _export(stage: Stage, text: str) -> Path:
@@ -122,17 +142,37 @@ def _file(export: Path) -> Path:
 
 
 def held(
-    stage: Stage, text: str, params: Params, fresh: Collection[str]
+    stage: Stage, of: Sequence[str], params: Params, fresh: Collection[str]
 ) -> dict[str, Params]:
-    """Returns {"fisher": F, "center": theta*}, trees, of an earlier stage `text`.
+    """Returns {"fisher": F, "center": theta*}, trees, of earlier stages, all in one.
 
-    Of the leaves that it has in one shape with `params`, but those that are new; the log
-    says which are free.
+    Of the leaves that one of them has in the shape of `params`, but those that are new;
+    the log says which are free.
     """
-    export = _export(stage, text)
-    importance = _load(stage, text)
-    _, loaded, _ = weights.load(export, "classify", pooling=None)
-    center, ours = strict.flatten(loaded), strict.flatten(params)
+    ours = strict.flatten(params)
+    parts = [_held_by(stage, text, ours, fresh) for text in of]
+    trees = fisher.together(parts)
+    free = [name for name in ours if name not in trees["fisher"]]
+    if free and stage.is_first:
+        log.info("%s: 'ewc' leaves free: %s", stage.label, ", ".join(free))
+    return {part: strict.unflatten(leaves) for part, leaves in trees.items()}
+
+
+# What only the parameters of one task have: how a Fisher file tells its task.
+_TASKS = {"head/": "classify", "decoder/": "mae", "mlm/": "mlm"}
+
+
+def _held_by(
+    stage: Stage, text: str, ours: dict[str, Any], fresh: Collection[str]
+) -> dict[str, dict[str, Any]]:
+    """Returns {"fisher": {name: F}, "center": {name: theta*}} of one earlier stage."""
+    export, importance = _export(stage, text), _load(stage, text)
+    task = next(
+        task
+        for part, task in _TASKS.items()
+        if any(name.startswith(part) for name in importance)
+    )
+    center = strict.flatten(weights.load(export, task, pooling=None)[1])
     wrong = {*importance} ^ {*center} or {*center} - {
         *fisher.shared(center, importance)
     }
@@ -146,11 +186,7 @@ def held(
             f"stage {stage.label}: its model shares no parameter with {export}; 'ewc' "
             "needs the same architecture"
         )
-    free = [name for name in ours if name not in names]
-    if free and stage.is_first:
-        log.info("%s: 'ewc' leaves free: %s", stage.label, ", ".join(free))
     trees = {"fisher": importance, "center": center}
     return {
-        part: strict.unflatten({name: leaves[name] for name in names})
-        for part, leaves in trees.items()
+        part: {name: leaves[name] for name in names} for part, leaves in trees.items()
     }

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from flax_adapt import data, objectives, weights
 from flax_adapt.base.errors import UserError
 from flax_adapt.base.types import Array, Batch, Params
+from flax_adapt.objectives import penalties
 from flax_adapt.objectives.parameter_penalties import EWC, START
 from flax_adapt.objectives.prediction_penalties import DER, LWF
 from flax_adapt.stage import fisher as stage_fisher
@@ -55,7 +56,8 @@ def _start(given: Given, section: Any) -> dict[str, Any]:
 
 
 def _ewc(given: Given, section: Any) -> dict[str, Any]:
-    return {EWC: stage_fisher.held(given.stage, section.of, given.params, given.fresh)}
+    of = penalties.references(given.stage.config)[EWC]
+    return {EWC: stage_fisher.held(given.stage, of, given.params, given.fresh)}
 
 
 def _old_classifier(

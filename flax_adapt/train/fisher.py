@@ -1,12 +1,13 @@
-"""How much a classifier's predictions depend on each parameter: the Fisher information.
+"""How much a model's likelihood depends on each parameter: the Fisher information.
 
 Its diagonal, which elastic weight consolidation holds parameters by (Kirkpatrick et al.
-2017), from the exact gradient of every example; and the file that keeps it.
+2017), from the exact gradient of every example; and the file that keeps it. The
+likelihood is that of a classifier, or without labels that of a masked model (`of_loss`).
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +18,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from flax_adapt.base import keys
 from flax_adapt.base.checks import Check, Row, one_of, present
 from flax_adapt.base.errors import UserError
-from flax_adapt.base.types import Array, Batch, Key, Params
+from flax_adapt.base.types import Array, Batch, Key, LossFn, Params
 from flax_adapt.train import sharding
 from flax_adapt.weights import strict
 from flax_adapt.weights.files import safetensors as safetensors_file
 from flax_adapt.weights.files import writing
 
 FILE = "fisher.safetensors"
+_TINY = np.finfo(np.float32).tiny
 _LABEL = 0xF15  # the key of a drawn label meets no other of its example
 
 # Whose label the likelihood is of: the example's own ("empirical Fisher"), or one that
@@ -53,28 +55,56 @@ ROWS = (
 CHECKS = (Check(lambda at: present(at.section.fisher), ROWS),)
 
 
+# (parameters, a batch of one example, its key [1]) -> log-likelihood, a scalar.
+Likelihood: TypeAlias = Callable[[Params, Batch, Key], Array]
+
+
+def of_classes(
+    model: nn.Module, prepare: Callable[[Batch], Any], labels: str
+) -> Likelihood:
+    """log p(label | example) of a classifier. Nothing is dropped.
+
+    prepare(batch) makes the inputs that the model takes. labels: of LABELS.
+    """
+
+    def log_likelihood(params: Params, one: Batch, key_1: Key) -> Array:
+        logits_N = model.apply({"params": params}, prepare(one), None)[0]
+        drawn = jax.lax.stop_gradient(logits_N)
+        chosen = LABELS[labels](drawn, one["label"][0], key_1[0])
+        return jax.nn.log_softmax(logits_N)[chosen]
+
+    return log_likelihood
+
+
+def of_loss(loss_fn: LossFn) -> Likelihood:
+    """The loss of an example, negative: of a masked model log p(hidden | visible).
+
+    Exactly that for masked tokens, divided by their number. For pixels with a normal error
+    of variance 1/2, divided by the number of hidden ones, and up to a constant. Ours: the
+    published online EWC (Schwarz et al. 2018) is of policies and classifiers. One mask an
+    example is drawn from its key.
+    """
+    return lambda params, one, key_1: -loss_fn(params, {}, one, key_1)[0]
+
+
 def estimate(
-    model: nn.Module,
+    likelihood: Likelihood,
     params: Params,
     batches: Iterable[Batch],
-    prepare: Callable[[Batch], Any],
     *,
-    labels: str,
     seed: int,
     mesh: Mesh,
 ) -> Params:
     """Returns the tree of F, float32: of every parameter the mean over the examples of
 
-        (d log p(label | example) / d parameter)^2
+        (d log p(example) / d parameter)^2
 
-    batches: of the host, weight 0: does not count. prepare(batch) makes the inputs of
-    them that a classifier takes. labels: of LABELS. Nothing is dropped.
+    batches: of the host, weight 0: does not count.
     """
     laid_out = sharding.tree_shardings(params, mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
     zeros = jax.jit(lambda p: jax.tree.map(jnp.zeros_like, p), out_shardings=laid_out)
-    adding = _adding(model, prepare, labels)
-    add = jax.jit(adding, out_shardings=(laid_out, everywhere))
+    add = jax.jit(_adding(likelihood), out_shardings=(laid_out, everywhere))
     total, count = zeros(params), 0.0
     for batch in batches:
         placed = sharding.put_batch(batch, mesh)
@@ -85,23 +115,19 @@ def estimate(
     return jax.tree.map(lambda leaf: leaf / count, total)
 
 
-def _adding(
-    model: nn.Module, prepare: Callable[[Batch], Any], labels: str
-) -> Callable[..., tuple[Params, Array]]:
+def _adding(likelihood: Likelihood) -> Callable[..., tuple[Params, Array]]:
     """(total, params, batch, seed) -> (total and the squares of a batch, their number)."""
 
-    def log_likelihood(params: Params, inputs: Any, label: Array, key: Key) -> Array:
-        one = jax.tree.map(lambda leaf: leaf[None], inputs)
-        logits_N = model.apply({"params": params}, one, None)[0]
-        chosen = LABELS[labels](jax.lax.stop_gradient(logits_N), label, key)
-        return jax.nn.log_softmax(logits_N)[chosen]
+    def gradient(params: Params, example: Batch, key: Key) -> Params:
+        one, key_1 = jax.tree.map(lambda leaf: leaf[None], (example, key))
+        return jax.grad(likelihood)(params, one, key_1)
 
-    gradients = jax.vmap(jax.grad(log_likelihood), (None, 0, 0, 0))
+    gradients = jax.vmap(gradient, (None, 0, 0))
 
     def add(total: Params, params: Params, batch: Batch, seed: Any):
         key = jax.random.fold_in(jax.random.key(seed), _LABEL)
         key_B = keys.example_keys(key, batch["index"])
-        grads = gradients(params, prepare(batch), batch["label"], key_B)
+        grads = gradients(params, batch, key_B)
         weight_B = batch["weight"]
 
         def sum_squares(leaf: Array, grad: Array) -> Array:
@@ -122,6 +148,28 @@ def online(new: Params, old: Mapping[str, Any], decay: float) -> Params:
     for name in shared(leaves, old):
         leaves[name] = decay * np.asarray(old[name]) + np.asarray(leaves[name])
     return strict.unflatten(leaves)
+
+
+def together(
+    parts: Sequence[Mapping[str, Mapping[str, Any]]],
+) -> dict[str, dict[str, np.ndarray]]:
+    """Returns the penalties of several tasks as one, {"fisher": {name: F}, "center": ...}.
+
+    parts: the same of each task. sum_t F_t (theta - theta_t)^2 is, but for a constant,
+    F (theta - center)^2 with F = sum_t F_t and center = sum_t F_t theta_t / F; where F is
+    0 the last theta_t. F 1 and 3 around 2 and 6: 4 around 5.
+    """
+    sums: dict[str, np.ndarray] = {}
+    centers: dict[str, np.ndarray] = {}
+    for part in parts:
+        for name, leaf in part["fisher"].items():
+            new, center = np.asarray(leaf), np.asarray(part["center"][name])
+            before = sums.get(name, np.zeros_like(new))
+            sums[name] = before + new
+            share = np.where(sums[name] > 0, new / np.maximum(sums[name], _TINY), 1)
+            old = centers.get(name, center)
+            centers[name] = (old + share * (center - old)).astype(center.dtype)
+    return {"fisher": sums, "center": centers}
 
 
 def shared(leaves: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]:

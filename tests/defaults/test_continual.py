@@ -1,17 +1,16 @@
-"""continual_pretrain and glad_finetune: stages in order, every cell, the chain."""
+"""continual_pretrain: stages in order, every cell, what is drawn, what is not forgotten."""
 
-import jax
+from pathlib import Path
+
 import numpy as np
 import pytest
 from support import tiny_files
 
-from flax_adapt import data, weights
+from flax_adapt import data
 from flax_adapt.base import config as configs
 from flax_adapt.base.errors import UserError
-from flax_adapt.experiment import recipe
 from flax_adapt.stage import check
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
 TASKS = ("task_1_images", "task_2_others")
 
 
@@ -64,8 +63,48 @@ def test_joint_training_has_every_example_as_often_and_as_many_steps(files):
     config = continual(files, steps=7)
     (joint,) = (stage for stage in config.stages if stage.name == "joint")
     assert joint.num_steps == 14
-    assert joint.replay.buffer_size == 16  # all of the other domain
-    assert joint.replay.sampling == "uniform"
+    assert drawn(joint, batch_size=8, num_batches=4) == {0: 0.5, 1: 0.5}
+
+
+def drawn(stage, batch_size, num_batches):
+    """{source: its share of the rows of so many batches}, as the stage draws them."""
+    if stage.replay is None:
+        return {0: 1.0}
+    examples = data.open_replay(stage.data, stage.replay, "", stage.num_steps)
+    ends = [len(examples.target)]
+    for section in data.replay_sections(stage.replay):
+        ends.append(ends[-1] + len(data.open_examples(section, "")))
+    order = examples.order(batch_size, 0)
+    rows = np.concatenate([order[k] for k in range(num_batches)])
+    sources, counts = np.unique(
+        np.searchsorted(ends, rows, side="right"), return_counts=True
+    )
+    return dict(zip(sources.tolist(), counts / len(rows), strict=True))
+
+
+SIZES = dict(photo=167, art=205, cartoon=234, sketch=393)  # PACS's, a tenth of them
+
+
+@pytest.mark.parametrize("objective", ["mae", "classify", "grow", "glad"])
+def test_a_joint_epoch_has_every_example_of_every_domain_once(
+    files, tmp_path, objective
+):
+    """Domains of other sizes are drawn in proportion: .167 .205 .234 .393."""
+    image = next(Path(files["images"].removeprefix("folder:")).glob("train/*/*.png"))
+    for name, size in SIZES.items():
+        for split in ("train", "test"):
+            (tmp_path / name / split / name).mkdir(parents=True)
+        for number in range(size):
+            (tmp_path / name / "train" / name / f"{number}.png").symlink_to(image)
+    domains = "+".join(f"folder:{tmp_path / name}" for name in SIZES)
+    config = continual(files, domains=domains, objective=objective, finetune=False)
+    (joint,) = (stage for stage in config.stages if stage.name == "joint")
+    shares = drawn(joint, batch_size=27, num_batches=37)  # 999: an epoch
+    assert shares == pytest.approx({n: s / 999 for n, s in enumerate(SIZES.values())})
+    labelled = objective != "mae"
+    assert joint.data.classes == (tuple(SIZES) if labelled else ())
+    assert (joint.objective.name == "glad") == (objective == "glad")
+    assert ("head" in joint.model.fresh, joint.model.grow_head) == (labelled, False)
 
 
 def test_replay_is_of_all_earlier_domains(files):
@@ -87,16 +126,16 @@ def test_a_supervised_sequence_has_a_head_for_each_or_one_that_grows(
     config = make(files, objective=objective, finetune=False)
     check.experiment(config)
     models = [stage.model for stage in config.stages]
-    assert "joint" not in starts(config)
-    assert [model.grow_head for model in models[1:]] == (
-        [objective == "grow"] * (len(models) - 1)
+    names = [name for name in starts(config) if name != "joint"]
+    assert [model.grow_head for model in models[1 : len(names)]] == (
+        [objective == "grow"] * (len(names) - 1)
     )
     assert all(("head" in model.fresh) != model.grow_head for model in models)
     assert all((model.adaptor is not None) == (objective == "glad") for model in models)
 
 
 def test_the_classes_of_a_growing_head_are_those_seen_so_far(files):
-    config = continual(files, objective="grow", finetune=False)
+    config = continual(files, objective="grow", finetune=False, joint=False)
     assert [stage.data.classes for stage in config.stages] == [("ant", "bee")] * 2
 
 
@@ -124,9 +163,30 @@ def test_a_growing_head_replays_earlier_labels_as_its_own(files, tmp_path):
         (dict(objective="mlm"), "objective='mlm' is unknown"),
         (
             dict(objective="classify", rho=0.5),
-            "rho=0.5 .*=classify drops .*grow or mae",
+            "rho=0.5 .*=classify drops .*use objective=grow, or method=none|ewc",
         ),
-        (dict(objective="glad", rho=0.5), "rho=0.5 .*=glad drops .*grow or mae"),
+        (dict(objective="glad", rho=0.5), "rho=0.5 .*=glad drops .*objective=grow, or"),
+        (
+            dict(method="lwf"),
+            "method=lwf .*=mae has no predictions .*use objective=grow",
+        ),
+        (
+            dict(method="der"),
+            "method=der .*=mae has no predictions .*use objective=grow",
+        ),
+        (
+            dict(method="er", objective="classify"),
+            "method=er .*=classify drops the head",
+        ),
+        (
+            dict(method="ewc", objective="glad"),
+            "=glad drops .* use objective=classify or",
+        ),
+        (dict(method="ewc", rho=0.5), "rho=0.5 .* of replay, which method=ewc has not"),
+        (dict(method="ewc", penalty=-1.0), "penalty=-1.0 is the weight of a method's"),
+        (dict(penalty=1.0), "penalty=1.0 is the weight .* and a method"),
+        (dict(method="si"), "method='si' is unknown; choose one of .*'online_ewc'"),
+        (dict(objective="classify", augment="mixup"), "augment='mixup' is unknown"),
         (dict(objective="glad", regularizer="l2"), "regularizer='l2' is unknown"),
         (dict(objective="glad", adaptor="lora"), "adaptor='lora' is unknown.*'vector'"),
     ],
@@ -142,110 +202,66 @@ def test_one_domain_has_no_joint_training(files):
         continual(files, domains=files["images"])
 
 
-def glad(files, **arguments):
-    return load(
-        "glad_finetune",
-        **dict(dataset=files["images"], init=files["init"], seeds=1) | arguments,
-    )
+THREE = ("images", "others", "third")
 
 
-def encoder(workdir, stage):
-    export = workdir / "stages" / stage / "export"
-    return weights.load(export, "encoder", pooling=None)[1]["encoder"]
+def sequence(files, objective, method, **arguments):
+    domains = "+".join(files[name] for name in THREE)
+    fields = dict(objective=objective, method=method, finetune=False, joint=False)
+    return continual(files, domains=domains, **fields, **arguments).stages
 
 
-def test_glad_goes_on_to_the_next_task_with_its_backbone(files, tmp_path):
-    """GLAD, then masked pre-training of what it left, as the released model's would."""
-    both = dict(regularizer="masked+preserve", then_by="mae")
-    config = glad(files, then=files["others"], **both)
-    assert starts(config) == {
-        "glad_masked": "pretrained",
-        "glad_masked_then_1": "stage:glad_masked",
-        "glad_preserve": "pretrained",
-        "glad_preserve_then_1_warmup": "stage:glad_preserve",
-        "glad_preserve_then_1": "stage:glad_preserve_then_1_warmup",
-    }
-    tiny_files.shrink(config)
-    recipe.run(config, tmp_path, force=False)
-    for name in ("glad_masked_then_1", "glad_preserve_then_1"):
-        export = tmp_path / "stages" / name / "export"
-        assert weights.parts(export, "mae") == {"encoder", "decoder"}
-    solved, warm, after = (
-        encoder(tmp_path, f"glad_preserve{more}")
-        for more in ("", "_then_1_warmup", "_then_1")
-    )
-    jax.tree.map(np.testing.assert_array_equal, solved, warm)
-    moved = [tree["block_00"]["mlp"]["up"]["kernel"] for tree in (warm, after)]
-    assert np.any(moved[0] != moved[1])
-    again = glad(files, then=files["others"], then_by="glad")
-    check.experiment(again)
-    assert [stage.objective.name for stage in again.stages] == ["glad", "glad"]
-
-
-@pytest.mark.parametrize("regularizer", ["preserve", "none"])
-@pytest.mark.parametrize(
-    ("dataset", "init", "then_by", "part"),
-    [("images", "vit", "mae", "decoder"), ("texts", "encoder", "mlm", "mlm")],
-)
-def test_without_masked_modelling_beside_its_head_is_new(
-    files, dataset, init, then_by, part, regularizer
+@pytest.mark.parametrize(("method", "decay"), [("ewc", 0.0), ("online_ewc", 1.0)])
+@pytest.mark.parametrize("objective", ["mae", "classify", "grow"])
+def test_ewc_holds_each_task_and_online_ewc_the_last_with_all_fishers(
+    files, objective, method, decay
 ):
-    """Also from weights that have none; only there is the encoder frozen."""
-    given = dict(dataset=files[dataset], init=files[init], regularizer=regularizer)
-    then = dict(then=files[dataset], then_by=then_by, then_warmup=7)
-    config = glad(files, **given, **then)
-    check.experiment(config)
-    _, warmup, after = config.stages
-    assert (warmup.model.fresh, warmup.num_steps) == ((part,), 7)
-    assert (after.model.fresh, after.num_steps) == ((), 500)
-    assert [s.optim.freeze[-1:] == ("encoder/.*",) for s in (warmup, after)] == [
-        True,
-        False,
+    stages = sequence(files, objective, method, penalty=20.0)
+    of = ("stage:task_1_images", "stage:task_2_others")
+    wanted = ((), of[:1], of if method == "ewc" else of[1:])
+    held = [stage.penalties[0].of if stage.penalties else () for stage in stages]
+    assert tuple(held) == wanted
+    assert {p.weight for stage in stages for p in stage.penalties} == {20.0}
+    labels = "empirical" if objective == "mae" else "model"
+    found = [
+        stage.fisher and (stage.fisher.labels, stage.fisher.decay) for stage in stages
     ]
-    assert bool(config.model.get("decoder")) == (dataset == "images")
+    assert found == [(labels, decay), (labels, decay), None]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "text"),
-    [
-        (dict(regularizer="ewc"), "regularizer='ewc' is unknown"),
-        (dict(preserve="logits"), "preserve='logits' is unknown"),
-        (dict(then_by="lora"), "then_by='lora' is unknown"),
-        (dict(then_warmup=0), "then_warmup=0 must be at least 1"),
-        (dict(adaptor="lora"), "adaptor='lora' is unknown.*'vector'"),
-    ],
-)
-def test_a_wrong_argument_of_glad_is_named(files, arguments, text):
-    with pytest.raises(UserError, match=text) as error:
-        glad(files, **arguments)
-    assert "\n" not in str(error.value)
+def test_lwf_replays_nothing_and_keeps_the_predictions_of_the_task_before(files):
+    first, *others = sequence(files, "grow", "lwf")
+    assert first.penalties == ()
+    for stage, of in zip(others, ("task_1_images", "task_2_others"), strict=True):
+        ((name, before),) = ((p.name, p.of) for p in stage.penalties)
+        assert (name, before, stage.replay) == ("lwf", f"stage:{of}", None)
 
 
-@pytest.mark.parametrize(
-    ("config", "arguments"),
-    [
-        ("glad_finetune", "dataset={images}"),
-        ("continual_pretrain", "domains={images}+{others},objective=glad"),
-    ],
-)
-def test_masked_modelling_beside_needs_a_decoder_at_once(files, config, arguments):
-    text = "vit has no decoder, which regularizer=masked goes on with; first train one"
-    with pytest.raises(UserError, match=text):
-        configs.load(
-            f"{config}:{arguments},init={{vit}},regularizer=masked".format(**files)
-        )
+def test_er_and_der_replay_a_buffer_of_all_earlier_tasks(files):
+    for method, names in (("er", ["er"]), ("der", ["der", "er"])):
+        first, _, third = sequence(files, "grow", method, buffer_size=5)
+        assert (first.replay, first.penalties) == (None, ())
+        assert [penalty.name for penalty in third.penalties] == names
+        assert (third.replay.buffer_size, third.replay.ratio) == (5, 1.0)
+        sources = [section.source for section in third.replay.data]
+        assert sources == [files["images"], files["others"]]
+    assert third.penalties[0].of == ("stage:task_1_images", "stage:task_2_others")
 
 
-def test_glad_of_texts_is_a_config_too(files):
-    config = load(
-        "glad_finetune",
-        dataset=files["texts"],
-        init=files["bert"],
-        regularizer="masked+preserve+none",
-        adaptor="bottleneck",
-        bottleneck=4,
-    )
-    check.experiment(config)
-    masked = config.stages[0].objective.masked
-    assert masked.name == "mlm"
-    assert np.all([stage.model.adaptor.hidden == 4 for stage in config.stages])
+def test_the_head_of_der_has_all_classes_from_the_first_task_on(files, tmp_path):
+    """Logits that are stored have as many as those they are compared with."""
+    new = tiny_files.image_folder(tmp_path / "new", classes=("asp", "bee"))
+    domains = f"{files['images']}+folder:{new}"
+    for method, first in (("der", ("ant", "bee", "asp")), ("er", ("ant", "bee"))):
+        fields = dict(domains=domains, objective="grow", method=method, joint=False)
+        stages = continual(files, finetune=False, **fields).stages
+        assert stages[0].data.classes == first
+        assert stages[1].data.classes == ("ant", "bee", "asp")
+        assert stages[1].replay.data[0].classes == ("ant", "bee", "asp")
+
+
+@pytest.mark.parametrize("method", ["er", "ewc", "online_ewc"])
+def test_masked_modelling_needs_no_labels_for_what_holds_on_to_domains(files, method):
+    for stage in sequence(files, "mae", method):
+        assert stage.objective.name == "reconstruct"
+        assert all(penalty.name == "ewc" for penalty in stage.penalties)

@@ -20,7 +20,8 @@ def files(tmp_path_factory):
 
 
 def load(files, init="init", dataset="images", **arguments):
-    fields = dict(dataset=files[dataset], init=files[init], width="24") | arguments
+    init = files[init] if init else ""
+    fields = dict(dataset=files[dataset], init=init, width="24") | arguments
     text = ",".join(f"{name}={value}" for name, value in fields.items())
     return configs.load(f"resize_last_block:{text}")
 
@@ -68,6 +69,33 @@ def test_the_random_control_trains_no_encoder_and_takes_a_step(files):
     assert random.optim.freeze == ("encoder/.*",)
     assert (random.num_steps, resized.num_steps) == (1, 50)
     assert "encoder/.*" not in resized.optim.freeze
+
+
+def scratch(files, model, **arguments):
+    fields = dict(scratch=model, objective="classify", image_size=32, **arguments)
+    return load(files, init="", **fields).stages[0]
+
+
+def test_a_resnet_from_scratch_on_labels_is_trained_by_sgd_with_crops_and_flips(files):
+    stage = scratch(files, "resnet50")
+    assert dict(stage.optim.sgd) == dict(momentum=0.9, nesterov=False)
+    assert stage.optim.lr == pytest.approx(0.1 * 64 / 256)
+    assert (stage.optim.weight_decay, stage.optim.decay) == (1e-4, "all")
+    assert (stage.data.augment.flip, stage.data.augment.min_crop_area) == (True, 0.08)
+    changed = scratch(files, "resnet50", lr=0.3, augment="none")
+    assert (changed.optim.lr, changed.data.augment.flip) == (0.3, False)
+    vit = scratch(files, "Ti")
+    assert (vit.optim.sgd, vit.optim.lr) == (None, 1.5e-4)
+    assert (vit.data.augment.flip, vit.data.augment.min_crop_area) == (True, 1.0)
+    contrast = load(files).stages[0]
+    assert (contrast.optim.sgd, contrast.optim.lr) == (None, 1.5e-4)
+
+
+def test_augment_is_of_labels(files):
+    with pytest.raises(UserError, match="augment=flip is of objective=classify"):
+        load(files, augment="flip")
+    with pytest.raises(UserError, match="augment='flip' is of images; texts are not"):
+        of_text(files, objective="classify", augment="flip")
 
 
 def test_narrow_is_by_components_and_wide_keeps_what_there_was(files):

@@ -9,13 +9,29 @@ from safetensors.numpy import load_file, save_file
 from support import tiny
 from support.tiny_meshes import mesh_of
 
-from flax_adapt import defaults
+from flax_adapt import defaults, objectives
 from flax_adapt.base import checks, keys, rules
 from flax_adapt.base.errors import UserError
 from flax_adapt.train import fisher
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 MODEL = {**tiny.MODEL, "depth": 1}
+
+
+TEXT_MODEL = {**tiny.TEXT_MODEL, "depth": 1}
+# What masks: the model, its objective, and batches of so many examples.
+MASKED = {
+    "reconstruct": (
+        lambda: tiny.build("mae", MODEL),
+        defaults.reconstruct(),
+        tiny.batch_of,
+    ),
+    "mlm": (
+        lambda: tiny.build("mlm", TEXT_MODEL),
+        {**defaults.mlm(tiny.MASK), "max_masked_fraction": 0.5},
+        tiny.text_batch_of,
+    ),
+}
 
 
 def images(batch):
@@ -38,8 +54,9 @@ def estimate(
         {name: leaf[i : i + size] for name, leaf in whole.items()}
         for i in range(0, 16, size)
     ]
-    fields = dict(labels=labels, seed=seed, mesh=mesh_of(mesh))
-    return fisher.estimate(model, params, batches, images, **fields)
+    likelihood = fisher.of_classes(model, images, labels)
+    where = dict(seed=seed, mesh=mesh_of(mesh))
+    return fisher.estimate(likelihood, params, batches, **where)
 
 
 def one_by_one(model, params, labels_B, rows):
@@ -109,6 +126,31 @@ def test_labels_of_the_model_are_drawn_by_example(model):
     jax.tree.map(np.testing.assert_array_equal, found, others)
 
 
+@pytest.mark.parametrize("objective", ["reconstruct", "mlm"])
+def test_that_of_a_masked_model_is_of_the_loss_of_each_example_with_its_own_mask(
+    objective,
+):
+    """Against the loss of one example after the other; labels do not count."""
+    make, config, batch = MASKED[objective]
+    masked = make()
+    params, whole = tiny.params_of(masked), batch(6)
+    whole["weight"][2] = 0
+    loss_fn = objectives.build(ConfigDict(config), masked, train=False)
+    found = fisher.estimate(
+        fisher.of_loss(loss_fn), params, [whole], seed=5, mesh=mesh_of("one")
+    )
+    key = jax.random.fold_in(jax.random.key(5), fisher._LABEL)
+    key_B = keys.example_keys(key, whole["index"])
+    gradient = jax.jit(jax.grad(lambda p, one, key: loss_fn(p, {}, one, key)[0]))
+    total, rows = None, [0, 1, 3, 4, 5]
+    for row in rows:
+        one = jax.tree.map(lambda leaf, row=row: leaf[row : row + 1], whole)
+        grads = gradient(params, one, key_B[row : row + 1])
+        squares = jax.tree.map(lambda leaf: np.float64(leaf) ** 2, grads)
+        total = squares if total is None else jax.tree.map(np.add, total, squares)
+    assert_close(found, jax.tree.map(lambda leaf: leaf / len(rows), total))
+
+
 def test_neither_the_batch_size_nor_the_devices_matter(model):
     params = tiny.params_of(model)
     whole = estimate(model, params, 16)
@@ -131,6 +173,30 @@ def test_online_it_decays_where_both_know_a_leaf():
     np.testing.assert_array_equal(found["encoder/b"], [5])
     np.testing.assert_array_equal(found["head"], np.ones(3))
     assert set(found) == {"encoder/a", "encoder/b", "head"}
+
+
+def test_the_penalties_of_several_tasks_are_one_but_for_a_constant():
+    rng = np.random.default_rng(0)
+    parts = [
+        {part: {"a": rng.random(4, np.float32)} for part in ("fisher", "center")}
+        for _ in range(3)
+    ]
+    for part in parts:
+        part["fisher"]["a"][0] = 0
+    parts[1]["fisher"]["head"] = parts[1]["center"]["head"] = np.float32([7])
+    held = fisher.together(parts)
+
+    def each(theta):
+        return sum(p["fisher"]["a"] * (theta - p["center"]["a"]) ** 2 for p in parts)
+
+    def one(theta):
+        return held["fisher"]["a"] * (theta - held["center"]["a"]) ** 2
+
+    thetas = rng.random((2, 4), np.float32)
+    differences = [f(thetas[0]) - f(thetas[1]) for f in (each, one)]
+    np.testing.assert_allclose(*differences, rtol=1e-4, atol=1e-6)
+    assert held["center"]["a"][0] == parts[2]["center"]["a"][0]
+    assert held["fisher"]["head"] == held["center"]["head"] == 7
 
 
 def test_the_file_keeps_every_bit_and_is_whole_or_not_there(tmp_path, monkeypatch):

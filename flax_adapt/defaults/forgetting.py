@@ -1,0 +1,148 @@
+"""What a stage of a sequence of tasks does against forgetting the tasks before it.
+
+Each method changes penalties, replay and Fisher of a stage; values are those of
+`baselines`. Sequences may have any length.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from flax_adapt.base.errors import UserError, choose
+from flax_adapt.defaults import baselines, sections
+
+MASKED, CLASSIFY, GROW, GLAD = "masked", "classify", "grow", "glad"
+
+
+class Tasks(NamedTuple):
+    """The tasks before a stage: references to their stages, and their data sections.
+
+    is_masked: they are learnt without labels; is_last: no task follows the stage. ratio,
+    buffer_size: of replay; weight: of the method's penalty; 0: the value of `baselines`.
+    """
+
+    of: tuple[str, ...]
+    data: tuple[dict[str, Any], ...]
+    is_masked: bool
+    is_last: bool
+    ratio: float
+    buffer_size: int
+    weight: float
+
+    def replay(self) -> dict[str, Any]:
+        ratio, size = self.ratio or 1.0, self.buffer_size
+        return sections.replay(self.data, ratio, buffer_size=size)
+
+    def weighted(self, penalty: dict[str, Any]) -> dict[str, Any]:
+        return {**penalty, "weight": self.weight or penalty["weight"]}
+
+
+def _none(tasks: Tasks) -> dict[str, Any]:
+    return {}
+
+
+def _er(tasks: Tasks) -> dict[str, Any]:
+    """Examples of earlier tasks; without labels they are learnt like the new ones."""
+    if not tasks.of:
+        return {}
+    own = () if tasks.is_masked else (tasks.weighted(baselines.er()),)
+    return dict(replay=tasks.replay(), penalties=own)
+
+
+def _der(tasks: Tasks) -> dict[str, Any]:
+    """DER++: their logits and their labels."""
+    if not tasks.of:
+        return {}
+    both = (tasks.weighted(baselines.der(tasks.of)), baselines.er(weight=0.5))
+    return dict(replay=tasks.replay(), penalties=both)
+
+
+def _lwf(tasks: Tasks) -> dict[str, Any]:
+    last = tasks.of[-1:]
+    return dict(penalties=tuple(tasks.weighted(baselines.lwf(of)) for of in last))
+
+
+def _ewc(tasks: Tasks) -> dict[str, Any]:
+    """A penalty for each earlier task, around its own weights (Kirkpatrick et al. 2017)."""
+    return _held(tasks, tasks.of, decay=0.0)
+
+
+def _online_ewc(tasks: Tasks) -> dict[str, Any]:
+    """One penalty around the last weights, with the sum of all Fishers (Schwarz et al. 2018)."""
+    return _held(tasks, tasks.of[-1:], decay=1.0)
+
+
+def _held(tasks: Tasks, of: tuple[str, ...], decay: float) -> dict[str, Any]:
+    """decay: what is kept of the Fisher information that the stage itself is held by."""
+    labels = "empirical" if tasks.is_masked else "model"
+    fisher = None if tasks.is_last else baselines.fisher(labels=labels, decay=decay)
+    penalties = (tasks.weighted(baselines.ewc(of)),) if of else ()
+    return dict(penalties=penalties, fisher=fisher)
+
+
+class Method(NamedTuple):
+    """What a method adds to a stage, and what it goes with.
+
+    learns: ways to learn a task. replays: examples of earlier tasks. all_classes: the
+    head has those of the whole sequence from the first task on, since stored logits have
+    as many (Buzzega et al. 2020).
+    """
+
+    fields: Callable[[Tasks], dict[str, Any]]
+    learns: tuple[str, ...]
+    replays: bool = False
+    all_classes: bool = False
+
+
+METHODS = {
+    "none": Method(_none, (MASKED, CLASSIFY, GROW, GLAD)),
+    "er": Method(_er, (MASKED, GROW), replays=True),
+    "der": Method(_der, (GROW,), replays=True, all_classes=True),
+    "lwf": Method(_lwf, (GROW,)),
+    "ewc": Method(_ewc, (MASKED, CLASSIFY, GROW)),
+    "online_ewc": Method(_online_ewc, (MASKED, CLASSIFY, GROW)),
+}
+# Why a way to learn a task does not go with a method that compares or holds.
+_WHY = {
+    MASKED: "has no predictions of classes to compare",
+    CLASSIFY: "drops the head of their classes",
+    GLAD: "drops the head of their classes and the adaptors that it stands on",
+}
+
+
+def method_of(args: Any) -> Method:
+    """The method that arguments name; rho alone asks for experience replay."""
+    method = choose("method", args.method, METHODS)
+    return METHODS["er"] if args.rho and args.method == "none" else method
+
+
+def check(args: Any, learns: str) -> None:
+    """Raises UserError for arguments method, rho, buffer_size, penalty that mean nothing.
+
+    learns: MASKED, or the objective of a supervised sequence.
+    """
+    method = method_of(args)
+    what = f"method={args.method}" if args.method != "none" else f"rho={args.rho}"
+    if learns not in method.learns:
+        others = "|".join(name for name, one in METHODS.items() if learns in one.learns)
+        ways = [f"objective={way}" for way in (CLASSIFY, GROW) if way in method.learns]
+        raise UserError(
+            f"{what} holds on to earlier domains, but objective={args.objective} "
+            f"{_WHY[learns]}: use {' or '.join(ways)}, or method={others} without rho"
+        )
+    rules = (
+        (args.rho >= 0, f"rho={args.rho} must be at least 0"),
+        (args.buffer_size >= 0, f"buffer_size={args.buffer_size} must be at least 0"),
+        (
+            method.replays or not (args.rho or args.buffer_size),
+            f"rho={args.rho} and buffer_size={args.buffer_size} are of replay, which "
+            f"method={args.method} has not: give method=er or der, or leave them at 0",
+        ),
+        (
+            args.penalty >= 0 and (args.method != "none" or not args.penalty),
+            f"penalty={args.penalty} is the weight of a method's penalty: give it a "
+            "number above 0 and a method, such as method=ewc",
+        ),
+    )
+    for holds, problem in rules:
+        if not holds:
+            raise UserError(problem)
