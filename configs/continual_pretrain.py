@@ -31,7 +31,8 @@ Run     flax-adapt run --workdir=runs/x \
         adaptor, regularizer, weight  of glad, as in glad_finetune
         split     what is learned; label_split, test_split: of the transfer
         pooling   cls | mean
-        min_crop_area  of the crops that images are trained on
+        min_crop_area  of the two views whose alignment `flax-adapt eval` measures, where
+                  evaluate.source is set
         seq_len, text_field, label_field  of texts
 Expect  stages/task_T_NAME/export after every task; one table of all fine-tuned cells, and
         from `flax-adapt eval` the transfer matrices (fine-tuned, linear probe, kNN) with

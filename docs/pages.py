@@ -40,7 +40,13 @@ NEEDED: dict[str, dict[str, Any]] = {
     "der": dict(of=("stage:NAME",)),
 }
 # Functions of `defaults` that make something else than one section.
-OTHERS = {"dataset", "small_mae", "pixel_statistics", "distill_stages", "self_distill_stages"}
+OTHERS = {
+    "dataset",
+    "small_mae",
+    "pixel_statistics",
+    "distill_stages",
+    "self_distill_stages",
+}
 
 
 class _Asked(Exception):
