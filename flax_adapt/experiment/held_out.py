@@ -17,6 +17,7 @@ from flax_adapt import data, objectives
 from flax_adapt.base.errors import UserError
 from flax_adapt.data import subset
 from flax_adapt.objectives import penalties
+from flax_adapt.stage.references import label
 
 FOLDER = "held_out"  # stages/NAME/held_out/...
 _STAGE = "stage:"
@@ -129,10 +130,10 @@ def _ancestors(config: Any, section: Any) -> list[Rerun]:
     wanted, found = references(section), []
     for stage in reversed(config.stages):
         for seed in stage.seeds:
-            label = stage.name if len(stage.seeds) == 1 else f"{stage.name}/seed_{seed}"
-            if f"{_STAGE}{label}" in wanted:
+            name = _STAGE + label(stage, seed)
+            if name in wanted:
                 wanted |= references(stage)
-                found.append(Rerun(f"{_STAGE}{label}", stage, seed))
+                found.append(Rerun(name, stage, seed))
     return found[::-1]
 
 

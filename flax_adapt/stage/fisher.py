@@ -167,11 +167,12 @@ def _held_by(
 ) -> dict[str, dict[str, Any]]:
     """Returns {"fisher": {name: F}, "center": {name: theta*}} of one earlier stage."""
     export, importance = _export(stage, text), _load(stage, text)
-    task = next(
+    tasks = (
         task
         for part, task in _TASKS.items()
         if any(name.startswith(part) for name in importance)
     )
+    task = next(tasks, "classify")
     center = strict.flatten(weights.load(export, task, pooling=None)[1])
     wrong = {*importance} ^ {*center} or {*center} - {
         *fisher.shared(center, importance)

@@ -214,7 +214,11 @@ def test_a_stage_that_keeps_no_classifier_is_told_before_anything_runs(
     [
         (
             dict(objective=defaults.reconstruct()),
-            "fisher is of the predictions .* objective 'reconstruct' must be 'classify'",
+            "fisher.labels='model' draws classes, .* 'reconstruct' has not: .*'empirical'",
+        ),
+        (
+            dict(objective=defaults.regress()),
+            "fisher is of a masked model.* objective 'regress' must be 'reconstruct' or",
         ),
         *(
             (dict(model=part), "a classifier that is kept: .* model.adaptor None")
