@@ -42,14 +42,13 @@ def digits(source: str, **changes):
     )
 
 
+ARGUMENTS = dict(
+    pretrain_steps=400, adapt_steps=250, finetune_steps=120, augment="none"
+)
+
+
 def get_config(arguments: str = ""):
-    args = configs.parse_arguments(
-        arguments,
-        pretrain_steps=400,
-        adapt_steps=250,
-        finetune_steps=120,
-        augment="none",
-    )
+    args = configs.parse_arguments(arguments, **ARGUMENTS)
     released, target = digits("builtin:mnist5k"), digits("builtin:digits")
     few = {**defaults.ALL, "per_class": 10}
     augment = defaults.augment.of_images(args.augment)
