@@ -63,8 +63,8 @@ def lora(**changes: Any) -> dict[str, Any]:
 
 
 def ema(**changes: Any) -> dict[str, Any]:
-    """METHODS, EMA teacher: momentum 0.99 -> 1."""
-    return change(dict(momentum=0.99, schedule="cosine"), changes)
+    """METHODS, EMA teacher: momentum 0.99 -> 1, less in the first steps (`ema.rate_at`)."""
+    return change(dict(momentum=0.99, schedule="cosine", warmup=True), changes)
 
 
 def recadam(**changes: Any) -> dict[str, Any]:

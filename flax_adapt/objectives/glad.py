@@ -95,7 +95,10 @@ PRESERVED: dict[str, Callable[..., list[Array]]] = {
 
 
 def _masked(given: Unadapted) -> LossFn:
-    """The masked-modelling loss; its decoder trains along."""
+    """The masked-modelling loss; its decoder trains along.
+
+    Nothing is dropped: the dropout of `beside` is the classifier's, and MAE has none.
+    """
     config = given.config
     make, task = MASKED[config.masked.name]
     if given.beside is None:
@@ -103,7 +106,8 @@ def _masked(given: Unadapted) -> LossFn:
             f"objective.regularizer='masked' trains the task {task!r} beside: give its model, "
             "objectives.build(..., beside=models.build(config, task, ...))"
         )
-    masked_loss = make(config.masked, given.beside, given.train)
+    beside = given.beside.clone(dropout=0.0, drop_path=0.0)
+    masked_loss = make(config.masked, beside, given.train)
 
     def loss_fn(params: Params, frozen: Params, batch: Batch, key_B: Key):
         return masked_loss(params, frozen, batch, keys.fold(key_B, _MASKED))

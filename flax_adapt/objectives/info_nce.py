@@ -3,6 +3,7 @@
 All embeddings are float32 and of length 1; a cosine is their dot product.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -59,36 +60,57 @@ def _among_queue(query_BD: Array, keys: Keys, row_B: Array) -> tuple[Array, Arra
     return positive_B, jnp.concatenate([positive_B[:, None], negative_BK], axis=1)
 
 
+def _among_both(query_BD: Array, keys: Keys, row_B: Array) -> tuple[Array, Array]:
+    assert keys.queue_KD is not None
+    positive_B, cosine_BM = _among_batch(query_BD, keys, row_B)
+    queue_BK = _cosines(query_BD, keys.queue_KD)
+    return positive_B, jnp.concatenate([cosine_BM, queue_BK], axis=1)
+
+
 class Form(NamedTuple):
     """What MoCo-v3 and MoCo-v2 differ in.
 
     directions: (view of the query, view of the keys); their losses are summed.
     scale: temperature -> what the loss is multiplied by.
     similar: (query_BD, keys, row_B) -> (cosine_B with the key in row_B, with all of them)
-    queue: the negatives are keys of steps before; and there is no predictor.
+    similar_soft: the same for mixed queries, whose labels name two keys of the batch
+    queue: the negatives are keys of earlier steps; and there is no predictor.
     """
 
     directions: tuple[tuple[int, int], ...]
     scale: Callable[[float], float]
     similar: Callable[[Array, Keys, Array], tuple[Array, Array]]
+    similar_soft: Callable[[Array, Keys, Array], tuple[Array, Array]]
     queue: bool
 
 
-# Chen et al. 2021, algorithm 1 and official code; He et al. 2020, algorithm 1.
+# Chen et al. 2021, algorithm 1 and official code; He et al. 2020, algorithm 1. Mixed
+# queries meet the keys of the batch and of the queue in both denominators: i-Mix's own
+# code (Lee et al. 2021, method "mocon").
 FORMS = {
-    "moco_v3": Form(((0, 1), (1, 0)), lambda tau: 2 * tau, _among_batch, False),
-    "moco_v2": Form(((0, 1),), lambda tau: 1.0, _among_queue, True),
+    "moco_v3": Form(
+        ((0, 1), (1, 0)), lambda tau: 2 * tau, _among_batch, _among_batch, False
+    ),
+    "moco_v2": Form(((0, 1),), lambda tau: 1.0, _among_queue, _among_both, True),
 }
 
 
 def info_nce(
-    query_BD: Array, keys: Keys, row_B: Array, form: str, temperature: float
+    query_BD: Array,
+    keys: Keys,
+    row_B: Array,
+    form: str,
+    temperature: float,
+    *,
+    is_soft: bool = False,
 ) -> tuple[Array, Array]:
     """Returns (cross-entropy_B in nats, true where no key is nearer than that in row_B).
 
     Query (1, 0), own key (1, 0), other key (0, 1), temperature 1: log(1 + 1 / e), true.
+    is_soft: the queries are mixed, see `Form.similar_soft`.
     """
-    positive_B, cosine_BM = FORMS[form].similar(query_BD, keys, row_B)
+    how = FORMS[form].similar_soft if is_soft else FORMS[form].similar
+    positive_B, cosine_BM = how(query_BD, keys, row_B)
     total_B = jax.nn.logsumexp(cosine_BM / temperature, axis=1)
     return total_B - positive_B / temperature, positive_B >= jnp.max(cosine_BM, axis=1)
 
@@ -106,9 +128,12 @@ def measure(
     errors, nearest = [], []
     for query_BD, keys in pairs:
         own_B = jnp.arange(len(query_BD), dtype=jnp.int32)
-        error_B, nearest_B = info_nce(query_BD, keys, own_B, form, temperature)
+        among = functools.partial(
+            info_nce, query_BD, keys, form=form, temperature=temperature
+        )
+        error_B, nearest_B = among(row_B=own_B, is_soft=soft is not None)
         if soft is not None:
-            other_B, _ = info_nce(query_BD, keys, soft.partner_B, form, temperature)
+            other_B, _ = among(row_B=soft.partner_B, is_soft=True)
             error_B = soft.lam_B * error_B + (1 - soft.lam_B) * other_B
         errors.append(error_B)
         nearest.append(nearest_B.astype(jnp.float32))

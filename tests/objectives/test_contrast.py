@@ -98,6 +98,8 @@ def reference(form, modality, queries, found, labels=None):
     def cross_entropy(query_D, key_BD, target):
         others = key_BD[[row for row in rows if row != target]]
         negatives = others if queue_KD is None else np.asarray(queue_KD, np.float64)
+        if labels and queue_KD is not None:  # i-Mix, "mocon": both, for either label
+            negatives = np.concatenate([others, negatives])
         logits = np.array([query_D @ key_BD[target], *(negatives @ query_D)]) / TAU
         return np.log(np.sum(np.exp(logits))) - logits[0], np.argmax(logits) == 0
 
@@ -195,6 +197,16 @@ def test_info_nce_by_hand(strict_dtypes):
         pytest.approx([0.6, 0.8]),
         [0, 0],
     ]
+
+
+def test_soft_labels_with_a_queue_by_hand(strict_dtypes):
+    """Two rows and one queued key, lam 3/4: every denominator has all three keys."""
+    found = info_nce.Keys(jnp.eye(2), jnp.ones(2), jnp.float32([[0, -1]]))
+    soft = info_nce.Soft(jnp.int32([1, 0]), jnp.float32([0.75, 0.75]))
+    loss, _ = info_nce.measure([(jnp.eye(2), found)], soft, "moco_v2", 1.0)
+    totals = np.exp([[1, 0, 0], [0, 1, -1]]).sum(axis=1)  # row 1: its own key is second
+    expected = np.mean(np.log(totals) - 0.75)
+    np.testing.assert_allclose(loss.value(), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("form", HEADS)

@@ -27,22 +27,24 @@ ROWS = {"position": np.arange(2, dtype=np.int32)}
 
 
 def section(**changes):
-    return ConfigDict({**dict(momentum=0.8, schedule="constant"), **changes})
+    fields = dict(momentum=0.8, schedule="constant", warmup=False)
+    return ConfigDict({**fields, **changes})
 
 
-def momentum_at(schedule, step):
-    if schedule == "constant":
-        return 0.8
-    return 1 - (1 - 0.8) * (1 + np.cos(np.pi * step / TOTAL)) / 2
+def momentum_at(schedule, step, warmup=False, num_steps=TOTAL, momentum=0.8):
+    if schedule == "cosine":
+        done = np.cos(np.pi * step / num_steps)
+        momentum = 1 - (1 - momentum) * (1 + done) / 2
+    return min(momentum, (1 + step) / (10 + step)) if warmup else momentum
 
 
 @functools.cache
-def train(schedule, mesh_name="one", accum_steps=1, num_steps=4):
+def train(schedule, mesh_name="one", accum_steps=1, num_steps=4, warmup=False):
     """[(parameters, extra)] before the first and after every step."""
     mesh = mesh_of(mesh_name)
     model = tiny.build("classify")
     loss_fn = objectives.build(ConfigDict(defaults.classify()), model)
-    carry = ema.make_carry(section(schedule=schedule), TOTAL)
+    carry = ema.make_carry(section(schedule=schedule, warmup=warmup), TOTAL)
     params = tiny.params_of(model)
     state = states.create(params, TX, mesh, seed=0, carry=carry)
     step = steps.make_train_step(loss_fn, TX, mesh, accum_steps, carry)
@@ -54,13 +56,15 @@ def train(schedule, mesh_name="one", accum_steps=1, num_steps=4):
     return history
 
 
-@pytest.mark.parametrize("schedule", ["constant", "cosine"])
-def test_the_average_follows_the_parameters_as_numpy_says(schedule):
-    history = train(schedule)
+@pytest.mark.parametrize(
+    ("schedule", "warmup"), [("constant", False), ("cosine", False), ("cosine", True)]
+)
+def test_the_average_follows_the_parameters_as_numpy_says(schedule, warmup):
+    history = train(schedule, warmup=warmup)
     average = jax.tree.map(np.float64, history[0][0])
     for step, (params, extra, evaluated) in enumerate(history):
         if step:
-            m = momentum_at(schedule, step)
+            m = momentum_at(schedule, step, warmup)
             average = jax.tree.map(
                 lambda a, w, m=m: m * a + (1 - m) * w, average, params
             )
@@ -69,6 +73,26 @@ def test_the_average_follows_the_parameters_as_numpy_says(schedule):
         jax.tree.map(np.testing.assert_array_equal, evaluated, extra[AVERAGE])
     moved = jax.tree.map(lambda a, w: np.abs(a - w).max(), average, history[-1][0])
     assert max(jax.tree.leaves(moved)) > 1e-3
+
+
+@pytest.mark.parametrize("num_steps", [100, 300, 10_000])
+def test_little_of_the_initial_weights_is_left_in_a_stage_of_any_length(num_steps):
+    """By NumPy, of an initial weight of 1 among parameters of 0: a random head's, say."""
+    config = ConfigDict(defaults.ema())
+    carry = ema.make_carry(config, num_steps)
+    expected = np.prod([momentum_at("cosine", step, True, num_steps, 0.99)
+                        for step in range(1, num_steps + 1)])  # fmt: skip
+    assert ema.share_of_start(config, num_steps) == pytest.approx(expected, abs=1e-6)
+    average, zero = {AVERAGE: {"w": jnp.float32(1)}}, {"w": jnp.float32(0)}
+    for step in range(1, min(num_steps, 100) + 1):
+        average = carry.update(average, zero, {}, jnp.int32(step))
+    assert average[AVERAGE]["w"] < 0.02
+
+
+def test_without_a_warm_up_a_short_stage_keeps_its_initial_weights():
+    config = ConfigDict(defaults.ema(warmup=False))
+    assert ema.share_of_start(config, 100) == pytest.approx(0.61, abs=0.005)
+    assert ema.share_of_start(config, 300) == pytest.approx(0.22, abs=0.005)
 
 
 @pytest.mark.parametrize(("mesh", "accum_steps"), WAYS)

@@ -125,6 +125,25 @@ def test_the_loss_is_the_sum_of_its_terms(name):
         np.testing.assert_allclose(loss, ce + 2 * more, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["vit", "bert"])
+def test_the_masked_model_is_run_without_the_dropout_of_the_classifier(name):
+    """The reference: masked modelling by itself, with no dropout anywhere."""
+    config, batch = section("masked", name), inputs(name)
+    key_B = keys.example_keys(jax.random.key(0), batch["position"])
+    task, metric = ("mae", "reconstruct") if name == "vit" else ("mlm", "mlm")
+    rates, values = dict(dropout=0.5, drop_path=0.5), []
+    for options in ({}, rates):
+        beside = build(name, None, task, **options)
+        model = build(name, "vector", **options)
+        params = {**tiny.params_of(beside, seed=2), **tiny.params_of(model)}
+        loss_fn = objectives.build(config, model, beside=beside)
+        _, metrics = jax.jit(loss_fn)(params, {}, batch, key_B)
+        values.append((float(metrics[metric].value()), float(metrics["ce"].value())))
+    (plain, ce), (found, dropped) = values
+    np.testing.assert_allclose(found, plain, rtol=1e-6)
+    assert abs(dropped - ce) > 1e-3  # that of the classifier is there
+
+
 @pytest.mark.parametrize("preserve", ["features", "attention"])
 def test_the_start_is_at_distance_zero_whatever_the_adaptors(preserve):
     loss_fn, params, _ = parts("preserve", preserve=preserve)
