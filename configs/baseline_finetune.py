@@ -37,9 +37,11 @@ Run     flax-adapt run --workdir=runs/x \
                   four fifths of the labels, and the last fifth, which no earlier stage of
                   the tried run has seen, chooses ('': lr; of lp_ft 0.1, 0.3 and 1 times
                   that)
-        probe_epochs, probe_lrs  of linear_probe and of the head of lp_ft: rates to choose
-                  from in the same way, but by the loss, for a batch of 256 (times batch /
-                  256)
+        probe     how the head of linear_probe and of lp_ft is found: exact (features
+                  computed once, logistic regression solved, its penalty chosen on
+                  held-out labels) | lars (as He et al. 2022 train it)
+        probe_epochs, probe_lrs  of probe=lars: rates to choose from in the same way, but
+                  by the loss, for a batch of 256 (times batch / 256)
         per_class, test_split, data_dir  as in vit_self_distill
         seq_len, text_field, pair_field, label_field  of texts
 Expect  one table: test accuracy (texts: macro-F1) by method, mean and spread over the
@@ -47,8 +49,9 @@ Expect  one table: test accuracy (texts: macro-F1) by method, mean and spread ov
 Source  defaults/baselines.py has the values, and whose they are: Li et al. 2018, Chen et
         al. 2020, Gouk et al. 2021, Aghajanyan et al. 2020, Hu et al. 2021, Kumar et al.
         2022, Kirkpatrick et al. 2017, Li and Hoiem 2017, Buzzega et al. 2020. None of
-        them was searched. The linear probe is that of He et al. 2022: 90 epochs at 0.1;
-        the rates above that are ours, since with few labels 90 epochs are few steps.
+        them was searched. probe=lars is that of He et al. 2022: 90 epochs at 0.1;
+        the rates above that are ours, since with few labels 90 epochs are few steps; and
+        so is probe=exact.
 """
 
 from flax_adapt import defaults

@@ -89,8 +89,27 @@ def sgd(**changes: Any) -> dict[str, Any]:
     return change(dict(momentum=0.9, nesterov=False), changes)
 
 
+def exact_probe_optim(**changes: Any) -> dict[str, Any]:
+    """The head alone, solved exactly (`train.linear`); penalty by 5-fold validation, ours.
+
+    Of one step. What He et al. 2022 train by LARS for 90 epochs is `probe_optim`.
+    """
+    section = shared.finetune_optim(
+        schedule="constant",
+        warmup_steps=0,
+        weight_decay=0.0,
+        clip_norm=0.0,
+        freeze=("encoder/.*",),
+        solve=dict(l2=0.0, folds=5),
+    )
+    return change(section, changes)
+
+
 def probe_optim(num_steps: int, lr: float, **changes: Any) -> dict[str, Any]:
-    """He et al. 2022, official code: LARS, no decay, 10 of 90 epochs of warm-up, cosine."""
+    """He et al. 2022, official code: LARS, no decay, 10 of 90 epochs of warm-up, cosine.
+
+    Its head starts at a deviation of HEAD_INIT (`model.head_init`).
+    """
     section = shared.finetune_optim(
         lr=lr,
         schedule="cosine",
@@ -101,6 +120,9 @@ def probe_optim(num_steps: int, lr: float, **changes: Any) -> dict[str, Any]:
         lars=dict(momentum=0.9, trust=1e-3),
     )
     return change(section, changes)
+
+
+HEAD_INIT = 0.01  # He et al. 2022, official code, main_linprobe.py
 
 
 # Kumar et al. 2022 sweep the rate that follows; times that of full fine-tuning, ours.

@@ -27,8 +27,9 @@ BASELINE_ARGUMENTS = dict(
     previous="",
     new_head=False,
     buffer_size=200,
+    probe="exact",
     probe_epochs=90,
-    probe_lrs="0.1+1+10",
+    probe_lrs="0.1+1+10+100+1000",
     seq_len=128,
     text_field="text",
     pair_field="",
@@ -181,20 +182,38 @@ class Baselines:
 
     def _probe(self, stage: dict[str, Any]) -> dict[str, Any]:
         """A new head on features that are frozen, and standardised by batch norm."""
-        args, size, model = self.args, stage["batch_size"], stage["model"]
+        model = stage["model"]
+        make = choose("probe", self.args.probe, PROBES)
+        changes = make(self, stage)
+        # A pooler that was learnt is a part of the features; so is a new one, drawn at
+        # random, where the head is solved for.
+        stays = "pooler" not in model["fresh"] or self.args.probe == "exact"
+        if model["pooling"] == "pooler" and stays:
+            changes["optim"]["freeze"] += ("pooler/.*",)
+        fresh = tuple(dict.fromkeys((*model["fresh"], "head")))
+        options = dict(dropout=0.0, fresh=fresh, head_norm=True)
+        model = {**model, **options, **changes.pop("model", {})}
+        return {**stage, **changes, "model": model}
+
+    def exact_probe(self, stage: dict[str, Any]) -> dict[str, Any]:
+        """Solved in one step; nothing of it is a rate to choose."""
+        return dict(num_steps=1, optim=baselines.exact_probe_optim(), sweep=None)
+
+    def lars_probe(self, stage: dict[str, Any]) -> dict[str, Any]:
+        """As published: by LARS, with a rate that is chosen."""
+        args, size = self.args, stage["batch_size"]
         steps = max(1, args.probe_epochs * shared.size(stage["data"]) // size)
         lrs = tuple(
             lr * size / 256 for lr in supervised.numbers("probe_lrs", args.probe_lrs)
         )
-        optim = baselines.probe_optim(steps, lrs[0])
-        if model["pooling"] == "pooler" and "pooler" not in model["fresh"]:
-            optim["freeze"] += ("pooler/.*",)
-        fresh = tuple(dict.fromkeys((*model["fresh"], "head")))
-        options = dict(dropout=0.0, fresh=fresh, head_norm=True)
-        changes = dict(num_steps=steps, optim=optim, model={**model, **options})
         # By the loss, which a head that is fitted to frozen features does not outgrow.
         by_loss = {**stage, "eval": dict(metric="loss", mode="min")}
-        return {**stage, **changes, "sweep": supervised.sweep(lrs, by_loss)}
+        return dict(
+            num_steps=steps,
+            optim=baselines.probe_optim(steps, lrs[0]),
+            sweep=supervised.sweep(lrs, by_loss),
+            model=dict(head_init=baselines.HEAD_INIT),
+        )
 
     def _plain(self, name: str) -> dict[str, Any]:
         """Full fine-tuning, from the weights or from the task before."""
@@ -230,3 +249,10 @@ class Baselines:
 
     def experiment(self) -> dict[str, Any]:
         return self.data.experiment(self.stages())
+
+
+# How the head of linear_probe and of lp_ft is found.
+PROBES: dict[str, Callable[[Baselines, dict[str, Any]], dict[str, Any]]] = {
+    "exact": Baselines.exact_probe,
+    "lars": Baselines.lars_probe,
+}

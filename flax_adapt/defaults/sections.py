@@ -116,7 +116,10 @@ def sweep(lrs: tuple[float, ...], **changes: Any) -> dict[str, Any]:
 
 
 def stage_model(**changes: Any) -> dict[str, Any]:
-    """What a stage makes of the model: no dropout, nothing new, nothing resized."""
+    """What a stage makes of the model: no dropout, nothing new, nothing resized.
+
+    head_init: deviation of a new head's kernel; 0: the model's own, 0.02.
+    """
     section = dict(
         dropout=0.0,
         drop_path=0.0,
@@ -127,6 +130,7 @@ def stage_model(**changes: Any) -> dict[str, Any]:
         resize=None,
         projector=None,
         head_norm=False,
+        head_init=0.0,
         adaptor=None,
         lora=None,
         grow_head=False,

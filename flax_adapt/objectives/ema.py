@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from flax_adapt.base import checks
 from flax_adapt.base.checks import Check, Row, one_of, present
@@ -60,6 +61,11 @@ def share_of_start(config: Any, num_steps: int) -> float:
     """
     steps = jnp.arange(1, num_steps + 1, dtype=jnp.float32)
     return float(jnp.prod(1 - rate_at(config, steps, num_steps)))
+
+
+def without_warmup(momentum: float, schedule: str) -> ConfigDict:
+    """Returns the section `ema` of an average that is a target, as a key encoder is."""
+    return ConfigDict(dict(momentum=momentum, schedule=schedule, warmup=False))
 
 
 def make_carry(config: Any, num_steps: int) -> Carry:

@@ -25,7 +25,7 @@ from flax_adapt.objectives import (
 )
 from flax_adapt.stage import data, fisher, references, stage, training
 from flax_adapt.surgery import heads, lora
-from flax_adapt.train import anchors, lars, optim, sgd
+from flax_adapt.train import anchors, lars, linear, optim, sgd
 from flax_adapt.train import fisher as train_fisher
 from flax_adapt.weights import reshape
 
@@ -38,6 +38,7 @@ OWNERS: list[ModuleType] = [
     anchors,
     lars,
     sgd,
+    linear,
     reshape,
     classify,
     contrast_rules,

@@ -1,5 +1,6 @@
 """What a stage trains with: its parameters and what goes beside them, its loss, its step."""
 
+import logging
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,8 @@ from flax_adapt.models import batch_stats
 from flax_adapt.objectives import ema, penalties
 from flax_adapt.stage import fisher as stage_fisher
 from flax_adapt.stage import frozen as stage_frozen
+from flax_adapt.stage import lengths
+from flax_adapt.stage import solve as stage_solve
 from flax_adapt.stage import stage as stages
 from flax_adapt.stage import weights as stage_weights
 from flax_adapt.stage.frozen import Given
@@ -28,6 +31,7 @@ from flax_adapt.train import state as states
 from flax_adapt.train import step as steps
 from flax_adapt.train.state import TrainState
 
+log = logging.getLogger(__name__)
 _ADAPTORS = 0x7FFFFFFC  # the key of adaptors never meets those of steps
 
 
@@ -59,6 +63,8 @@ class Begun(NamedTuple):
 def begin(stage: Stage, model: nn.Module, examples: data.Examples, mesh: Mesh) -> Begun:
     """Makes the state and the step; the same each time, so that a run can go on."""
     config = stage.config
+    for note in lengths.list_notes(config) if stage.is_first else ():
+        log.warning("%s: %s", stage.label, note)
     params, statistics, report = stage_weights.warm_start(stage, model, examples, mesh)
     fresh: Collection[str] = () if report is None else report.fresh
     frozen = stage_frozen.frozen(Given(stage, model, params, fresh, examples, mesh))
@@ -68,6 +74,9 @@ def begin(stage: Stage, model: nn.Module, examples: data.Examples, mesh: Mesh) -
     state = states.create(params, tx, mesh, seed=stage.seed, frozen=frozen, carry=carry)
     loss_fn = make_loss(stage, model, config.data, train=True, fresh=fresh)
     loss_fn = optim.stop_frozen(loss_fn, section.freeze)
+    if section.solve is not None:
+        step = stage_solve.make_step(stage, model, params, examples, mesh)
+        return Begun(state, step, report)
     step = steps.make_train_step(loss_fn, tx, mesh, section.accum_steps, carry)
     return Begun(state, step, report)
 

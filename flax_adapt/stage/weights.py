@@ -25,6 +25,10 @@ def init_params(stage: Stage, model: nn.Module) -> dict[str, Any]:
     """Fresh parameters of the stage's seed, of the model and of what is trained beside."""
     key, beside = jax.random.key(stage.seed), stages.build_beside(stage)
     params = dict(models.init_params(model, key))
+    if std := stage.config.model.head_init:
+        head = params["head"]
+        kernel = head["kernel"] * (std / heads.INIT_STD)
+        params["head"] = {**head, "kernel": kernel}
     # Both have the encoder; the model's has the adaptors.
     return params if beside is None else {**models.init_params(beside, key), **params}
 

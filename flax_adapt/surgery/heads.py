@@ -14,6 +14,7 @@ from flax_adapt.models import batch_stats
 from flax_adapt.models.heads import PROBE_EPS
 
 LEAVES = ("head/kernel", "head/bias")
+INIT_STD = 0.02  # of the kernel of a new head (`layers.NORMAL`)
 
 
 def _grows(at: Context) -> bool:

@@ -168,26 +168,39 @@ def test_all_start_alike_and_are_fine_tuned_alike(files):
 
 @pytest.mark.parametrize("name", PROBES)
 def test_a_probe_is_a_new_head_on_standardised_features_by_lars(files, name):
-    fields = dict(previous=files["images"], per_class=4, probe_lrs="0.1+2")
+    fields = dict(
+        previous=files["images"], per_class=4, probe_lrs="0.1+2", probe="lars"
+    )
     stage = stage_of(load(files, ("linear_probe", "lp_ft"), **fields), name)
     assert (stage.model.head_norm, stage.model.fresh) == (True, ("head",))
     assert (stage.model.dropout, stage.optim.weight_decay) == (0, 0)
     assert stage.optim.freeze == ("encoder/.*",)
     assert stage.optim.lars is not None
+    assert stage.model.head_init == 0.01
     assert stage.num_steps == 90 * 8 // 32  # of 2 classes
     assert stage.sweep.lrs == pytest.approx((0.1 * 32 / 256, 2 * 32 / 256))
     assert (stage.sweep.metric, stage.sweep.mode) == ("loss", "min")
 
 
+@pytest.mark.parametrize("name", PROBES)
+def test_a_probe_is_solved_in_one_step_unless_lars_is_asked_for(files, name):
+    stage = stage_of(load(files, ("linear_probe", "lp_ft"), per_class=4), name)
+    assert (stage.num_steps, stage.sweep, stage.optim.lars) == (1, None, None)
+    assert (stage.optim.solve.l2, stage.optim.solve.folds) == (0, 5)
+    assert (stage.model.head_norm, stage.model.fresh) == (True, ("head",))
+
+
 def test_a_pooler_that_was_learnt_is_a_part_of_the_features(files):
-    config = load(files, ("linear_probe",), "texts", previous=files["texts"])
+    fields = dict(probe="lars")
+    config = load(files, ("linear_probe",), "texts", previous=files["texts"], **fields)
     assert config.stages[-1].optim.freeze == ("encoder/.*", "pooler/.*")
-    new = load(files, ("linear_probe",), "texts").stages[-1]
+    new = load(files, ("linear_probe",), "texts", **fields).stages[-1]
     assert (new.optim.freeze, new.model.fresh) == (("encoder/.*",), ("pooler", "head"))
 
 
 def test_rates_to_choose_from_are_those_asked_for(files):
-    given = load(files, ("full", "lp_ft"), lrs="1e-4+1e-3", probe_lrs="0.5").stages
+    fields = dict(lrs="1e-4+1e-3", probe_lrs="0.5", probe="lars")
+    given = load(files, ("full", "lp_ft"), **fields).stages
     assert [stage.sweep and stage.sweep.lrs for stage in given] == [
         (1e-4, 1e-3),
         None,
@@ -253,6 +266,7 @@ def test_texts_are_fine_tuned_by_the_other_methods(files, tmp_path):
         (("full",), dict(new_head=True), "new_head=True is of a task after another"),
         (("lp_ft",), dict(per_class=1), "per_class=1 leaves no label to choose a"),
         (("full",), dict(lrs="1e-4+b"), r"lrs='1e-4\+b' must be numbers joined by \+"),
+        (("lp_ft",), dict(probe="x"), "probe='x' is unknown; choose one of .*'exact'"),
         (("fine",), {}, "method='fine' is unknown; choose one of .*'linear_probe'"),
         (("ewc",), {}, "method=ewc is against forgetting: give previous=SOURCE"),
         (

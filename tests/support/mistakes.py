@@ -43,6 +43,7 @@ RESNET = {**HEAD, "model": tiny_resnet.stage_model(fresh=("head",))}
 RESNETS = dict(model=tiny_resnet.MODEL)
 NORMED = {**HEAD, "model": defaults.stage_model(head_norm=True, fresh=("head",))}
 SGD = dict(momentum=0.9, nesterov=False)
+SOLVED = {**NORMED, "num_steps": 1, "optim": defaults.exact_probe_optim()}
 MIXED = {**defaults.NO_MIXING, "operator": "mixup", "pairing": "any"}
 MIXING = tiny.pretrain(objective={**defaults.reconstruct(), "mixing": MIXED})
 
@@ -53,6 +54,11 @@ def held(penalty, stage=WARM, **changes):
 
 
 MISTAKES = {
+    # Of a head that is solved for.
+    "optim.solve: l2=-1.0 must be": (SOLVED, {"optim.solve.l2": -1.0}, {}),
+    "optim.solve is a solution in one step": (SOLVED, {"num_steps": 2}, {}),
+    "optim.solve is of a new linear head": (SOLVED, {"model.head_norm": False}, {}),
+    "optim.solve finds the head alone": (SOLVED, {"ema": defaults.ema()}, {}),
     # Of the stage itself.
     "seeds=() must be one or more": (PLAIN, {"seeds": ()}, {}),
     "seed=0 + -1 must lie in [0, 2147483647]": (PLAIN, {"seeds": (-1,)}, {}),

@@ -1,0 +1,112 @@
+"""Constants that are counted in steps, against the length of a stage.
+
+What is published for hundreds of thousands of steps may fill a short stage or outlast
+it. Each rule of RULES looks at one such constant; what is cut or scaled elsewhere, or is
+too long and stays, is said in one line.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from flax_adapt.models.heads import PROBE_MOMENTUM
+from flax_adapt.objectives import ema
+from flax_adapt.train import anchors, optim
+
+# From which share on the initial weights, statistics or random keys are worth a line.
+_MUCH = 0.5
+
+
+def list_notes(section: Any) -> list[str]:
+    """Returns a line for every constant of a stage that does not fit its length."""
+    found = (rule(section, section.num_steps) for rule in RULES)
+    return [note for note in found if note]
+
+
+def _warmup(section: Any, num_steps: int) -> str:
+    given = section.optim.warmup_steps
+    takes = optim.warmup_steps(section.optim, num_steps)
+    if takes != given:
+        return f"optim.warmup_steps={given} would fill num_steps={num_steps}: cut to {takes}"
+    if takes > _MUCH * num_steps:
+        return f"optim.warmup_steps={given} is most of num_steps={num_steps}"
+    return ""
+
+
+def _recadam(section: Any, num_steps: int) -> str:
+    recall = section.optim.recadam
+    if recall is None:
+        return ""
+    k, t0 = anchors.recall_schedule(recall, num_steps)
+    if t0 >= num_steps:
+        return (
+            f"optim.recadam.t0={t0:g} is not reached in num_steps={num_steps}: the "
+            "pretrained weights stay as they are; lower t0, or set t0=0 and k=0"
+        )
+    if (k, t0) != (recall.k or anchors.K, recall.t0 or anchors.T0):
+        return (
+            f"optim.recadam: k={k:g} and t0={t0:g} in num_steps={num_steps} (published: "
+            f"{anchors.K:g} and {anchors.T0:g})"
+        )
+    return ""
+
+
+def _average(section: Any, num_steps: int) -> str:
+    if section.ema is None:
+        return ""
+    share = ema.share_of_start(section.ema, num_steps)
+    if share < _MUCH / 10:
+        return ""
+    return (
+        f"ema: {share:.0%} of the average are the initial weights after num_steps="
+        f"{num_steps}; set ema.warmup=True, or lower ema.momentum"
+    )
+
+
+def _key_encoder(section: Any, num_steps: int) -> str:
+    objective = section.objective
+    if objective.name != "contrast":
+        return ""
+    how = dict(momentum=objective.momentum, schedule=objective.momentum_schedule)
+    share = ema.share_of_start(ema.without_warmup(**how), num_steps)
+    if share < _MUCH:
+        return ""
+    return (
+        f"objective.momentum={objective.momentum}: {share:.0%} of the key encoder are the "
+        f"initial weights after num_steps={num_steps}; a lower momentum follows faster"
+    )
+
+
+def _queue(section: Any, num_steps: int) -> str:
+    objective = section.objective
+    size = objective.queue_size if objective.name == "contrast" else 0
+    fills = -(-size // section.batch_size)
+    if fills <= _MUCH * num_steps:
+        return ""
+    return (
+        f"objective.queue_size={size} holds random keys in the first {fills} of num_steps="
+        f"{num_steps} steps; a smaller queue fills sooner"
+    )
+
+
+def _head_norm(section: Any, num_steps: int) -> str:
+    if not section.model.head_norm or section.optim.solve is not None:
+        return ""
+    share = (1 - PROBE_MOMENTUM) ** num_steps
+    if share < _MUCH / 10:
+        return ""
+    return (
+        f"model.head_norm: {share:.0%} of its running statistics are still mean 0 and "
+        f"variance 1 after num_steps={num_steps}; take more steps"
+    )
+
+
+# Warm-up of the learning rate, RecAdam's switch, averages of weights, the fill of a queue,
+# running statistics. Schedules of replay and of the learning rate are shares of a stage.
+RULES: tuple[Callable[[Any, int], str], ...] = (
+    _warmup,
+    _recadam,
+    _average,
+    _key_encoder,
+    _queue,
+    _head_norm,
+)

@@ -1,0 +1,122 @@
+"""A stage that trains a head alone, solved exactly on features that are computed once.
+
+It has one step, which is the solution, and is evaluated, stored and exported like any
+other. `train.linear` solves it.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from flax_adapt import data
+from flax_adapt.base import rules
+from flax_adapt.base.errors import UserError
+from flax_adapt.base.metrics import Loss, Mean
+from flax_adapt.base.types import Array, Batch, Metrics, Params
+from flax_adapt.models import batch_stats
+from flax_adapt.stage import fisher as stage_fisher
+from flax_adapt.stage.stage import Stage
+from flax_adapt.train import linear, optim, sharding
+from flax_adapt.train import step as steps
+from flax_adapt.train.state import TrainState
+
+_HEAD = {"head/kernel", "head/bias"}
+
+
+def make_step(
+    stage: Stage, model: nn.Module, params: Params, examples: data.Examples, mesh: Mesh
+) -> steps.TrainStep:
+    """Returns `step(state, batch)`, which puts the solved head into the state.
+
+    It reads all examples, as they are, and not the batch. Raises UserError where more
+    than the head would train.
+    """
+    section = stage.config.optim
+    trains = rules.named(optim.trainable(section.freeze, params))
+    more = sorted(
+        name for name, trained in trains.items() if trained and name not in _HEAD
+    )
+    if more:
+        raise UserError(
+            f"stage {stage.label}: optim.solve finds the head alone, but optim.freeze "
+            f"leaves {', '.join(more[:3])} to train"
+        )
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        del batch
+        x_nD, labels_n = extract_features(stage, model, state.params, examples, mesh)
+        solved = linear.fit(
+            x_nD, labels_n, model.num_classes, section.solve, seed=stage.seed
+        )
+        return _with_head(state, solved, mesh), _metrics(solved, x_nD, labels_n)
+
+    return step
+
+
+def extract_features(
+    stage: Stage, model: nn.Module, params: Params, examples: data.Examples, mesh: Mesh
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (features float32 [n, D], labels int32 [n]): what the head is given.
+
+    Of every example that can be read, once, not augmented and without dropout, on every
+    process.
+    """
+    width = params["head"]["kernel"].shape[0]
+    # With the identity for a head the logits are the features.
+    plain = model.clone(num_classes=width, head_norm=False)
+    head = {"kernel": jnp.eye(width), "bias": jnp.zeros(width)}
+    prepare = stage_fisher.inputs_of(model, stage.config.data)
+
+    def encode(params: Params, batch: Batch) -> tuple[Array, Array, Array]:
+        variables = {"params": {**params, "head": head}}
+        x_BD = plain.apply(variables, prepare(batch), None)
+        return x_BD, batch["label"], batch["weight"]
+
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    run = jax.jit(encode, out_shardings=everywhere)
+    share = sharding.share_of_process(mesh)
+    batches = data.eval_batches(examples, stage.config.batch_size, *share)
+    found = [
+        jax.device_get(run(params, sharding.put_batch(batch, mesh)))
+        for batch in batches
+    ]
+    x_nD, label_n, weight_n = (
+        np.concatenate(rows) for rows in zip(*found, strict=True)
+    )
+    return x_nD[weight_n > 0], label_n[weight_n > 0]
+
+
+def _with_head(state: TrainState, solved: linear.Solved, mesh: Mesh) -> TrainState:
+    """The state after the one step; batch norm standardises as the solver did."""
+    leaves = {
+        "head": {"kernel": solved.kernel, "bias": solved.bias},
+        batch_stats.NAME: {"norm": {"mean": solved.mean, "var": solved.variance}},
+    }
+    leaves = jax.tree.map(np.float32, leaves)
+    head, statistics = batch_stats.split(sharding.put(leaves, mesh))
+    return state.replace(
+        step=state.step + 1,
+        params={**state.params, **head},
+        extra={**state.extra, batch_stats.NAME: statistics},
+    )
+
+
+def _metrics(solved: linear.Solved, x_nD: np.ndarray, labels_n: np.ndarray) -> Metrics:
+    """Loss and accuracy of the training examples, and the penalty."""
+    count = len(labels_n)
+    right = np.sum(solved.logits(x_nD).argmax(axis=1) == labels_n)
+    measured: dict[str, Any] = {
+        "loss": Loss.of(_mean(solved.loss * count, count)),
+        "accuracy": _mean(right, count),
+        "l2": _mean(solved.l2, 1),
+        steps.BAD_LEAF: _mean(-1, 1),
+    }
+    return measured
+
+
+def _mean(total: float, count: int) -> Mean:
+    return Mean(jnp.float32(total), jnp.float32(count))
