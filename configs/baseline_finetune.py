@@ -7,8 +7,8 @@ Run     flax-adapt run --workdir=runs/x \
                   image_size, channels, ...: as in vit_self_distill
         method    one or several, each a row of the table:
                   full          all weights
-                  linear_probe  a new head on frozen features behind batch norm, by
-                                LARS (of texts a new pooler also trains)
+                  linear_probe  a new head on frozen, standardised features; see probe
+                                (probe=lars trains a new pooler of texts, too)
                   lp_ft         that first, then all
                   lora          low-rank adaptors of query and value, and the head
                   adaptors      those of GLAD's attention, and the head
@@ -49,9 +49,9 @@ Expect  one table: test accuracy (texts: macro-F1) by method, mean and spread ov
 Source  defaults/baselines.py has the values, and whose they are: Li et al. 2018, Chen et
         al. 2020, Gouk et al. 2021, Aghajanyan et al. 2020, Hu et al. 2021, Kumar et al.
         2022, Kirkpatrick et al. 2017, Li and Hoiem 2017, Buzzega et al. 2020. None of
-        them was searched. probe=lars is that of He et al. 2022: 90 epochs at 0.1;
-        the rates above that are ours, since with few labels 90 epochs are few steps; and
-        so is probe=exact.
+        them was searched. probe=lars is that of He et al. 2022: 90 epochs at 0.1, a head that
+        starts at a deviation of 0.01; the rates above that are ours, since with few labels
+        90 epochs are few steps. probe=exact is ours.
 """
 
 from flax_adapt import defaults

@@ -74,7 +74,8 @@ def shrink(config):
         else:
             section.update(seq_len=tiny_runs.SEQ_LEN, buckets=())
     for stage in config.stages:
-        stage.update(num_steps=2, batch_size=8, seeds=(0,))
+        steps = 2 if stage.optim.solve is None else 1
+        stage.update(num_steps=steps, batch_size=8, seeds=(0,))
         stage.optim.update(lr=1e-3, warmup_steps=0)
         if stage.optim.recadam is not None:
             stage.optim.recadam.gamma = 1.0
