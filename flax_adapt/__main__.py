@@ -1,111 +1,40 @@
 """Commands: `flax-adapt COMMAND --flag=value ...` (or `python -m flax_adapt COMMAND ...`).
 
-Flags only, no logic. Exit code 0, or one line on stderr: 2 for a user's mistake, 1 for a
-run that broke down. SIGTERM: a checkpoint, one line, exit code 0.
+Flags only, no logic: help and refusals come from `commands.table`, without importing JAX or
+the module of any command. Exit code 0, or one line on stderr: 2 for a user's mistake, 1 for
+a run that broke down. SIGTERM: a checkpoint, one line, exit code 0.
 """
 
+import importlib
 import keyword
 import logging
 import os
+import re
 import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 from absl import flags
 from absl import logging as absl_logging
-from ml_collections import config_flags
 
-from flax_adapt import commands
+from flax_adapt import __version__
 from flax_adapt.base import config
-from flax_adapt.base.errors import UserError
-from flax_adapt.stage.loop import NonFiniteError
-from flax_adapt.train.preemption import Preempted
-
-REQUIRED = None
-
-# Flags of each command: name -> (default, help).
-_RUN = {
-    "workdir": (REQUIRED, "folder of the run; the same command continues it"),
-    "coordinator": ("", "host:port of process 0 ('auto' on a TPU pod or under SLURM)"),
-    "num_processes": (1, "number of processes, with --coordinator=host:port"),
-    "process_id": (0, "this process, 0 to num_processes - 1"),
-}
-_FORMATS = "huggingface, timm, torchvision, facebook_mae, big_vision, orbax"
-_INIT_FORMAT = {"init_format": ("", f"{_FORMATS}; '': what it looks like")}
-COMMANDS: dict[str, tuple[Callable[..., None], bool, dict]] = {
-    # name: (function, takes --config, flags)
-    "run": (
-        commands.run,
-        True,
-        {**_RUN, "force": (False, "go on although the config of the workdir differs")},
-    ),
-    "eval": (commands.evaluate, True, {"workdir": _RUN["workdir"]}),
-    "features": (
-        commands.features,
-        False,
-        {
-            "init": (REQUIRED, "folder or file of weights"),
-            "data": (REQUIRED, "tfds:NAME, folder:PATH, builtin:NAME; jsonl:PATH ..."),
-            "out": (REQUIRED, "the .npz to write: embeddings, labels, names"),
-            "split": ("train", "split of the data"),
-            "data_dir": ("", "where tfds: finds its data sets"),
-            "pooling": ("cls", "cls, mean or mean_norm"),
-            "batch_size": (64, "images or texts at once"),
-            "precision": ("float32", "float32 or bfloat16"),
-            "max_bad_fraction": (0.01, "undecodable examples beyond it are an error"),
-            "seq_len": (128, "text: tokens that a text is cut to"),
-            "text_fields": ("text", "text: the column, or A,B for pairs"),
-            "label_field": ("label", "text: the column of the labels; '' for none"),
-            "label_kind": ("class", "text: class or number"),
-            **_INIT_FORMAT,
-            "init_known": ("", "what init does not tell: heads=6,gelu=tanh"),
-            "mean": ("", "images: of the pixels, 0.5,0.5,0.5; '': what init tells"),
-            "std": ("", "images: of the pixels, 0.5,0.5,0.5; '': what init tells"),
-        },
-    ),
-    "convert": (
-        commands.convert,
-        False,
-        {
-            "from": (REQUIRED, "folder or file of weights"),
-            "to": (REQUIRED, "folder or file to write; must not be there yet"),
-            "from_format": ("", f"{_FORMATS}; '': what it looks like"),
-            "format": ("huggingface", _FORMATS),
-            "task": ("", "mae, mlm, classify or encoder; '': all that there is"),
-            "known": ("", "what a file does not tell: heads=6,decoder_heads=16"),
-            "change": ("", "what shall be written otherwise: layer_norm_eps=1e-6"),
-            "fresh": ([], "what shall be new: head (may be repeated)"),
-            "num_classes": (0, "of a fresh head; 0: those of the one there is"),
-            "seed": (0, "of what is fresh"),
-        },
-    ),
-    "fill": (
-        commands.fill,
-        False,
-        {
-            "init": (REQUIRED, "Hugging Face folder of a masked language model"),
-            "text": (REQUIRED, "a text with one mask token or more, such as [MASK]"),
-            "top": (5, "how many tokens to print for each"),
-            **_INIT_FORMAT,
-        },
-    ),
-    "configs": (commands.list_configs, False, {}),
-}
+from flax_adapt.base.errors import NonFiniteError, Preempted, UserError
+from flax_adapt.commands.table import COMMANDS, REQUIRED
 
 
 def usage() -> str:
+    """The commands, a line each."""
     lines = ["flax-adapt COMMAND --flag=value ...  (COMMAND --help lists its flags)"]
-    for name, (function, _, _) in COMMANDS.items():
-        lines.append(f"  {name:10}{(function.__doc__ or '').splitlines()[0]}")
-    return "\n".join(lines)
+    lines += [f"  {name:10}{command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join([*lines, "flax-adapt --version"])
 
 
 def describe(command: str) -> str:
     """The flags of a command, a line each."""
-    function, takes_config, table = COMMANDS[command]
+    _, summary, takes_config, table = COMMANDS[command]
     rows = [("--config", "", "file or shipped name, NAME:argument=value,...")]
     rows += [("--config.FIELD", "", "changes one field, as in --config.stages.0.seeds")]
     rows = rows if takes_config else []
@@ -114,33 +43,75 @@ def describe(command: str) -> str:
         for name, (default, text) in table.items()
     ]
     lines = [f"  {name:20}{default:10}{text}" for name, default, text in rows]
-    return "\n".join([(function.__doc__ or "").splitlines()[0], *lines])
+    return "\n".join([summary, *lines])
 
 
 def parse(command: str, arguments: Sequence[str]) -> dict:
     """Returns the command's arguments; raises UserError naming what is wrong."""
-    _, takes_config, table = COMMANDS[command]
+    table = COMMANDS[command].flags
+    rest = [config.bracket_indices(argument) for argument in arguments]
+    if COMMANDS[command].takes_config:
+        return _parse_with_config(command, rest)
+    values, left = _parse_flags(command, _define_flags(table), rest)
+    _check_complete(command, values, left)
+    return _arguments_of(table, values)
+
+
+def _parse_with_config(command: str, arguments: list[str]) -> dict:
+    """The flags are checked first: to load a config takes as long as to import JAX."""
+    table = COMMANDS[command].flags
+    names = [argument for argument in arguments if argument.startswith("--config=")]
+    if len(names) != 1:
+        known = ", ".join(f"--{name}" for name in table)
+        raise UserError(
+            f"{command} needs one --config=FILE or --config=NAME; flags: {known}"
+        )
+    arguments.remove(names[0])
+    own = _without_overrides(arguments)
+    values, left = _parse_flags(command, _define_flags(table), own)
+    _check_complete(command, values, left)
+    loaded = config.load(names[0].removeprefix("--config="))
+    for argument in arguments:
+        config.check_override(loaded, argument)
+    values, left = _parse_flags(command, _define_flags(table), arguments, loaded)
+    _check_complete(command, values, left)
+    return {**_arguments_of(table, values), "config": values["config"].value}
+
+
+def _without_overrides(arguments: Sequence[str]) -> list[str]:
+    """Leaves out `--config.FIELD=VALUE` and `--config.FIELD VALUE`."""
+    own, before = [], ""
+    for argument in arguments:
+        is_override = re.match("--?config[.]", argument)
+        is_value = re.fullmatch("--?config[.][^=]*", before) and argument[:1] != "-"
+        if not is_override and not is_value:
+            own.append(argument)
+        before = argument
+    return own
+
+
+def _define_flags(table: dict[str, tuple[Any, str]]) -> flags.FlagValues:
     values = flags.FlagValues()
     for name, (default, text) in table.items():
         _DEFINE[type(default)](name, default, text, flag_values=values)
-    rest = [config.bracket_indices(argument) for argument in arguments]
-    names = [argument for argument in rest if argument.startswith("--config=")]
-    known = ", ".join(f"--{name}" for name in table)
-    if takes_config:
-        if len(names) != 1:
-            raise UserError(
-                f"{command} needs one --config=FILE or --config=NAME; flags: {known}"
-            )
-        rest.remove(names[0])
-        loaded = config.load(names[0].removeprefix("--config="))
-        for argument in rest:
-            config.check_override(loaded, argument)
+    return values
+
+
+def _parse_flags(
+    command: str,
+    values: flags.FlagValues,
+    arguments: Sequence[str],
+    loaded: Any = None,
+) -> tuple[flags.FlagValues, list[str]]:
+    """Returns the flags, with the config `loaded` changed by them, and what is no flag."""
     try:
-        if takes_config:
+        if loaded is not None:
+            from ml_collections import config_flags
+
             config_flags.DEFINE_config_dict(
-                "config", loaded, flag_values=values, sys_argv=[command, *rest]
+                "config", loaded, flag_values=values, sys_argv=[command, *arguments]
             )
-        left = values([command, *rest])[1:]
+        return values, values([command, *arguments])[1:]
     except (
         flags.Error,
         AttributeError,
@@ -148,19 +119,28 @@ def parse(command: str, arguments: Sequence[str]) -> dict:
         IndexError,
         TypeError,
         ValueError,
-    ) as e:
-        raise UserError(f"{command}: {_one_line(e)}") from None
+    ) as error:
+        raise UserError(f"{command}: {_one_line(error)}") from None
+
+
+def _check_complete(command: str, values: flags.FlagValues, left: list[str]) -> None:
+    table = COMMANDS[command].flags
     needed = [name for name, (default, _) in table.items() if default is REQUIRED]
     missing = [f"--{name}=..." for name in needed if not values[name].value]
     if missing or left:
+        known = ", ".join(f"--{name}" for name in table)
         what = f"needs {' '.join(missing)}" if missing else f"does not know {left}"
         raise UserError(f"{command} {what}; flags: {known}")
-    # --from is no name of an argument in Python: there it is from_.
-    given = {
+
+
+def _arguments_of(
+    table: dict[str, tuple[Any, str]], values: flags.FlagValues
+) -> dict[str, Any]:
+    """--from is no name of an argument in Python: there it is from_."""
+    return {
         f"{name}_" if keyword.iskeyword(name) else name: values[name].value
         for name in table
     }
-    return {**given, "config": values["config"].value} if takes_config else given
 
 
 _DEFINE: dict[type, Callable[..., Any]] = {
@@ -199,6 +179,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
+    if arguments[0] == "--version":
+        print(f"flax-adapt {__version__}")
+        return 0
     command = arguments[0]
     try:
         if threading.current_thread() is threading.main_thread():
@@ -209,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if {"-h", "--help"} & set(arguments):
             print(describe(command))
             return 0
-        COMMANDS[command][0](**parse(command, arguments[1:]))
+        _call(command, parse(command, arguments[1:]))
     except Preempted as stop:
         print(f"{stop}; run the same command to continue")
     except (UserError, OSError, NonFiniteError) as error:
@@ -218,13 +201,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _call(command: str, arguments: dict[str, Any]) -> None:
+    """Imports the module of the command, and with it JAX where it needs JAX."""
+    function = COMMANDS[command].function
+    module = importlib.import_module(f"flax_adapt.commands.{function}")
+    getattr(module, function)(**arguments)
+
+
 def _leave(code: int) -> int:
     """Ends at once where there are other processes.
 
     An ordinary exit waits for all to exit, and the others may wait for this one: then
     all would hang for minutes, and be aborted without this exit code.
     """
-    if jax.distributed.is_initialized():
+    jax = sys.modules.get("jax")
+    if jax is not None and jax.distributed.is_initialized():
         sys.stdout.flush()
         os._exit(code)
     return code

@@ -1,4 +1,4 @@
-"""The one exception for a user's mistake."""
+"""Exceptions that end a command: a user's mistake, a breakdown of a run, a stop."""
 
 import contextlib
 import re
@@ -13,6 +13,14 @@ class UserError(ValueError):
 
     Commands print it and end with exit code 2.
     """
+
+
+class NonFiniteError(RuntimeError):
+    """The loss or a gradient became infinite or not a number."""
+
+
+class Preempted(Exception):
+    """The run was asked to stop; everything needed to continue is on disk."""
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import jax
 from flax_adapt import data
 from flax_adapt.base import config as configs
 from flax_adapt.base import logs, rules
-from flax_adapt.base.errors import UserError
+from flax_adapt.base.errors import NonFiniteError, Preempted, UserError
 from flax_adapt.base.metrics import Meter
 from flax_adapt.base.types import Metrics
 from flax_adapt.stage import data as inputs
@@ -19,14 +19,10 @@ from flax_adapt.stage import training
 from flax_adapt.stage.stage import Stage
 from flax_adapt.train import optim, sharding
 from flax_adapt.train import step as steps
-from flax_adapt.train.preemption import Preempted, Preemption
+from flax_adapt.train.preemption import Preemption
 
 RESULT = "result.json"
 log = logging.getLogger(__name__)
-
-
-class NonFiniteError(RuntimeError):
-    """The loss or a gradient became infinite or not a number."""
 
 
 def train_and_evaluate(stage: Stage, preemption: Preemption) -> dict[str, Any]:

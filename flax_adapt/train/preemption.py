@@ -7,10 +7,6 @@ import jax
 from jax.experimental import multihost_utils
 
 
-class Preempted(Exception):
-    """The run was asked to stop; everything needed to continue is on disk."""
-
-
 class Preemption:
     """Remembers a SIGTERM. `requested()` is polled after every step, `noted()` more often.
 

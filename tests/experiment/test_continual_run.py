@@ -8,12 +8,12 @@ import pytest
 from support import tiny_files
 from support.runner import assert_identical, tensors
 
-from flax_adapt import commands
 from flax_adapt.base import config as configs
+from flax_adapt.base.errors import Preempted
 from flax_adapt.base.logs import read_json
+from flax_adapt.commands.evaluate import evaluate
 from flax_adapt.experiment import recipe
 from flax_adapt.stage import loop
-from flax_adapt.train import preemption
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 ROWS = ("pretrained", "task_1_images", "task_2_others")
@@ -43,13 +43,13 @@ def straight(config, compile_fast, tmp_path_factory):
     """The workdir of a run that nothing stopped."""
     workdir = tmp_path_factory.mktemp("straight")
     recipe.run(config, workdir, force=False)
-    commands.evaluate(config, str(workdir))
+    evaluate(config, str(workdir))
     return workdir
 
 
 def test_the_matrices_are_those_of_the_run(files, config, straight, capsys):
     """Cells by fine-tuning from results.json, probes from eval.json; all are printed."""
-    commands.evaluate(config, str(straight))
+    evaluate(config, str(straight))
     printed = capsys.readouterr().out
     assert "finetune\n" in printed
     assert "backward" in printed
@@ -104,12 +104,12 @@ def test_a_run_that_was_stopped_inside_a_cell_ends_as_one_that_was_not(
         advance(run, step)
 
     monkeypatch.setattr(loop.Run, "advance", spying)
-    with pytest.raises(preemption.Preempted, match=f"{label} stopped at step 1"):
+    with pytest.raises(Preempted, match=f"{label} stopped at step 1"):
         recipe.run(config, tmp_path, force=False)
     recipe.run(config, tmp_path, force=False)
     last = [f"finetune_task_2_others_on_{domain}" for domain in DOMAINS]
     assert taken == [(name, step) for name in (label, *last) for step in (1, 2)]
-    commands.evaluate(config, str(tmp_path))
+    evaluate(config, str(tmp_path))
     assert rows(tmp_path) == rows(straight)
     both = [workdir / "transfer.json" for workdir in (tmp_path, straight)]
     assert read_json(both[0]) == read_json(both[1])

@@ -1,0 +1,37 @@
+"""Weights from one format to another."""
+
+from pathlib import Path
+
+from flax_adapt.commands.values import parse_values
+from flax_adapt.weights import convert as converting
+
+
+def convert(
+    from_: str,
+    to: str,
+    from_format: str,
+    format: str,
+    task: str,
+    known: str,
+    change: str,
+    fresh: list[str],
+    num_classes: int,
+    seed: int,
+) -> None:
+    """Writes weights in another format, tensor by tensor; prints what became of each."""
+    done = converting.convert(
+        Path(from_),
+        Path(to),
+        source_format=from_format or None,
+        target_format=format,
+        task=task or None,
+        known=parse_values("--known", known),
+        changes=parse_values("--change", change),
+        fresh=tuple(name for given in fresh for name in given.split(",") if name),
+        num_classes=num_classes,
+        seed=seed,
+    )
+    print(done.report.overview())
+    print(f"{to}: {format}, task {done.task}: {done.report.summary()}")
+    if done.left_out:
+        print(f"left out, since {format} has no place for it: {done.left_out}")

@@ -1,0 +1,31 @@
+"""A whole experiment, or the rest of it."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from flax_adapt.commands import jax_settings
+from flax_adapt.experiment import recipe
+
+
+def run(
+    config: Any,
+    workdir: str,
+    force: bool,
+    coordinator: str,
+    num_processes: int,
+    process_id: int,
+) -> None:
+    """Runs every stage of a config in a workdir, or continues it; prints the results."""
+    folder = Path(workdir)
+    jax_settings.join_processes(coordinator, num_processes, process_id)
+    jax_settings.set_jax_up(folder, config.precision)
+    done = recipe.is_done(config, folder)
+    rows = recipe.run(config, folder, force=force)
+    if jax.process_index() == 0:
+        if done:
+            print(f"{folder}: all stages were done before")
+        print(recipe.table(rows))
+        print(f"results: {folder / 'results.json'}")
+        print(f"model:   {rows[-1]['export']}")

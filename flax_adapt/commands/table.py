@@ -1,0 +1,99 @@
+"""The commands and their flags, as data: nothing here imports what they do."""
+
+from typing import Any, NamedTuple
+
+REQUIRED = None
+
+
+class Command(NamedTuple):
+    """A command: `flax_adapt.commands.FUNCTION.FUNCTION` does it.
+
+    summary: the first line of the function's docstring. flags: name -> (default, help).
+    """
+
+    function: str
+    summary: str
+    takes_config: bool
+    flags: dict[str, tuple[Any, str]]
+
+
+_RUN = {
+    "workdir": (REQUIRED, "folder of the run; the same command continues it"),
+    "coordinator": ("", "host:port of process 0 ('auto' on a TPU pod or under SLURM)"),
+    "num_processes": (1, "number of processes, with --coordinator=host:port"),
+    "process_id": (0, "this process, 0 to num_processes - 1"),
+}
+_FORMATS = "huggingface, timm, torchvision, facebook_mae, big_vision, orbax"
+_INIT_FORMAT = {"init_format": ("", f"{_FORMATS}; '': what it looks like")}
+COMMANDS = {
+    "run": Command(
+        "run",
+        "Runs every stage of a config in a workdir, or continues it; prints the results.",
+        True,
+        {**_RUN, "force": (False, "go on although the config of the workdir differs")},
+    ),
+    "eval": Command(
+        "evaluate",
+        "kNN, linear probe and drift of every finished stage of a workdir.",
+        True,
+        {"workdir": _RUN["workdir"]},
+    ),
+    "features": Command(
+        "features",
+        "Writes embeddings, labels and example names of a data set to an .npz file.",
+        False,
+        {
+            "init": (REQUIRED, "folder or file of weights"),
+            "data": (REQUIRED, "tfds:NAME, folder:PATH, builtin:NAME; jsonl:PATH ..."),
+            "out": (REQUIRED, "the .npz to write: embeddings, labels, names"),
+            "split": ("train", "split of the data"),
+            "data_dir": ("", "where tfds: finds its data sets"),
+            "pooling": ("cls", "cls, mean or mean_norm"),
+            "batch_size": (64, "images or texts at once"),
+            "precision": ("float32", "float32 or bfloat16"),
+            "max_bad_fraction": (0.01, "undecodable examples beyond it are an error"),
+            "seq_len": (128, "text: tokens that a text is cut to"),
+            "text_fields": ("text", "text: the column, or A,B for pairs"),
+            "label_field": ("label", "text: the column of the labels; '' for none"),
+            "label_kind": ("class", "text: class or number"),
+            **_INIT_FORMAT,
+            "init_known": ("", "what init does not tell: heads=6,gelu=tanh"),
+            "mean": ("", "images: of the pixels, 0.5,0.5,0.5; '': what init tells"),
+            "std": ("", "images: of the pixels, 0.5,0.5,0.5; '': what init tells"),
+        },
+    ),
+    "convert": Command(
+        "convert",
+        "Writes weights in another format, tensor by tensor; prints what became of each.",
+        False,
+        {
+            "from": (REQUIRED, "folder or file of weights"),
+            "to": (REQUIRED, "folder or file to write; must not be there yet"),
+            "from_format": ("", f"{_FORMATS}; '': what it looks like"),
+            "format": ("huggingface", _FORMATS),
+            "task": ("", "mae, mlm, classify or encoder; '': all that there is"),
+            "known": ("", "what a file does not tell: heads=6,decoder_heads=16"),
+            "change": ("", "what shall be written otherwise: layer_norm_eps=1e-6"),
+            "fresh": ([], "what shall be new: head (may be repeated)"),
+            "num_classes": (0, "of a fresh head; 0: those of the one there is"),
+            "seed": (0, "of what is fresh"),
+        },
+    ),
+    "fill": Command(
+        "fill",
+        "Prints the likeliest tokens for every mask token of a text.",
+        False,
+        {
+            "init": (REQUIRED, "Hugging Face folder of a masked language model"),
+            "text": (REQUIRED, "a text with one mask token or more, such as [MASK]"),
+            "top": (5, "how many tokens to print for each"),
+            **_INIT_FORMAT,
+        },
+    ),
+    "configs": Command(
+        "list_configs",
+        "Lists the shipped configs with the first line of their docstrings.",
+        False,
+        {},
+    ),
+}
