@@ -1,10 +1,15 @@
 """Packaging. The top-level `configs/` ships in the wheel as `flax_adapt.configs`."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
-README = Path(__file__).parent / "README.md"
+ROOT = Path(__file__).parent
+README = ROOT / "README.md"
+# Read, not imported: when the package is built, JAX need not be there.
+INIT = (ROOT / "flax_adapt" / "__init__.py").read_text("utf-8")
+(VERSION,) = re.findall(r'^__version__ = "(.+)"', INIT, re.MULTILINE)
 
 # Each lower bound is the version the test suite ran with.
 REQUIRES = [
@@ -53,7 +58,7 @@ EXTRAS = {
 
 setup(
     name="flax-adapt",
-    version="0.1.0",  # the only place; at run time: importlib.metadata.version
+    version=VERSION,
     description="Adapts pretrained ViT and BERT to domains with few labels or none",
     long_description=README.read_text("utf-8") if README.exists() else "",
     long_description_content_type="text/markdown",

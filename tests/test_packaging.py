@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import setuptools
 
+import flax_adapt
+
 ROOT = Path(__file__).parent.parent
 # From this version on setuptools makes wheels itself; an older one needs the network.
 BUILDS_WHEELS = int(setuptools.__version__.split(".")[0]) >= 71
@@ -51,3 +53,11 @@ def test_every_requirement_has_a_lower_bound(wheel):
     metadata = Parser().parsestr(wheel.read(name).decode())
     requirements = metadata.get_all("Requires-Dist")
     assert [line for line in requirements if ">=" not in line] == []
+
+
+def test_the_version_is_written_in_one_place(wheel):
+    version = flax_adapt.__version__
+    assert f"-{version}-" in Path(wheel.filename).name
+    sources = [ROOT / "setup.py", *(ROOT / "flax_adapt").rglob("*.py")]
+    written = [path.name for path in sources if f'"{version}"' in path.read_text()]
+    assert written == ["__init__.py"]

@@ -133,7 +133,7 @@ def test_the_module_is_the_command(tmp_path):
 def test_help_names_every_flag(main, command):
     code, out, error = main(command, "--help")
     assert (code, error) == (0, "")
-    for flag in __main__.COMMANDS[command][2]:
+    for flag in __main__.COMMANDS[command].flags:
         assert f"  --{flag} " in out
 
 
