@@ -8,8 +8,8 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 README = ROOT / "README.md"
 # Read, not imported: when the package is built, JAX need not be there.
-INIT = (ROOT / "flax_adapt" / "__init__.py").read_text("utf-8")
-(VERSION,) = re.findall(r'^__version__ = "(.+)"', INIT, re.MULTILINE)
+LINES = (ROOT / "flax_adapt" / "base" / "version.py").read_text("utf-8")
+(VERSION,) = re.findall(r'^__version__ = "(.+)"', LINES, re.MULTILINE)
 
 # Each lower bound is the version the test suite ran with.
 REQUIRES = [

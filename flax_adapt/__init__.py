@@ -14,6 +14,8 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from flax_adapt.base.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from flax_adapt import data, defaults, models, objectives, weights
     from flax_adapt.base import config
@@ -26,8 +28,6 @@ if TYPE_CHECKING:
     from flax_adapt.train.state import create as create_state
     from flax_adapt.train.step import make_eval_step, make_train_step
     from flax_adapt.weights import from_pretrained, save_pretrained
-
-__version__ = "0.1.0"  # the one place: setup.py reads this line
 
 __all__ = [
     "Loss",

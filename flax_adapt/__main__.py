@@ -19,9 +19,9 @@ from typing import Any
 from absl import flags
 from absl import logging as absl_logging
 
-from flax_adapt import __version__
 from flax_adapt.base import config
 from flax_adapt.base.errors import NonFiniteError, Preempted, UserError
+from flax_adapt.base.version import __version__
 from flax_adapt.commands.table import COMMANDS, REQUIRED
 
 

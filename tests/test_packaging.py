@@ -60,4 +60,4 @@ def test_the_version_is_written_in_one_place(wheel):
     assert f"-{version}-" in Path(wheel.filename).name
     sources = [ROOT / "setup.py", *(ROOT / "flax_adapt").rglob("*.py")]
     written = [path.name for path in sources if f'"{version}"' in path.read_text()]
-    assert written == ["__init__.py"]
+    assert written == ["version.py"]
