@@ -10,6 +10,7 @@ or tokenizer_config.json name, else the usual ones: [CLS] [SEP] [PAD] [MASK] [UN
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -39,6 +40,9 @@ FILES = (
     "added_tokens.json",
 )
 CHUNK = 1024  # texts that one thread takes at a time
+MAX_PROBES = (
+    1000  # words of a vocabulary that are tried to see what stands around texts
+)
 
 
 class Encoding(NamedTuple):
@@ -92,7 +96,13 @@ class Tokenizer:
             return _join(list(threads.map(self._chunk, chunks)))
 
     def _chunk(self, texts: Sequence[str]) -> Pieces:
-        encodings = self.rust.encode_batch(list(texts), add_special_tokens=False)
+        try:
+            encodings = self.rust.encode_batch(list(texts), add_special_tokens=False)
+        except Exception as error:  # the library raises nothing else
+            raise errors.UserError(
+                f"tokenizer: {self.files[0]} cannot encode a text: {error}; its model has"
+                " no unknown token: set unk_token there"
+            ) from None
         sizes = [len(encoding) for encoding in encodings]
         tokens = _flat(encoding.ids for encoding in encodings)
         words = _flat(encoding.word_ids for encoding in encodings)
@@ -147,11 +157,29 @@ def open_tokenizer(path: str | os.PathLike) -> Tokenizer:
                      files=files, rust=rust)  # fmt: skip
 
 
+def _encode_pair(rust: "tokenizers.Tokenizer", folder: pathlib.Path) -> Any:
+    """Returns the encoding of a pair of texts of which it knows at least a token each.
+
+    Without an unknown token a tokenizer drops, or refuses, what it has no token for.
+    """
+    vocabulary = rust.get_vocab(with_added_tokens=True)
+    texts = itertools.chain(["a"], itertools.islice(vocabulary, MAX_PROBES))
+    for text in texts:
+        with contextlib.suppress(Exception):  # the library raises nothing else
+            pair = rust.encode(text, text)
+            if {0, 1} <= set(pair.sequence_ids):
+                return pair
+    raise errors.UserError(
+        f"tokenizer: {folder} makes no token of {text!r}, nor of other words of its own"
+        " vocabulary; it must have a model and pre_tokenizer that fit it"
+    )
+
+
 def _template(
     rust: "tokenizers.Tokenizer", cls_id: int, sep_id: int, folder: pathlib.Path
 ) -> Template:
     """Reads off what the tokenizer puts around a pair of texts."""
-    pair = rust.encode("a", "b")
+    pair = _encode_pair(rust, folder)
     sides = pair.sequence_ids
     first, second = sides.index(0), sides.index(1)
     end_first = len(sides) - sides[::-1].index(0)

@@ -19,6 +19,7 @@ USUAL = {
     "unk": ("[UNK]", "<unk>"),
 }
 ENDS = ("sep", "cls")
+MARK = "\ufeff"  # what a file in UTF-8 may begin with: no part of its text
 SETTINGS, SPECIAL, ADDED = (
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -67,10 +68,15 @@ def special_tokens(folder: pathlib.Path, vocabulary: Container[str]) -> dict[str
     return found
 
 
+def read_text(file: pathlib.Path) -> str:
+    """Returns a text in UTF-8, without the mark (BOM) that some editors put first."""
+    return file.read_text("utf-8-sig")
+
+
 def _from_json(folder: pathlib.Path) -> "Tokenizer":
     from tokenizers import Tokenizer
 
-    return Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return Tokenizer.from_str(read_text(folder / "tokenizer.json"))
 
 
 def _word_piece(folder: pathlib.Path) -> "Tokenizer":
@@ -84,7 +90,10 @@ def _word_piece(folder: pathlib.Path) -> "Tokenizer":
         processors,
     )
 
-    vocabulary = models.WordPiece.read_file(str(folder / "vocab.txt"))
+    vocabulary = {
+        token.removeprefix(MARK): id
+        for token, id in models.WordPiece.read_file(str(folder / "vocab.txt")).items()
+    }
     settings = _settings(folder, SETTINGS)
     names = special_tokens(folder, vocabulary | _settings(folder, ADDED))
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=names["unk"]))
@@ -106,9 +115,9 @@ def _byte_pairs(folder: pathlib.Path) -> "Tokenizer":
     """RoBERTa's: GPT-2's byte-level merges, with special tokens of its own."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
-    files = (str(folder / "vocab.json"), str(folder / "merges.txt"))
     spaced = _settings(folder, SETTINGS).get("add_prefix_space") is True
-    vocabulary, merges = models.BPE.read_file(*files)
+    vocabulary = json.loads(read_text(folder / "vocab.json"))
+    merges = _merges(folder / "merges.txt")
     names = special_tokens(folder, vocabulary | _settings(folder, ADDED))
     tokenizer = Tokenizer(models.BPE(vocabulary, merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=spaced)
@@ -118,6 +127,19 @@ def _byte_pairs(folder: pathlib.Path) -> "Tokenizer":
         sep, cls, trim_offsets=True, add_prefix_space=spaced
     )
     return tokenizer
+
+
+def _merges(file: pathlib.Path) -> list[tuple[str, str]]:
+    """The pairs of a merges.txt, a line each; a line with the version is no pair."""
+    lines = [line for line in read_text(file).split("\n") if line]
+    pairs = [line.rstrip("\r").split(" ") for line in lines if not _is_version(line)]
+    if wrong := next((pair for pair in pairs if len(pair) != 2), None):
+        raise ValueError(f"{file.name}: {' '.join(wrong)[:80]!r} is no pair")
+    return [(first, second) for first, second in pairs]
+
+
+def _is_version(line: str) -> bool:
+    return line.startswith("#version")
 
 
 # files needed -> the tokenizer they make; the first whose files are all there
@@ -168,6 +190,6 @@ def _settings(folder: pathlib.Path, name: str) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        return json.loads(file.read_text("utf-8"))
+        return json.loads(read_text(file))
     except ValueError as error:
         raise errors.UserError(f"tokenizer: {file} is not JSON: {error}") from error
