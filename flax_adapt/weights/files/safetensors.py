@@ -3,10 +3,13 @@
     with safetensors_file.opened(path) as tensors:
         array = tensors["vit.layernorm.weight"].get()
 
-The library maps the file, so that all of it counts as memory, and takes the last of two
-tensors of one name. The format (huggingface/safetensors, README): the length of a header,
-8 bytes little-endian; the header, a JSON object {name: {dtype, shape, data_offsets}} with
-offsets [begin, end) into what follows, where the tensors leave no gap.
+The library is not used: it maps the file, so that all of it counts as memory and a file
+that is cut short while it is read ends the process (SIGBUS), takes the last of two tensors
+of one name, and writes only what is in memory as a whole.
+
+The format (huggingface/safetensors, README): the length of a header, 8 bytes
+little-endian; the header, a JSON object {name: {dtype, shape, data_offsets}} with offsets
+[begin, end) into what follows, where the tensors leave no gap.
 """
 
 import contextlib
