@@ -25,6 +25,7 @@ ADDED: dict[str, Any] = {
     r"stages\.\d+\.model\.head_init": 0.0,
     # After 890 steps there is no difference; before, the old average is mostly its start.
     r"stages\.\d+\.ema\.warmup": True,
+    r"init_known\.weights": "",  # the usual set of weights of a file
 }
 
 

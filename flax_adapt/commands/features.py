@@ -77,7 +77,12 @@ def features(
 
 
 def _write_features(target: Path, rows: Features, examples: sources.Examples) -> None:
-    """All of the file or nothing."""
+    """Writes all of the file or nothing, and no embeddings that are no numbers."""
+    if not np.isfinite(rows.embeddings).all():
+        raise UserError(
+            f"--out={target}: nothing was written, since embeddings are NaN or infinite: "
+            "the weights overflow; take --precision=float32 or other weights"
+        )
     partial = target.with_suffix(".partial.npz")
     np.savez(
         partial,

@@ -1,5 +1,6 @@
 """The parameters that a stage begins with, and those that it leaves behind."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from flax_adapt.stage import stage as stages
 from flax_adapt.stage.stage import Stage
 from flax_adapt.surgery import adaptors, heads
 from flax_adapt.weights import strict
+
+log = logging.getLogger(__name__)
 
 
 def init_params(stage: Stage, model: nn.Module) -> dict[str, Any]:
@@ -55,6 +58,8 @@ def warm_start(
         if stage.start_task != stage.task:
             loaded, without = _without_pooler(loaded)
             report = report.merge(without)
+        if stage.start_task == "mae" and "decoder" in loaded:
+            _tell_reconstruction(stage, path, known["format"] if known else None)
         wanted = stage.architecture
         loaded, reshaped = weights.fit(found, loaded, wanted, options.reshape)
         report = report.merge(reshaped)
@@ -71,6 +76,25 @@ def warm_start(
     except UserError as error:
         raise UserError(f"stage {stage.label}: {path}: {error}") from None
     return *batch_stats.split(stored), report.merge(adopted)
+
+
+def _reconstruction(stage: Stage) -> dict[str, Any]:
+    """How the stage trains its decoder, as `weights.save` takes it."""
+    objective = stage.config.objective
+    masked = objective if objective.name == "reconstruct" else objective.masked
+    return {name: masked[name] for name in weights.fields.OF_RECONSTRUCTION}
+
+
+def _tell_reconstruction(stage: Stage, path: Path, format: str | None) -> None:
+    """Says in one line that the decoder of `path` was trained otherwise than it is now."""
+    ours, theirs = _reconstruction(stage), weights.reconstruction(path, format=format)
+    changes = configs.difference(theirs, {name: ours[name] for name in theirs})
+    if changes and stage.is_first:
+        log.warning(
+            "%s: the decoder of %s was trained with another objective than this stage's "
+            "(%s): the first steps adapt it; set objective.%s to go on as before",
+            *(stage.label, path, "; ".join(changes), changes[0].partition(":")[0]),
+        )
 
 
 def _resize(
@@ -166,6 +190,8 @@ def export(
             beside |= {"tokenizer": section.tokenizer}
         else:
             beside |= {"mean": section.mean, "std": section.std}
+        if stage.kept_task == "mae":
+            beside["reconstruction"] = _reconstruction(stage)
         weights.save_pretrained(folder, model, jax.device_get(params), **beside)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"export {stage.label}")

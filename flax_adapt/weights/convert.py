@@ -11,7 +11,7 @@ from flax_adapt import models, weights
 from flax_adapt.base.errors import UserError, choose, reworded
 from flax_adapt.base.types import Key
 from flax_adapt.data.texts import tokenizer
-from flax_adapt.weights import fields, strict
+from flax_adapt.weights import fields, loading, strict
 from flax_adapt.weights.formats import table as formats
 
 # Which part of the parameters a task is for; the first that a file has is taken.
@@ -65,7 +65,7 @@ def convert(
         told: dict[str, Any] = dict(format=source_format, known=known)
         task = _task(source, told, task, fresh)
         one = formats.find(source, source_format)
-        own = one.pooling(source)
+        own = one.pooling(source, known)
         pooling = formats.pooling_of(own, task, own)
         beside = _beside(source, one, told, task, fresh)
         left_out = _left_out(target_format, beside)
@@ -128,15 +128,8 @@ def _model(
             f"{source}: has no classifier; --task=classify needs --fresh=head and "
             "--num_classes=NUMBER"
         )
-    return models.build(
-        config,
-        task,
-        dtype="float32",
-        dropout=0.0,
-        drop_path=0.0,
-        pooling=pooling,
-        num_classes=num_classes or (0 if bias is None else len(bias)),
-    )
+    num_classes = num_classes or (0 if bias is None else len(bias))
+    return loading.plain_model(config, task, pooling, num_classes)
 
 
 def _adopt(
@@ -179,7 +172,17 @@ def _beside(
         "class_names": one.class_names(source) if named else None,
         "tokenizer": source if own else None,
         "preprocessor": images,
+        "reconstruction": _reconstruction(source, told, task, fresh),
     }
+
+
+def _reconstruction(
+    source: Path, told: Mapping[str, Any], task: str, fresh: Sequence[str]
+) -> dict[str, Any] | None:
+    """How the decoder was trained, if that is written and the source tells."""
+    if task != "mae" or PARTS["mae"] in fresh:
+        return None
+    return weights.reconstruction(source, format=told["format"]) or None
 
 
 def _left_out(target_format: str, beside: Mapping[str, Any]) -> tuple[str, ...]:
@@ -188,6 +191,7 @@ def _left_out(target_format: str, beside: Mapping[str, Any]) -> tuple[str, ...]:
         "class_names": BARE,
         "tokenizer": NO_TOKENIZER,
         "preprocessor": BARE,
+        "reconstruction": BARE,
     }
     given = [name for name, value in beside.items() if value is not None]
     return tuple(name for name in given if target_format in no_place[name])

@@ -26,11 +26,14 @@ NAMES = dict(
     mlp_dim="intermediate_size",
     layer_norm_eps="layer_norm_eps",
 )
-# Fields of a model config that weights alone do not tell.
-KNOWN = dict(heads=int, decoder_heads=int, gelu=str, layer_norm_eps=float)
+# What a user may say of weights: fields of the model config that they do not tell, and
+# which set of weights of a file to take.
+KNOWN = dict(heads=int, decoder_heads=int, gelu=str, layer_norm_eps=float, weights=str)
 # The same of a ResNet; nobody need tell them, since files of other values are not known.
 OF_RESNET = ("image_size", "batch_norm_eps", "batch_norm_momentum")
 HIDDEN_ACT = {"erf": "gelu", "tanh": "gelu_pytorch_tanh"}
+# How a masked autoencoder was trained: fields of its objective.
+OF_RECONSTRUCTION = ("normalize_patches", "hidden_ratio")
 # The largest values of our model config that are built; larger ones would take minutes
 # and all memory before the tensors could show that they are wrong.
 LARGEST: dict[str, float] = dict(
@@ -75,6 +78,14 @@ def check_numbers(
         wrong = type(value) is not kind
         if wrong or (kind is not bool and not 0 < value < math.inf):
             raise UserError(f"{where}: {name}={show(value)} must be a {NUMBERS[kind]}")
+
+
+def square(what: str, value: Any) -> int:
+    """Returns the side of N or [N, N]; of anything else, a UserError."""
+    sides = value if isinstance(value, list) else [value, value]
+    if [*map(type, sides)] != [int, int] or sides[0] != sides[1]:
+        raise UserError(f"{what}={show(value)}: only squares are supported")
+    return sides[0]
 
 
 def check_sizes(where: str, config: Mapping[str, Any]) -> None:
@@ -224,6 +235,19 @@ def _pixels(what: str, value: Any) -> list[float]:
 
 def _is_pixel(value: Any) -> bool:
     return type(value) in (int, float) and 0 <= value <= 1
+
+
+def check_reconstruction(
+    where: str, found: Mapping[str, Any], names: Mapping[str, str]
+) -> None:
+    """A file must tell a bool and a ratio; names: how they are called there."""
+    normalize, ratio = found.get("normalize_patches"), found.get("hidden_ratio")
+    if type(normalize) not in (bool, type(None)):
+        name = names["normalize_patches"]
+        raise UserError(f"{where}: {name}={show(normalize)} must be true or false")
+    if ratio is not None and not (type(ratio) in (int, float) and 0 <= ratio < 1):
+        name = names["hidden_ratio"]
+        raise UserError(f"{where}: {name}={show(ratio)} must be a number in [0, 1)")
 
 
 def check_task(where: object, config: Mapping[str, Any], task: str) -> None:

@@ -1,5 +1,6 @@
-"""What a format has no place for is refused before anything is written."""
+"""What is written, and what a format has no place for: refused before anything is."""
 
+import dataclasses
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -7,16 +8,39 @@ from typing import Any
 from flax_adapt.base.errors import UserError
 from flax_adapt.weights.fields import KNOWN
 
+# What stands beside the parameters; not every format has a place for it.
+BESIDE = ("preprocessor", "tokenizer", "class_names", "reconstruction")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Content:
+    """What is written: a model, and what stands beside its parameters, or None.
+
+    config: the model's. leaves: {name: parameter}. preprocessor: preprocessor_config.json.
+    tokenizer: a folder to copy it from. reconstruction: how a masked autoencoder was
+    trained, see `saving.save`.
+    """
+
+    config: Mapping[str, Any]
+    leaves: Mapping[str, Any]
+    task: str
+    pooling: str
+    preprocessor: Mapping[str, Any] | None
+    tokenizer: Path | None
+    class_names: tuple[str, ...] | None
+    reconstruction: Mapping[str, Any] | None
+
+    @property
+    def num_classes(self) -> int:
+        """The size of the head; 0 without one."""
+        return len(self.leaves["head/bias"]) if "head/bias" in self.leaves else 0
+
 
 def check_config(
-    where: object,
-    source: str,
-    config: Mapping[str, Any],
-    fixed: Mapping[str, Any],
-    *,
-    kind: str,
+    where: object, source: str, content: Content, fixed: Mapping[str, Any], *, kind: str
 ) -> None:
     """What a format has no place for must be as all its readers assume."""
+    config = content.config
     if config["kind"] != kind:
         raise UserError(
             f"{where}: {source} holds models of kind {kind}, not {config['kind']}; "
@@ -35,9 +59,12 @@ def check_config(
         )
 
 
-def check_nothing_beside(where: object, source: str, **beside: Any) -> None:
+def check_nothing_beside(
+    where: object, source: str, content: Content, allowed: Collection[str] = ()
+) -> None:
     """A format of weights alone has no place for anything beside them."""
-    given = [name for name, value in beside.items() if value is not None]
+    refused = [name for name in BESIDE if name not in allowed]
+    given = [name for name in refused if getattr(content, name) is not None]
     if given:
         raise UserError(f"{where}: {source} has no place for {', '.join(given)}")
 
@@ -48,11 +75,26 @@ def check_file(path: Path, source: str, suffix: str) -> None:
         raise UserError(f"{path}: {source} is written as a file; end it in {suffix}")
 
 
+def check_class_names(path: Path, content: Content) -> None:
+    """Names of classes are those of a head."""
+    if content.class_names and not content.num_classes:
+        raise UserError(
+            f"{path}: class_names need a head, which task {content.task} has not"
+        )
+
+
+def check_no_decoder(path: Path, source: str, content: Content) -> None:
+    """A format without a decoder can hold the encoder of a masked autoencoder alone."""
+    if content.task == "mae":
+        raise UserError(f"{path}: {source} has no decoder; save the task 'encoder'")
+
+
 def check_pooling(
-    path: Path, source: str, task: str, pooling: str, allowed: Collection[str]
+    path: Path, source: str, content: Content, allowed: Collection[str]
 ) -> None:
     """The readers of a format know some classifiers only, and norms of those alone."""
-    matters = task == "classify" or pooling == "mean_norm"
+    pooling = content.pooling
+    matters = content.task == "classify" or pooling == "mean_norm"
     if matters and pooling not in allowed:
         raise UserError(
             f"{path}: {source} has no model with pooling {pooling!r}, only with "

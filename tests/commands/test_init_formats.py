@@ -51,7 +51,9 @@ def load(files, name, init, more=""):
 def test_a_run_takes_what_a_file_does_not_tell(files, tmp_path, log_of_commands):
     config = load(files, "vit_finetune", "a.pth", f",init_format=facebook_mae{TOLD}")
     assert config.init_format == "facebook_mae"
-    assert config.init_known.to_dict() == dict(KNOWN, decoder_heads=0, gelu="")
+    assert config.init_known.to_dict() == dict(
+        KNOWN, decoder_heads=0, gelu="", weights=""
+    )
     with pytest.raises(TypeError):
         config.init_known.heads = "2"
     tiny_files.shrink(config)

@@ -13,6 +13,7 @@ MACHINE = dict(protocol_version=VERSION, little_endian=True, type_sizes={})
 STORAGES = {
     "float32": "FloatStorage",
     "float64": "DoubleStorage",
+    "int32": "IntStorage",
     "int64": "LongStorage",
     "bfloat16": "BFloat16Storage",
 }
@@ -78,14 +79,36 @@ WRITERS = {"zip": write_zip, "legacy": write_legacy}
 
 def write(path, tensors, form):
     """Writes {name: float32 array}, each with its storage."""
-    items, storages = {}, {}
-    for number, (key, array) in enumerate(tensors.items()):
-        array = np.ascontiguousarray(array, np.float32)
+    write_sets(path, {"": tensors}, form)
+
+
+def write_sets(path, sets, form="zip", **others):
+    """Writes {place: {name: float32 array}} as {place: state dict}; "" is the top.
+
+    A place "a.b" is a state dict in a dict. others: plain things beside them.
+    """
+    rows, storages = {key: value(thing) for key, thing in others.items()}, {}
+    for place, tensors in sets.items():
+        items = _items(tensors, storages)
+        *outer, last = place.split(".")
+        inner = {last: dictionary(items)} if place else items
+        for name in reversed(outer):
+            inner = {name: dictionary(inner)}
+        rows |= inner
+    WRITERS[form](path, dictionary(rows), storages)
+
+
+def _items(tensors, storages):
+    """The opcodes of each tensor; its bytes go to `storages`. float32, but for int32."""
+    items = {}
+    for key, array in tensors.items():
+        dtype = np.int32 if array.dtype == np.int32 else np.float32
+        array, number = np.ascontiguousarray(array, dtype), str(len(storages))
         strides = [step // 4 for step in array.strides]
-        place = storage(str(number), array.size)
+        place = storage(number, array.size, STORAGES[array.dtype.name])
         items[key] = tensor(place, 0, array.shape, strides)
-        storages[str(number)] = array.tobytes()
-    WRITERS[form](path, dictionary(items), storages)
+        storages[number] = array.tobytes()
+    return items
 
 
 FORMS = sorted(WRITERS)

@@ -120,9 +120,17 @@ def test_the_encoder_s_heads_are_not_those_of_a_decoder_of_its_size(tmp_path):
         weights.model_config(file_of(tmp_path, PAPER, None))
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_the_prefix_of_a_wrapper_is_left_out_and_reported(tmp_path, prefix, suffix):
+@pytest.mark.parametrize(
+    ("prefix", "suffix"),
+    [
+        ("module.", ".pth"),
+        ("_orig_mod.", ".safetensors"),
+        ("module._orig_mod.", ".pth"),
+        ("_orig_mod.module.", ".safetensors"),
+        ("model.backbone.module.module.encoder._orig_mod.", ".pth"),
+    ],
+)
+def test_prefixes_of_wrappers_are_left_out_and_reported(tmp_path, prefix, suffix):
     source, known = GOLDENS / "facebook_full.pth", inputs.KNOWN
     wrapped = {f"{prefix}{name}": t for name, t in tensors_of(source).items()}
     path = tmp_path / f"a{suffix}"
@@ -161,7 +169,7 @@ def test_a_folder_of_hugging_face_may_be_wrapped_too(tmp_path):
     params = random_params(model)
     weights.save_pretrained(tmp_path / "a", model, params)
     file = tmp_path / "a" / "model.safetensors"
-    write(file, {f"module.{k}": v for k, v in tensors_of(file).items()})
+    write(file, {f"_orig_mod.module.{k}": v for k, v in tensors_of(file).items()})
     _, loaded, report = weights.from_pretrained(tmp_path / "a", "classify")
     assert_same(loaded, params)
-    assert "module.classifier.bias" in report.renamed
+    assert "_orig_mod.module.classifier.bias" in report.renamed

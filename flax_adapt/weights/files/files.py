@@ -40,7 +40,11 @@ class LazyTensor:
     name: str = ""
 
     def get(self) -> np.ndarray:
-        """Returns a float32 array; a tensor that is no weight is a UserError."""
+        """Returns a float32 array; a tensor that is no weight is a UserError.
+
+        So is one with NaN or an infinity, whoever asks for it: a model with such weights
+        computes nothing, and a converted copy would hand them on.
+        """
         if self.dtype not in WEIGHTS:
             raise UserError(
                 f"{self.what}: dtype {self.dtype} is no weight; only "
@@ -49,11 +53,24 @@ class LazyTensor:
         array = self.read()
         try:
             with np.errstate(over="raise", invalid="ignore"):
-                return array.astype(np.float32, copy=False)
+                array = array.astype(np.float32, copy=False)
         except FloatingPointError:
             raise UserError(
                 f"{self.what}: has numbers that are too large for float32"
             ) from None
+        _check_finite(self.what, array)
+        return array
+
+
+def _check_finite(what: str, array: np.ndarray) -> None:
+    """The smallest and the largest number tell, without an array of answers."""
+    if array.size and not np.isfinite([array.min(), array.max()]).all():
+        count = array.size - np.count_nonzero(np.isfinite(array))
+        raise UserError(
+            f"{what}: {count} of its {array.size} numbers are NaN or infinite; take an "
+            "earlier checkpoint, or get the file again; a part that is to be new anyway "
+            "can be named in `fresh`"
+        )
 
 
 class SmallReads(io.BufferedReader):

@@ -7,7 +7,8 @@ with reading.open_tensors(folder) as tensors:
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping
+import types
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,29 @@ CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 MAX_SHARDS, MAX_TENSORS = 250, 50_000
 MAX_DEPTH = 50
 NUM_NAMED = 5
-# What torch's DistributedDataParallel and `compile` put before every name.
-WRAPPERS = ("module.", "_orig_mod.")
+# What wrappers put before every name, in any order and depth: torch's
+# DistributedDataParallel and `compile`, and classes of training scripts.
+WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.", "net.")
+# The field of what is known of a file that says which of its sets of weights to take.
+WEIGHTS = "weights"
+NOTHING: Mapping[str, Any] = types.MappingProxyType({})
 
+
+def _open_safetensors(
+    path: Path, place: str | None
+) -> AbstractContextManager[dict[str, LazyTensor]]:
+    """As `torch_file.tensors`; there is one set of weights in such a file."""
+    if place:
+        raise UserError(
+            f"{path}: known={WEIGHTS!r} cannot be given here: it holds one set of weights"
+        )
+    return safetensors_file.opened(path)
+
+
+Open = Callable[[Path, str | None], AbstractContextManager[dict[str, LazyTensor]]]
 # Suffix -> what opens such a file and gives its tensors by name.
-FORMATS: dict[str, Callable[[Path], AbstractContextManager[dict[str, LazyTensor]]]] = {
-    ".safetensors": safetensors_file.opened,
+FORMATS: dict[str, Open] = {
+    ".safetensors": _open_safetensors,
     ".bin": torch_file.tensors,
     ".pth": torch_file.tensors,
     ".pt": torch_file.tensors,
@@ -48,7 +66,7 @@ def read_json(path: Path) -> dict[str, Any]:
         with files.opened(path) as file:
             if file.length > files.MAX_PART:
                 raise UserError(f"{path}: {file.length} bytes are too long")
-            value = json.loads(file.read().decode("utf-8"))
+            value = json.loads(file.read().decode("utf-8-sig"))
     except UserError:
         raise
     except (OSError, ValueError, RecursionError) as error:
@@ -68,17 +86,26 @@ def _is_deep(value: Any) -> bool:
 
 
 @contextmanager
-def open_tensors(path: Path) -> Iterator[Mapping[str, LazyTensor]]:
+def open_tensors(
+    path: Path, known: Mapping[str, Any] = NOTHING
+) -> Iterator[Mapping[str, LazyTensor]]:
     """Gives the tensors of a Hugging Face folder, or of one file, by name.
 
-    None is read before its `get()`; the files stay open until the end. A prefix of
-    WRAPPERS that all names have is left out; `name` of a tensor still has it.
+    None is read before its `get()`; the files stay open until the end. Prefixes of
+    WRAPPERS that all names have are left out; `name` of a tensor still has them.
+    known: WEIGHTS names the set of weights of a torch file that holds several.
     """
+    with _open_place(path, known.get(WEIGHTS) or None) as tensors:
+        yield tensors
+
+
+@contextmanager
+def _open_place(path: Path, place: str | None) -> Iterator[dict[str, LazyTensor]]:
     tensors: dict[str, LazyTensor] = {}
     with contextlib.ExitStack() as stack:
         paths, weight_map = _parts(path)
         for file in paths:
-            found = stack.enter_context(_format(file)(file))
+            found = stack.enter_context(_format(file)(file, place))
             for name in found:
                 if name in tensors:
                     raise UserError(f"{file}: {name} is in another shard too")
@@ -91,19 +118,43 @@ def open_tensors(path: Path) -> Iterator[Mapping[str, LazyTensor]]:
 
 
 def _unwrapped(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
-    for prefix in WRAPPERS:
-        if all(name.startswith(prefix) for name in tensors):
-            tensors = {
-                name.removeprefix(prefix): dataclasses.replace(t, name=t.name or name)
-                for name, t in tensors.items()
-            }
-    return tensors
+    prefix = _wrappers_of_all(tensors)
+    return (
+        {
+            name.removeprefix(prefix): dataclasses.replace(tensor, name=name)
+            for name, tensor in tensors.items()
+        }
+        if prefix
+        else tensors
+    )
 
 
-def tensor_names(path: Path) -> list[str]:
-    """Names of all tensors, without reading them."""
-    with open_tensors(path) as tensors:
+def _wrappers_of_all(names: Collection[str]) -> str:
+    """Returns the WRAPPERS, one after the other, that every name begins with."""
+    first, last = min(names, default=""), max(names, default="")
+    end = 0  # what the first and the last in order begin with, all begin with
+    while found := next((w for w in WRAPPERS if first.startswith(w, end)), None):
+        if not last.startswith(first[: end + len(found)]):
+            break
+        end += len(found)
+    return first[:end]
+
+
+def tensor_names(path: Path, known: Mapping[str, Any] = NOTHING) -> list[str]:
+    """Names of all tensors, without reading them.
+
+    Of a file with several sets of weights where none is `known`: those of the first.
+    """
+    with _open_place(path, known.get(WEIGHTS, torch_file.ANY)) as tensors:
         return list(tensors)
+
+
+def sets_of_weights(path: Path) -> list[str]:
+    """Returns the places of the sets of weights in a torch file; [] of other files."""
+    folder_of_torch = path.is_dir() and not files.is_file(path / FILE)
+    file = path / TORCH_FILE if folder_of_torch else path
+    is_torch = file.suffix in FORMATS and FORMATS[file.suffix] is torch_file.tensors
+    return torch_file.state_dicts(file) if is_torch and files.is_file(file) else []
 
 
 def _parts(path: Path) -> tuple[list[Path], dict[str, str] | None]:
@@ -121,7 +172,7 @@ def _parts(path: Path) -> tuple[list[Path], dict[str, str] | None]:
     )
 
 
-def _format(file: Path) -> Callable[[Path], AbstractContextManager[Any]]:
+def _format(file: Path) -> Open:
     if file.suffix not in FORMATS:
         raise UserError(f"{file}: is none of {', '.join(FORMATS)}")
     return FORMATS[file.suffix]

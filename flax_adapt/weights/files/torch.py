@@ -3,6 +3,9 @@
     with torch_file.opened(path) as file:
         array = file.get_tensor(file.keys()[0])
 
+A file of a training script may hold several state dicts, such as "state_dict" and
+"state_dict_ema"; `opened` takes one of them (see `torch_objects.choose_state_dict`).
+
 Zip: NAME/data.pkl, NAME/byteorder, and a storage in each NAME/data/KEY. Legacy: pickles
 of a magic number, a version, facts about the machine, the object, and the keys of its
 storages; then those, each with the number of its elements in front.
@@ -20,7 +23,7 @@ import numpy as np
 from flax_adapt.base.errors import UserError
 from flax_adapt.weights.files import files, torch_objects
 from flax_adapt.weights.files.files import LazyTensor, SmallReads
-from flax_adapt.weights.files.torch_objects import Storage, Tensor
+from flax_adapt.weights.files.torch_objects import StateDict, Storage
 
 ZIP, MAGIC, VERSION = b"PK\x03\x04", 0x1950A86A20F9469CFC6C, 1001
 KIND = "torch"
@@ -28,15 +31,17 @@ KIND = "torch"
 MAX_SHARING = 4
 BIG_ENDIAN = "was not written on a little-endian machine; save it again on one"
 
-Contents = tuple[dict[str, Tensor], Callable[[Storage], bytearray]]
+Read = Callable[[Storage], bytearray]
+Contents = tuple[dict[str, StateDict], Read]
+# Stands for the place of a state dict: the one taken by default, else just the first.
+ANY = ""
 
 
 class TorchFile:
     """The tensors in a file; each is read when it is asked for."""
 
-    def __init__(self, path: Path, contents: Contents):
-        self._path = path
-        self._tensors, self._read = contents
+    def __init__(self, path: Path, tensors: StateDict, read: Read):
+        self._path, self._tensors, self._read = path, tensors, read
         self._last: tuple[Storage, bytearray] | None = None
 
     def keys(self) -> list[str]:
@@ -69,22 +74,46 @@ class TorchFile:
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[TorchFile]:
-    """Gives the tensors of a file; any fault of the file is a UserError."""
+def opened(path: Path, place: str | None = None) -> Iterator[TorchFile]:
+    """Gives the tensors of a file; any fault of the file is a UserError.
+
+    place: of the state dict to take, see `state_dicts`. None: the usual one, or the only
+    one; where there are several and none is usual, that is a UserError. ANY: in that case
+    the first.
+    """
+    with _contents(path) as (file, found, read):
+        with files.one_line(path, KIND):
+            if place == ANY:
+                place = torch_objects.default_place(found) or next(iter(found), None)
+            tensors = torch_objects.choose_state_dict(found, place)
+            size = sum(tensor.num_bytes for tensor in tensors.values())
+            if size > MAX_SHARING * file.length:
+                raise UserError(f"has {size} bytes of tensors but is not that long")
+        yield TorchFile(path, tensors, read)
+
+
+@contextlib.contextmanager
+def _contents(path: Path) -> Iterator[tuple[SmallReads, dict[str, StateDict], Read]]:
+    """Gives the open file, its state dicts by place, and what reads a storage."""
     with contextlib.ExitStack() as stack:
         with files.one_line(path, KIND):
             file = stack.enter_context(files.opened(path))
             contents = _open_zip(file) if file.read(4) == ZIP else _open_legacy(file)
-            size = sum(tensor.num_bytes for tensor in contents[0].values())
-            if size > MAX_SHARING * file.length:
-                raise UserError(f"has {size} bytes of tensors but is not that long")
-        yield TorchFile(path, contents)
+            for place in contents[0]:
+                files.check_name(place)
+        yield file, *contents
+
+
+def state_dicts(path: Path) -> list[str]:
+    """Returns the places of all state dicts of a file; no tensor is read."""
+    with _contents(path) as (_, found, _):
+        return list(found)
 
 
 @contextlib.contextmanager
-def tensors(path: Path) -> Iterator[dict[str, LazyTensor]]:
+def tensors(path: Path, place: str | None) -> Iterator[dict[str, LazyTensor]]:
     """As `opened`, and gives the tensors by name."""
-    with opened(path) as file:
+    with opened(path, place) as file:
         yield {name: file.lazy(name) for name in file.keys()}  # noqa: SIM118
 
 
@@ -115,7 +144,7 @@ def _open_zip(file: SmallReads) -> Contents:
     if entries[f"{roots[0]}/data.pkl"].file_size > files.MAX_PART:
         raise UserError("its data.pkl is too long for names and shapes")
     value = torch_objects.load(io.BytesIO(read("data.pkl", None)), {})
-    return torch_objects.state_dict(value), lambda storage: read(
+    return torch_objects.state_dicts(value), lambda storage: read(
         f"data/{storage.key}", storage.num_bytes
     )
 
@@ -139,7 +168,7 @@ def _open_legacy(file: SmallReads) -> Contents:
         file.seek(places[storage.key])
         return files.read_bytes(file, storage.num_bytes)
 
-    return torch_objects.state_dict(value), read
+    return torch_objects.state_dicts(value), read
 
 
 def _places(file: SmallReads, start: int, storages: list[Storage]) -> dict[str, int]:

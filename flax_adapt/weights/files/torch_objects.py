@@ -2,8 +2,9 @@
 
 import dataclasses
 import io
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -31,8 +32,13 @@ DTYPES: dict[str, np.dtype] = {
     }.items()
 }
 MAX_DIMENSIONS = 32
-# Where training scripts keep the parameters beside other things.
-NESTED = ("model", "state_dict")
+# What a file with its tensors at the top is called, and where training scripts keep the
+# parameters beside other things: the first that is there is taken.
+TOP = "."
+USUAL = ("model", "state_dict", TOP)
+# How deep state dicts lie in others, and how small one may be beside the largest.
+MAX_NESTING, SMALLEST_SHARE = 3, 0.5
+MAX_LISTED = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +96,9 @@ class Tensor:
         values = np.frombuffer(buffer, dtype, self.storage.size)[self.offset :]
         strides = [stride * dtype.itemsize for stride in self.strides]
         return np.lib.stride_tricks.as_strided(values, self.shape, strides)
+
+
+StateDict = dict[str, Tensor]
 
 
 def _tensor(
@@ -166,13 +175,56 @@ def _storage(found: Any) -> Storage:
     return Storage(key, DTYPES[kind.name], size)
 
 
-def state_dict(value: Any) -> dict[str, Tensor]:
-    """Returns the tensors by name, of the object or of a usual place in it."""
-    nested = [value.get(name) for name in NESTED] if isinstance(value, dict) else []
-    # The usual places first: beside them a checkpoint may keep a tensor, as best_acc1.
-    for found in (*nested, value):
-        if isinstance(found, dict):
-            tensors = {k: v for k, v in found.items() if type(v) is Tensor}
-            if tensors and all(type(name) is str for name in tensors):
-                return tensors
-    raise UserError("holds no tensors with names")
+def state_dicts(value: Any) -> dict[str, StateDict]:
+    """Returns every state dict in the object of a file by its place: "model", "a.b".
+
+    Left out are those with less than SMALLEST_SHARE of the tensors of the largest, such
+    as the scale of a loss; not those in USUAL places.
+    """
+    found = dict(_nested(value, "", set()))
+    largest = max(map(len, found.values()), default=0)
+    return {
+        place: tensors
+        for place, tensors in found.items()
+        if place in USUAL[:-1] or len(tensors) >= SMALLEST_SHARE * largest
+    }
+
+
+def _nested(value: Any, place: str, seen: set[int]) -> Iterator[tuple[str, StateDict]]:
+    """Gives (place, state dict) of a dict and of the dicts in it, each of them once."""
+    if type(value) is not dict or id(value) in seen or place.count(".") >= MAX_NESTING:
+        return
+    seen.add(id(value))
+    tensors = {name: tensor for name, tensor in value.items() if type(tensor) is Tensor}
+    if tensors and all(type(name) is str for name in tensors):
+        yield place or TOP, tensors
+    for name, inner in value.items():
+        if type(name) is str:
+            yield from _nested(inner, f"{place}.{name}" if place else name, seen)
+
+
+def choose_state_dict(found: Mapping[str, StateDict], place: str | None) -> StateDict:
+    """Returns the state dict of a place; None: of the first USUAL place, or the only one."""
+    if not found:
+        raise UserError("holds no tensors with names")
+    if place is not None and place not in found:
+        raise UserError(f"known weights={place}: the file holds {_listed(found)}")
+    default = default_place(found)
+    if place is None and default is None:
+        raise UserError(
+            f"holds several sets of weights: {_listed(found)}; give one of these names, "
+            "known={'weights': NAME}"
+        )
+    return found[place or default or TOP]
+
+
+def _listed(places: Collection[str]) -> str:
+    more = len(places) - MAX_LISTED
+    listed = ", ".join(itertools.islice(places, MAX_LISTED))
+    return f"{listed} and {more} more" if more > 0 else listed
+
+
+def default_place(found: Collection[str]) -> str | None:
+    """Returns the place that is taken where none is chosen; None: one must be."""
+    only = next(iter(found)) if len(found) == 1 else None
+    return next((place for place in USUAL if place in found), only)

@@ -1,5 +1,6 @@
 """Folders and files of a model, written whole or not at all, tensor by tensor."""
 
+import codecs
 import json
 import os
 import shutil
@@ -64,7 +65,9 @@ def write_folder(
     fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         for file in copied:
-            shutil.copyfile(file, fresh / file.name)
+            # Without the mark of UTF-8 (BOM): not everyone who reads it is as tolerant.
+            content = file.read_bytes().removeprefix(codecs.BOM_UTF8)
+            (fresh / file.name).write_bytes(content)
         for name, value in jsons.items():
             (fresh / name).write_text(json.dumps(value, indent=2) + "\n")
         save(fresh)

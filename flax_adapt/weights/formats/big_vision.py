@@ -19,6 +19,7 @@ from flax_adapt.weights.files import writing
 from flax_adapt.weights.files.files import LazyTensor
 from flax_adapt.weights.names import big_vision as big_vision_names
 from flax_adapt.weights.names import translate
+from flax_adapt.weights.writable import Content
 
 TABLE = big_vision_names.BIG_VISION
 SUFFIX, SOURCE = ".npz", "big_vision"
@@ -60,8 +61,9 @@ def _opened(path: Path) -> Iterator[dict[str, LazyTensor]]:
 
 
 def _without_prefix(name: str) -> str:
-    prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix)), "")
-    return name.removeprefix(prefix)
+    while prefix := next((p for p in PREFIXES if name.startswith(p)), ""):
+        name = name.removeprefix(prefix)
+    return name
 
 
 def _unstacked(name: str, tensor: LazyTensor, whole: Any) -> dict[str, LazyTensor]:
@@ -128,9 +130,9 @@ def _config(where: Path, tensors: Tensors, known: Mapping[str, Any]) -> dict[str
     return config
 
 
-def pooling(path: Path) -> str:
+def pooling(path: Path, known: Mapping[str, Any]) -> str:
     """Returns the pooling of its classifiers, the others' being refused."""
-    del path
+    del path, known
     return POOLING
 
 
@@ -161,21 +163,12 @@ def opened(
         yield config, leaves, found
 
 
-def write(
-    path: Path,
-    config: Mapping[str, Any],
-    leaves: Mapping[str, Any],
-    task: str,
-    *,
-    pooling: str,
-    **beside: Any,
-) -> None:
+def write(path: Path, content: Content) -> None:
     """Writes a .npz file as those of AugReg."""
-    writable.check_config(path, SOURCE, config, FIXED, kind="vit")
-    writable.check_nothing_beside(path, SOURCE, **beside)
+    writable.check_config(path, SOURCE, content, FIXED, kind="vit")
+    writable.check_nothing_beside(path, SOURCE, content)
     writable.check_file(path, SOURCE, SUFFIX)
-    writable.check_pooling(path, SOURCE, task, pooling, (POOLING,))
-    if task == "mae":
-        raise UserError(f"{path}: {SOURCE} has no decoder; save the task 'encoder'")
-    tensors = translate.to_tensors(TABLE, leaves, config, "")
+    writable.check_pooling(path, SOURCE, content, (POOLING,))
+    writable.check_no_decoder(path, SOURCE, content)
+    tensors = translate.to_tensors(TABLE, content.leaves, content.config, "")
     writing.write_file(path, tensors, writing.save_npz)

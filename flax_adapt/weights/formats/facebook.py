@@ -14,6 +14,7 @@ from flax_adapt.weights.files import reading, writing
 from flax_adapt.weights.formats import torch_vit
 from flax_adapt.weights.names import timm as timm_names
 from flax_adapt.weights.names import translate
+from flax_adapt.weights.writable import Content
 
 TABLE = timm_names.FACEBOOK
 SUFFIX = ".safetensors"
@@ -36,13 +37,13 @@ def detect(path: Path) -> bool:
 
 def model_config(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
     """Returns our model config of a file."""
-    with reading.open_tensors(path) as tensors:
+    with reading.open_tensors(path, known) as tensors:
         return torch_vit.model_config(path, TABLE, tensors, known)
 
 
-def pooling(path: Path) -> str:
+def pooling(path: Path, known: Mapping[str, Any]) -> str:
     """Returns the pooling of a fine-tuned model: `--global_pool`, or `--cls_token`."""
-    return POOLING[torch_vit.has_fc_norm(path)]
+    return POOLING[torch_vit.has_fc_norm(path, known)]
 
 
 def class_names(path: Path) -> None:
@@ -59,24 +60,16 @@ def opened(
     path: Path, task: str, pooling: str, known: Mapping[str, Any]
 ) -> AbstractContextManager[translate.Opened]:
     """Gives (model config, {leaf: what reads it}, fields of `strict.Report`)."""
-    own = POOLING[torch_vit.has_fc_norm(path)]
+    own = POOLING[torch_vit.has_fc_norm(path, known)]
     return torch_vit.opened(path, TABLE, known, task, pooling, own, ())
 
 
-def write(
-    path: Path,
-    config: Mapping[str, Any],
-    leaves: Mapping[str, Any],
-    task: str,
-    *,
-    pooling: str,
-    **beside: Any,
-) -> None:
+def write(path: Path, content: Content) -> None:
     """Writes a file of safetensors; a classifier is one of POOLING."""
-    writable.check_config(path, SOURCE, config, FIXED, kind="vit")
-    writable.check_nothing_beside(path, SOURCE, **beside)
+    writable.check_config(path, SOURCE, content, FIXED, kind="vit")
+    writable.check_nothing_beside(path, SOURCE, content)
     writable.check_file(path, SOURCE, SUFFIX)
-    writable.check_pooling(path, SOURCE, task, pooling, tuple(POOLING.values()))
-    table = timm_names.pooled(TABLE) if pooling == "mean_norm" else TABLE
-    tensors = translate.to_tensors(table, leaves, config, "")
+    writable.check_pooling(path, SOURCE, content, tuple(POOLING.values()))
+    table = timm_names.pooled(TABLE) if content.pooling == "mean_norm" else TABLE
+    tensors = translate.to_tensors(table, content.leaves, content.config, "")
     writing.write_file(path, tensors, writing.save_safetensors)

@@ -39,6 +39,8 @@ FIELDS = dict(
     **fields.NAMES,
     qkv_bias="qkv_bias",
 )
+# How a masked autoencoder was trained: fields of the objective -> theirs.
+RECONSTRUCTION = dict(normalize_patches="norm_pix_loss", hidden_ratio="mask_ratio")
 DECODER_FIELDS = dict(
     width="decoder_hidden_size",
     depth="decoder_num_hidden_layers",
@@ -65,7 +67,7 @@ def model_config(
     """Returns our model config; `pooler` is read off the names of the tensors."""
     theirs = {**DEFAULTS, **theirs}
     for size in ("image_size", "patch_size"):
-        theirs[size] = _square(f"{where}: {size}", theirs[size])
+        theirs[size] = fields.square(f"{where}: {size}", theirs[size])
     numbers = (*FIELDS.values(), *DECODER_FIELDS.values())
     fields.check_numbers(where, theirs, DEFAULTS, numbers)
     config = {"kind": kind} | {ours: theirs[name] for ours, name in FIELDS.items()}
@@ -77,17 +79,6 @@ def model_config(
     decoder = {ours: theirs[name] for ours, name in DECODER_FIELDS.items()}
     is_mae = theirs["model_type"] == "vit_mae"
     return {**config, "decoder": decoder if is_mae else None}
-
-
-def _square(what: str, value: Any) -> int:
-    sides = value if isinstance(value, list) else [value]
-    if (
-        not sides
-        or any(side != sides[0] for side in sides)
-        or type(sides[0]) is not int
-    ):
-        raise UserError(f"{what}={fields.show(value)}: only squares are supported")
-    return sides[0]
 
 
 def _check_pooler(where: str, theirs: Mapping[str, Any]) -> None:
@@ -128,6 +119,23 @@ def config_json(
         decoder = config["decoder"]
         return theirs | {name: decoder[ours] for ours, name in DECODER_FIELDS.items()}
     return {**theirs, "encoder_stride": config["patch_size"]}
+
+
+def reconstruction(where: str, theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns those of RECONSTRUCTION that a config.json tells, by our names."""
+    named = {
+        ours: name
+        for ours, name in RECONSTRUCTION.items()
+        if theirs.get(name) is not None
+    }
+    found = {ours: theirs[name] for ours, name in named.items()}
+    fields.check_reconstruction(where, found, named)
+    return found
+
+
+def reconstruction_json(found: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Returns the fields of config.json that tell what `reconstruction` reads."""
+    return {RECONSTRUCTION[ours]: value for ours, value in (found or {}).items()}
 
 
 def preprocessor_json(

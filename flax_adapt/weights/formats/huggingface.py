@@ -7,11 +7,12 @@ from typing import Any, Protocol
 
 from flax_adapt import models
 from flax_adapt.base.errors import UserError, choose
-from flax_adapt.weights import extras, fields
+from flax_adapt.weights import extras, fields, writable
 from flax_adapt.weights.files import files, reading, writing
 from flax_adapt.weights.formats import hf_bert, hf_resnet, hf_vit
 from flax_adapt.weights.names import translate
 from flax_adapt.weights.names.names import Names
+from flax_adapt.weights.writable import Content
 
 
 class Family(Protocol):
@@ -87,24 +88,25 @@ def detect(path: Path) -> bool:
 
 
 def model_config(folder: Path, known: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns our model config of a folder; it tells all, so nothing is `known`."""
-    fields.check_known(folder, known, ())
+    """Returns our model config of a folder, whose config.json tells all."""
+    fields.check_known(folder, known, (reading.WEIGHTS,))
     theirs = config_file(folder)
     kind = KINDS[theirs["model_type"]]
     where = f"{folder}/{reading.CONFIG}"
-    found = reading.tensor_names(folder)
+    found = reading.tensor_names(folder, known)
     config = FAMILIES[kind].model_config(where, kind, theirs, found)
     fields.check_sizes(where, config)
     return config
 
 
-def pooling(folder: Path) -> str:
+def pooling(folder: Path, known: Mapping[str, Any]) -> str:
     """Returns the pooling of a folder's classifier: the family's, or what we wrote."""
+    del known
     theirs = config_file(folder)
     kind = KINDS[theirs["model_type"]]
     found = fields.text(theirs.get("pooling", FAMILIES[kind].POOLING))
-    known = dict.fromkeys(models.CLASSIFIER_POOLING[kind], found)
-    return choose(f"{folder}/{reading.CONFIG}: pooling", found, known)
+    ours = dict.fromkeys(models.CLASSIFIER_POOLING[kind], found)
+    return choose(f"{folder}/{reading.CONFIG}: pooling", found, ours)
 
 
 def class_names(folder: Path) -> tuple[str, ...] | None:
@@ -133,58 +135,53 @@ def opened(
     family, theirs = FAMILIES[config["kind"]], config_file(folder)
     table, dropped = family.names(config["kind"], task), family.ignored(task, pooling)
     told = {"pooling", *(ours for ours, name in UNSEEN.items() if name in theirs)}
-    with reading.open_tensors(folder) as tensors:
+    with reading.open_tensors(folder, known) as tensors:
         leaves, found = translate.to_leaves(table, tensors, dropped, task)
         found["assumed"] = fields.assumed(config, pooling, told, task)
         yield config, leaves, found
 
 
-def write(
-    folder: Path,
-    config: Mapping[str, Any],
-    leaves: Mapping[str, Any],
-    task: str,
-    *,
-    pooling: str,
-    preprocessor: Mapping[str, Any] | None,
-    tokenizer: Path | None,
-    class_names: tuple[str, ...] | None,
-) -> None:
+def write(folder: Path, content: Content) -> None:
     """Writes the folder of the class `architecture(config, task)`."""
+    config, task = content.config, content.task
     if config.get("adaptor") is not None:
         raise UserError(
             f"{folder}: Hugging Face's folders cannot hold adaptor={config['adaptor']}: "
             "drop the adaptors (surgery.adaptors.drop), or choose the format orbax"
         )
-    family = FAMILIES[config["kind"]]
-    table = family.names(config["kind"], task)
+    writable.check_class_names(folder, content)
+    table = FAMILIES[config["kind"]].names(config["kind"], task)
     # A base model is the encoder alone: its names go without the prefix.
     prefix = table.prefix if task == "encoder" else ""
-    tensors = translate.to_tensors(table, leaves, config, prefix)
-    bias = leaves.get("head/bias")
-    num_classes = 0 if bias is None else len(bias)
-    jsons = {reading.CONFIG: _config_json(config, task, num_classes)}
-    if class_names and not num_classes:
-        raise UserError(f"{folder}: class_names need a head, which task {task} has not")
-    if num_classes:
-        # transformers knows the family's pooling only; `from_pretrained` of ours reads this.
-        jsons[reading.CONFIG] |= fields.labels_json(num_classes, class_names)
-    if num_classes or pooling == "mean_norm":
-        jsons[reading.CONFIG]["pooling"] = pooling
-    if preprocessor is not None:
-        jsons[reading.PREPROCESSOR] = dict(preprocessor)
+    tensors = translate.to_tensors(table, content.leaves, config, prefix)
+    jsons = {reading.CONFIG: _config_json(content)}
+    if content.preprocessor is not None:
+        jsons[reading.PREPROCESSOR] = dict(content.preprocessor)
+    tokenizer = content.tokenizer
     copied = writing.tokenizer_files(tokenizer) if tokenizer else []
     writing.write(folder, tensors, jsons, copied)
 
 
-def _config_json(
-    config: Mapping[str, Any], task: str, num_classes: int
-) -> dict[str, Any]:
-    family = FAMILIES[config["kind"]]
+def _config_json(content: Content) -> dict[str, Any]:
+    """Returns config.json. transformers ignores `pooling`; `from_pretrained` reads it."""
+    config, task = content.config, content.task
+    family, num_classes = FAMILIES[config["kind"]], content.num_classes
     theirs = family.config_json(config, task, num_classes)
+    labels = fields.labels_json(num_classes, content.class_names) if num_classes else {}
+    has_pooling = num_classes or content.pooling == "mean_norm"
     return {
         "architectures": [family.architecture(config, task)],
         **theirs,
+        **hf_vit.reconstruction_json(content.reconstruction),
         "torch_dtype": "float32",
         **extras.to_json(config, theirs["model_type"]),
+        **labels,
+        **({"pooling": content.pooling} if has_pooling else {}),
     }
+
+
+def reconstruction(folder: Path) -> dict[str, Any]:
+    """Returns how a masked autoencoder was trained, as far as config.json tells."""
+    theirs = config_file(folder)
+    is_mae = theirs["model_type"] == "vit_mae"
+    return hf_vit.reconstruction(f"{folder}/{reading.CONFIG}", theirs) if is_mae else {}

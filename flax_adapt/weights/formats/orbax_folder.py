@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 from flax_adapt import models
 from flax_adapt.base.errors import UserError
 from flax_adapt.models import batch_stats
-from flax_adapt.weights import extras, fields, lora
+from flax_adapt.weights import extras, fields, lora, writable
 from flax_adapt.weights.files import files, reading, writing
 from flax_adapt.weights.files.files import LazyTensor
 from flax_adapt.weights.names import translate
+from flax_adapt.weights.writable import Content
 
-STAGES = "stages"
+STAGES, RECONSTRUCTION = "stages", "reconstruction"
 # Leaves that a task has no place for; a pooler belongs to some classifiers of text.
 KEPT = {
     "mae": ("encoder", "decoder"),
@@ -32,7 +33,7 @@ KEPT = {
 class _Found(NamedTuple):
     """What stands beside the parameters. pixels: image_mean and image_std, if known.
 
-    lora: the stage's section, or None.
+    lora: the stage's section, or None. reconstruction: fields of its objective.
     """
 
     where: Path
@@ -42,6 +43,7 @@ class _Found(NamedTuple):
     pixels: dict[str, Any] | None
     labels: dict[str, Any]
     lora: Any
+    reconstruction: dict[str, Any]
 
     def tensors(self) -> dict[str, LazyTensor]:
         """By leaf; low-rank adaptors are merged into their kernels."""
@@ -99,7 +101,15 @@ def _found(path: Path) -> _Found:
         pixels = {"image_mean": data.get("mean"), "image_std": data.get("std")}
     state = folder / writing.STATE
     pooling, section = options.get("pooling"), options.get("lora")
-    return _Found(where, state, model, pooling, pixels, {}, section)
+    masked = _masked(_section(stage, "objective"))
+    return _Found(where, state, model, pooling, pixels, {}, section, masked)
+
+
+def _masked(objective: dict[str, Any]) -> dict[str, Any]:
+    """The part of an objective that reconstructs, of other objectives nothing."""
+    reconstructs = objective.get("name") == "reconstruct"
+    part = objective if reconstructs else _section(objective, "masked")
+    return {name: part[name] for name in fields.OF_RECONSTRUCTION if name in part}
 
 
 def _model_of(model: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
@@ -126,7 +136,9 @@ def _found_written(path: Path) -> _Found:
     if files.is_file(path / reading.PREPROCESSOR):
         pixels = reading.read_json(path / reading.PREPROCESSOR)
     state = path / writing.STATE
-    return _Found(where, state, told["model"], told.get("pooling"), pixels, told, None)
+    masked = _section(told, RECONSTRUCTION)
+    pooling = told.get("pooling")
+    return _Found(where, state, told["model"], pooling, pixels, told, None, masked)
 
 
 def model_config(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,8 +162,9 @@ def _config(
     return config
 
 
-def pooling(path: Path) -> str:
+def pooling(path: Path, known: Mapping[str, Any]) -> str:
     """Returns the pooling of the stage."""
+    del known
     return fields.text(_found(path).pooling)
 
 
@@ -165,6 +178,14 @@ def pixel_statistics(path: Path) -> tuple[list[float], list[float]] | None:
     """Returns (mean, std) of the stage's images."""
     pixels = _found(path).pixels
     return None if pixels is None else fields.pixel_statistics(str(path), pixels)
+
+
+def reconstruction(path: Path) -> dict[str, Any]:
+    """Returns how a masked autoencoder was trained, as far as the folder tells."""
+    found = _found(path)
+    names = {name: name for name in fields.OF_RECONSTRUCTION}
+    fields.check_reconstruction(str(found.where), found.reconstruction, names)
+    return found.reconstruction
 
 
 @contextlib.contextmanager
@@ -196,32 +217,24 @@ def opened(
     yield config, lazy, report
 
 
-def write(
-    path: Path,
-    config: Mapping[str, Any],
-    leaves: Mapping[str, Any],
-    task: str,
-    *,
-    pooling: str,
-    preprocessor: Mapping[str, Any] | None,
-    tokenizer: Path | None,
-    class_names: tuple[str, ...] | None,
-) -> None:
+def write(path: Path, content: Content) -> None:
     """Writes a folder that tells its model by itself; any config and task will do."""
     from flax_adapt.weights.files import orbax_arrays  # imports Orbax
 
-    told: dict[str, Any] = {"model": dict(config), "pooling": pooling}
-    if class_names and "head/bias" not in leaves:
-        raise UserError(f"{path}: class_names need a head, which task {task} has not")
-    if class_names:
-        told |= fields.labels_json(len(leaves["head/bias"]), class_names)
-    jsons = {writing.MODEL: told}
-    if preprocessor is not None:
-        jsons[reading.PREPROCESSOR] = dict(preprocessor)
+    writable.check_class_names(path, content)
+    model: dict[str, Any] = {"model": dict(content.config), "pooling": content.pooling}
+    if content.class_names:
+        model |= fields.labels_json(content.num_classes, content.class_names)
+    if content.reconstruction is not None:
+        model[RECONSTRUCTION] = dict(content.reconstruction)
+    jsons = {writing.MODEL: model}
+    if content.preprocessor is not None:
+        jsons[reading.PREPROCESSOR] = dict(content.preprocessor)
+    tokenizer = content.tokenizer
     copied = writing.tokenizer_files(tokenizer) if tokenizer else []
     writing.write_folder(
         path,
-        lambda folder: orbax_arrays.write(folder / writing.STATE, leaves),
+        lambda folder: orbax_arrays.write(folder / writing.STATE, content.leaves),
         jsons,
         copied,
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from flax_adapt.base.errors import UserError, choose
+from flax_adapt.weights.files import reading, torch_objects
 from flax_adapt.weights.formats import (
     big_vision,
     facebook,
@@ -15,6 +16,7 @@ from flax_adapt.weights.formats import (
     torchvision,
 )
 from flax_adapt.weights.names import translate
+from flax_adapt.weights.writable import Content
 
 
 class Format(Protocol):
@@ -24,7 +26,7 @@ class Format(Protocol):
 
     def model_config(self, path: Path, known: Mapping[str, Any]) -> dict[str, Any]: ...
 
-    def pooling(self, path: Path) -> str: ...
+    def pooling(self, path: Path, known: Mapping[str, Any]) -> str: ...
 
     def class_names(self, path: Path) -> tuple[str, ...] | None: ...
 
@@ -36,6 +38,8 @@ class Format(Protocol):
         self, path: Path, task: str, pooling: str, known: Mapping[str, Any]
     ) -> AbstractContextManager[translate.Opened]: ...
 
+    def write(self, path: Path, content: Content) -> None: ...
+
 
 AFTER = "mean_norm"
 FORMATS: dict[str, Format] = {
@@ -46,16 +50,25 @@ FORMATS: dict[str, Format] = {
     "big_vision": big_vision,
     "orbax": orbax_folder,
 }
-# What can be written. FIXED of a module: fields of the model config that a file of it
-# cannot hold, with the values that all its readers assume.
-WRITERS = {
-    "huggingface": huggingface,
-    "timm": timm,
-    "torchvision": torchvision,
-    "facebook_mae": facebook,
-    "big_vision": big_vision,
-    "orbax": orbax_folder,
+# All of them can be written. FIXED of a module: fields of the model config that a file of
+# it cannot hold, with the values that all its readers assume.
+WRITERS = FORMATS
+
+
+# Formats that can tell how a masked autoencoder was trained.
+RECONSTRUCTIONS = {
+    "huggingface": huggingface.reconstruction,
+    "orbax": orbax_folder.reconstruction,
 }
+
+
+def reconstruction(path: Path, format: str | None) -> dict[str, Any]:
+    """Returns the fields of the objective a masked autoencoder was trained by.
+
+    normalize_patches: bool, hidden_ratio: number; those that the source tells.
+    """
+    name = detect(path) if format is None else format
+    return RECONSTRUCTIONS[name](path) if name in RECONSTRUCTIONS else {}
 
 
 def detect(path: Path) -> str:
@@ -107,6 +120,23 @@ def without_norm(
     return kept, {**found, "renamed": renamed, "ignored": ignored}
 
 
+def other_sets(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields of `strict.Report` that name the sets of weights of a file.
+
+    Nothing of a file that holds one, as most do.
+    """
+    places = reading.sets_of_weights(path)
+    if len(places) < 2:
+        return {}
+    chosen = known.get(reading.WEIGHTS) or torch_objects.default_place(places)
+    rule = "another set of weights in the file, which known weights={} takes".format
+    others = [place for place in places if place != chosen]
+    return {
+        "ignored": {place: rule(place) for place in others},
+        "assumed": {} if reading.WEIGHTS in known else {reading.WEIGHTS: chosen},
+    }
+
+
 def told(format: str, known: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what a config or a flag says of a source, as `load` takes it.
 
@@ -122,7 +152,7 @@ def words(known: str, format: str) -> dict[str, str]:
     known: what stands before the name of a field, as in "--known=".
     """
     return {
-        r"known=\{'(\w+)': NUMBER\}": rf"{known}\1=NUMBER",
+        r"known=\{'(\w+)': (NUMBER|NAME)\}": rf"{known}\1=\2",
         r"known='(\w+)'(?= cannot be given)": rf"{known}\1",
         r"known (\w+)(?=[= ])": rf"{known}\1",
         r"give the format": f"give {format}",

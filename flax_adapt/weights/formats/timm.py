@@ -18,6 +18,7 @@ from flax_adapt.weights.files import files, reading, writing
 from flax_adapt.weights.formats import torch_vit
 from flax_adapt.weights.names import timm as timm_names
 from flax_adapt.weights.names import translate
+from flax_adapt.weights.writable import Content
 
 TABLE = timm_names.TIMM
 # What a file cannot say otherwise; a folder can say which GELU.
@@ -41,6 +42,9 @@ ARCHITECTURES = {
 # Those that `torchvision` reads, or refuses by name.
 RESNET = re.compile(r"(?!vit_).*resne[xs]?t")
 MEAN, STD = "mean", "std"
+SOURCE = "timm"
+# What a folder has a place for beside the parameters.
+PLACES = ("preprocessor", "class_names")
 
 
 def detect(path: Path) -> bool:
@@ -76,13 +80,39 @@ def config_json(path: Path) -> dict[str, Any]:
 
 def model_config(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
     """Returns our model config of a folder or file."""
-    with reading.open_tensors(path) as tensors:
+    with reading.open_tensors(path, known) as tensors:
         return torch_vit.model_config(path, TABLE, tensors, _known(path) | dict(known))
+
+
+def image_side(path: Path) -> int | None:
+    """Returns the side of the images that config.json tells of, if it does.
+
+    Of 16 x 64 pixels the patches are as many as of 32 x 32: tensors do not tell.
+    """
+    theirs, where = config_json(path), f"{path}/{reading.CONFIG}"
+    size = theirs["pretrained_cfg"].get("input_size")
+    args = theirs["model_args"]
+    if size is not None and (not isinstance(size, list) or len(size) != 3):
+        raise UserError(
+            f"{where}: input_size={fields.show(size)} must be three numbers"
+        )
+    sides = {
+        "patch_size": args.get("patch_size"),
+        "img_size": args.get("img_size"),
+        "input_size": None if size is None else size[1:],
+    }
+    found = {
+        name: fields.square(f"{where}: {name}", side)
+        for name, side in sides.items()
+        if side is not None
+    }
+    return found.get("img_size", found.get("input_size"))
 
 
 def _known(path: Path) -> dict[str, Any]:
     """What config.json tells and tensors do not."""
     theirs, where = config_json(path), f"{path}/{reading.CONFIG}"
+    image_side(path)
     args = theirs["model_args"]
     fields.check_supported(where, args, SUPPORTED)
     if "quickgelu" in fields.text(theirs.get("architecture")):
@@ -96,23 +126,23 @@ def _known(path: Path) -> dict[str, Any]:
     return known | ({"heads": args["num_heads"]} if "num_heads" in args else {})
 
 
-def pooling(path: Path) -> str:
+def pooling(path: Path, known: Mapping[str, Any]) -> str:
     """Returns the pooling of a classifier, see `_pooling`."""
-    return _pooling(path)[0]
+    return _pooling(path, known)[0]
 
 
-def _pooling(path: Path) -> tuple[str, bool]:
+def _pooling(path: Path, known: Mapping[str, Any]) -> tuple[str, bool]:
     """Returns the pooling of a classifier, and whether config.json tells it.
 
     Of a file alone it is the mean where there is a norm for that, else taken to be CLS.
     """
-    theirs, has_norm = config_json(path), torch_vit.has_fc_norm(path)
+    theirs, has_norm = config_json(path), torch_vit.has_fc_norm(path, known)
     found = theirs["model_args"].get("global_pool", theirs.get("global_pool"))
     default = "avg" if has_norm else "token"
-    known = {"token": "cls", "": "cls", "avg": "mean_norm" if has_norm else "mean"}
+    ours = {"token": "cls", "": "cls", "avg": "mean_norm" if has_norm else "mean"}
     text = fields.text(default if found is None else found)
     where = f"{path}/{reading.CONFIG}: global_pool"
-    return choose(where, text, known), found is not None
+    return choose(where, text, ours), found is not None
 
 
 def class_names(path: Path) -> tuple[str, ...] | None:
@@ -138,55 +168,39 @@ def opened(
     path: Path, task: str, pooling: str, known: Mapping[str, Any]
 ) -> AbstractContextManager[translate.Opened]:
     """Gives (model config, {leaf: what reads it}, fields of `strict.Report`)."""
-    own, is_told = _pooling(path)
+    own, is_told = _pooling(path, known)
     told = ("pooling",) if is_told else ()
     known = _known(path) | dict(known)
     return torch_vit.opened(path, TABLE, known, task, pooling, own, told)
 
 
-def write(
-    path: Path,
-    config: Mapping[str, Any],
-    leaves: Mapping[str, Any],
-    task: str,
-    *,
-    pooling: str,
-    preprocessor: Mapping[str, Any] | None,
-    tokenizer: Path | None,
-    class_names: tuple[str, ...] | None,
-) -> None:
+def write(path: Path, content: Content) -> None:
     """Writes a folder for `timm.create_model("local-dir:PATH", pretrained=True)`."""
-    writable.check_config(path, "timm", config, FIXED, kind="vit")
-    writable.check_nothing_beside(path, "timm", tokenizer=tokenizer)
-    if task == "mae":
-        raise UserError(f"{path}: timm has no decoder; save the task 'encoder'")
-    bias = leaves.get("head/bias")
-    num_classes = 0 if bias is None else len(bias)
-    jsons = _jsons(config, num_classes, pooling, preprocessor)
-    if class_names:
-        labels = fields.labels_json(num_classes, class_names)["id2label"]
-        jsons["label_names"] = list(labels.values())
-    table = timm_names.pooled(TABLE) if pooling == "mean_norm" else TABLE
-    tensors = translate.to_tensors(table, leaves, config, "")
+    writable.check_config(path, SOURCE, content, FIXED, kind="vit")
+    writable.check_no_decoder(path, SOURCE, content)
+    writable.check_nothing_beside(path, SOURCE, content, PLACES)
+    writable.check_class_names(path, content)
+    jsons = _jsons(content)
+    if content.class_names:
+        labels = fields.labels_json(content.num_classes, content.class_names)
+        jsons["label_names"] = list(labels["id2label"].values())
+    table = timm_names.pooled(TABLE) if content.pooling == "mean_norm" else TABLE
+    tensors = translate.to_tensors(table, content.leaves, content.config, "")
     writing.write(path, tensors, {reading.CONFIG: jsons}, [])
 
 
-def _jsons(
-    config: Mapping[str, Any],
-    num_classes: int,
-    pooling: str,
-    preprocessor: Mapping[str, Any] | None,
-) -> dict[str, Any]:
+def _jsons(content: Content) -> dict[str, Any]:
+    config, pooling = content.config, content.pooling
     size, width = config["image_size"], config["width"]
     sizes = {name: models.SIZES[name]["width"] for name in ARCHITECTURES}
     near = next((name for name, found in sizes.items() if found == width), "B")
     statistics = {}
-    if preprocessor is not None:
-        mean, std = preprocessor["image_mean"], preprocessor["image_std"]
+    if content.preprocessor is not None:
+        mean, std = (content.preprocessor[f"image_{name}"] for name in (MEAN, STD))
         statistics = {MEAN: list(mean), STD: list(std)}
     return {
         "architecture": ARCHITECTURES[near],
-        "num_classes": num_classes,
+        "num_classes": content.num_classes,
         "num_features": width,
         "global_pool": GLOBAL_POOL[pooling],
         "model_args": dict(
@@ -207,7 +221,7 @@ def _jsons(
             fixed_input_size=True,
             interpolation="bilinear",
             crop_pct=1.0,
-            num_classes=num_classes,
+            num_classes=content.num_classes,
             first_conv="patch_embed.proj",
             classifier="head",
             **statistics,

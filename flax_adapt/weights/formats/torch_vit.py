@@ -24,7 +24,7 @@ from flax_adapt.weights.names.names import Names
 
 LAYER_NORM_EPS, GELU = 1e-6, "erf"
 # What `known` may tell.
-KNOWN = ("heads", "decoder_heads", "gelu", "layer_norm_eps")
+KNOWN = ("heads", "decoder_heads", "gelu", "layer_norm_eps", reading.WEIGHTS)
 DROPPED = {"mae": ("head",), "encoder": ("decoder", "head"), "classify": ("decoder",)}
 
 
@@ -92,7 +92,7 @@ def opened(
     own: the pooling of the source. With another one its `fc_norm` is nothing of ours: it
     normalises what is pooled so. told: what is no assumption, beside what is `known`.
     """
-    with reading.open_tensors(path) as tensors:
+    with reading.open_tensors(path, known) as tensors:
         config = model_config(path, table, tensors, known)
         fields.check_task(path, config, task)
         table = timm_names.pooled(table) if pooling == own else table
@@ -155,9 +155,9 @@ def is_vit(path: Path) -> bool:
     return "blocks.0.attn.qkv.weight" in reading.tensor_names(path)
 
 
-def has_fc_norm(path: Path) -> bool:
+def has_fc_norm(path: Path, known: Mapping[str, Any]) -> bool:
     """Whether a folder or file has a norm after the pooling."""
-    return f"{timm_names.FC_NORM}.weight" in reading.tensor_names(path)
+    return f"{timm_names.FC_NORM}.weight" in reading.tensor_names(path, known)
 
 
 def has_decoder(path: Path) -> bool:

@@ -9,12 +9,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from flax_adapt.base.errors import UserError, choose
+from flax_adapt.base.errors import choose
 from flax_adapt.weights import fields, writable
 from flax_adapt.weights.files import reading, writing
 from flax_adapt.weights.formats import timm, torch_resnet
 from flax_adapt.weights.names import translate
 from flax_adapt.weights.names.resnet import TORCHVISION
+from flax_adapt.weights.writable import Content
 
 TABLE = TORCHVISION
 SOURCE, SUFFIX, POOLING = "torchvision", ".safetensors", "mean"
@@ -48,24 +49,20 @@ def _told(path: Path) -> dict[str, Any]:
     fields.check_supported(where, theirs["model_args"], SUPPORTED)
     found = theirs["model_args"].get("global_pool", theirs.get("global_pool", "avg"))
     choose(f"{where}: global_pool", fields.text(found), {"avg": None, "": None})
-    size = theirs["pretrained_cfg"].get("input_size")
-    if size is None:
-        return {}
-    if not isinstance(size, list) or len(size) != 3 or size[1] != size[2]:
-        raise UserError(f"{where}: input_size={fields.show(size)}: only squares")
-    return {"image_size": size[1]}
+    side = timm.image_side(path)
+    return {} if side is None else {"image_size": side}
 
 
 def model_config(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns our model config of a folder or file; nothing can be `known`."""
-    fields.check_known(path, known, ())
-    with reading.open_tensors(path) as tensors:
+    """Returns our model config of a folder or file."""
+    fields.check_known(path, known, (reading.WEIGHTS,))
+    with reading.open_tensors(path, known) as tensors:
         return torch_resnet.model_config(path, tensors, _told(path))
 
 
-def pooling(path: Path) -> str:
+def pooling(path: Path, known: Mapping[str, Any]) -> str:
     """Returns the only one."""
-    del path
+    del path, known
     return POOLING
 
 
@@ -78,9 +75,9 @@ def opened(
     path: Path, task: str, pooling: str, known: Mapping[str, Any]
 ) -> Iterator[translate.Opened]:
     """Gives (model config, {leaf: what reads it}, fields of `strict.Report`)."""
-    fields.check_known(path, known, ())
+    fields.check_known(path, known, (reading.WEIGHTS,))
     told = _told(path)
-    with reading.open_tensors(path) as tensors:
+    with reading.open_tensors(path, known) as tensors:
         config = torch_resnet.model_config(path, tensors, told)
         fields.check_task(path, config, task)
         leaves, found = translate.to_leaves(TABLE, tensors, DROPPED[task], task)
@@ -88,19 +85,10 @@ def opened(
         yield config, leaves, found
 
 
-def write(
-    path: Path,
-    config: Mapping[str, Any],
-    leaves: Mapping[str, Any],
-    task: str,
-    *,
-    pooling: str,
-    **beside: Any,
-) -> None:
+def write(path: Path, content: Content) -> None:
     """Writes a file of safetensors."""
-    del task, pooling  # there is one pooling
-    writable.check_config(path, SOURCE, config, FIXED, kind="resnet")
-    writable.check_nothing_beside(path, SOURCE, **beside)
+    writable.check_config(path, SOURCE, content, FIXED, kind="resnet")
+    writable.check_nothing_beside(path, SOURCE, content)
     writable.check_file(path, SOURCE, SUFFIX)
-    tensors = translate.to_tensors(TABLE, leaves, config, "")
+    tensors = translate.to_tensors(TABLE, content.leaves, content.config, "")
     writing.write_file(path, tensors, writing.save_safetensors)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from flax_adapt.base.errors import UserError
 from flax_adapt.weights.names.names import Style
 
 PATCHES = "encoder/patch_embed/kernel"
@@ -79,6 +80,7 @@ TORCH = Style(
     join=".",
     dense={"kernel": ("weight",), "bias": ("bias",)},
     norm={"scale": ("weight", "gamma"), "bias": ("bias", "beta")},
+    patch_axes=(2, 3),
     to_ours=_from_torch,
     to_theirs=_to_torch,
 )
@@ -87,6 +89,7 @@ CONVOLUTIONS = Style(
     join=".",
     dense={"kernel": ("weight",), "bias": ("bias",)},
     norm={"scale": ("weight",), "bias": ("bias",)},
+    patch_axes=(2, 3),
     to_ours=_from_convolution,
     to_theirs=_to_convolution,
 )
@@ -94,6 +97,18 @@ FLAX = Style(
     join="/",
     dense={"kernel": ("kernel",), "bias": ("bias",)},
     norm={"scale": ("scale",), "bias": ("bias",)},
+    patch_axes=(0, 1),
     to_ours=_from_flax,
     to_theirs=_to_flax,
 )
+
+
+def check_square(style: Style, what: str, leaf: str, shape: tuple[int, ...]) -> None:
+    """Raises UserError for a patch embedding of patches that are not square.
+
+    Flattened they could have as many pixels as square ones: 2 x 8 as 4 x 4.
+    """
+    if leaf == PATCHES and len(shape) == 4:
+        rows, columns = (shape[axis] for axis in style.patch_axes)
+        if rows != columns:
+            raise UserError(f"{what}: patches of {rows} x {columns}: only squares")

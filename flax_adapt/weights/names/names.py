@@ -30,13 +30,15 @@ class Style(NamedTuple):
     """How a library spells and lays out what is in a dense layer and in a norm.
 
     join: between the name of a layer and that of a tensor in it. dense, norm: our leaf ->
-    their names. to_ours(leaf, tensor), to_theirs(leaf, array, config): the layout; a
-    tensor of another rank is left as it is, and the strict check will name it.
+    their names. patch_axes: row and column in the patch embedding. to_ours(leaf, tensor),
+    to_theirs(leaf, array, config): the layout; a tensor of another rank is left as it is,
+    and the strict check will name it.
     """
 
     join: str
     dense: Mapping[str, Spellings]
     norm: Mapping[str, Spellings]
+    patch_axes: tuple[int, int]
     to_ours: Callable[[str, np.ndarray], np.ndarray]
     to_theirs: Callable[[str, np.ndarray, Mapping[str, Any]], np.ndarray]
 

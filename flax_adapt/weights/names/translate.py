@@ -10,6 +10,7 @@ import numpy as np
 from flax_adapt.base.errors import UserError
 from flax_adapt.weights import strict
 from flax_adapt.weights.files.files import LazyTensor
+from flax_adapt.weights.names import layouts
 from flax_adapt.weights.names.names import Names, Spare
 
 Leaves = dict[str, np.ndarray]
@@ -73,6 +74,7 @@ def to_leaves(
         elif part in dropped:
             ignored[source] = f"{part} dropped for task {task}"
         else:
+            layouts.check_square(table.style, tensor.what, leaf, tensor.shape)
             found = _lazy(table, leaf, tensor.shape, functools.partial(get, name))
             if first := next((part for part in found if part in leaves), None):
                 both = found[first], leaves[first]

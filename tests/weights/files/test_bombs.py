@@ -107,8 +107,8 @@ import resource, sys, time
 from pathlib import Path
 import jax
 from flax_adapt import weights
-from flax_adapt.errors import UserError
-from flax_adapt.weights import npz_file, reading
+from flax_adapt.base.errors import UserError
+from flax_adapt.weights.files import npz as npz_file, reading
 
 def load(path):
     if path.suffix == ".npz":

@@ -214,8 +214,8 @@ def bombs():
 SCRIPT = """
 import resource, sys, time
 from pathlib import Path
-from flax_adapt.errors import UserError
-from flax_adapt.weights import torch_file
+from flax_adapt.base.errors import UserError
+from flax_adapt.weights.files import torch as torch_file
 
 taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (taken + (1 << 30),) * 2)

@@ -29,7 +29,8 @@ from flax_adapt.weights.formats import table as formats
 
 VOCABULARY = len(tiny_text.VOCABULARY)
 # What a format could change without being noticed.
-HARD = np.array([-0.0, np.nan, np.inf, 1e-45, 1 + 2**-23, 0, -np.inf, 7], np.float32)
+LARGEST = np.finfo(np.float32).max
+HARD = np.array([-0.0, LARGEST, 1e-45, 1 + 2**-23, 0, -LARGEST, 7, 1e-38], np.float32)
 
 
 def models_of(kind):

@@ -73,7 +73,7 @@ def test_theirs_ours_theirs_is_bit_identical(tmp_path, name, target):
     path = GOLDENS / name
     for format, written in ((target, between), (source, file)):
         known = HEADS if path.is_file() else {}
-        assert formats.find(path, None).pooling(path) == "mean_norm"
+        assert formats.find(path, None).pooling(path, {}) == "mean_norm"
         config, params, _ = weights.load(path, "classify", pooling=None, known=known)
         path = tmp_path / written
         options = dict(pooling="mean_norm", format=format, **beside)

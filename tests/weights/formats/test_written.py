@@ -108,7 +108,7 @@ def test_theirs_ours_theirs_is_bit_identical(tmp_path, file, written):
     task = "mae" if "full" in file else "classify"
     path = GOLDENS / file
     config, params, _ = weights.load(path, task, pooling=None, known=known)
-    pooling = formats.find(path, None).pooling(path)
+    pooling = formats.find(path, None).pooling(path, {})
     target = tmp_path / written
     beside = dict(preprocessor=None, tokenizer=None, class_names=None)
     weights.save(target, config, params, task, pooling=pooling, format=name, **beside)

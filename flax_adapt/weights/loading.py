@@ -1,0 +1,135 @@
+"""Weights from a folder or file of any format: model config, parameters, report."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from flax_adapt import models
+from flax_adapt.base.types import Params
+from flax_adapt.weights import reshape, strict
+from flax_adapt.weights.files.reading import NOTHING
+from flax_adapt.weights.formats import table as formats
+from flax_adapt.weights.strict import Report
+
+PathLike = str | Path
+Known = Mapping[str, Any]
+
+
+def model_config(
+    path: PathLike, *, format: str | None = None, known: Known = NOTHING
+) -> dict[str, Any]:
+    """Returns the model config (see `models`) of a folder or file."""
+    return formats.find(Path(path), format).model_config(Path(path), known)
+
+
+def class_names(path: PathLike) -> tuple[str, ...] | None:
+    """Returns the names of a model's classes; None where they are only LABEL_i."""
+    return formats.find(Path(path), None).class_names(Path(path))
+
+
+def parts(
+    path: PathLike, task: str, *, format: str | None = None, known: Known = NOTHING
+) -> set[str]:
+    """What a model holds of what `task` needs: encoder, mlm, ...; no tensor is read."""
+    with opened(path, task, pooling=None, format=format, known=known) as found:
+        return set(found[1])
+
+
+def load(
+    path: PathLike,
+    task: str,
+    *,
+    pooling: str | None,
+    format: str | None = None,
+    known: Known = NOTHING,
+) -> tuple[dict[str, Any], dict[str, Any], Report]:
+    """Returns (model config, parameters as float32 numpy arrays, report).
+
+    What `task` has no place for is ignored by a rule that the report names. A tensor of
+    an unknown name is carried along; `adopt` then says that it is unexpected.
+    pooling: of a classifier; one of text has a pooler with "pooler" only. None: the
+    source's.
+    """
+    with opened(path, task, pooling=pooling, format=format, known=known) as found:
+        config, params, report = found
+        return config, jax.tree.map(np.asarray, params), report
+
+
+@contextlib.contextmanager
+def opened(
+    path: PathLike,
+    task: str,
+    *,
+    pooling: str | None,
+    format: str | None = None,
+    known: Known = NOTHING,
+) -> Iterator[tuple[dict[str, Any], dict[str, Any], Report]]:
+    """As `load`, for files larger than memory: `numpy.asarray` reads a parameter.
+
+    Before that it has its shape alone, with which `adopt` and `save` work as well.
+    """
+    path = Path(path)
+    source = formats.find(path, format)
+    own = source.pooling(path, known)
+    pooling = formats.pooling_of(own, task, pooling)
+    with source.opened(path, task, pooling, known) as (config, leaves, found):
+        if own == formats.AFTER != pooling:
+            leaves, found = formats.without_norm(leaves, found)
+        sets = Report(**formats.other_sets(path, known))
+        yield config, strict.unflatten(leaves), Report(**found).merge(sets)
+
+
+def fit(
+    found: Mapping[str, Any],
+    loaded_params: Params,
+    wanted: Mapping[str, Any],
+    rules: Sequence[str],
+) -> tuple[dict[str, Any], Report]:
+    """Returns parameters of the model config `found` made to fit `wanted`.
+
+    rules: what may be done, see `reshape`; the report says what was done.
+    """
+    leaves = strict.flatten(loaded_params)
+    fitted, reshaped = reshape.fit(leaves, found, wanted, rules)
+    return strict.unflatten(fitted), Report(reshaped=reshaped)
+
+
+def plain_model(
+    config: Mapping[str, Any], task: str, pooling: str, num_classes: int
+) -> nn.Module:
+    """Returns the model of a task in float32, which drops nothing."""
+    return models.build(
+        config,
+        task,
+        dtype="float32",
+        dropout=0.0,
+        drop_path=0.0,
+        pooling=pooling,
+        num_classes=num_classes,
+    )
+
+
+def shapes(model: nn.Module) -> Params:
+    """Returns the parameters of a model as shapes and dtypes alone."""
+    return jax.eval_shape(lambda key: models.init_params(model, key), jax.random.key(0))
+
+
+def reconstruction(path: PathLike, *, format: str | None = None) -> dict[str, Any]:
+    """Returns how a masked autoencoder was trained, as far as the source tells.
+
+    normalize_patches: whether the pixels of each patch were normalised (norm_pix_loss);
+    hidden_ratio: the share of patches that were hidden (mask_ratio). {}: nothing.
+    """
+    return formats.reconstruction(Path(path), format)
+
+
+def pixel_statistics(
+    path: PathLike, *, format: str | None = None
+) -> tuple[list[float], list[float]] | None:
+    """Returns (mean, std) of pixels in [0, 1] that a model was trained with, if known."""
+    return formats.find(Path(path), format).pixel_statistics(Path(path))

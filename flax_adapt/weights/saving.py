@@ -1,0 +1,63 @@
+"""Weights to a folder or file of any format that can be written."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flax_adapt.base.errors import choose
+from flax_adapt.base.types import Params
+from flax_adapt.weights import loading, strict
+from flax_adapt.weights.formats import hf_vit
+from flax_adapt.weights.formats.table import WRITERS
+from flax_adapt.weights.loading import PathLike
+from flax_adapt.weights.writable import Content
+
+
+def save(
+    path: PathLike,
+    config: Mapping[str, Any],
+    params: Params,
+    task: str,
+    *,
+    pooling: str,
+    preprocessor: Mapping[str, Any] | None,
+    tokenizer: PathLike | None,
+    class_names: Sequence[str] | None,
+    reconstruction: Mapping[str, Any] | None = None,
+    format: str = "huggingface",
+) -> None:
+    """Writes a folder or file, one of WRITERS, whole or not at all.
+
+    "timm" is a folder, "big_vision" a .npz file, "facebook_mae" and "torchvision" are ones
+    of safetensors; they cannot hold every config, and the error says which field. "orbax"
+    is a folder that holds all. Of "huggingface" the class is that of `task` in
+    transformers: ViTMAEForPreTraining, BertForMaskedLM, ...; "encoder" is ViTModel, or
+    ViTMAEModel where the config has a decoder, BertModel, RobertaModel or ResNetModel.
+    pooling: matters to "classify" only; transformers ignores one that is not its own,
+    `from_pretrained` does not. tokenizer: a folder whose tokenizer is copied.
+    class_names: of the first classes; the others are LABEL_i. reconstruction: how a masked
+    autoencoder was trained, `normalize_patches` and `hidden_ratio` of the objective.
+    """
+    leaves = strict.flatten(params)
+    bias = leaves.get("head/bias")
+    num_classes = 1 if bias is None else len(bias)
+    model = loading.plain_model(config, task, pooling, num_classes)
+    strict.adopt(loading.shapes(model), params)
+    content = Content(
+        config,
+        leaves,
+        task,
+        pooling=pooling,
+        preprocessor=preprocessor,
+        tokenizer=None if tokenizer is None else Path(tokenizer),
+        class_names=None if class_names is None else tuple(class_names),
+        reconstruction=reconstruction,
+    )
+    choose("format", format, WRITERS).write(Path(path), content)
+
+
+def preprocessor(
+    config: Mapping[str, Any], mean: Sequence[float], std: Sequence[float]
+) -> dict[str, Any]:
+    """Returns preprocessor_config.json, as `save` takes it; `config` is the model's."""
+    return hf_vit.preprocessor_json(config["image_size"], tuple(mean), tuple(std))
