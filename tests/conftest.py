@@ -1,4 +1,8 @@
-"""How every test runs: eight fake devices, strict shapes, a compile cache."""
+"""How every test runs: eight fake devices, strict shapes, a compile cache.
+
+Compiling is nine tenths of the suite, so XLA optimises little unless told `--optimized`.
+Tests marked `long` run with `--all` alone; how many were left out is printed.
+"""
 
 import os
 import resource
@@ -24,10 +28,43 @@ for variable, value in ENVIRONMENT.items():
 
 import jax
 import pytest
+from hypothesis import settings
+from support import depth
+
+# Most time goes into LLVM: loops that XLA writes itself, in one piece, compile fastest.
+QUICK_XLA = (
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
+)
+LEFT_OUT = pytest.StashKey[int]()
+
+settings.register_profile("short", max_examples=depth.SHORT)
+settings.register_profile("deep", max_examples=depth.DEEP)
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_nans", True)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", help="run the tests marked long too")
+    parser.addoption(
+        "--optimized",
+        action="store_true",
+        help="compile as users do: takes twice as long",
+    )
+
+
+def pytest_configure(config):
+    settings.load_profile("deep" if config.option.all else "short")
+    config.stash[LEFT_OUT] = 0
+    if config.option.optimized:
+        return
+    # By way of the environment, for the processes that tests start, too.
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    os.environ["XLA_FLAGS"] = " ".join(dict.fromkeys([*flags, *QUICK_XLA]))
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 def pytest_report_header():
@@ -36,12 +73,35 @@ def pytest_report_header():
     return f"flax_adapt: {Path(flax_adapt.__file__).parent}"
 
 
-def pytest_collection_modifyitems(items):
-    if SHARED_DATA.is_dir():
-        return
+def pytest_collection_modifyitems(config, items):
     for item in items:
-        if item.get_closest_marker("shared_data"):
+        if not SHARED_DATA.is_dir() and item.get_closest_marker("shared_data"):
             item.add_marker(pytest.mark.skip(reason=f"there is no {SHARED_DATA}"))
+    if config.option.all:
+        return
+    long = [item for item in items if item.get_closest_marker("long")]
+    items[:] = [item for item in items if not item.get_closest_marker("long")]
+    config.hook.pytest_deselected(items=long)
+    config.stash[LEFT_OUT] = len(long)
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = session.config.stash[LEFT_OUT]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """Each worker collects all tests: what one left out, all did."""
+    left_out = getattr(node, "workeroutput", {}).get("left_out", 0)
+    node.config.stash[LEFT_OUT] = max(node.config.stash[LEFT_OUT], left_out)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if count := config.stash[LEFT_OUT]:
+        terminalreporter.write_line(
+            f"{count} long tests were left out; --all runs them", yellow=True
+        )
 
 
 @pytest.fixture
@@ -65,11 +125,12 @@ def nans_allowed():
 
 
 @pytest.fixture(scope="module")
-def compile_fast():
-    """For tests in which numbers do not matter: compiling takes most of the time."""
+def compile_fast(pytestconfig):
+    """For tests in which numbers do not matter: fast under `--optimized` as well."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    optimized = pytestconfig.option.optimized
+    jax.config.update("jax_disable_most_optimizations", not optimized)
 
 
 @pytest.fixture(scope="module", autouse=True)

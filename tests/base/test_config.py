@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 from support import tiny
+from support.depth import examples_of
 
 from flax_adapt.base import config
 from flax_adapt.base.errors import UserError
@@ -223,7 +224,7 @@ FIELDS = st.dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples_of(200))
 @given(old=FIELDS, new=FIELDS)
 def test_only_equal_configs_have_no_difference(old, new):
     assert not config.difference(old, json.loads(json.dumps(old)))

@@ -81,6 +81,7 @@ def test_two_processes_give_the_numbers_of_one(together, alone):
     assert "accuracy" not in together[1][1]
 
 
+@pytest.mark.long
 def test_two_processes_give_the_numbers_of_one_on_text(tmp_path):
     """Buckets, packed rows, and F1, which needs the decisions of both."""
     texts = str(tmp_path / "files")
@@ -105,6 +106,7 @@ def test_every_step_is_logged_once(together):
     assert len(list(together[0].glob("events/finetune/*"))) == 1
 
 
+@pytest.mark.long
 def test_processes_that_share_a_model_feed_the_same_rows(alone, tmp_path):
     """Each holds half of every matrix, so both need the whole batch."""
     workdir = tmp_path / "run"
@@ -112,6 +114,7 @@ def test_processes_that_share_a_model_feed_the_same_rows(alone, tmp_path):
     assert_same_run(workdir, alone, ["pretrain"])
 
 
+@pytest.mark.long
 def test_two_processes_replay_what_one_replays(tmp_path):
     """Each draws the same examples of the source, and feeds its part of every batch.
 

@@ -10,8 +10,10 @@ import pytest
 from support import tiny_runs
 from support.runner import assert_identical, last_seen, launch, tensors
 
+LONG_ON_TEXT = ["image", pytest.param("text", marks=pytest.mark.long)]
 
-@pytest.fixture(scope="module", params=tiny_runs.MODALITIES)
+
+@pytest.fixture(scope="module", params=LONG_ON_TEXT)
 def straight(request, tmp_path_factory):
     """A run that nothing disturbs, in a folder named as its modality."""
     root = tmp_path_factory.mktemp("straight") / request.param
@@ -22,14 +24,25 @@ def straight(request, tmp_path_factory):
     return workdir
 
 
+STOPS = [
+    ("SIGKILL", "pretrain", 4),  # step 3 is done but not saved
+    ("SIGKILL", "distill", 2),  # nothing saved yet
+    ("SIGTERM", "distill", 4),
+    ("SIGTERM", "finetune", 1),
+]
+ALWAYS = [("image", *STOPS[0]), ("text", *STOPS[2])]  # of each kind one
+
+
+def every_stop():
+    for modality in tiny_runs.MODALITIES:
+        for stop in STOPS:
+            row = (modality, *stop)
+            marks = [] if row in ALWAYS else [pytest.mark.long]
+            yield pytest.param(*row, marks=marks)
+
+
 @pytest.mark.parametrize(
-    ("name", "stage", "step"),
-    [
-        ("SIGKILL", "pretrain", 4),  # step 3 is done but not saved
-        ("SIGKILL", "distill", 2),  # nothing saved yet
-        ("SIGTERM", "distill", 4),
-        ("SIGTERM", "finetune", 1),
-    ],
+    ("straight", "name", "stage", "step"), list(every_stop()), indirect=["straight"]
 )
 def test_a_stopped_run_goes_on_bit_for_bit(straight, tmp_path, name, stage, step):
     number = getattr(signal, name)

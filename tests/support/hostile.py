@@ -9,6 +9,7 @@ import orbax.checkpoint as ocp
 import safetensors.numpy
 from hypothesis import HealthCheck, settings
 from support import torch_files
+from support.depth import examples_of
 from support.hf_folders import CONFIG, build, random_params, tensors_of
 
 from flax_adapt import weights
@@ -149,9 +150,9 @@ def outcome(function, *arguments, **options):
 
 
 def fuzz(examples):
-    """Examples drawn the same way each time; one may not hang."""
+    """Examples drawn the same way each time, all of them under --all; one may not hang."""
     return settings(
-        max_examples=examples,
+        max_examples=examples_of(examples),
         derandomize=True,
         database=None,
         deadline=timedelta(seconds=20),

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import torch_files
+from support.depth import examples_of
 from support.torch_files import (
     FLOATS,
     FORMS,
@@ -160,7 +161,7 @@ def ends_well(path):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples_of(300), deadline=None)
 @given(data=st.data())
 def test_flipped_bits_end_in_one_line_or_in_arrays(tmp_path_factory, form, data):
     path = tmp_path_factory.mktemp("flip") / "a.bin"
@@ -181,7 +182,7 @@ PIECES = [
 ]
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples_of(500), deadline=None)
 @given(pieces=st.lists(st.sampled_from(PIECES), max_size=30))
 def test_any_program_ends_in_one_line_or_in_arrays(tmp_path_factory, pieces):
     path = tmp_path_factory.mktemp("program") / "a.bin"
