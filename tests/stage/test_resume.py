@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support import tiny_runs
+from support.depth import long_except
 from support.runner import assert_identical, last_seen, launch, tensors
 
-LONG_ON_TEXT = ["image", pytest.param("text", marks=pytest.mark.long)]
 
-
-@pytest.fixture(scope="module", params=LONG_ON_TEXT)
+@pytest.fixture(scope="module", params=long_except(["image"], tiny_runs.MODALITIES))
 def straight(request, tmp_path_factory):
     """A run that nothing disturbs, in a folder named as its modality."""
     root = tmp_path_factory.mktemp("straight") / request.param
@@ -30,19 +29,13 @@ STOPS = [
     ("SIGTERM", "distill", 4),
     ("SIGTERM", "finetune", 1),
 ]
-ALWAYS = [("image", *STOPS[0]), ("text", *STOPS[2])]  # of each kind one
-
-
-def every_stop():
-    for modality in tiny_runs.MODALITIES:
-        for stop in STOPS:
-            row = (modality, *stop)
-            marks = [] if row in ALWAYS else [pytest.mark.long]
-            yield pytest.param(*row, marks=marks)
+USUAL = [("image", *STOPS[0]), ("text", *STOPS[2])]  # of each kind one
 
 
 @pytest.mark.parametrize(
-    ("straight", "name", "stage", "step"), list(every_stop()), indirect=["straight"]
+    ("straight", "name", "stage", "step"),
+    long_except(USUAL, [(m, *stop) for m in tiny_runs.MODALITIES for stop in STOPS]),
+    indirect=["straight"],
 )
 def test_a_stopped_run_goes_on_bit_for_bit(straight, tmp_path, name, stage, step):
     number = getattr(signal, name)

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+from support.depth import long_except
 
 from flax_adapt.train import sharding
 
@@ -9,8 +10,10 @@ MESHES = {
     "one": dict(data=1, fsdp=1, tensor=1),
     "eight": dict(data=2, fsdp=2, tensor=2),
 }
-# (mesh, parts of a batch) that must give what one device gives at once.
-WAYS = [("eight", 1), ("one", 4)]
+# (mesh, parts of a batch) that must give what one device gives at once: both together,
+# and each alone, which says where a fault lies.
+BOTH = ("eight", 4)
+WAYS = long_except([BOTH], [BOTH, ("eight", 1), ("one", 4)])
 
 
 def mesh_of(name):

@@ -10,7 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 from support import tiny
 from support.tiny_lora import logits, noisy, section
-from support.tiny_meshes import WAYS, mesh_of
+from support.tiny_meshes import BOTH, WAYS, mesh_of
 
 from flax_adapt import defaults, objectives, weights
 from flax_adapt.base import rules
@@ -134,7 +134,7 @@ def test_it_depends_neither_on_devices_nor_on_parts(mesh, accum_steps):
 
 
 def test_adaptors_are_spread_as_their_kernels_are():
-    params = rules.named(train("image", "eight")[1].params)
+    params = rules.named(train("image", *BOTH)[1].params)
     for kernel, shapes in {
         "encoder/block_00/attention/query/kernel": ((8, 2), (2, 8)),
         "encoder/block_00/mlp/down/kernel": ((16, 2), (2, 8)),
