@@ -3,12 +3,14 @@
 Run     python benchmarks/glad.py --data=DATA --workdir=DIR [--plot=FILE.png]
         DATA holds TFDS sets in array_record: pacs_photo, pacs_sketch, neu_det, and
         cifar10_jpeg. Stopped, the same command goes on. --plot needs matplotlib.
+        Shorter: --seeds=2 --lrs= (one rate, --lr), or fewer --steps.
 Prints  for each way to fine-tune on pacs_photo from few labels (GLAD with its three
         regularizers; full, LP-FT, LoRA, L2-SP; and, after CIFAR-10 was learnt with
-        labels, full and EWC) its test accuracy, and the accuracy of full fine-tuning on
-        pacs_sketch and neu_det from what it left behind (its run of seed 0; adaptors and
-        heads dropped); mean and standard deviation over the seeds. "pretrained" is the
-        start itself.
+        labels, full and EWC) the rate that it chose, its test accuracy, and the accuracy
+        of full fine-tuning on pacs_sketch and neu_det from the weights that it left (its
+        run of seed 0; adaptors and heads dropped); mean and standard deviation over the
+        seeds. "pretrained" is the start itself. Every way has the same augmentation,
+        warm-up, batch, steps and rates to choose from (`defaults.supervised`).
 Source  Yoon et al. 2023 for the question; model, data and settings are ours.
 """
 
@@ -20,7 +22,7 @@ from ml_collections import ConfigDict
 
 from flax_adapt.base import config as configs
 from flax_adapt.base import logs
-from flax_adapt.experiment import recipe
+from flax_adapt.experiment import recipe, sweep
 
 HERE = Path(__file__).parent
 TASK, NEXT = "pacs_photo", ("pacs_sketch", "neu_det")
@@ -33,7 +35,11 @@ _DATA = flags.DEFINE_string("data", None, "folder of the TFDS sets", required=Tr
 _WORKDIR = flags.DEFINE_string("workdir", None, "where runs are kept", required=True)
 _INIT = flags.DEFINE_string("init", str(HERE / "weights/small_cifar10"), "weights")
 _STEPS = flags.DEFINE_integer("steps", 100, "optimizer steps of a run")
-_LR = flags.DEFINE_float("lr", 1e-3, "learning rate")
+_LR = flags.DEFINE_float("lr", 1e-3, "learning rate of the next tasks")
+_LRS = flags.DEFINE_string(
+    "lrs", "3e-4+1e-3+3e-3", "rates that every way chooses from; '': lr"
+)
+_AUGMENT = flags.DEFINE_string("augment", "flip", "none, flip or crop")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "runs of each kind")
 _PER_CLASS = flags.DEFINE_integer("per_class", 20, "labels of every class")
 _PLOT = flags.DEFINE_string("plot", "", "the .png to write; '': none")
@@ -47,8 +53,9 @@ def load(name, **arguments):
         seeds=_SEEDS.value,
         steps=_STEPS.value,
         lr=_LR.value,
+        lrs=_LRS.value,
+        augment=_AUGMENT.value,
         per_class=_PER_CLASS.value,
-        pooling="cls",
     )
     text = ",".join(f"{key}={value}" for key, value in {**common, **arguments}.items())
     return configs.load(f"{name}:{text}")
@@ -98,8 +105,8 @@ def _seed():
     return "" if _SEEDS.value == 1 else "/seed_0"
 
 
-def table(prefix, rows):
-    """{way: {TASK or one of NEXT: (`mean (std)`, mean, std)}}."""
+def table(prefix, rows, workdir):
+    """{way: {TASK or one of NEXT: (`mean (std)`, mean, std), "lr": (chosen, ...)}}."""
     found = {}
     for row in rows:
         name, _, number = row["stage"].partition("_then_")
@@ -109,6 +116,9 @@ def table(prefix, rows):
         label = f"{prefix}{name.removeprefix('finetune_')}"
         cell = f"{row['mean']:.3f} ({row['std']:.3f})"
         found.setdefault(label, {})[column] = (cell, row["mean"], row["std"])
+        record = workdir / "stages" / row["stage"] / sweep.RECORD
+        if record.exists():
+            found[label]["lr"] = (f"{logs.read_json(record)['lr']:g}", 0.0, 0.0)
     return found
 
 
@@ -142,10 +152,11 @@ def main(_):
     }
     found = {}
     for folder, (prefix, config) in experiments.items():
-        rows = recipe.run(config, Path(_WORKDIR.value, folder), force=False)
-        found |= table(prefix, rows)
+        workdir = Path(_WORKDIR.value, folder)
+        found |= table(prefix, recipe.run(config, workdir, force=False), workdir)
     found = {"pretrained": found.pop("pretrained"), **found}
-    rows = [{"way": name, **{c: cells.get(c, ("",))[0] for c in (TASK, *NEXT)}}
+    columns = ("lr", TASK, *NEXT)
+    rows = [{"way": name, **{c: cells.get(c, ("",))[0] for c in columns}}
             for name, cells in found.items()]  # fmt: skip
     print(f"\n{_STEPS.value} steps, {_PER_CLASS.value} labels a class\n")
     print(logs.format_table(rows, tuple(rows[0])))
