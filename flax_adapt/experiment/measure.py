@@ -1,4 +1,4 @@
-"""What the model and every finished stage are worth: few-label accuracy, and drift."""
+"""Measures the initial weights and every finished stage: few-label accuracy, and drift."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,9 +16,9 @@ from flax_adapt.train import sharding
 
 
 class Sets(NamedTuple):
-    """What an evaluation section names, opened.
+    """The opened data of an evaluation section.
 
-    train None: there are no classes, so no accuracies. source None: no drift.
+    train None: there are no classes, so no accuracy is measured. source None: no drift.
     """
 
     train: data.Examples | None
@@ -26,8 +26,11 @@ class Sets(NamedTuple):
     source: data.Examples | None
 
 
-class Found(NamedTuple):
-    """The features of one model on `Sets`, and its encoder; views: two of `test`, or none."""
+class Measured(NamedTuple):
+    """Features of one model on `Sets`, and its encoder's parameters.
+
+    views: features of the two views of `test`, or ().
+    """
 
     train: Features | None
     test: Features
@@ -37,7 +40,7 @@ class Found(NamedTuple):
 
 
 class Model(NamedTuple):
-    """Weights to be measured: their label, where they are, how they are loaded."""
+    """Weights to be measured: their label, their folder, and how they are loaded."""
 
     label: str
     folder: Path
@@ -47,20 +50,22 @@ class Model(NamedTuple):
 def evaluate(config: Any, workdir: Path) -> list[dict[str, Any]]:
     """kNN and linear-probe accuracy of `init` and of every finished stage, and drift.
 
-    Where the test data has no classes there is the drift alone. Where stages resize
-    `init` in different ways there is a row for each.
+    Where the test data has no classes, drift alone is measured. Where stages resize
+    `init` in different ways, there is a row for each way.
 
-    Written to `eval.json`. Features are the final states, pooled as `config.evaluate`
-    says. Where it has a `source`, every measure of `drift` is taken against the features
-    of `init`; where it has `wide`, also sparsity and what other probes make of features.
-    With `more_evaluations` there are rows for each, which name their data.
+    The rows are also written to `eval.json`. Features are the final states, pooled as
+    `config.evaluate` says. Where that has a `source`, drift is measured from the features
+    of `init`; where it has `wide`, also sparsity and the accuracy of other probes. Each
+    section of `more_evaluations` adds rows that name its data.
     """
     finished = recipe.finished(config, workdir)
     if not finished:
         raise UserError(
             f"{workdir} holds no finished stage of this config; run it first"
         )
-    models = [Model(label, Path(config.init), fit) for label, fit in _originals(config)]
+    models = [
+        Model(label, Path(config.init), fit) for label, fit in _ways_of_init(config)
+    ]
     wanted = config.evaluate.stages
     models += [
         Model(stage.label, stage.folder / "export", {})
@@ -79,7 +84,7 @@ def evaluate(config: Any, workdir: Path) -> list[dict[str, Any]]:
 
 
 def _measure(config: Any, section: Any, models: list[Model]) -> list[dict[str, float]]:
-    """What is measured of each model; the first is what drift is measured from."""
+    """Returns the measures of each model; drift is measured from the first model."""
     sets, found = _open(config, section), []
     for start in range(0, len(models), section.models_at_once):
         together = models[start : start + section.models_at_once]
@@ -88,7 +93,7 @@ def _measure(config: Any, section: Any, models: list[Model]) -> list[dict[str, f
         {
             **_accuracies(config, section, one),
             **_drift(config, one, found[0]),
-            **_moved(section, one, found[0]),
+            **_distances(section, one, found[0]),
         }
         for one in found
     ]
@@ -120,7 +125,7 @@ def _open(config: Any, section: Any) -> Sets:
 
 
 def _check_drift(config: Any, section: Any) -> None:
-    """Drift is from `init`, and alignment is of two views that differ."""
+    """Raises UserError where drift cannot be measured: it needs `init` and two views."""
     is_image = section.test.modality == "image"
     rules = (
         (
@@ -142,8 +147,8 @@ def _check_drift(config: Any, section: Any) -> None:
             raise UserError(problem)
 
 
-def _originals(config: Any) -> list[tuple[str, dict[str, Any]]]:
-    """`init` in every way in which a stage makes it fit: label, how it is loaded."""
+def _ways_of_init(config: Any) -> list[tuple[str, dict[str, Any]]]:
+    """Returns (label, arguments of loading) for every way in which stages resize `init`."""
     if not config.init:
         return []
     sizes, told = weights.reshape.sizes_of(config.model), told_of_init(config)
@@ -161,8 +166,8 @@ def _originals(config: Any) -> list[tuple[str, dict[str, Any]]]:
 
 def _features(
     config: Any, section: Any, models: list[Model], sets: Sets
-) -> list[Found]:
-    """Of all models, from one pass over each set."""
+) -> list[Measured]:
+    """Returns the features of all models, from one pass over each data set."""
     is_text = section.test.modality == "text"
     embedders = [
         Embedder(
@@ -188,10 +193,10 @@ def _features(
     pairs = list(zip(*views, strict=True)) or [()] * len(models)
     encoders = [one.params["encoder"] for one in embedders]
     columns = (of(sets.train), of(sets.test), pairs, of(sets.source), encoders)
-    return [Found(*row) for row in zip(*columns, strict=True)]
+    return [Measured(*row) for row in zip(*columns, strict=True)]
 
 
-def _accuracies(config: Any, section: Any, found: Found) -> dict[str, float]:
+def _accuracies(config: Any, section: Any, found: Measured) -> dict[str, float]:
     if found.train is None:
         return {}
     arrays = _arrays(found.train, found.test)
@@ -202,11 +207,11 @@ def _accuracies(config: Any, section: Any, found: Found) -> dict[str, float]:
     measured = {"knn": nearest, "probe": probe.accuracy(*arrays, **linear)}
     if section.wide is None:
         return measured
-    return measured | _of_wide(config, section, found, measured["probe"])
+    return measured | _wide_measures(config, section, found, measured["probe"])
 
 
-def _moved(section: Any, found: Found, initial: Found) -> dict[str, float]:
-    """How far features and weights are from those of the first model, if it is asked."""
+def _distances(section: Any, found: Measured, initial: Measured) -> dict[str, float]:
+    """Returns CKA and distance of weights to the first model, if the section asks for it."""
     if not section.compare:
         return {}
     return {
@@ -219,10 +224,10 @@ def _arrays(train: Features, test: Features) -> list[Any]:
     return [array for rows in (train, test) for array in (rows.embeddings, rows.labels)]
 
 
-def _of_wide(
-    config: Any, section: Any, found: Found, linear: float
+def _wide_measures(
+    config: Any, section: Any, found: Measured, linear: float
 ) -> dict[str, float]:
-    """METHODS S3: sparse, linearly separable, and robust to being binarised?"""
+    """Returns sparsity and the accuracy of probes of wide features (METHODS S3)."""
     assert found.train is not None
     bits = [
         rows._replace(embeddings=sparsity.binarised(rows.embeddings))
@@ -248,7 +253,7 @@ def _of_wide(
     }
 
 
-def _drift(config: Any, found: Found, initial: Found) -> dict[str, float]:
+def _drift(config: Any, found: Measured, initial: Measured) -> dict[str, float]:
     if found.source is None or initial.source is None:
         return {}
     first, second = (view.embeddings for view in found.views)

@@ -31,7 +31,7 @@ def run(config: Any, workdir: Path, *, force: bool) -> list[dict[str, Any]]:
     results = []
     with Preemption() as preemption:
         for section in config.stages:
-            tuned = sweep.chosen(config, section, workdir, preemption)
+            tuned = sweep.choose_rate(config, section, workdir, preemption)
             for stage in _seeds(config, tuned, workdir):
                 results.append(loop.train_and_evaluate(stage, preemption))
                 _write(workdir, rows := summarize(results, workdir))

@@ -28,11 +28,13 @@ RECORD = "sweep.json"
 log = logging.getLogger(__name__)
 
 
-def chosen(config: Any, section: Any, workdir: Path, preemption: Preemption) -> Any:
+def choose_rate(
+    config: Any, section: Any, workdir: Path, preemption: Preemption
+) -> Any:
     """Returns the stage's section with the best of `sweep.lrs` as `optim.lr`.
 
-    A stage without `sweep` stays as it is. What was measured is kept in
-    stages/NAME/sweep.json; a rate at which training breaks down is none.
+    A stage without `sweep` stays as it is. stages/NAME/sweep.json records what was
+    measured; a rate at which training breaks down cannot be chosen.
     """
     if section.sweep is None:
         return section
@@ -40,15 +42,15 @@ def chosen(config: Any, section: Any, workdir: Path, preemption: Preemption) -> 
     if record.exists():
         lr = logs.read_json(record)["lr"]
     else:
-        lr = _choose(record, config, section, workdir, preemption)
+        lr = _try_all(record, config, section, workdir, preemption)
     return held_out.changed(section, optim=held_out.changed(section.optim, lr=lr))
 
 
-def _choose(
+def _try_all(
     record: Path, config: Any, section: Any, workdir: Path, preemption: Preemption
 ) -> float:
     sweep, tried = section.sweep, []
-    start = _start(config, section, workdir, preemption)
+    start = _rerun_chain(config, section, workdir, preemption)
     for lr in sweep.lrs:
         stage = Stage(config, candidate(start, lr), section.seeds[0], workdir)
         tried.append({"lr": lr, **_measure(stage, preemption)})
@@ -79,10 +81,13 @@ def _warn_of_edge(section: Any, lr: float) -> None:
             )
 
 
-def _start(config: Any, section: Any, workdir: Path, preemption: Preemption) -> Any:
-    """Runs the chain before the stage again where it saw what is held out.
+def _rerun_chain(
+    config: Any, section: Any, workdir: Path, preemption: Preemption
+) -> Any:
+    """Runs the earlier stages again that trained on labels that are held out.
 
-    Returns the section that rates are tried with: it starts from those runs.
+    Returns the section of the stage that the rates are tried with, which starts from
+    those runs.
     """
     again = held_out.reruns(config, section)
     if not again and not held_out.replays_held_out(section):
@@ -91,7 +96,7 @@ def _start(config: Any, section: Any, workdir: Path, preemption: Preemption) -> 
     folder = f"{section.name}/{held_out.FOLDER}"
     moved: dict[str, str] = {}
     for one in again:
-        tuned = chosen(config, one.section, workdir, preemption)
+        tuned = choose_rate(config, one.section, workdir, preemption)
         label = f"{folder}/{one.reference.removeprefix('stage:')}"
         less = held_out.without(tuned, names, section.data)
         fields = dict(name=label, seeds=(one.seed,), eval=None, sweep=None)
@@ -104,7 +109,7 @@ def _start(config: Any, section: Any, workdir: Path, preemption: Preemption) -> 
 
 
 def _measure(stage: Stage, preemption: Preemption) -> dict[str, float | None]:
-    """Value and loss on the examples held out; None where training broke down."""
+    """Returns value and loss on the held-out examples; None where training broke down."""
     try:
         result = loop.train_and_evaluate(stage, preemption)
     except loop.NonFiniteError as error:

@@ -1,14 +1,13 @@
-"""The transfer matrices of an experiment whose config says which stage is which cell.
+"""Transfer matrices of an experiment, whose config says which stage belongs to which cell.
 
 A section `transfer` of a config:
 
-    domains    names, the columns; in the order they were learned, others after them
-    sources    data.source of each
-    rows       stages that are evaluated, the start ("pretrained") first, then after each
-               task; `others` are stages to compare with, such as joint training
-    others
-    finetuned  for every row and other, for every domain, the stage that fine-tunes it;
-               (): there is no such matrix
+    domains    names of the columns: the learnt domains in their order, then the others
+    sources    data.source of each domain
+    rows       stages that are evaluated: "pretrained" first, then the stage of each task
+    others     further stages to compare with, such as joint training
+    finetuned  for every row and every other, for every domain, the name of the stage that
+               fine-tunes it; (): nothing was fine-tuned
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ from flax_adapt.base import logs
 from flax_adapt.base.errors import UserError
 from flax_adapt.evals import transfer
 
-# What is measured of frozen features: columns of `measure.evaluate`.
+# Measures of frozen features: columns of `measure.evaluate`.
 PROBES = ("probe", "knn")
 
 
@@ -30,8 +29,8 @@ def report(
 ) -> dict[str, Any]:
     """Returns {name: {"rows", "columns", "matrix", "figures"}}; writes transfer.json.
 
-    "finetune" is the mean over seeds of the fine-tuned stages (results.json), "probe" and
-    "knn" are those of the rows `measured` by `measure.evaluate`.
+    "finetune" has the means over seeds of the fine-tuned stages (results.json), "probe"
+    and "knn" the accuracies of `measured`, the rows of `measure.evaluate`.
     """
     section = config.transfer
     names = (*section.rows, *section.others)
@@ -73,7 +72,7 @@ def _measured(
     measured: Sequence[Mapping[str, Any]],
     probe: str,
 ) -> np.ndarray:
-    """Means over the seeds of a stage."""
+    """Returns the matrix of one probe: means over the seeds of each stage."""
 
     def cell(name: str, source: str) -> float:
         found = [
@@ -93,7 +92,7 @@ def _measured(
 
 
 def text(whole: Mapping[str, Any]) -> str:
-    """The matrices and their figures, to be printed."""
+    """Returns the matrices and their figures as text."""
     parts = []
     for name, found in whole.items():
         rows = transfer.table(
