@@ -1,4 +1,4 @@
-"""S1's ablations: what takes the place of the rounds of self-distillation (METHODS S1)."""
+"""S1's ablations: stages in the place of the rounds of self-distillation (METHODS S1)."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,14 +8,14 @@ from flax_adapt.defaults import baselines
 
 
 class Rounds(NamedTuple):
-    """The stages, and whether they need the further pre-trained model as a teacher."""
+    """Stages, and whether their teacher is the further pre-trained model."""
 
     stages: list[dict[str, Any]]
     taught: bool
 
 
-def _distilled(**changes: Any) -> Callable[[Any, int], Rounds]:
-    """The rounds, with this changed in their objective."""
+def _distill(**changes: Any) -> Callable[[Any, int], Rounds]:
+    """Returns a maker of the rounds with these fields of their objective changed."""
 
     def make(data: Any, rounds: int) -> Rounds:
         stages = data.distill_stages("further", rounds)
@@ -27,22 +27,23 @@ def _distilled(**changes: Any) -> Callable[[Any, int], Rounds]:
     return make
 
 
-def _no_rounds(ablation: str, rounds: int) -> None:
+def _check_no_rounds(ablation: str, rounds: int) -> None:
+    """Raises UserError where rounds are asked of an ablation that has none."""
     if rounds != 1:
         raise UserError(f"rounds={rounds}: ablation={ablation} has none; leave it at 1")
 
 
 def _weight_distance(data: Any, rounds: int) -> Rounds:
-    """Further pre-training that stays near the start."""
-    _no_rounds("weight_distance", rounds)
+    """Further pre-training with a penalty on the distance to the initial weights."""
+    _check_no_rounds("weight_distance", rounds)
     stage = data.pretrain_stage("weight_distance")
     near = {**stage, "penalties": (baselines.weight_distance(),)}
     return Rounds([near], taught=False)
 
 
 def _twice(data: Any, rounds: int) -> Rounds:
-    """As many steps as teacher and student have together."""
-    _no_rounds("twice", rounds)
+    """Further pre-training for as many steps as teacher and student take together."""
+    _check_no_rounds("twice", rounds)
     stage = data.pretrain_stage("twice")
     optim = {**stage["optim"], "warmup_steps": 2 * stage["optim"]["warmup_steps"]}
     longer = {**stage, "num_steps": 2 * stage["num_steps"], "optim": optim}
@@ -50,19 +51,19 @@ def _twice(data: Any, rounds: int) -> Rounds:
 
 
 ABLATIONS: dict[str, Callable[[Any, int], Rounds]] = {
-    "none": _distilled(),
-    "no_masked": _distilled(masked_weight=0.0),
-    "predictions": _distilled(match="predictions"),
+    "none": _distill(),
+    "no_masked": _distill(masked_weight=0.0),
+    "predictions": _distill(match="predictions"),
     "weight_distance": _weight_distance,
     "twice": _twice,
 }
 
 
 def self_distill_stages(data: Any, args: Any, *, start: bool) -> list[dict[str, Any]]:
-    """S1 in full, or an ablation of it; with `args.compare` also what it is compared with.
+    """Returns the stages of S1, or of an ablation; `args.compare` adds its baselines.
 
     data: `S1Data` or `TextData`. args: rounds, compare, ablation. start: whether there
-    are weights whose fine-tuning is the first row.
+    are initial weights, whose fine-tuning is then the first row of the table.
     """
     rounds = choose("ablation", args.ablation, ABLATIONS)(data, args.rounds)
     stages = []

@@ -1,4 +1,4 @@
-"""A sequence of domains, and the transfer of what was learned after each (METHODS S4)."""
+"""A sequence of domains, and the transfer matrix after each of them (METHODS S4)."""
 
 from pathlib import PurePath
 from typing import Any
@@ -49,13 +49,13 @@ START, JOINT = "pretrained", "joint"
 SUPERVISED = ("classify", "grow", "glad")
 
 
-def short(source: str) -> str:
-    """A name for stages: tfds:pacs_photo -> pacs_photo, folder:a/b -> b."""
+def name_of(source: str) -> str:
+    """Returns a name for stages: tfds:pacs_photo -> pacs_photo, folder:a/b -> b."""
     return PurePath(source.partition(":")[2].replace(":", "_")).stem or source
 
 
 class Continual:
-    """What continual_pretrain makes of CONTINUAL_ARGUMENTS."""
+    """The experiment of continual_pretrain, from CONTINUAL_ARGUMENTS."""
 
     def __init__(self, args: Any):
         if not (args.domains and args.init):
@@ -71,7 +71,7 @@ class Continual:
         self.learned = [vision.dataset(one) if self.start.is_image else one
                         for one in args.domains.split("+")]  # fmt: skip
         self.domains = [*self.learned, *filter(None, args.also.split("+"))]
-        self.names = [short(one) for one in self.domains]
+        self.names = [name_of(one) for one in self.domains]
         if len(set(self.names)) < len(self.names):
             raise UserError(f"domains and also need different names, not {self.names}")
         self.supervised = args.objective in SUPERVISED
@@ -80,7 +80,7 @@ class Continual:
         self._check()
 
     def _check(self) -> None:
-        """The arguments that not every objective can have."""
+        """Raises UserError for arguments that do not go with the objective."""
         args = self.args
         check_names(args.adaptor, (args.regularizer,))
         if args.objective == "glad":
@@ -93,7 +93,7 @@ class Continual:
             )
 
     def tasks(self) -> list[str]:
-        """The stages of the sequence, in order."""
+        """Returns the names of the stages of the sequence, in order."""
         pairs = zip(self.names, self.learned, strict=False)
         return [f"task_{t}_{name}" for t, (name, _) in enumerate(pairs, start=1)]
 
@@ -104,7 +104,7 @@ class Continual:
         return [JOINT] if self.args.joint else []
 
     def stages(self) -> list[dict[str, Any]]:
-        """The sequence, each from the one before; then joint; then every cell."""
+        """Returns the sequence, each stage from the one before; joint; every cell."""
         found, before = [], START
         for t, name in enumerate(self.tasks()):
             learn = self._supervised if self.supervised else self._masked
@@ -118,7 +118,7 @@ class Continual:
         return found
 
     def _against_forgetting(self, t: int) -> dict[str, Any]:
-        """The fields of the stage of domain t that the method changes."""
+        """Returns the fields of the stage of domain t that the method changes."""
         args, last = self.args, len(self.learned) - 1
         section = self._learnt if self.supervised else self._unlabelled
         tasks = forgetting.Tasks(
@@ -142,11 +142,11 @@ class Continual:
         return self.start.make.labelled(self.domains[d], split, **changes)
 
     def _learnt(self, d: int) -> dict[str, Any]:
-        """What a supervised sequence learns of domain d."""
+        """Returns the data section that a supervised sequence trains on for domain d."""
         return self._labelled(d, self.args.split)
 
     def _classes(self, t: int) -> dict[str, Any]:
-        """The classes of the head of domain t: where it grows those seen so far."""
+        """Returns the classes of the head of domain t: of one that grows, those so far."""
         if self.args.objective != "grow":
             return {}
         whole = forgetting.method_of(self.args).all_classes
@@ -166,7 +166,7 @@ class Continual:
         )
 
     def _supervised(self, name: str, t: int) -> dict[str, Any]:
-        """A task with labels: one run, all labels, the settings of fine-tuning."""
+        """Returns the stage of a domain with labels: one run, the settings of every arm."""
         args, kind = self.args, self.args.objective
         sizes = dict(steps=args.steps, batch_size=args.batch_size, lr=args.lr, seeds=1)
         section = {**self._learnt(t), **self._classes(t)}
@@ -182,9 +182,10 @@ class Continual:
         return {**stage, **changes}
 
     def _joint(self) -> dict[str, Any]:
-        """All domains at once, every example as often, for as many steps in all.
+        """Returns the stage of all domains at once, every example as often.
 
-        With labels one head for the classes of all domains: the upper bound.
+        It takes as many steps as the sequence. With labels it has one head for the classes
+        of all domains: the upper bound of the sequence.
         """
         count = len(self.learned)
         if self.supervised:
@@ -210,7 +211,7 @@ class Continual:
         return {**shared.ALL, "per_class": self.args.per_class}
 
     def _cell(self, model: str, d: int) -> dict[str, Any]:
-        """Fine-tuning of a model on domain d, with the settings of every arm."""
+        """Returns the stage that fine-tunes a model on domain d: settings of every arm."""
         args = self.args
         sizes = dict(
             steps=args.finetune_steps,
@@ -221,7 +222,7 @@ class Continual:
         train = self._labelled(d, args.label_split, subset=self._few())
         name = _cell_name(model, self.names[d])
         stage = supervised.stage(name, train, test, ConfigDict({**args, **sizes}))
-        # As probe and kNN measure, also where texts have another metric.
+        # The measure of probe and kNN, also for texts, which are fine-tuned by macro-F1.
         evaluation = {**stage["eval"], "metric": "accuracy", "every_steps": 0}
         start = model if model == START else f"stage:{model}"
         return {**stage, "eval": evaluation, "init_from": start}

@@ -39,9 +39,11 @@ BASELINE_ARGUMENTS = dict(
 
 
 class Sections(NamedTuple):
-    """What a method may add to a stage: penalties and fields; replay of the task before.
+    """What a method adds to a stage: penalties, fields, replay of the task before.
 
-    grows_head: with a new task the head grows, where that of other methods is new.
+    needs_previous: the method holds on to a task before. compares_classes: both tasks
+    have the same classes. grows_head: the head grows by the classes of the new task; that
+    of other methods is new.
     """
 
     penalties: tuple[dict[str, Any], ...] = ()
@@ -60,7 +62,7 @@ def _lora(stage: dict[str, Any]) -> dict[str, Any]:
     return {"model": {**stage["model"], "lora": baselines.lora()}}
 
 
-# All of the encoder but adaptors.
+# Every leaf of the encoder except adaptors.
 _BACKBONE = r"encoder/(?!(.*/)?adaptor/).*"
 
 
@@ -69,7 +71,7 @@ def _adaptors(stage: dict[str, Any]) -> dict[str, Any]:
     return {"model": {**stage["model"], "adaptor": sections.adaptor()}, "optim": optim}
 
 
-# A method that compares with the task before: EWC holds weights, the others predictions.
+# EWC holds weights of the task before; LwF, ER and DER its predictions or labels.
 METHODS = {
     "full": Sections(),
     # A head on frozen features, by settings of its own.
@@ -100,7 +102,7 @@ METHODS = {
 
 
 class Baselines:
-    """What baseline_finetune makes of BASELINE_ARGUMENTS."""
+    """The experiment of baseline_finetune, from BASELINE_ARGUMENTS."""
 
     def __init__(self, args: Any):
         if not (args.dataset and args.init):
@@ -116,7 +118,7 @@ class Baselines:
         self.args, self.names = args, args.method.split("+")
         for name in self.names:
             self._check(name, choose("method", name, METHODS))
-        told = shared.told(
+        told = shared.describe_init(
             args.init, args.init_format, {name: args[name] for name in shared.UNKNOWN}
         )
         with reworded(shared.ARGUMENTS):
@@ -130,8 +132,8 @@ class Baselines:
     def _check(self, name: str, method: Sections) -> None:
         if method.needs_previous and not self.args.previous:
             raise UserError(
-                f"method={name} is against forgetting: give previous=SOURCE, a data set "
-                "that is learnt first"
+                f"method={name} holds on to a task before: give previous=SOURCE, a data "
+                "set that is learnt first"
             )
         if method.compares_classes and self.args.new_head:
             raise UserError(
@@ -140,7 +142,7 @@ class Baselines:
             )
 
     def _open(self, source: str) -> Any:
-        """What the configs of images or of texts make of a data set."""
+        """Returns the sections of a data set, as the configs of its modality make them."""
         own, make = (
             (vision.S1_ARGUMENTS, vision.S1Data)
             if self.is_image
@@ -152,7 +154,7 @@ class Baselines:
         return make(ConfigDict({**own, **known, "dataset": source}))
 
     def stages(self) -> list[dict[str, Any]]:
-        """The task before, if there is one; then a stage or two for every method."""
+        """Returns the task before, if there is one; then the stages of every method."""
         stages = [] if self.before is None else [self._previous(self.before)]
         for name in self.names:
             stages += self._method(name)
@@ -202,7 +204,7 @@ class Baselines:
     def lars_probe(self, stage: dict[str, Any]) -> dict[str, Any]:
         """As published: by LARS, with a rate that is chosen."""
         args, size = self.args, stage["batch_size"]
-        steps = max(1, args.probe_epochs * shared.size(stage["data"]) // size)
+        steps = max(1, args.probe_epochs * shared.count_examples(stage["data"]) // size)
         lrs = tuple(
             lr * size / 256 for lr in supervised.numbers("probe_lrs", args.probe_lrs)
         )
@@ -225,18 +227,18 @@ class Baselines:
         return stage
 
     def _kept(self, stage: dict[str, Any]) -> dict[str, Any]:
-        """Nothing is new: the head that there is stays."""
+        """Returns the section `model` of a stage that keeps the head of its weights."""
         return {**stage["model"], "fresh": ()}
 
     def _replaying(self, stage: dict[str, Any]) -> dict[str, Any]:
-        """As many examples of the buffer beside those of the batch."""
+        """Returns the stage with as many replayed examples in a batch as new ones."""
         assert self.before is not None
         size = self.args.buffer_size
         replay = sections.replay(self.before.labelled, 1.0, buffer_size=size)
         return {**stage, "replay": replay, "batch_size": 2 * stage["batch_size"]}
 
     def _growing(self, stage: dict[str, Any]) -> dict[str, Any]:
-        """One head for the classes of the task before and, behind them, the new ones."""
+        """Returns the stage with one head: the classes of the task before, then the new."""
         assert self.before is not None
         classes = shared.class_names(self.before.labelled, stage["data"])
         train, test = (

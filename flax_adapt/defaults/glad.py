@@ -1,4 +1,4 @@
-"""GLAD fine-tuning, and what its backbone is worth as the start of a next task (S4)."""
+"""GLAD fine-tuning, and next tasks that start from the backbone it leaves (METHODS S4)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -33,27 +33,27 @@ MASKED_BATCH = 32
 
 
 def check_names(adaptor: str, regularizers: Sequence[str]) -> None:
-    """Raises UserError for such arguments that are unknown."""
+    """Raises UserError for an adaptor or a regularizer that is unknown."""
     choose("adaptor", adaptor, KINDS)
     for name in regularizers:
         choose("regularizer", name, REGULARIZERS)
 
 
 def check_start(regularizers: Sequence[str], start: modality.Start) -> None:
-    """Raises UserError where the weights lack what a regularizer goes on with."""
+    """Raises UserError where the weights lack the head that a regularizer trains."""
     if "masked" in regularizers:
         start.check_head(start.masked_task, "regularizer=masked goes on with")
 
 
 class Glad:
-    """What glad_finetune makes of GLAD_ARGUMENTS."""
+    """The experiment of glad_finetune, from GLAD_ARGUMENTS."""
 
     def __init__(self, args: Any):
         if not (args.dataset and args.init):
             raise UserError(
                 "the config needs dataset=DATA with labels and init=PATH of weights"
             )
-        # What `then` may be trained by says how its sections are made.
+        # The objective of the next tasks says how the sections of their data are made.
         self.args = args
         self.start = modality.transformer(args, objective=args.then_by)
         choose("preserve", args.preserve, PRESERVED)
@@ -71,12 +71,12 @@ class Glad:
         return ("finetune", "glad", self.start.masked_task)
 
     def _architecture(self) -> dict[str, Any]:
-        """The model of the weights; with a decoder, where a next task needs one."""
+        """Returns the model section of the weights; with a decoder where a next task needs it."""
         found = self.start.model
         return weights.reshape.wanted_config(found, {}, self.args.then_by, None)
 
     def stages(self) -> list[dict[str, Any]]:
-        """A stage for every regularizer, and of each what follows from its backbone."""
+        """Returns a stage for every regularizer, each followed by the next tasks."""
         found = []
         for regularizer in self.regularizers:
             name = f"glad_{regularizer}"
@@ -89,7 +89,7 @@ class Glad:
         return found
 
     def _supervised(self, name: str, data: str, init_from: str, **changes: Any) -> dict:
-        """A stage of the settings that all arms of a comparison have alike."""
+        """Returns a stage with the settings that all arms of a comparison have alike."""
         args, make = self.args, self.start.make
         few = {**shared.ALL, "per_class": args.per_class}
         train = make.labelled(data, args.split, subset=few)
@@ -118,7 +118,7 @@ class Glad:
     def _next(
         self, name: str, regularizer: str, data: str, init_from: str
     ) -> list[dict[str, Any]]:
-        """The backbone of GLAD as the pre-trained model of a next task."""
+        """Returns the stages of a next task, which starts from the backbone of GLAD."""
         args, sizes = self.args, dict(steps=self.args.then_steps, lr=self.args.then_lr)
         if args.then_by == "finetune":
             return [supervised.sized(self._supervised(name, data, init_from), **sizes)]
@@ -156,9 +156,10 @@ class Glad:
         )
 
     def _warmup(self, name: str, data: str, init_from: str) -> dict[str, Any]:
-        """A new decoder or head with the encoder frozen: GLAD trained none beside.
+        """Returns the stage that trains a new decoder or head with the encoder frozen.
 
-        Its rate is ours, not searched: higher, since all that learns is new.
+        For a regularizer that trained none. Its rate is ours, not searched: higher, since
+        all parameters that train are new.
         """
         part, _ = modality.HEADS[self.start.masked_task]
         how = (self.args.then_warmup, 5e-4, ("encoder/.*",), (part,))

@@ -181,7 +181,7 @@ def start(args: Any, *, objective: str) -> Start:
     objective: what trains without labels, if anything does.
     """
     known = {name: args[name] for name in shared.UNKNOWN}
-    told = shared.told(args.init, args.init_format, known)
+    told = shared.describe_init(args.init, args.init_format, known)
     with reworded(shared.ARGUMENTS):
         model = weights.model_config(args.init, **told)
     is_image = models.TASKS[model["kind"]]["encoder"].modality == "image"
@@ -199,6 +199,6 @@ def transformer(args: Any, *, objective: str) -> Start:
 
 def from_scratch(args: Any, model: dict[str, Any], *, objective: str) -> Start:
     """As `start`, of a model of images without weights."""
-    known, told = shared.UNKNOWN, shared.told("", "", {})
+    known, told = shared.UNKNOWN, shared.describe_init("", "", {})
     make = Images(args, model, objective)
     return Start(args, objective, model, known, told, make)

@@ -1,4 +1,4 @@
-"""Another width of the last block, several widths side by side (METHODS S3)."""
+"""Models with another width of the last block, several side by side (METHODS S3)."""
 
 import functools
 from collections.abc import Callable
@@ -39,9 +39,10 @@ ADAMW_LR, SGD_LR = 1.5e-4, 0.1
 
 
 class Variant(NamedTuple):
-    """One of VARIANTS: what is at the end of the encoder, and what trains.
+    """One of VARIANTS: the last block of the encoder, and whether the encoder is frozen.
 
-    mlp_dim: (model config, width) -> that of an extra block. start: "" as asked for.
+    kind: of `resize`; "": no resizing. mlp_dim: (model config, width) -> width of the MLP
+    of an extra block. start: of the new leaves; "": as the argument `start` says.
     """
 
     kind: str
@@ -68,19 +69,19 @@ def _none(model: dict[str, Any], width: int) -> int:
 
 VARIANTS = {
     "resized": Variant("resized", _none, "", False),
-    # Controls: random features of frozen ones, a linear layer that is kept, and as many
-    # parameters elsewhere.
+    # Controls: random features of the frozen encoder, a linear layer that is kept, and a
+    # block with as many parameters.
     "random": Variant("linear", _none, "random", True),
     "linear": Variant("linear", _none, "", False),
     "extra": Variant("extra", matched.mlp_dim, "", False),
-    # The model as it is, trained alike.
+    # The model as it is, with the same training.
     "same": Variant("", _none, "", False),
 }
 
 
-# A ResNet-50 is what the paper resizes; there are no controls of its shape.
+# The variants of a ResNet, which the paper resizes; there are no controls of its shape.
 OF_RESNETS = {name: VARIANTS[name] for name in ("resized", "same")}
-# What can be trained without weights to start from.
+# Models that can be trained from scratch: image size -> model section.
 SCRATCH: dict[str, Callable[[int], dict[str, Any]]] = {
     "resnet50": lambda size: models.resnet_config("50", image_size=size, channels=3),
     **{size: functools.partial(_vit, size) for size in models.SIZES},
@@ -88,7 +89,7 @@ SCRATCH: dict[str, Callable[[int], dict[str, Any]]] = {
 
 
 class Resizing:
-    """What resize_last_block makes of RESIZING_ARGUMENTS."""
+    """The experiment of resize_last_block, from RESIZING_ARGUMENTS."""
 
     def __init__(self, args: Any):
         if not args.dataset or bool(args.init) == bool(args.scratch):
@@ -115,7 +116,7 @@ class Resizing:
         self.widths = _widths(args.width)
 
     def stages(self) -> list[dict[str, Any]]:
-        """One for every variant and width, each from `init`, with the same seeds."""
+        """Returns a stage for every variant and width, each from `init`, same seeds."""
         found = []
         for name in self.args.variant.split("+"):
             variant = choose("variant", name, self.variants)
@@ -136,7 +137,7 @@ class Resizing:
             self._data(),
             seeds=tuple(range(args.seeds)),
             objective=self._objective(),
-            # A frozen encoder stays what it is: a step is enough to write it down.
+            # A frozen encoder does not change: one step is enough to export it.
             num_steps=1 if variant.freezes else args.steps,
             batch_size=args.batch_size,
             optim=self._optim(variant),
@@ -145,7 +146,7 @@ class Resizing:
         )
 
     def _data(self) -> dict[str, Any]:
-        """What is trained on: labelled and augmented, or in two views, or as it is."""
+        """Returns the training data: labelled and augmented, or in two views, or plain."""
         args, make = self.args, self.start.make
         if self.labels:
             name = args.augment or ("crop" if self.is_published else "")
@@ -164,10 +165,10 @@ class Resizing:
         if start == "auto" and args.init and self.start.is_transformer:
             start = "preserve" if width >= old else "pca"
         elif start == "auto":
-            start = "random"  # there is nothing to keep, or (a ResNet) no way to
+            start = "random"  # from scratch, or a ResNet, whose features cannot be kept
         is_extra = variant.kind == "extra"
         if is_extra and not self.start.is_image:
-            start = "random"  # a post-norm block cannot add nothing
+            start = "random"  # a post-norm block cannot start as the identity
         return sections.resize(
             old if is_extra else width,
             kind=variant.kind,
@@ -222,7 +223,7 @@ class Resizing:
         changes = dict(
             wide=shared.wide(),
             pooling=self._pooling,
-            # One pass over the data for the start and all that was trained.
+            # One pass over the data for the initial weights and all trained models.
             models_at_once=1 + len(stages) * args.seeds,
         )
         first, *more = (

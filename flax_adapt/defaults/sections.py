@@ -1,16 +1,17 @@
-"""Sections of a stage: its objective, its replay, what it makes of the model."""
+"""Sections of a stage: its objective, its replay, and its changes of the model."""
 
 from typing import Any
 
 
 def change(section: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Returns the section with these fields changed; raises TypeError for unknown ones."""
     unknown = sorted(set(changes) - set(section))
     if unknown:
         raise TypeError(f"no such fields: {unknown}")
     return {**section, **changes}
 
 
-# What METHODS S2 calls data mixing, turned off; a mixture for MAE is a new instance.
+# Data mixing (METHODS S2), turned off. For MAE a mixed image would be a new instance.
 NO_MIXING = dict(
     operator="none", alpha=1.0, pairing="target_source", reading="instance"
 )
@@ -28,7 +29,7 @@ def reconstruct() -> dict[str, Any]:
 def distill(masked: dict[str, Any] | None = None) -> dict[str, Any]:
     """S1: squared distance of the final CLS states, summed over features, weight 1.
 
-    masked: the masked part; None: `reconstruct()`.
+    masked: the section of the masked loss; None: `reconstruct()`.
     """
     return dict(
         name="distill",
@@ -88,9 +89,9 @@ def classify() -> dict[str, Any]:
 
 
 def glad(masked: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
-    """METHODS S4, where all of it is ours; weight 1 of 0.1, 1, 10.
+    """GLAD (METHODS S4); all values are ours. The weight is 1, of 0.1, 1 and 10.
 
-    masked: of the regularizer "masked"; None: `reconstruct()`.
+    masked: the section of the masked loss of regularizer "masked"; None: `reconstruct()`.
     """
     section = dict(
         classify(),
@@ -111,12 +112,12 @@ def regress() -> dict[str, Any]:
 
 
 def sweep(lrs: tuple[float, ...], **changes: Any) -> dict[str, Any]:
-    """Learning rates to choose from by what is held out, see `sweep`."""
+    """Learning rates to choose from by held-out examples, see `experiment.sweep`."""
     return change(dict(lrs=lrs, metric="accuracy", mode="max"), changes)
 
 
 def stage_model(**changes: Any) -> dict[str, Any]:
-    """What a stage makes of the model: no dropout, nothing new, nothing resized.
+    """A stage's changes of the model: no dropout, no new parts, no resizing.
 
     head_init: deviation of a new head's kernel; 0: the model's own, 0.02.
     """
@@ -144,7 +145,7 @@ def adaptor(**changes: Any) -> dict[str, Any]:
 
 
 def resize(width: int, **changes: Any) -> dict[str, Any]:
-    """A last block of `width` features, which computes what the model did (METHODS S3).
+    """A last block of `width` features that starts as the model's own (METHODS S3).
 
     `surgery.last_block` explains the fields.
     """

@@ -1,4 +1,4 @@
-"""What both modalities share: optimizers, stages, evaluation, the top level."""
+"""Sections that images and texts share: optimizers, stages, evaluation, the top level."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,9 +10,9 @@ from flax_adapt.base.errors import UserError
 from flax_adapt.defaults import sections
 from flax_adapt.weights.formats import table as formats
 
-# What is known of `init` beyond what it tells itself: 0 or "" a field, nothing.
+# What a config may say of `init` that its files do not say; 0 or "": nothing.
 UNKNOWN: dict[str, Any] = {name: kind() for name, kind in weights.KNOWN.items()}
-# What errors of `weights` name -> the arguments of the shipped configs.
+# Names in errors of `weights` -> the arguments of the shipped configs.
 ARGUMENTS = formats.words("", "init_format")
 # The arguments of every config that starts from weights and takes images or texts; the
 # shipped configs explain them.
@@ -30,24 +30,24 @@ ARGUMENTS_OF_DATA: dict[str, Any] = dict(
 ALL = dict(per_class=0, fraction=1.0, seed=0, part="chosen")
 
 
-def told(init: str, format: str, known: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns `weights.told` of what a config says of `init`; without one, nothing."""
+def describe_init(init: str, format: str, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a config says of `init` as arguments for `weights` (`weights.told`)."""
     found = weights.told(format, known)
     if not init and (found["format"] or found["known"]):
         raise UserError(
-            f"init_format={format!r}, {found['known']} are of init=PATH, which is missing"
+            f"init_format={format!r}, {found['known']} describe init=PATH, which is missing"
         )
     return found
 
 
-def size(section: dict[str, Any]) -> int:
-    """How many examples a data section has, `per_class` of each class if it says so."""
+def count_examples(section: dict[str, Any]) -> int:
+    """Returns the number of examples of a data section, after `subset.per_class`."""
     source, per_class = _opened(section), section["subset"]["per_class"]
     return per_class * len(source.class_names) if per_class else len(source)
 
 
 def class_names(*sections: dict[str, Any]) -> tuple[str, ...]:
-    """Of several data sections, in order: what is new comes last."""
+    """Returns the classes of several data sections, in the order in which they first appear."""
     named = (_opened(section).class_names for section in sections)
     return tuple(dict.fromkeys(name for names in named for name in names))
 
@@ -136,7 +136,7 @@ def pretrain_stage(name: str, data: dict[str, Any], **changes: Any) -> dict[str,
 def distill_stages(
     data: dict[str, Any], first_teacher: str, rounds: int, **changes: Any
 ) -> list[dict[str, Any]]:
-    """S1's rounds: each restarts from the ORIGINAL weights, taught by the one before."""
+    """S1's rounds: each starts from the ORIGINAL weights; its teacher is the round before."""
     if rounds < 1:
         raise UserError(f"rounds={rounds} must be at least 1")
     stages, teacher = [], first_teacher
@@ -182,14 +182,14 @@ def finetune_stage(
 def evaluate(
     train: dict[str, Any], test: dict[str, Any], **changes: Any
 ) -> dict[str, Any]:
-    """What `flax-adapt eval` measures; the kNN values are DINO's, the rest is ours.
+    """A section of what `flax-adapt eval` measures; kNN as DINO's, the rest is ours.
 
-    source: the data the model came from; given, the drift of the features of `test` and
-    of `source` is measured, too (alignment: if `test` has two views; of texts two
-    dropout masks at `view_dropout`). wide: see `wide`, or None. models_at_once: how many
-    models share a pass over the data; all of them are in memory. compare: CKA and distance of
-    the weights to the first model. stages: whose exports are measured (in all
-    evaluations); (): all.
+    source: the data that the model was pre-trained on, or None. With it, drift is measured
+    on `test` and `source` (alignment: between the two views of `test`, or of texts between
+    two dropout masks at `view_dropout`). wide: see `wide`, or None. models_at_once: how
+    many models share a pass over the data; all of them are in memory. compare: also
+    measure CKA and distance of weights to the first model. stages: names of the stages
+    whose exports are measured (in all evaluations); (): all.
     """
     section = dict(
         train=train,
@@ -211,20 +211,21 @@ def evaluate(
 
 
 def wide(**changes: Any) -> dict[str, Any]:
-    """What is measured of wide features beside the rest (METHODS S3); values are ours.
+    """Further measures for wide features (METHODS S3); the values are ours.
 
-    The share of zeros, the probe where only h != 0 is known, and a probe with a hidden
-    layer, which is penalised as the linear one.
+    The share of zeros, a probe on features binarised to h != 0, and a probe with a hidden
+    layer, with the penalty of the linear one.
     """
     section = dict(mlp_hidden=256, mlp_max_iterations=100)
     return sections.change(section, changes)
 
 
 def experiment(**sections: Any) -> dict[str, Any]:
-    """The top level of a config; `init`, `model`, `evaluate` and `stages` must be given.
+    """The top level of a config, to which `init`, `model`, `evaluate`, `stages` are added.
 
-    init_format "": what `init` looks like. init_known: see `weights`. more_evaluations:
-    further sections like `evaluate`, on other data. transfer: see `transfer`, or None.
+    init_format "": detected from `init`. init_known: see `weights`. more_evaluations:
+    further sections like `evaluate`, for other data. transfer: see
+    `experiment.transfer`, or None.
     """
     section = dict(
         init_format="",

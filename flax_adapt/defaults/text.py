@@ -163,7 +163,7 @@ class TextData:
             )
         augment.check_texts(args.augment)
         self.args, self.init = args, args.init
-        self.told = shared.told(args.init, args.init_format, {})
+        self.told = shared.describe_init(args.init, args.init_format, {})
         with reworded(shared.ARGUMENTS):
             self.model = weights.model_config(args.init, **self.told)
         kind = self.model["kind"]

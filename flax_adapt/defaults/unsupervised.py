@@ -12,7 +12,7 @@ from flax_adapt.objectives import mixing
 
 
 class Method(NamedTuple):
-    """What one of METHODS does with the target."""
+    """Whether a method of METHODS replays, mixes, and freezes the encoder."""
 
     replays: bool
     mixes: bool
@@ -56,7 +56,7 @@ UNSUPERVISED_ARGUMENTS = dict(
 
 
 class Unsupervised:
-    """What unsup_finetune makes of UNSUPERVISED_ARGUMENTS."""
+    """The experiment of unsup_finetune, from UNSUPERVISED_ARGUMENTS."""
 
     def __init__(self, args: Any):
         if not (args.dataset and args.source and args.init):
@@ -77,7 +77,7 @@ class Unsupervised:
         self.contrasts = args.objective == "contrast"
 
     def stages(self) -> list[dict[str, Any]]:
-        """A stage for every method, each from `init`, with the same seeds."""
+        """Returns a stage for every method, each from `init`, with the same seeds."""
         names = self.args.method.split("+")
         return [self._stage(name, choose("method", name, METHODS)) for name in names]
 
@@ -111,7 +111,7 @@ class Unsupervised:
         )
 
     def _mixing(self, method: Method, reading: str) -> dict[str, Any]:
-        """With sources in the batch a target is mixed with one, else with a target."""
+        """Returns the section `mixing`: with replay a target is mixed with a source example."""
         args = self.args
         pairing = "target_source" if method.replays else "target_target"
         return dict(

@@ -149,7 +149,7 @@ class S1Data:
         source, train = dataset(args.dataset), "train"
         self.args, self.init = args, args.init
         self.known = {name: args[name] for name in UNKNOWN}
-        self.told = shared.told(args.init, args.init_format, self.known)
+        self.told = shared.describe_init(args.init, args.init_format, self.known)
         choose("channels_by", args.channels_by, weights.reshape.CHANNELS)
         self.found = architecture(args.init, args.model, self.told)
         sizes = {name: args[name] or None for name in weights.reshape.FIELDS}

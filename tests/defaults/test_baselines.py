@@ -268,7 +268,7 @@ def test_texts_are_fine_tuned_by_the_other_methods(files, tmp_path):
         (("full",), dict(lrs="1e-4+b"), r"lrs='1e-4\+b' must be numbers joined by \+"),
         (("lp_ft",), dict(probe="x"), "probe='x' is unknown; choose one of .*'exact'"),
         (("fine",), {}, "method='fine' is unknown; choose one of .*'linear_probe'"),
-        (("ewc",), {}, "method=ewc is against forgetting: give previous=SOURCE"),
+        (("ewc",), {}, "method=ewc holds on to a task before: give previous=SOURCE"),
         (
             ("er",),
             dict(previous="builtin:digits", new_head=True),
