@@ -153,7 +153,8 @@ def test_a_chain_of_stages_is_run_again_from_the_first_that_saw_labels(
 
 
 def test_a_stage_that_chose_a_rate_of_its_own_keeps_it(files, tmp_path, trained):
-    run(baselines(files, "lp_ft", probe_lrs="0.1+1+10"), tmp_path)
+    fields = dict(probe="lars", probe_lrs="0.1+1+10")
+    run(baselines(files, "lp_ft", **fields), tmp_path)
     heads = [s for label, s in trained.items() if label.endswith("finetune_lp_ft_head")]
     assert len(heads) == 2
     rates = {stage.config.optim.lr for stage in heads}
