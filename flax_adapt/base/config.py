@@ -9,8 +9,11 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from flax_adapt.base.errors import UserError, choose
+from flax_adapt.base.paths import user_path
 
 _PACKAGE = Path(__file__).parent.parent
+# NAME="..." or NAME='...', in which commas belong to the value, or all up to a comma.
+_ARGUMENT = re.compile(r"""[^,=]+=(?:"[^"]*"|'[^']*')(?=,|$)|[^,]+""")
 # Fields that newer versions added to the config of an experiment, and the value that
 # does what the version without the field did: {pattern of the dotted name: value}. The
 # pattern must match the whole name, as in r"stages\.\d+\.optim\.beta". A section that a
@@ -45,9 +48,10 @@ def resolve(name: str) -> str:
     """`NAME[:arguments]` or `FILE.py[:arguments]` -> `FILE.py[:arguments]`."""
     head, colon, arguments = name.partition(":")
     if head.endswith(".py"):
-        if not Path(head).is_file():
+        file = user_path(head)
+        if not file.is_file():
             raise UserError(f"--config={head}: there is no such file")
-        return name
+        return f"{file}{colon}{arguments}"
     return f"{choose('--config', head, shipped())}{colon}{arguments}"
 
 
@@ -76,16 +80,31 @@ def summary(path: Path) -> str:
 def parse_arguments(text: str, **defaults: Any) -> ConfigDict:
     """Parses `a=1,b=x` into the fields of `defaults`, each with its default's type.
 
-    Raises UserError for an unknown name or a value of another type.
+    A value with a comma stands in quotes: `dataset="folder:/data/a,b",init=x`. Raises
+    UserError for an unknown name or a value of another type.
     """
-    arguments = ConfigDict(defaults)
-    for item in filter(None, text.split(",")):
+    arguments, before = ConfigDict(defaults), ""
+    for item in _ARGUMENT.findall(text):
         name, equals, value = item.partition("=")
+        if before and not equals:
+            _refuse_comma(before, item)
         if name not in defaults or not equals:
             known = ", ".join(f"{key}={value!r}" for key, value in defaults.items())
             raise UserError(f"config argument {item!r} is unknown; there are: {known}")
+        quoted = len(value) > 1 and value[0] in "\"'" and value[0] == value[-1]
+        value = value[1:-1] if quoted else value
         arguments[name] = _convert(name, value, type(defaults[name]))
+        before = item
     return arguments.lock()
+
+
+def _refuse_comma(before: str, item: str) -> None:
+    name, _, value = before.partition("=")
+    raise UserError(
+        f"config argument {item!r} has no name; if the comma before it belongs to the "
+        f'value of {name}, write the value in quotes: {name}="{value},{item}" (and the '
+        "whole --config='...' in the other quotes for the shell)"
+    )
 
 
 def _convert(name: str, value: str, kind: type) -> Any:

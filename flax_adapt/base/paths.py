@@ -6,17 +6,23 @@ from pathlib import Path
 from flax_adapt.base.errors import UserError
 
 
-def user_path(text: str | os.PathLike[str]) -> Path:
-    """Returns the path with a leading `~` or `~NAME` replaced by that home directory.
+def expand_user(text: str | os.PathLike[str]) -> str:
+    """Returns `text` with a leading `~` or `~NAME` replaced by that home directory.
 
-    The one place that does so: every flag, config field and argument that is a path
-    comes through here. A folder that is called `~` is written `./~`. Raises UserError
-    where nobody's home directory is meant.
+    The one place that does so: every flag, config field and config argument that is a
+    path comes through here. A folder that is called `~` is written `./~`. Raises
+    UserError where nobody's home directory is meant.
     """
-    try:
-        return Path(text).expanduser()
-    except RuntimeError:
+    expanded = os.path.expanduser(text)
+    if expanded.startswith("~"):
+        name = expanded.partition("/")[0]
         raise UserError(
-            f"{text}: {Path(text).parts[0]} is nobody's home directory; write the whole "
-            "path, or ./~ for a folder of that name"
-        ) from None
+            f"{text}: {name} is nobody's home directory; write the whole path, or "
+            f"./{name} for something of that name"
+        )
+    return expanded
+
+
+def user_path(text: str | os.PathLike[str]) -> Path:
+    """`expand_user` as a Path."""
+    return Path(expand_user(text))

@@ -1,7 +1,6 @@
 """Weights from one format to another."""
 
-from pathlib import Path
-
+from flax_adapt.base.paths import user_path
 from flax_adapt.commands.values import parse_values
 from flax_adapt.weights import convert as converting
 
@@ -20,8 +19,8 @@ def convert(
 ) -> None:
     """Writes weights in another format, tensor by tensor; prints what became of each."""
     done = converting.convert(
-        Path(from_),
-        Path(to),
+        user_path(from_),
+        user_path(to),
         source_format=from_format or None,
         target_format=format,
         task=task or None,

@@ -8,6 +8,7 @@ from flax_adapt import data as sources
 from flax_adapt import models, weights
 from flax_adapt.base import errors
 from flax_adapt.base.errors import UserError
+from flax_adapt.base.paths import user_path
 from flax_adapt.commands.values import INIT_FLAGS, parse_values
 from flax_adapt.evals import embed
 from flax_adapt.evals.features import Features
@@ -36,7 +37,7 @@ def features(
     """Writes embeddings, labels and example names of a data set to an .npz file."""
     errors.choose("--pooling", pooling, models.POOLING)
     errors.choose("--precision", precision, models.DTYPES)
-    target = Path(out)
+    target = user_path(out)
     if target.suffix != ".npz" or not target.parent.is_dir():
         raise UserError(f"--out={out} must be a new .npz file in a folder that exists")
     common = dict(data_dir=data_dir, max_bad_fraction=max_bad_fraction)
@@ -52,15 +53,17 @@ def features(
         kind = weights.model_config(init, **told)["kind"]
         if models.TASKS[kind]["encoder"].modality == "image":
             section = embed.image_section(
-                Path(init), data, split, told=told, pixels=pixels, **common
+                user_path(init), data, split, told=told, pixels=pixels, **common
             )
         elif pixels:
             raise UserError(f"--mean and --std are of images; {init} takes text")
         else:
-            section = embed.text_section(Path(init), data, split, **common, **of_text)
+            section = embed.text_section(
+                user_path(init), data, split, **common, **of_text
+            )
         examples = sources.open_examples(section, "")
         embedder = embed.Embedder(
-            Path(init),
+            user_path(init),
             fit=told,
             pooling=pooling,
             batch_size=batch_size,

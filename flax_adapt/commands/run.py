@@ -1,10 +1,10 @@
 """A whole experiment, or the rest of it."""
 
-from pathlib import Path
 from typing import Any
 
 import jax
 
+from flax_adapt.base.paths import user_path
 from flax_adapt.commands import jax_settings
 from flax_adapt.experiment import recipe
 
@@ -18,7 +18,7 @@ def run(
     process_id: int,
 ) -> None:
     """Runs every stage of a config in a workdir, or continues it; prints the results."""
-    folder = Path(workdir)
+    folder = user_path(workdir)
     jax_settings.join_processes(coordinator, num_processes, process_id)
     jax_settings.set_jax_up(folder, config.precision)
     done = recipe.is_done(config, folder)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ml_collections import ConfigDict
 
 from flax_adapt.base import errors
+from flax_adapt.base.paths import expand_user
 
 if TYPE_CHECKING:
     from etils import epath
@@ -70,7 +71,7 @@ def _find(name: str, data_dir: str) -> "epath.Path":
     from etils import epath
 
     default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-    root = epath.Path(data_dir or default).expanduser()
+    root = epath.Path(expand_user(data_dir or default))
     folder = root / name.replace(":", "/")
     versions = sorted(_versions(folder), key=_version)
     if versions:

@@ -8,13 +8,13 @@ the examples that are held out. Stages without labels may see every example.
 
 import re
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from flax_adapt import data, objectives
 from flax_adapt.base.errors import UserError
+from flax_adapt.base.paths import user_path
 from flax_adapt.data import subset
 from flax_adapt.objectives import penalties
 from flax_adapt.stage.references import label
@@ -162,7 +162,7 @@ def _place(section: Any) -> tuple[str, str]:
 
 
 def _resolved(path: str) -> str:
-    return str(Path(path).expanduser().resolve()) if path else ""
+    return str(user_path(path).resolve()) if path else ""
 
 
 def _replay_of(config_replay: Any, change: Any) -> Any:

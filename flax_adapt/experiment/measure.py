@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from flax_adapt import data, weights
 from flax_adapt.base import logs
 from flax_adapt.base.errors import UserError
+from flax_adapt.base.paths import user_path
 from flax_adapt.base.types import Params
 from flax_adapt.evals import drift, embed, knn, probe, sparsity
 from flax_adapt.evals.embed import Embedder
@@ -64,7 +65,8 @@ def evaluate(config: Any, workdir: Path) -> list[dict[str, Any]]:
             f"{workdir} holds no finished stage of this config; run it first"
         )
     models = [
-        Model(label, Path(config.init), fit) for label, fit in _ways_of_init(config)
+        Model(label, user_path(config.init), fit)
+        for label, fit in _ways_of_init(config)
     ]
     wanted = config.evaluate.stages
     models += [

@@ -14,6 +14,7 @@ from flax_adapt.base import checks
 from flax_adapt.base import config as configs
 from flax_adapt.base.checks import Check, Context, Row
 from flax_adapt.base.errors import UserError
+from flax_adapt.base.paths import user_path
 from flax_adapt.stage import kept, references
 from flax_adapt.weights.formats import table as formats
 
@@ -126,7 +127,7 @@ def locate(stage: Stage, field: str, text: str) -> Path:
     if text.startswith("stage:"):
         folder = stage.workdir / "stages" / text.removeprefix("stage:") / "export"
     else:
-        folder = Path(stage.experiment.init if text == "pretrained" else text)
+        folder = user_path(stage.experiment.init if text == "pretrained" else text)
     if not folder.exists():
         raise UserError(
             f"stage {stage.label}: {field}={text!r}: there is no {folder}; give "

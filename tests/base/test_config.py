@@ -81,37 +81,6 @@ def test_the_summary_is_the_first_line_of_the_docstring(file):
     assert config.summary(file) == ""
 
 
-DEFAULTS = dict(rounds=1, rate=0.5, init="", compare=True)
-
-
-def test_arguments_take_the_type_of_their_default():
-    args = config.parse_arguments("rounds=3,init=a=b,compare=False,rate=2", **DEFAULTS)
-    assert args.to_dict() == dict(rounds=3, rate=2.0, init="a=b", compare=False)
-    assert type(args.rate) is float
-    assert config.parse_arguments("", **DEFAULTS).to_dict() == DEFAULTS
-
-
-def test_parsed_arguments_are_locked():
-    with pytest.raises(AttributeError):
-        config.parse_arguments("", **DEFAULTS).round = 2
-
-
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        ("round=1", "'round=1' is unknown; there are: rounds=1, rate=0.5, init=''"),
-        ("rounds", "'rounds' is unknown"),
-        ("rounds=x", "rounds='x' must be of type int"),
-        ("rounds=1.5", "rounds='1.5' must be of type int"),
-        ("rate=x", "rate='x' must be of type float"),
-        ("compare=1", "compare='1' is unknown; choose one of ['False', 'True']"),
-    ],
-)
-def test_a_wrong_argument_says_what_is_right(text, told):
-    with pytest.raises(UserError, match=re.escape(told)):
-        config.parse_arguments(text, **DEFAULTS)
-
-
 def test_a_built_config_and_its_stages_are_locked():
     built = config.build({"seed": 0, "stages": [{"name": "a", "optim": {"lr": 1.0}}]})
     assert built.stages[0].name == "a"

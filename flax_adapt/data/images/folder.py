@@ -13,6 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from flax_adapt.base import errors
+from flax_adapt.base.paths import user_path
 from flax_adapt.data import files
 from flax_adapt.data.base import UNLABELLED, Source
 
@@ -23,7 +24,7 @@ ENDINGS = frozenset(
 
 def open_folder(path: str, config_data: ConfigDict) -> Source:
     """Lists PATH once, sorted by name; reads no image."""
-    root = pathlib.Path(path).expanduser()
+    root = user_path(path)
     if not root.is_dir():
         raise errors.UserError(
             f"data.source='folder:{path}': there is no such folder;"

@@ -16,6 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from flax_adapt.base import errors
+from flax_adapt.base.paths import user_path
 from flax_adapt.data import files, records, rows
 from flax_adapt.data.base import Lines, Source
 
@@ -44,7 +45,7 @@ def open_table(scheme: str, path: str, config_data: ConfigDict) -> Source:
 def open_text(path: str, config_data: ConfigDict) -> Source:
     """One document a line of a file, or one a .txt file of a folder."""
     _check_plain(config_data)
-    root = pathlib.Path(path).expanduser()
+    root = user_path(path)
     where = f"text:{path} {config_data.split}"
     if root.is_dir():
         folder = files.split_folders(root, config_data.split)[config_data.split]
@@ -57,7 +58,7 @@ def open_text(path: str, config_data: ConfigDict) -> Source:
 
 def _split_files(scheme: str, path: str, split: str) -> dict[str, pathlib.Path]:
     """Every split there is, the asked one among them."""
-    root = pathlib.Path(path).expanduser()
+    root = user_path(path)
     if not root.is_dir():
         _check_one_split(scheme, path, root, split)
         return {"train": root}

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from flax_adapt.base import errors
+from flax_adapt.base.paths import user_path
 from flax_adapt.data.base import Texts
 from flax_adapt.data.texts import layouts, token_rows, vocabularies
 from flax_adapt.data.texts.token_rows import Pieces, Template
@@ -141,7 +142,7 @@ def open_tokenizer(path: str | os.PathLike) -> Tokenizer:
     """Opens the tokenizer of a model folder; tokens that a model needs must be there."""
     # Our threads do what the library's own would, and those warn, or hang, after a fork.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    folder = pathlib.Path(path).expanduser()
+    folder = user_path(path)
     rust = vocabularies.load(folder)
     vocabulary = rust.get_vocab(with_added_tokens=True)
     names = vocabularies.special_tokens(folder, vocabulary)
