@@ -1,8 +1,12 @@
 """Embeddings of a data set by a model on disk."""
 
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from flax_adapt import data as sources
 from flax_adapt import models, weights
@@ -37,10 +41,9 @@ def features(
     """Writes embeddings, labels and example names of a data set to an .npz file."""
     errors.choose("--pooling", pooling, models.POOLING)
     errors.choose("--precision", precision, models.DTYPES)
-    target = user_path(out)
+    folder, target = user_path(init), user_path(out)
     if target.suffix != ".npz" or not target.parent.is_dir():
         raise UserError(f"--out={out} must be a new .npz file in a folder that exists")
-    common = dict(data_dir=data_dir, max_bad_fraction=max_bad_fraction)
     of_text = dict(
         seq_len=seq_len,
         text_fields=tuple(text_fields.split(",")),
@@ -50,20 +53,13 @@ def features(
     pixels = (_numbers("--mean", mean), _numbers("--std", std)) if mean or std else None
     told = weights.told(init_format, parse_values("--init_known", init_known))
     with errors.reworded(INIT_FLAGS):
-        kind = weights.model_config(init, **told)["kind"]
-        if models.TASKS[kind]["encoder"].modality == "image":
-            section = embed.image_section(
-                user_path(init), data, split, told=told, pixels=pixels, **common
-            )
-        elif pixels:
-            raise UserError(f"--mean and --std are of images; {init} takes text")
-        else:
-            section = embed.text_section(
-                user_path(init), data, split, **common, **of_text
-            )
+        make_section = _section_maker(folder, told, pixels, of_text)
+        section = make_section(
+            data, split, data_dir=data_dir, max_bad_fraction=max_bad_fraction
+        )
         examples = sources.open_examples(section, "")
         embedder = embed.Embedder(
-            user_path(init),
+            folder,
             fit=told,
             pooling=pooling,
             batch_size=batch_size,
@@ -77,6 +73,21 @@ def features(
     if examples.bad_files:
         bad = ", ".join(examples.bad_files.names)
         print(f"left out, since they cannot be decoded: {bad}")
+
+
+def _section_maker(
+    init: Path, told: Mapping[str, Any], pixels: Any, of_text: Mapping[str, Any]
+) -> Callable[..., ConfigDict]:
+    """Returns what makes the data section that fits the model: of images or of texts.
+
+    pixels: mean and std, or None. of_text: fields that only a section of texts has.
+    """
+    kind = weights.model_config(init, **told)["kind"]
+    if models.TASKS[kind]["encoder"].modality == "image":
+        return functools.partial(embed.image_section, init, told=told, pixels=pixels)
+    if pixels:
+        raise UserError(f"--mean and --std are of images; {init} takes text")
+    return functools.partial(embed.text_section, init, **of_text)
 
 
 def _write_features(target: Path, rows: Features, examples: sources.Examples) -> None:
