@@ -97,11 +97,18 @@ def loose(paths):
     return sorted(path.stem for path in paths if path.stem not in LOOSE)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_imports_point_backwards(name):
-    if name:  # the public face sees everything
-        assert package_of(name) in FLOOR
-        assert upward(NAMES[name].read_text("utf-8"), package_of(name)) == []
+def test_imports_point_backwards():
+    wrong = {}
+    for name, path in NAMES.items():
+        if name:  # the public face sees everything
+            assert package_of(name) in FLOOR, name_of(path)
+            try:
+                found = upward(path.read_text("utf-8"), package_of(name))
+            except AssertionError as relative:
+                found = str(relative)
+            if found:
+                wrong[name_of(path)] = found
+    assert wrong == {}
 
 
 def test_no_module_imports_itself_by_way_of_others():
@@ -161,14 +168,27 @@ def test_a_planted_circle_and_a_planted_loose_file_are_seen():
     assert loose([PACKAGE / "step.py", PACKAGE / "commands.py"]) == ["step"]
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_files_and_functions_stay_small(path):
-    text = path.read_text("utf-8")
-    assert len(text.splitlines()) <= MAX_FILE_LINES
+def too_large(name, text):
+    """ "file:line: what is too large" of a file and of each of its functions."""
+    if (lines := len(text.splitlines())) > MAX_FILE_LINES:
+        yield f"{name}: {lines} lines"
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             lines = node.end_lineno - node.lineno + 1
-            assert lines <= MAX_FUNCTION_LINES, f"{node.name} has {lines} lines"
+            if lines > MAX_FUNCTION_LINES:
+                yield f"{name}:{node.lineno}: {node.name} has {lines} lines"
+
+
+def test_files_and_functions_stay_small():
+    texts = {name_of(path): path.read_text("utf-8") for path in FILES}
+    assert [line for each in texts.items() for line in too_large(*each)] == []
+
+
+def test_a_planted_long_file_and_a_planted_long_function_are_seen():
+    long = "\n" * 3 + "def late():\n" + "    pass\n" * MAX_FUNCTION_LINES
+    assert [*too_large("a.py", long)] == ["a.py:4: late has 61 lines"]
+    assert [*too_large("a.py", "\n" * 301)] == ["a.py: 301 lines"]
+    assert [*too_large("a.py", "def soon():\n    pass")] == []
 
 
 def test_there_is_no_drawer():

@@ -7,6 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 from safetensors.numpy import load_file
 from support import tiny, tiny_files
+from support.depth import long_except
 
 from flax_adapt import defaults, objectives
 from flax_adapt.base import config as configs
@@ -217,7 +218,7 @@ def test_an_ablation_that_cannot_be_is_refused(files, more, text):
         load("vit_self_distill", files, more)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", long_except(["vit_self_distill"], CONFIGS))
 def test_predictions_are_distilled_from_the_whole_teacher(files, name, tmp_path):
     config = tiny_files.shrink(load(name, files, ",ablation=predictions,compare=False"))
     config.stages = config.stages[:-1]

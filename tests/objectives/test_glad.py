@@ -1,10 +1,13 @@
 """GLAD: two paths on one backbone, and which of them trains what."""
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from support import tiny
+from support.depth import long_except
 from support.tiny_glad import REGULARIZERS, build, inputs
 
 from flax_adapt import defaults, models, objectives
@@ -72,8 +75,13 @@ def noisy(leaf):
     return leaf.endswith(SILENT)
 
 
-@pytest.mark.parametrize("name", ["vit", "bert"])
-@pytest.mark.parametrize("regularizer", ["preserve", "masked"])
+@pytest.mark.parametrize(
+    ("regularizer", "name"),
+    long_except(
+        [("preserve", "vit"), ("masked", "bert")],
+        itertools.product(("preserve", "masked"), ("vit", "bert")),
+    ),
+)
 def test_each_term_trains_what_it_should(name, regularizer):
     """The task: all but the decoder. The other path: backbone and decoder alone."""
     loss_fn, params, frozen = parts(regularizer, name)
@@ -105,7 +113,7 @@ def test_the_gradient_of_the_task_can_be_kept_from_the_backbone(regularizer):
     assert moves == (regularizer != "none")
 
 
-@pytest.mark.parametrize("name", ["vit", "bert"])
+@pytest.mark.parametrize("name", long_except(["vit"], ["vit", "bert"]))
 def test_the_loss_is_the_sum_of_its_terms(name):
     values, batch = {}, inputs(name)
     key_B = keys.example_keys(jax.random.key(0), batch["position"])

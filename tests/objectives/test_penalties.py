@@ -9,6 +9,7 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 from support import tiny
+from support.depth import long_except
 from support.tiny_meshes import WAYS, mesh_of
 from support.tiny_penalties import (
     FRESH,
@@ -95,7 +96,11 @@ def composed(name):
     return loss_fn, plain, params, frozen, batch_of(name)
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+# A loss of pixels, one of labels, one of texts, one that has adaptors.
+USUAL = ("reconstruct", "classify", "classify_text", "glad")
+
+
+@pytest.mark.parametrize("name", long_except(USUAL, OBJECTIVES))
 def test_penalties_add_up_with_every_objective_and_leave_its_metrics(name):
     loss_fn, plain, params, frozen, batch = composed(name)
     if "er" in names_for(name):

@@ -14,10 +14,10 @@ from support.hostile import FORMS, INDEX, SHARD, VALUES, fuzz, outcome, write
 
 from flax_adapt import weights
 from flax_adapt.weights.files import reading
-from flax_adapt.weights.formats import hf_bert
+from flax_adapt.weights.formats import hf_bert, hf_vit
 
 FIELDS = [
-    *weights.hf_vit.DEFAULTS,
+    *hf_vit.DEFAULTS,
     "model_type",
     "pooling",
     "id2label",
