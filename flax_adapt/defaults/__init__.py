@@ -24,6 +24,7 @@ from flax_adapt.defaults.baselines import (
     sgd,
     weight_distance,
 )
+from flax_adapt.defaults.chain import CHAIN_ARGUMENTS, Chain
 from flax_adapt.defaults.continual import CONTINUAL_ARGUMENTS, Continual
 from flax_adapt.defaults.finetuning import BASELINE_ARGUMENTS, Baselines
 from flax_adapt.defaults.glad import GLAD_ARGUMENTS, Glad
@@ -80,6 +81,7 @@ __all__ = [
     "ALL",
     "AUGMENTS",
     "BASELINE_ARGUMENTS",
+    "CHAIN_ARGUMENTS",
     "CONTINUAL_ARGUMENTS",
     "DATASETS",
     "GLAD_ARGUMENTS",
@@ -93,6 +95,7 @@ __all__ = [
     "TEXT_ARGUMENTS",
     "UNSUPERVISED_ARGUMENTS",
     "Baselines",
+    "Chain",
     "Continual",
     "Glad",
     "Resizing",

@@ -30,6 +30,13 @@ RUNS = {
         "finetune_start mlm_warmup further finetune_further distill_1"
         " finetune_distilled",
     ),
+    "chain": (
+        "dataset={images},init={init},per_class=3,domains={others},source={others},"
+        "width=24,seeds=1",
+        "finetune_start task_1_others finetune_domains unsupervised"
+        " finetune_unsupervised resized finetune_resized further distill_1"
+        " finetune_rounds glad",
+    ),
     "continual_pretrain": (
         "domains={images}+{others},init={init},per_class=3,rho=0.5,finetune=False",
         "task_1_images task_2_others joint",
@@ -69,6 +76,7 @@ RUNS = {
     ),
 }
 NEEDS_INIT = {
+    "chain": "the config needs dataset=TARGET with labels and init=PATH",
     "small_adapt": "small_adapt needs init=PATH",
     "continual_pretrain": r"the config needs domains=A\+B\+..., .* and init=PATH",
     "glad_finetune": "the config needs dataset=DATA with labels and init=PATH",

@@ -1,0 +1,179 @@
+"""One recipe that chains the four methods; every step is an argument that can be left out.
+
+The order is ours, and so are its sizes: continual masked pre-training over domains (S4),
+unsupervised fine-tuning with replay (S2), another width of the last block (S3),
+self-distillation in rounds (S1), GLAD (S4).
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from flax_adapt.base.errors import UserError
+from flax_adapt.defaults import continual, glad, modality, sections, shared, supervised
+from flax_adapt.defaults import text as texts
+
+# The arguments of chain, which explains them.
+CHAIN_ARGUMENTS = dict(
+    {**shared.ARGUMENTS_OF_WEIGHTS, **shared.ARGUMENTS_OF_DATA},
+    dataset="",
+    domains="",
+    source="",
+    source_split="train",
+    rho=1.0,
+    width=0,
+    rounds=1,
+    regularizer="masked",
+    weight=1.0,
+    adaptor="vector",
+    compare=True,
+    pretrain_steps=1_000,
+    pretrain_batch_size=64,
+    pretrain_lr=1.5e-4,
+    **supervised.SUPERVISED_ARGUMENTS,
+)
+
+
+class Chain:
+    """What the config `chain` makes of CHAIN_ARGUMENTS."""
+
+    def __init__(self, args: Any):
+        if not (args.dataset and args.init):
+            raise UserError(
+                "the config needs dataset=TARGET with labels and init=PATH of weights"
+            )
+        self.args = args
+        # Masked modelling is what trains without labels in every step.
+        masked = dict(steps=args.pretrain_steps, lr=args.pretrain_lr)
+        sized = ConfigDict({**args, **masked}).lock()
+        self.start = modality.transformer(sized, objective="mlm")
+        self.start.check_head(
+            self.start.masked_task, "masked modelling of every step starts from"
+        )
+        glad.check_names(args.adaptor, [args.regularizer] * bool(args.regularizer))
+        if args.rounds < 0 or args.width < 0:
+            raise UserError(
+                f"rounds={args.rounds} and width={args.width} must be at least 0 (0: "
+                "that step is left out)"
+            )
+        kind = "image" if self.start.is_image else "text"
+        self.pooling = supervised.pooling_of(kind, args.pooling)
+        # What the steps so far have left: a reference to weights, and their last block.
+        self.before, self.resize = "pretrained", None
+
+    def stages(self) -> list[dict[str, Any]]:
+        """The steps in order; with `compare` each is followed by a fine-tuning."""
+        found = self._compared("start")
+        for step in (self._domains, self._unsupervised, self._resized, self._rounds):
+            stages = step()
+            if stages:
+                self.before = f"stage:{stages[-1]['name']}"
+                found += [*stages, *self._compared(step.__name__.removeprefix("_"))]
+        if len(found) == bool(self.args.compare) and not self.args.regularizer:
+            raise UserError(
+                "every step is left out: give one of domains=, source=, width=, rounds=, "
+                "regularizer="
+            )
+        return [*found, *self._glad()]
+
+    def _domains(self) -> list[dict[str, Any]]:
+        """S4: one domain after another, each from the weights that the last left."""
+        found: list[dict[str, Any]] = []
+        before = self.before
+        for t, domain in enumerate(filter(None, self.args.domains.split("+")), start=1):
+            name = f"task_{t}_{continual.short(domain)}"
+            found.append(self._masked(name, domain, init_from=before))
+            before = f"stage:{name}"
+        return found
+
+    def _unsupervised(self) -> list[dict[str, Any]]:
+        """S2: the target with a sparse replay of the source."""
+        args = self.args
+        if not args.source:
+            return []
+        source = self.start.make.unlabelled(args.source, args.source_split)
+        replay = sections.replay(source, args.rho)
+        return [self._masked("unsupervised", args.dataset, replay=replay)]
+
+    def _resized(self) -> list[dict[str, Any]]:
+        """S3: wider, the first features as they were; narrower, principal components."""
+        if not self.args.width:
+            return []
+        is_wider = self.args.width >= self.start.model["width"]
+        start = "preserve" if is_wider else "pca"
+        self.resize = sections.resize(self.args.width, init=start)
+        return [self._masked("resized", self.args.dataset)]
+
+    def _rounds(self) -> list[dict[str, Any]]:
+        """S1: a teacher from the weights so far; rounds from the same weights again."""
+        if not self.args.rounds:
+            return []
+        found = [self._masked("further", self.args.dataset)]
+        for number in range(1, self.args.rounds + 1):
+            masked = self.start.make.masked(sections.NO_MIXING)
+            state = texts.STATES.get(self.pooling, self.pooling)
+            objective = {**sections.distill(masked), "state": state}
+            found.append(
+                self._masked(
+                    f"distill_{number}",
+                    self.args.dataset,
+                    objective=objective,
+                    teacher=f"stage:{found[-1]['name']}",
+                )
+            )
+        return found
+
+    def _masked(self, name: str, data: str, **changes: Any) -> dict[str, Any]:
+        """A stage of masked modelling from the weights so far."""
+        args, make = self.args, self.start.make
+        fields = dict(
+            objective=make.masked(sections.NO_MIXING),
+            num_steps=args.pretrain_steps,
+            batch_size=args.pretrain_batch_size,
+            optim=self.start.optim(freezes=False),
+            model={**make.model, "resize": self.resize},
+            init_from=self.before,
+        )
+        unlabelled = make.unlabelled(data, args.split)
+        return shared.pretrain_stage(name, unlabelled, **{**fields, **changes})
+
+    def _finetuned(self, name: str) -> dict[str, Any]:
+        """Fine-tuning from the weights so far, with the settings that all arms share."""
+        args, make = self.args, self.start.make
+        few = {**shared.ALL, "per_class": args.per_class}
+        train = make.labelled(args.dataset, args.split, subset=few)
+        test = make.labelled(args.dataset, args.test_split)
+        stage = supervised.stage(name, train, test, args)
+        model = {**stage["model"], "resize": self.resize}
+        stage |= dict(model=model, init_from=self.before)
+        return supervised.swept(stage, args.lrs)
+
+    def _compared(self, step: str) -> list[dict[str, Any]]:
+        return [self._finetuned(f"finetune_{step}")] if self.args.compare else []
+
+    def _glad(self) -> list[dict[str, Any]]:
+        """S4: the task by adaptors, and a backbone that is left for the next."""
+        args = self.args
+        if not args.regularizer:
+            return [] if args.compare else [self._finetuned("finetune")]
+        masked = self.start.make.masked(sections.NO_MIXING)
+        stage = self._finetuned("glad")
+        hidden = 64 if args.adaptor == "bottleneck" else 0
+        adaptor = sections.adaptor(kind=args.adaptor, hidden=hidden)
+        objective = sections.glad(
+            masked, regularizer=args.regularizer, weight=args.weight
+        )
+        model = {**stage["model"], "adaptor": adaptor}
+        return [{**stage, "objective": objective, "model": model}]
+
+    def experiment(self) -> dict[str, Any]:
+        args, start = self.args, self.start
+        state = texts.STATES.get(self.pooling, self.pooling)
+        return shared.experiment(
+            init=args.init,
+            init_format=args.init_format,
+            init_known=start.known,
+            model=start.model,
+            evaluate=start.evaluate(args.dataset, args.split, pooling=state),
+            stages=tuple(self.stages()),
+        )
