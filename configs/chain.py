@@ -23,8 +23,7 @@ Run     flax-adapt run --workdir=runs/x \
                   GLAD, the same for all, as in baseline_finetune
         seq_len, text_field, label_field  of texts
 Expect  one table: test accuracy (texts: macro-F1) of the start, after each step, and of GLAD,
-        whose export is a backbone for the next task. benchmarks/results/chain.md shows
-        ours.
+        whose export is a backbone for the next task. Not run on real sets yet.
 Source  Yoon et al. 2023, Li et al. 2021, Bordes et al. 2023, Lee et al. 2023; that they
         follow each other in this order is ours, and was not searched.
 """

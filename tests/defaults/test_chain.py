@@ -94,6 +94,7 @@ def test_what_cannot_be_is_said_before_anything_runs(files, arguments, message):
         load(files, arguments)
 
 
+@pytest.mark.long  # a dozen programs; images run in test_configs.py
 def test_a_text_model_goes_through_all_steps(files, tmp_path):
     arguments = (
         "dataset={texts},init={bert},domains={texts},source={texts},width=8,per_class=2,"
