@@ -59,7 +59,8 @@ class Chain:
         kind = "image" if self.start.is_image else "text"
         self.pooling = supervised.pooling_of(kind, args.pooling)
         # What the steps so far have left: a reference to weights, and their last block.
-        self.before, self.resize = "pretrained", None
+        self.before = "pretrained"
+        self.resize: dict[str, Any] | None = None
 
     def stages(self) -> list[dict[str, Any]]:
         """The steps in order; with `compare` each is followed by a fine-tuning."""
@@ -81,7 +82,7 @@ class Chain:
         found: list[dict[str, Any]] = []
         before = self.before
         for t, domain in enumerate(filter(None, self.args.domains.split("+")), start=1):
-            name = f"task_{t}_{continual.short(domain)}"
+            name = f"task_{t}_{continual.name_of(domain)}"
             found.append(self._masked(name, domain, init_from=before))
             before = f"stage:{name}"
         return found
