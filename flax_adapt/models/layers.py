@@ -34,6 +34,37 @@ NORMAL = nn.initializers.normal(0.02)
 SHORTCUT = nn.initializers.lecun_normal()
 
 
+@jax.custom_vjp
+def matmul(rows: Array, kernel: Array) -> Array:
+    """Returns rows @ kernel in the dtype of `rows`; [R, in], [in, out].
+
+    The gradient of a float32 `kernel` is a float32 product of the rows, before chips add
+    theirs up: a sum over chips of bfloat16 numbers would lose what they differ in.
+    """
+    return rows @ kernel.astype(rows.dtype)
+
+
+def _matmul_forward(rows: Array, kernel: Array) -> tuple[Array, Any]:
+    return matmul(rows, kernel), (rows, kernel)
+
+
+def _matmul_backward(kept: Any, slope: Array) -> tuple[Array, Array]:
+    rows, kernel = kept
+    by_rows = (((0,), (0,)), ((), ()))
+    of_kernel = jax.lax.dot_general(
+        rows, slope, by_rows, preferred_element_type=kernel.dtype
+    )
+    return slope @ kernel.astype(slope.dtype).T, of_kernel
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+def spread(param: Array, shape: tuple[int, ...], dtype: Dtype) -> Array:
+    """Broadcasts a float32 parameter, then casts: its gradient is summed in float32."""
+    return jnp.broadcast_to(param, shape).astype(dtype)
+
+
 class Dense(nn.Module):
     """x @ kernel + bias on the last axis; kernel [in, out].
 
@@ -51,10 +82,10 @@ class Dense(nn.Module):
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         rows = x.reshape(-1, x.shape[-1]).astype(self.dtype)
-        rows = rows @ kernel.astype(self.dtype)
+        rows = rows @ kernel if self.dtype == jnp.float32 else matmul(rows, kernel)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, shape[1:], jnp.float32)
-            rows = rows + bias.astype(self.dtype)[None]
+            rows = rows + spread(bias[None], rows.shape, self.dtype)
         return rows.reshape(*x.shape[:-1], self.features)
 
 

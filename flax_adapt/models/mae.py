@@ -58,7 +58,7 @@ class Decoder(nn.Module):
         shape = (1, 1 + num_patches, width)
         position_1LD = self.param("position", vit.MAE.position, shape, jnp.float32)
         num_hidden = 1 + num_patches - x_BVD.shape[1]
-        token_BLD = jnp.broadcast_to(token.astype(self.dtype), (b, num_hidden, width))
+        token_BLD = layers.spread(token, (b, num_hidden, width), self.dtype)
         x_BLD = jnp.concatenate([x_BVD[:, 1:], token_BLD], axis=1)
         x_BLD = jnp.take_along_axis(x_BLD, order_BL[..., None], axis=1)
         x_BLD = jnp.concatenate([x_BVD[:, :1], x_BLD], axis=1)

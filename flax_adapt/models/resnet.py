@@ -9,9 +9,10 @@ they are; running statistics move with every batch all the same.
 """
 
 import functools
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from flax_adapt.base.errors import UserError, choose
@@ -51,16 +52,50 @@ def convolution(
     features: int, size: int, stride: int, dtype: Dtype, name: str
 ) -> nn.Conv:
     """Without bias; kernel [Y, X, in, out]; zeros around the image as torch puts them."""
+    exact = dtype == jnp.float32
     return nn.Conv(
         features,
         (size, size),
         (stride, stride),
         padding=size // 2,
         use_bias=False,
-        dtype=dtype,
+        # In bfloat16 `convolve` casts: it wants the kernel as it is.
+        dtype=dtype if exact else None,
+        conv_general_dilated=None if exact else functools.partial(convolve, dtype),
         kernel_init=KERNEL,
         name=name,
     )
+
+
+def convolve(
+    dtype: Dtype, x_BYXC: Array, kernel: Array, *how: Any, **named: Any
+) -> Array:
+    """`jax.lax.conv_general_dilated` in `dtype`; a float32 gradient of the kernel.
+
+    As `layers.matmul`: chips add up float32 numbers. `how` and `named` are what linen
+    hands over.
+    """
+
+    def run(x_BYXC: Array, kernel: Array) -> Array:
+        return jax.lax.conv_general_dilated(x_BYXC, kernel, *how, **named)
+
+    @jax.custom_vjp
+    def cast(x_BYXC: Array, kernel: Array) -> Array:
+        return run(x_BYXC, kernel.astype(dtype))
+
+    def forward(x_BYXC: Array, kernel: Array) -> tuple[Array, Any]:
+        return cast(x_BYXC, kernel), (x_BYXC, kernel)
+
+    def backward(kept: Any, slope_BYXC: Array) -> tuple[Array, Array]:
+        x_BYXC, kernel = kept
+        _, to_x = jax.vjp(lambda x: run(x, kernel.astype(dtype)), x_BYXC)
+        _, to_kernel = jax.vjp(
+            functools.partial(run, x_BYXC.astype(kernel.dtype)), kernel
+        )
+        return (*to_x(slope_BYXC), *to_kernel(slope_BYXC.astype(kernel.dtype)))
+
+    cast.defvjp(forward, backward)
+    return cast(x_BYXC.astype(dtype), kernel)
 
 
 def make_norm(config: ResNetConfig, dtype: Dtype, name: str) -> RunningBatchNorm:

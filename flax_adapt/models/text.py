@@ -4,7 +4,7 @@ Match Hugging Face's BertModel, BertForMaskedLM, BertForSequenceClassification a
 RoBERTa namesakes. Heads start as all does there: normal 0.02, zeros, ones.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -92,6 +92,37 @@ class Bert(TextModel):
         return x_BLD, pooled_BD
 
 
+@jax.custom_vjp
+def tied(x_RD: Array, token_VD: Array) -> Array:
+    """Returns the products of rows and token embeddings, float32.
+
+    They are formed in the dtype of the rows; the gradient of the embeddings is float32,
+    see `layers.matmul`.
+    """
+    over_width = (((1,), (1,)), ((), ()))
+    return jax.lax.dot_general(
+        *(x_RD, token_VD.astype(x_RD.dtype), over_width),
+        preferred_element_type=jnp.float32,
+    )
+
+
+def _tied_forward(x_RD: Array, token_VD: Array) -> tuple[Array, Any]:
+    return tied(x_RD, token_VD), (x_RD, token_VD)
+
+
+def _tied_backward(kept: Any, slope_RV: Array) -> tuple[Array, Array]:
+    x_RD, token_VD = kept
+    slope_RV = slope_RV.astype(x_RD.dtype)
+    over_rows = (((0,), (0,)), ((), ()))
+    of_token_VD = jax.lax.dot_general(
+        slope_RV, x_RD, over_rows, preferred_element_type=token_VD.dtype
+    )
+    return slope_RV @ token_VD.astype(x_RD.dtype), of_token_VD
+
+
+tied.defvjp(_tied_forward, _tied_backward)
+
+
 class MaskedLMHead(nn.Module):
     """States -> logits: dense, GELU, LayerNorm, then the token embeddings and a bias."""
 
@@ -109,12 +140,11 @@ class MaskedLMHead(nn.Module):
         x_BMD = layers.LayerNorm(config.layer_norm_eps, self.dtype, name="norm")(x_BMD)
         zeros, shape = nn.initializers.zeros, (config.vocab_size,)
         bias_V = self.param("bias", zeros, shape, jnp.float32)
-        logits_RV = jax.lax.dot_general(
-            x_BMD.reshape(-1, config.width),  # two axes: see `layers.Dense`
-            token_VD.astype(self.dtype),
-            (((1,), (1,)), ((), ())),
-            preferred_element_type=jnp.float32,
-        )
+        x_RD = x_BMD.reshape(-1, config.width)  # two axes: see `layers.Dense`
+        if self.dtype == jnp.float32:
+            logits_RV = jnp.einsum("RD,VD->RV", x_RD, token_VD)
+        else:
+            logits_RV = tied(x_RD, token_VD)
         return (logits_RV + bias_V[None]).reshape(*x_BMD.shape[:2], -1)
 
 

@@ -144,25 +144,26 @@ class Encoder(nn.Module):
         position_1LD = self.param("position", variant.position, shape, jnp.float32)
         if variant.fixed_position:
             position_1LD = jax.lax.stop_gradient(position_1LD)
-        position_1LD = position_1LD.astype(self.dtype)
-        patch_position_BVD = position_1LD[:, 1:]
-        if visible_BV is not None:
+        batch, width = len(patches_BLP), config.width
+        if visible_BV is None:
+            shape = (batch, config.num_patches, width)
+            patch_position_BVD = layers.spread(position_1LD[:, 1:], shape, self.dtype)
+        else:
             patches_BLP = jnp.take_along_axis(
                 patches_BLP, visible_BV[..., None], axis=1
             )
-            patch_position_BVD = jnp.take(position_1LD[0, 1:], visible_BV, axis=0)
+            rows_BVD = jnp.take(position_1LD[0, 1:], visible_BV, axis=0)
+            patch_position_BVD = rows_BVD.astype(self.dtype)
         embed = layers.Dense(
             config.width, True, variant.kernel, self.dtype, name="patch_embed"
         )
         x_BVD = embed(patches_BLP) + patch_position_BVD
         cls = self.param("cls_token", variant.token, (1, 1, config.width), jnp.float32)
-        return prepend(cls.astype(self.dtype) + position_1LD[:, :1], x_BVD)
-
-
-def prepend(token_11D: Array, x_BLD: Array) -> Array:
-    """Puts the same token before the tokens of every example."""
-    token_B1D = jnp.broadcast_to(token_11D, (len(x_BLD), 1, x_BLD.shape[-1]))
-    return jnp.concatenate([token_B1D, x_BLD], axis=1)
+        cls_B1D, first_B1D = (
+            layers.spread(one_11D, (batch, 1, width), self.dtype)
+            for one_11D in (cls, position_1LD[:, :1])
+        )
+        return jnp.concatenate([cls_B1D + first_B1D, x_BVD], axis=1)
 
 
 def check_image(image_BYXC: Array, config: ViTConfig | ResNetConfig) -> Array:

@@ -74,6 +74,8 @@ def begin(stage: Stage, model: nn.Module, examples: data.Examples, mesh: Mesh) -
     state = states.create(params, tx, mesh, seed=stage.seed, frozen=frozen, carry=carry)
     loss_fn = make_loss(stage, model, config.data, train=True, fresh=fresh)
     loss_fn = optim.stop_frozen(loss_fn, section.freeze)
+    if section.grad_reduce == "compute":
+        loss_fn = steps.reduce_in_compute(loss_fn, model.dtype)
     if section.solve is not None:
         step = stage_solve.make_step(stage, model, params, examples, mesh)
         return Begun(state, step, report)

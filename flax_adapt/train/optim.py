@@ -54,6 +54,10 @@ SCHEDULES = {
 }
 
 
+# What gradients are summed in over chips: float32, or what the model is computed in, see
+# `step.reduce_in_compute`.
+GRAD_REDUCE = ("float32", "compute")
+
 # Sections of `optim` that choose another optimizer than AdamW. Each is built from
 # (config, schedule, decays, names of the new leaves, num_steps).
 OPTIMIZERS: dict[str, Callable[..., Any]] = {
@@ -86,6 +90,7 @@ ROWS = (
     *_WARMUP,
     *_SCHEDULE,
     one_of("optim.decay", lambda optim: optim.decay, DECAY),
+    one_of("optim.grad_reduce", lambda optim: optim.grad_reduce, GRAD_REDUCE),
     Row(lambda optim: len(_chosen(optim)) <= 1, _too_many),
 )
 _PARTS = (

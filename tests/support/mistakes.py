@@ -54,6 +54,7 @@ def held(penalty, stage=WARM, **changes):
 
 
 MISTAKES = {
+    "optim.grad_reduce='half' is": (PLAIN, {"optim.grad_reduce": "half"}, {}),
     # Of a head that is solved for.
     "optim.solve: l2=-1.0 must be": (SOLVED, {"optim.solve.l2": -1.0}, {}),
     "optim.solve is a solution in one step": (SOLVED, {"num_steps": 2}, {}),
