@@ -29,7 +29,8 @@ Run     flax-adapt run --workdir=runs/x \
         pooling   cls | mean
         seeds, steps, batch_size, min_crop_area  of training
         lr        0: 1.5e-4 of AdamW; of resnet50 from scratch with labels, which SGD with
-                  momentum trains, 0.1 x batch_size / 256
+                  momentum trains, 0.1 x batch_size / 256; of contrast on a resnet, which
+                  LARS trains as in MoCo-v3, 0.3 x batch_size / 256
         augment   of classify: none | flip | crop (crops and flips); "": crop for
                   resnet50 from scratch, else flip; texts: none
         seq_len, text_field, label_field  of texts

@@ -26,6 +26,24 @@ FORMS = {
 }
 
 
+# MoCo-v3 on a ResNet (Chen et al. 2021, official code): temperature 1.0, a projector of 2
+# layers, LARS at 0.3 for 256 images, no decay and no trust ratio of what is 1-D.
+OF_RESNET = Form(dict(temperature=1.0), dict(layers=2), FORMS["moco_v3"].fresh)
+LARS_LR = 0.3
+# The rate of AdamW: of MoCo-v3 on a ViT, and of S1's MAE.
+ADAMW_LR = 1.5e-4
+
+
+def lars_optim(lr: float, batch_size: int) -> dict[str, Any]:
+    """What MoCo-v3 changes of `optim` on a ResNet. lr 0: the published one."""
+    return dict(
+        lr=lr or LARS_LR * batch_size / 256,
+        lars=dict(momentum=0.9, trust=1e-3),
+        weight_decay=1e-6,
+        decay="matrices",
+    )
+
+
 # The head that masked modelling starts from, and how to get one.
 HEADS = {
     "mae": ("decoder", "vit_further_pretrain:decoder_warmup=STEPS"),
@@ -128,6 +146,11 @@ class Start(NamedTuple):
         """The task of masked modelling."""
         return self.make.objectives[-1]
 
+    @property
+    def contrast_form(self) -> Form:
+        """MoCo-v3 as it is published for the model."""
+        return FORMS["moco_v3"] if self.is_transformer else OF_RESNET
+
     def choose_objective(self, choices: tuple[str, ...]) -> None:
         """Says so where the weights cannot start `objective`, one of `choices`."""
         choose("objective", self.objective, dict.fromkeys(choices))
@@ -151,20 +174,26 @@ class Start(NamedTuple):
     def optim(self, *, freezes: bool) -> dict[str, Any]:
         """AdamW to 0 after 10 % of warm-up; weight decay of MoCo-v3, and of S1's MAE.
 
+        MoCo-v3 decays every parameter of a ViT; on a ResNet it has LARS (`lars_optim`).
         freezes: the encoder. Else positions of images are; in contrast the patch
         embedding, too (MoCo-v3, 4.2).
         """
         args, contrasts = self.args, self.objective == "contrast"
         of_vit = (r".*/position", *[r"encoder/patch_embed/.*"] * contrasts)
         freeze = of_vit if self.model["kind"] == "vit" else ()
-        return shared.pretrain_optim(
-            lr=args.lr,
+        kind = self.model["kind"]
+        is_lars = contrasts and kind == "resnet"
+        changes = lars_optim(args.lr, args.batch_size) if is_lars else {}
+        optim = shared.pretrain_optim(
+            lr=args.lr or ADAMW_LR,
             schedule="cosine",
             warmup_steps=args.steps // 10,
             b2=0.999 if contrasts else 0.95,
             weight_decay=0.1 if contrasts else 0.01,
+            decay="all" if contrasts and kind == "vit" else "pretrain",
             freeze=(r"encoder/.*",) if freezes else freeze,
         )
+        return {**optim, **changes}
 
     def evaluate(self, dataset: str, split: str, **changes: Any) -> dict[str, Any]:
         """kNN and probe of a set, from `args.per_class` labels a class of a split."""

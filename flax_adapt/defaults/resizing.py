@@ -34,8 +34,7 @@ RESIZING_ARGUMENTS = dict(
     augment="",
 )
 SUPERVISED = "classify"
-# lr=0: of AdamW, and of SGD for 256 images.
-ADAMW_LR, SGD_LR = 1.5e-4, 0.1
+SGD_LR = 0.1  # for 256 images
 
 
 class Variant(NamedTuple):
@@ -183,8 +182,8 @@ class Resizing:
         """MoCo-v3's; without a projector its predictor alone. Of labels: two layers."""
         args = self.args
         if args.objective == "contrast":
-            layers = {} if args.projector else {"layers": 0}
-            return sections.projector(hidden=args.hidden, **layers)
+            heads = self.start.contrast_form.heads if args.projector else {"layers": 0}
+            return sections.projector(**{"hidden": args.hidden, **heads})
         if args.objective == SUPERVISED and args.projector:
             return sections.projector(
                 layers=2, hidden=args.hidden, predictor_layers=0, batch_norm=False
@@ -193,20 +192,19 @@ class Resizing:
 
     def _objective(self) -> dict[str, Any]:
         if self.args.objective == "contrast":
-            return sections.contrast()
+            return sections.contrast(**self.start.contrast_form.objective)
         if self.args.objective == SUPERVISED:
             return sections.classify()
         return self.start.make.masked(sections.NO_MIXING)
 
     def _optim(self, variant: Variant) -> dict[str, Any]:
-        """AdamW; of a ResNet from scratch on labels SGD with momentum.
+        """That of `Start.optim`; of a ResNet from scratch on labels SGD with momentum.
 
         Source: Goyal et al. 2017, the usual ResNet-50 on ImageNet: 0.1 for 256 images,
         decay 1e-4; cosine in the place of steps, and a tenth of warm-up, are ours.
         """
         args = self.args
         optim = self.start.optim(freezes=variant.freezes)
-        optim["lr"] = args.lr or ADAMW_LR
         if self.is_published:
             optim |= dict(
                 lr=args.lr or SGD_LR * args.batch_size / 256,

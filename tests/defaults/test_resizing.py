@@ -2,14 +2,17 @@
 
 import numpy as np
 import pytest
-from support import tiny_files
+from support import tiny_files, tiny_resnet
 
 from flax_adapt.base import config as configs
+from flax_adapt.base import rules
 from flax_adapt.base.errors import UserError
 from flax_adapt.data.examples import ImageExamples
 from flax_adapt.evals import features, probe, sparsity
 from flax_adapt.experiment import measure, recipe
+from flax_adapt.models import batch_stats
 from flax_adapt.stage import check
+from flax_adapt.train import optim
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 
@@ -72,8 +75,8 @@ def test_the_random_control_trains_no_encoder_and_takes_a_step(files):
 
 
 def scratch(files, model, **arguments):
-    fields = dict(scratch=model, objective="classify", image_size=32, **arguments)
-    return load(files, init="", **fields).stages[0]
+    fields = dict(scratch=model, objective="classify", image_size=32)
+    return load(files, init="", **{**fields, **arguments}).stages[0]
 
 
 def test_a_resnet_from_scratch_on_labels_is_trained_by_sgd_with_crops_and_flips(files):
@@ -89,6 +92,24 @@ def test_a_resnet_from_scratch_on_labels_is_trained_by_sgd_with_crops_and_flips(
     assert (vit.data.augment.flip, vit.data.augment.min_crop_area) == (True, 1.0)
     contrast = load(files).stages[0]
     assert (contrast.optim.sgd, contrast.optim.lr) == (None, 1.5e-4)
+
+
+def test_contrast_of_a_resnet_is_that_of_moco_v3s_resnet(files):
+    """Official code: 2-layer projector, temperature 1, LARS without decay of 1-D leaves."""
+    stage = scratch(files, "resnet50", objective="contrast")
+    assert (stage.objective.temperature, stage.model.projector.layers) == (1.0, 2)
+    assert dict(stage.optim.lars) == dict(momentum=0.9, trust=0.001)
+    assert stage.optim.lr == pytest.approx(0.3 * 64 / 256)
+    assert (stage.optim.weight_decay, stage.optim.decay) == (1e-6, "matrices")
+    params = tiny_resnet.shapes(tiny_resnet.build("contrast"))
+    params, _ = batch_stats.split(params)
+    decays = rules.named(rules.assign("decay", optim.DECAY["matrices"], params))
+    assert {name.rpartition("/")[2] for name in decays if decays[name]} == {"kernel"}
+    vit = load(files).stages[0]
+    assert (vit.objective.temperature, vit.model.projector.layers) == (0.2, 3)
+    # AdamW of one group of parameters.
+    assert (vit.optim.lars, vit.optim.decay) == (None, "all")
+    assert (vit.optim.lr, vit.optim.weight_decay) == (1.5e-4, 0.1)
 
 
 def test_augment_is_of_labels(files):
