@@ -125,7 +125,7 @@ def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
     _check(config)
     checks.run(contrast_rules.HEADS, Heads(config.form, model.projector_config))
     form, reading = FORMS[config.form], _reading(config.mixing, model.modality, train)
-    names = _carried(config)
+    names = _carried_names(config)
 
     def loss_fn(params, frozen, batch, key_B):
         weight_B = batch["weight"]
@@ -189,7 +189,7 @@ def _metrics(measured: Any) -> Metrics:
     return {"loss": loss, "contrast": contrast, "contrast_accuracy": accuracy}
 
 
-def _carried(config: Any) -> tuple[str, ...]:
+def _carried_names(config: Any) -> tuple[str, ...]:
     return ("key_encoder", "queue") if FORMS[config.form].queue else ("key_encoder",)
 
 
@@ -207,7 +207,7 @@ def make_carry(config: Any, num_steps: int) -> Carry:
     share = ema.SCHEDULES[config.momentum_schedule]
 
     def init(params: Params, key: Key) -> dict[str, Any]:
-        carried = {"key_encoder": _averaged(params)}
+        carried = {"key_encoder": _select_averaged(params)}
         if not has_queue:
             return carried
         if "projector" not in params:
@@ -221,16 +221,18 @@ def make_carry(config: Any, num_steps: int) -> Carry:
         carried: dict[str, Any], params: Params, handed: dict[str, Any], step: Array
     ) -> dict[str, Any]:
         rate = share(config.momentum, step.astype(jnp.float32) / num_steps)
-        average = ema.moved(carried["key_encoder"], _averaged(params), rate)
+        average = ema.move_towards(
+            carried["key_encoder"], _select_averaged(params), rate
+        )
         if not has_queue:
             return {"key_encoder": average}
         queue_KD = _enqueue(carried["queue"], **handed["queue"], number=step - 1)
         return {"key_encoder": average, "queue": queue_KD}
 
-    return Carry(_carried(config), init, update)
+    return Carry(_carried_names(config), init, update)
 
 
-def _averaged(params: Params) -> Params:
+def _select_averaged(params: Params) -> Params:
     """The parts of a model that have a moving average; there may be no projector."""
     return {part: params[part] for part in AVERAGED if part in params}
 

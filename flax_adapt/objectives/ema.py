@@ -35,7 +35,7 @@ ROWS = (
 CHECKS = (Check(lambda at: present(at.section.ema), ROWS),)
 
 
-def moved(average: Params, params: Params, rate: Array | float) -> Params:
+def move_towards(average: Params, params: Params, rate: Array | float) -> Params:
     """Returns average + rate * (params - average). 2, 5 and rate 1/3: 3."""
     return jax.tree.map(
         lambda known, new: known + rate * (new - known), average, params
@@ -85,6 +85,6 @@ def make_carry(config: Any, num_steps: int) -> Carry:
     ) -> dict[str, Any]:
         del handed
         rate = rate_at(config, step.astype(jnp.float32), num_steps)
-        return {AVERAGE: moved(carried[AVERAGE], params, rate)}
+        return {AVERAGE: move_towards(carried[AVERAGE], params, rate)}
 
     return Carry((AVERAGE,), init, update, whole_batches=False)

@@ -224,7 +224,7 @@ class Run:
         for batch in self.eval_batches():
             metrics = self.eval_step(
                 self.state.evaluated,
-                self.state.given,
+                self.state.loss_inputs,
                 sharding.put_batch(batch, self.mesh),
                 self.stage.seed,
             )

@@ -101,7 +101,7 @@ def _anchored(at: Context) -> list[_Anchor]:
     return [_Anchor(field, at.section) for field in fields if at.section.optim[field]]
 
 
-# What holds on to initial weights needs some, of what trains.
+# RecAdam and MARS need initial weights of leaves that train.
 _ANCHORED = (
     Row(
         lambda anchor: anchor.section.init_from != "scratch",
@@ -130,7 +130,7 @@ class RecAdamState(NamedTuple):
 
 
 def recall_schedule(recall: Any, num_steps: int) -> tuple[float, float]:
-    """Returns (k, t0) of a stage of `num_steps`: as given, else scaled with its length.
+    """Returns (k, t0) of a stage: those of the config, where 0 scaled with its length.
 
     Published 0.5 and 250 from 1 000 steps on; at 100 steps 5 and 25: l = 1/2 is at a
     quarter of the stage at the latest.
@@ -237,14 +237,16 @@ def mars(config: Any, fresh: Collection[str]) -> optax.GradientTransformation:
     from ZERO, as that code has its classifier. The code bounds the scale of a batch norm
     divided by the moving deviation; a LayerNorm has none (ours: the scale itself).
     """
-    held = optax.masked(_held(config.mars_radius), _bounded(config, fresh))
+    held = optax.masked(
+        _project_around_start(config.mars_radius), _select_bounded(config, fresh)
+    )
     if not config.mars_head_radius:
         return held
-    around_zero = optax.stateless(_shrunk(config.mars_head_radius))
-    return optax.chain(held, optax.masked(around_zero, _is_new_kernel(fresh)))
+    around_zero = optax.stateless(_project_around_zero(config.mars_head_radius))
+    return optax.chain(held, optax.masked(around_zero, _select_new_kernels(fresh)))
 
 
-def _held(radius: float) -> optax.GradientTransformation:
+def _project_around_start(radius: float) -> optax.GradientTransformation:
     """Projects every leaf around its value at step 0."""
 
     def init(params: Params) -> Start:
@@ -261,7 +263,7 @@ def _held(radius: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-def _shrunk(radius: float) -> Callable[[Params, Params | None], Params]:
+def _project_around_zero(radius: float) -> Callable[[Params, Params | None], Params]:
     """Projects every leaf around zero."""
 
     def update(updates: Params, params: Params | None) -> Params:
@@ -272,7 +274,7 @@ def _shrunk(radius: float) -> Callable[[Params, Params | None], Params]:
     return update
 
 
-def _bounded(config: Any, fresh: Collection[str]) -> Callable[[Params], Any]:
+def _select_bounded(config: Any, fresh: Collection[str]) -> Callable[[Params], Any]:
     """Returns params -> tree of bools: the leaves that are held to their initial value."""
     kinds = {ROWS, *([DIAGONAL] if config.mars_norms else [])}
 
@@ -285,7 +287,7 @@ def _bounded(config: Any, fresh: Collection[str]) -> Callable[[Params], Any]:
     return is_bounded
 
 
-def _is_new_kernel(fresh: Collection[str]) -> Callable[[Params], Any]:
+def _select_new_kernels(fresh: Collection[str]) -> Callable[[Params], Any]:
     """Returns params -> tree of bools: the new kernels, but those of adaptors."""
 
     def is_new(name: str, leaf: Array) -> bool:

@@ -1,4 +1,4 @@
-"""A linear classifier on given features, solved exactly: multinomial logistic regression.
+"""A linear classifier of features, solved exactly: multinomial logistic regression.
 
 Minimised by L-BFGS (SciPy) in float64, so that no learning rate, number of epochs or
 initial value has a part in what a probe finds. The penalty is chosen on held-out labels.
@@ -55,7 +55,7 @@ ROWS = (
 _WITHOUT = ("replay", "ema", "sweep", "fisher")
 
 
-def _beside(section: Any) -> list[str]:
+def _list_conflicts(section: Any) -> list[str]:
     """What a stage has that would change more than its head, or try rates."""
     given = [name for name in _WITHOUT if section[name] is not None]
     return given + ["penalties"] * bool(section.penalties)
@@ -74,10 +74,10 @@ _OF_A_HEAD = (
         "'classify' and model.head_norm={0.model.head_norm} True",
     ),
     Row(
-        lambda section: not _beside(section),
+        lambda section: not _list_conflicts(section),
         lambda section: (
             "optim.solve finds the head alone: set "
-            f"{', '.join(_beside(section))} to None, penalties to ()"
+            f"{', '.join(_list_conflicts(section))} to None, penalties to ()"
         ),
     ),
 )

@@ -1,6 +1,6 @@
 """One optax transformation from tables: decay, freeze, layer decay, schedule, clipping.
 
-AdamW, or one of `OPTIMIZERS` where its section of `optim` is given; with
+AdamW, or the one of `OPTIMIZERS` whose section of `optim` is not None; with
 `optim.mars_radius` the weights stay near the initial ones (`anchors`).
 """
 
@@ -67,12 +67,12 @@ OPTIMIZERS: dict[str, Callable[..., Any]] = {
 }
 
 
-def _chosen(config: Any) -> list[str]:
+def _choose_optimizers(config: Any) -> list[str]:
     return [name for name in OPTIMIZERS if config[name] is not None]
 
 
 def _too_many(config: Any) -> str:
-    names = [f"optim.{name}" for name in _chosen(config)]
+    names = [f"optim.{name}" for name in _choose_optimizers(config)]
     return (
         f"{' and '.join(names)} are {len(names)} optimizers: leave one, set others None"
     )
@@ -85,13 +85,13 @@ _WARMUP = (
     ),
 )
 _SCHEDULE = (one_of("optim.schedule", lambda optim: optim.schedule, SCHEDULES),)
-# Rules of a section `optim`, beside those of `anchors` and of optimizers.
+# Rules of a section `optim`; `anchors` and the optimizers have rules of their own.
 ROWS = (
     *_WARMUP,
     *_SCHEDULE,
     one_of("optim.decay", lambda optim: optim.decay, DECAY),
     one_of("optim.grad_reduce", lambda optim: optim.grad_reduce, GRAD_REDUCE),
-    Row(lambda optim: len(_chosen(optim)) <= 1, _too_many),
+    Row(lambda optim: len(_choose_optimizers(optim)) <= 1, _too_many),
 )
 _PARTS = (
     Row(
@@ -229,13 +229,13 @@ def scale_by_layer(decay: float, params: Params) -> optax.GradientTransformation
 def _optimizer(
     config: Any, num_steps: int, fresh: Collection[str]
 ) -> optax.GradientTransformation:
-    """AdamW, or the one of OPTIMIZERS whose section is given."""
+    """AdamW, or the one of OPTIMIZERS whose section of `optim` is not None."""
     table, rate = DECAY[config.decay], schedule(config, num_steps)
 
     def decays(tree: Params) -> Any:
         return rules.assign("optim.decay", table, tree)
 
-    for name in _chosen(config):
+    for name in _choose_optimizers(config):
         return OPTIMIZERS[name](config, rate, decays, fresh, num_steps)
     return optax.adamw(
         rate,

@@ -1,4 +1,4 @@
-"""What a training step carries from one batch to the next."""
+"""The state of training: parameters, optimizer state, and what neither trains."""
 
 from typing import Any
 
@@ -18,8 +18,8 @@ _CARRY = 0x7FFFFFFE  # its key never meets those of steps and of evaluation
 class TrainState(struct.PyTreeNode):
     """`frozen` (teacher ...) is never donated, and stored by reference, not by value.
 
-    `extra` is what is carried but not trained: the seed of all randomness, and what the
-    objective takes along (`types.Carry`).
+    `extra` changes with every step but is not trained: the seed of all randomness, and
+    averages, queues and statistics of the objective (`types.Carry`).
     """
 
     step: Array  # int32 []: optimizer steps done
@@ -29,19 +29,19 @@ class TrainState(struct.PyTreeNode):
     extra: dict[str, Any]
 
     @property
-    def given(self) -> Params:
-        """What a loss gets beside the parameters: `frozen` and what is carried."""
+    def loss_inputs(self) -> Params:
+        """What a loss reads and does not train: `frozen`, and averages, queues, statistics."""
         carried = {name: leaf for name, leaf in self.extra.items() if name != "seed"}
         return {**self.frozen, **carried}
 
     @property
     def evaluated(self) -> Params:
-        """What is measured and exported: the average of the parameters if there is one."""
+        """The parameters that are measured and exported: their average, if there is one."""
         return self.extra.get(AVERAGE, self.params)
 
     @property
     def statistics(self) -> Params:
-        """Running statistics that are carried along, if there are any."""
+        """Running statistics of batch norm, {} of a model without it."""
         return batch_stats.split(self.extra)[1]
 
 

@@ -79,7 +79,7 @@ def _squares(tree: Params) -> jax.Array:
 def _health(grads: Params, params: Params) -> dict[str, Mean]:
     """The global gradient norm, and the first leaf that is not finite.
 
-    A leaf is bad if the norm of its gradient, or of what the update made of it, is not.
+    A leaf is bad if the norm of its gradient, or of the updated leaf, is not finite.
     """
     squares = _squares(grads)
     bad = ~jnp.isfinite(squares + _squares(params))
@@ -125,7 +125,7 @@ def make_train_step(
     accum_steps: int = 1,
     carry: Carry = NOTHING_CARRIED,
 ) -> TrainStep:
-    """Returns `step(state, batch) -> (state, metrics)`; the given state is consumed.
+    """Returns `step(state, batch) -> (state, metrics)`; the state that comes in is consumed.
 
     One jit; params, optimizer state and gradients are laid out by the sharding table,
     the batch over ("data", "fsdp"). `accum_steps` parts of the batch are run one after
@@ -148,10 +148,10 @@ def make_train_step(
 
     def update(state: TrainState, frozen: Params, batch: Batch):
         _check_carried(state, carry)
-        given = state.replace(frozen=frozen).given
+        inputs = state.replace(frozen=frozen).loss_inputs
         key = jax.random.fold_in(jax.random.key(state.extra["seed"]), state.step)
         key_B = keys.example_keys(key, batch["position"])
-        grads, metrics = gradients(state.params, given, batch, key_B)
+        grads, metrics = gradients(state.params, inputs, batch, key_B)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         step, params = state.step + 1, optax.apply_updates(state.params, updates)
         carried = carry.update(state.extra, params, metrics.pop(HANDED, {}), step)
@@ -176,7 +176,7 @@ def make_train_step(
 def make_eval_step(loss_fn: LossFn, mesh: Mesh) -> EvalStep:
     """Returns `step(params, frozen, batch, seed) -> metrics`, the same on every process.
 
-    `frozen` is what the loss gets beside the parameters: `state.given`.
+    `frozen`: what the loss reads and does not train, `state.loss_inputs`.
 
     Keys come from the rows in the SOURCE, so a value depends on no batch size (that of
     contrast does, which compares the rows of a batch).

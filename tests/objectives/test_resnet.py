@@ -74,7 +74,7 @@ def test_evaluation_goes_by_the_statistics_of_that_moment():
     later = jax.tree.map(lambda leaf: 1.5 * leaf, carried)
     found = []
     for moment in (state, state.replace(extra={"seed": 0, **later})):
-        metrics = eval_step(moment.params, moment.given, BATCH, 0)
+        metrics = eval_step(moment.params, moment.loss_inputs, BATCH, 0)
         assert HANDED not in metrics
         stored = batch_stats.join(moment.evaluated, moment.statistics)
         variables = batch_stats.variables(stored)

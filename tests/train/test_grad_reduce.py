@@ -59,7 +59,7 @@ def sums(name, grad_reduce, folder):
     batch = sharding.put_batch(batch_of(name), mesh)
     key_B = jax.random.split(jax.random.key(0), 16)
     grad = jax.jit(
-        jax.grad(lambda params, rows: loss_fn(params, state.given, *rows)[0])
+        jax.grad(lambda params, rows: loss_fn(params, state.loss_inputs, *rows)[0])
     )
     options = {"xla_dump_to": str(folder), "xla_dump_hlo_pass_re": "spmd.*"}
     grad.lower(state.params, (batch, key_B)).compile(compiler_options=options)
