@@ -4,6 +4,7 @@ Compiling is nine tenths of the suite, so XLA optimises little unless told `--op
 Tests marked `long` run with `--all` alone; how many were left out is printed.
 """
 
+import logging
 import os
 import resource
 import signal
@@ -158,3 +159,7 @@ def main(capsys):
     handler = signal.getsignal(signal.SIGTERM)
     yield main
     signal.signal(signal.SIGTERM, handler)
+    # Its log goes to what was captured of this test, which is closed now.
+    log = logging.getLogger("flax_adapt")
+    log.handlers.clear()
+    log.propagate = True

@@ -46,6 +46,8 @@ COLOUR_FIELDS = ("saturation", "hue", "grey_probability")
 # A set that decodes to no more than this is decoded once and kept (5 000 images of
 # 96x96x3 are 138 MB): every later epoch and evaluation costs no decoding.
 CACHE_BYTES = 256 * 2**20
+# 14 bits and less of 16 are taken for another scale; so many examples tell.
+_USED_OF_16_BITS, _LOOKED_AT = 2**14, 8
 
 
 class ImageExamples:
@@ -143,7 +145,25 @@ def open_images(config_data: ConfigDict, bad_log: str) -> ImageExamples:
         check_augment(f"views.{number}", view, config_data.channels)
     image.channel_values(config_data)
     chosen = subset.select(source.open_source(config_data), config_data.subset)
+    _check_16_bits(chosen)
     return ImageExamples(chosen, config_data, bad_log)
+
+
+def _check_16_bits(source: Source) -> None:
+    """Raises UserError where 16-bit images use so little of 0..65535 that 8 bits lose them.
+
+    Cameras and microscopes store 10, 12 or 14 bits so. A few examples are looked at.
+    """
+    rows = np.unique(np.linspace(0, len(source) - 1, _LOOKED_AT).astype(int)).tolist()
+    highest = [image.highest_of_16_bits(source.read(row)[0]) for row in rows]
+    top = max((level for level in highest if level is not None), default=0)
+    if 0 < top < _USED_OF_16_BITS:
+        raise errors.UserError(
+            f"{source.where}: the 16-bit images use only 0 to {top} of 0 to 65535 (in"
+            f" {len(rows)} that were looked at), so that 8 bits keep {top // 257 + 1}"
+            f" levels, nearly black; multiply their pixels by up to {65535 // top}, or"
+            " save them in 8 bits"
+        )
 
 
 def check_augment(name: str, section: ConfigDict, channels: int) -> None:

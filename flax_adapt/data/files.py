@@ -1,33 +1,60 @@
-"""Files of a folder: its splits, what lies below them, what stands beside a typing error."""
+"""Files of a data folder: its splits, what lies below them, what was meant by a wrong path.
 
+Folders that other programs leave behind are never read: hidden ones (`.git`,
+`.ipynb_checkpoints`, `.thumbnails`) and those of LEFT_BEHIND. What is not read is named in
+one line, once.
+"""
+
+import collections
+import functools
 import logging
 import os
 import pathlib
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
+from typing import NamedTuple
 
 from flax_adapt.base import errors
 
+log = logging.getLogger(__name__)
+
 SPLITS = frozenset(("train", "test", "val", "validation", "valid", "dev"))
+# Lower case: of network drives, archives, recycle bins, repaired disks, Python.
+LEFT_BEHIND = frozenset(
+    ("@eadir", "@recycle", "#recycle", "#snapshot", "__macosx", "__pycache__")
+) | {"lost+found", "system volume information", "$recycle.bin"}
+
+
+@functools.cache
+def warn_once(text: str) -> None:
+    """Logs a warning the first time: the same folder is opened for many stages."""
+    log.warning("%s", text)
+
+
+def is_ignored(name: str) -> bool:
+    """Whether a folder is hidden or left behind by another program."""
+    return name.startswith(".") or name.lower() in LEFT_BEHIND
+
+
+def folders_of(root: pathlib.Path) -> list[pathlib.Path]:
+    """The folders directly in `root` that are read, sorted by name."""
+    children = sorted(child for child in root.iterdir() if child.is_dir())
+    return [child for child in children if not is_ignored(child.name)]
 
 
 def split_folders(root: pathlib.Path, split: str) -> dict[str, pathlib.Path]:
     """Every split of `root`, the asked one among them; {"train": root} without any."""
-    folders = {
-        child.name: child
-        for child in sorted(root.iterdir())
-        if child.is_dir() and not child.name.startswith(".")
-    }
-    # Train/ and TEST/ are splits too, but an exact name wins.
-    named = {name.lower(): folder for name, folder in folders.items()} | folders
-    found = {name: named[name] for name in named if name in SPLITS | {split}}
+    folders = folders_of(root)
+    found = named_splits({folder.name: folder for folder in folders}, split)
+    others = [folder.name for folder in folders if folder not in found.values()]
     if split in found:
-        beside = sorted(set(folders.values()) - set(found.values()))
-        if beside:
-            logging.warning("%s: not a split, so not read: %s", root, beside)
+        if others:
+            warn_once(f"{root}: not a split, so not read: {others}")
         return found
     if found:
+        beside_them = f", and beside it {few(others)}" if others else ""
         raise errors.UserError(
-            f"data.split={split!r}: {root} has no such folder; it has {sorted(found)}"
+            f"data.split={split!r}: {root} has no such folder; it has"
+            f" {sorted(found)}{beside_them}"
         )
     if split != "train":
         raise errors.UserError(
@@ -38,33 +65,92 @@ def split_folders(root: pathlib.Path, split: str) -> dict[str, pathlib.Path]:
     return {"train": root}
 
 
-def below(root: pathlib.Path, endings: Set[str]) -> list[pathlib.PurePath]:
-    """Files so ending at any depth, relative to `root`, sorted as POSIX strings."""
-    return sorted(_walk(root, endings), key=lambda file: file.as_posix())
+def named_splits(paths: dict[str, pathlib.Path], split: str) -> dict[str, pathlib.Path]:
+    """Those of the named paths that are splits by their name, or the asked one.
+
+    Train and TEST are splits too, but an exact name wins.
+    """
+    named = {name.lower(): path for name, path in paths.items()} | paths
+    return {name: path for name, path in named.items() if name in SPLITS | {split}}
 
 
-def _walk(root: pathlib.Path, endings: Set[str]) -> Iterator[pathlib.PurePath]:
-    for folder, children, files in os.walk(root, onerror=_unreadable, followlinks=True):
-        children[:] = [name for name in children if not _skipped(folder, name)]
-        for name in files:
-            # A leading dot also covers the ._* files that macOS leaves behind.
-            if not name.startswith(".") and ending(name) in endings:
-                yield pathlib.Path(folder, name).relative_to(root)
+class Listing(NamedTuple):
+    """The files that are read, relative to their folder and sorted as POSIX strings.
+
+    unread: what else the folder holds, for messages; "" where that is nothing.
+    """
+
+    paths: list[pathlib.PurePath]
+    unread: str
 
 
-def _unreadable(error: OSError) -> None:
+def list_files(root: pathlib.Path, endings: Set[str]) -> Listing:
+    """Lists the files at any depth below `root` that end in one of `endings`."""
+    found: list[pathlib.PurePath] = []
+    others: collections.Counter[str] = collections.Counter()
+    ignored: set[str] = set()
+    for folder, children, names in _walk(root):
+        ignored |= {child for child in children if is_ignored(child)}
+        # A leading dot also covers the ._* files that macOS leaves behind.
+        for name in (name for name in names if not name.startswith(".")):
+            if ending(name) in endings:
+                found.append((folder / name).relative_to(root))
+            else:
+                others[ending(name) or "without an ending"] += 1
+    read = {file.parts[0] for file in found}
+    barren = [child.name for child in folders_of(root) if child.name not in read]
+    unread = _describe_unread(endings, others, barren, sorted(ignored))
+    return Listing(sorted(found, key=lambda file: file.as_posix()), unread)
+
+
+def _describe_unread(
+    endings: Set[str],
+    others: "collections.Counter[str]",
+    barren: list[str],
+    ignored: list[str],
+) -> str:
+    parts = []
+    if others:
+        counts = ", ".join(f"{count} {name}" for name, count in others.most_common(6))
+        parts.append(f"files of other endings ({counts}; read are {sorted(endings)})")
+    if barren:
+        parts.append(f"the folders {few(barren)}, which hold no file that is read")
+    if ignored:
+        parts.append(f"{few(ignored)}, which other programs leave behind")
+    return "; ".join(parts)
+
+
+def few(names: Sequence[str]) -> str:
+    """Up to ten names, for messages."""
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return f"{list(names[:10])}{more}"
+
+
+def _walk(root: pathlib.Path) -> Iterator[tuple[pathlib.Path, list[str], list[str]]]:
+    """(folder, its folders, its files); what is ignored is named, but not walked into."""
+    for folder, children, names in os.walk(root, onerror=_refuse, followlinks=True):
+        here = pathlib.Path(folder)
+        yield here, list(children), names
+        children[:] = [
+            child
+            for child in children
+            if not is_ignored(child) and not _loops(folder, child)
+        ]
+
+
+def _refuse(error: OSError) -> None:
     raise errors.UserError(f"data.source: cannot list {error.filename}: {error}")
 
 
-def _skipped(folder: str, child: str) -> bool:
-    """Hidden, or a link back to a folder it lies in, which would never end."""
+def _loops(folder: str, child: str) -> bool:
+    """Whether it is a link back to a folder it lies in, which would never end."""
     path = os.path.join(folder, child)
     here, there = os.path.realpath(folder), os.path.realpath(path)
-    loops = os.path.islink(path) and os.path.commonpath((here, there)) == there
-    return child.startswith(".") or loops
+    return os.path.islink(path) and os.path.commonpath((here, there)) == there
 
 
 def ending(name: str) -> str:
+    """The ending in lower case, such as ".png"."""
     return os.path.splitext(name)[1].lower()
 
 

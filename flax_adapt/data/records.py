@@ -110,11 +110,16 @@ def _is_unicode(value: str) -> bool:
 
 
 def _class_name(value: Any) -> str:
+    """Without spaces around it; an empty one is none."""
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, str | int):
-        return str(value)
-    raise BrokenRow(f"the label is no string or whole number but {_shown(value)}")
+    if not isinstance(value, str | int):
+        shown = _shown(value)
+        raise BrokenRow(f"the label is no string or whole number but {shown}")
+    name = str(value).strip()
+    if not name:
+        raise BrokenRow("the label is empty")
+    return name
 
 
 def _number(value: Any) -> float:

@@ -1,6 +1,7 @@
 """Rows of text files: (line, fields), or (line, why it cannot be read).
 
-Lines end in LF or CR LF; a UTF-8 byte order mark is dropped; blank lines are no rows.
+Lines end in LF or CR LF, or where there is no LF, in CR; a UTF-8 byte order mark is
+dropped; blank lines are no rows. Another encoding by its byte order mark is an error.
 """
 
 import codecs
@@ -10,7 +11,7 @@ import json
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 from flax_adapt.base import errors
 
@@ -18,6 +19,7 @@ from flax_adapt.base import errors
 Fields: TypeAlias = Mapping[str, Any] | str
 Rows: TypeAlias = Iterator[tuple[int, Fields]]
 NOT_UTF8 = "not UTF-8"
+_BOMS_OF_OTHERS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
 
 
 def read_jsonl(path: pathlib.Path) -> Rows:
@@ -56,6 +58,7 @@ def read_csv(path: pathlib.Path) -> Rows:
     """A header, then fields between commas; quoted ones may hold commas and lines."""
     # Bytes that are no UTF-8 become surrogates, so that only their own row is broken.
     escape = "surrogateescape"
+    _check_encoding(path)
     with (
         _long_fields(),
         open(path, encoding="utf-8-sig", errors=escape, newline="") as file,
@@ -127,8 +130,9 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[int, str | None]]:
     Of the characters that `str.splitlines` takes for line ends, only LF is one here:
     JSON strings and documents may hold the others.
     """
+    _check_encoding(path)
     with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(_ended_lines(file), 1):
             if number == 1:
                 line = line.removeprefix(codecs.BOM_UTF8)
             try:
@@ -138,6 +142,22 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[int, str | None]]:
                 continue
             if text.strip():
                 yield number, text
+
+
+def _ended_lines(file: BinaryIO) -> Iterator[bytes]:
+    """Lines that end in LF; of a file that has it nowhere but at its end, in CR."""
+    first, second = file.readline(), file.readline()
+    yield from (first,) if second else first.split(b"\r")
+    yield from (second,) if second else ()
+    yield from file
+
+
+def _check_encoding(path: pathlib.Path) -> None:
+    with open(path, "rb") as file:
+        if file.read(4).startswith(_BOMS_OF_OTHERS):
+            raise errors.UserError(
+                f"data.source: {path} is UTF-16 or UTF-32; save it as UTF-8"
+            )
 
 
 READERS: dict[str, Callable[[pathlib.Path], Rows]] = {

@@ -8,6 +8,7 @@ from flax_adapt.base import logs
 from flax_adapt.base.errors import UserError
 from flax_adapt.base.paths import user_path
 from flax_adapt.base.types import Params
+from flax_adapt.data import classes
 from flax_adapt.evals import drift, embed, knn, probe, sparsity
 from flax_adapt.evals.embed import Embedder
 from flax_adapt.evals.features import Features
@@ -116,6 +117,9 @@ def _open(config: Any, section: Any) -> Sets:
         raise UserError(
             f"eval needs the data of the config's `evaluate`: {error}"
         ) from None
+    if train is not None:
+        classes.check_several(train)
+        classes.check_same(train, test)
     if section.source is not None:
         return Sets(train, test, data.open_examples(section.source, ""))
     if train is None:

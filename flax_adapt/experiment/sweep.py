@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from flax_adapt.base import logs
 from flax_adapt.base.errors import UserError
 from flax_adapt.experiment import held_out
+from flax_adapt.stage import data as inputs
 from flax_adapt.stage import loop
 from flax_adapt.stage.stage import Stage
 from flax_adapt.train.preemption import Preemption
@@ -50,6 +51,7 @@ def _try_all(
     record: Path, config: Any, section: Any, workdir: Path, preemption: Preemption
 ) -> float:
     sweep, tried = section.sweep, []
+    inputs.check_test_classes(Stage(config, section, section.seeds[0], workdir))
     start = _rerun_chain(config, section, workdir, preemption)
     for lr in sweep.lrs:
         stage = Stage(config, candidate(start, lr), section.seeds[0], workdir)

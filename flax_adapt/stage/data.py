@@ -11,10 +11,11 @@ import numpy as np
 from flax import linen as nn
 
 from flax_adapt import data, models, objectives
-from flax_adapt.base import checks, logs
+from flax_adapt.base import checks, errors, logs
 from flax_adapt.base import config as configs
 from flax_adapt.base.checks import Check, Context, Row, one_of, present
 from flax_adapt.base.errors import UserError, unknown
+from flax_adapt.data import classes
 from flax_adapt.stage.stage import Stage
 
 log = logging.getLogger(__name__)
@@ -122,6 +123,9 @@ def num_classes(stage: Stage, examples: data.Examples) -> int:
     _check_labels(stage, examples)
     if stage.config.objective.name == "regress":
         return 1
+    if _has_new_head(stage):
+        with errors.reworded({"^": f"stage {stage.label}: "}):
+            classes.check_several(examples)
     if np.min(examples.labels) < 0:
         raise UserError(
             f"stage {stage.label}: {stage.config.data.source} has examples without a "
@@ -179,16 +183,42 @@ def check_text(
         raise UserError(f"{where}: {error}") from None
 
 
+def _has_new_head(stage: Stage) -> bool:
+    """Whether the stage's own data are all that its classifier learns from."""
+    return stage.config.init_from == "scratch" or "head" in stage.config.model.fresh
+
+
 def check_same_classes(stage: Stage, train: data.Examples, test: data.Examples) -> None:
-    """Labels mean the same in both, or it is an error."""
-    if stage.task == "classify" and train.class_names != test.class_names:
-        where = stage.config.eval.data.source
+    """Labels mean the same in both, and the classifier could learn each, or UserError.
+
+    A head that is kept may know classes from before, which are not asked for here.
+    """
+    if stage.task != "classify":
+        return
+    where = stage.config.eval.data.source
+    if train.class_names != test.class_names:
+        with errors.reworded({"^": f"stage {stage.label}: "}):
+            classes.check_known(train, test)
         raise UserError(
             f"stage {stage.label}: the training data has the classes "
             f"{train.class_names} but eval.data {where} has {test.class_names}"
         )
-    if stage.config.objective.name == "classify" and np.min(test.labels) < 0:
+    if stage.config.objective.name != "regress" and np.min(test.labels) < 0:
         raise UserError(f"stage {stage.label}: eval.data has examples without a label")
+    if _has_new_head(stage):
+        with errors.reworded({"^": f"stage {stage.label}: "}):
+            classes.check_known(train, test)
+
+
+def check_test_classes(stage: Stage) -> None:
+    """`check_same_classes` before a sweep, none of whose runs opens the test data."""
+    config = stage.config
+    if stage.task != "classify" or config.eval is None or config.replay is not None:
+        return
+    train, test = (
+        data.open_examples(one, "") for one in (config.data, config.eval.data)
+    )
+    check_same_classes(stage, train, test)
 
 
 def check_same_data(stage: Stage, examples: data.Examples) -> None:

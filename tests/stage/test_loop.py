@@ -117,7 +117,7 @@ def test_classes_of_other_names_are_refused(tmp_path, pretrained):
     ]
     assert examples[0].class_names == examples[1].class_names == ("a", "b", "c")
     stage["eval"] = {**stage["eval"], "data": tiny.digits(subset=tiny.FEW)}
-    with pytest.raises(UserError, match=r"has the classes \('a', 'b', 'c'\) but"):
+    with pytest.raises(UserError, match="train has classes without a single exam"):
         run(tmp_path / "run", stage, init=pretrained)
 
 

@@ -6,7 +6,6 @@ first folder below the split; images that lie directly in the split have no clas
 then none of the split has.
 """
 
-import logging
 import pathlib
 
 import numpy as np
@@ -31,15 +30,22 @@ def open_folder(path: str, config_data: ConfigDict) -> Source:
             f" {files.beside(root, 'folders')}"
         )
     splits = files.split_folders(root, config_data.split)
-    found = {name: files.below(folder, ENDINGS) for name, folder in splits.items()}
+    found = {name: files.list_files(child, ENDINGS) for name, child in splits.items()}
     chosen, where = splits[config_data.split], f"folder:{path} {config_data.split}"
-    paths = found[config_data.split]
+    paths, unread = found[config_data.split]
     if not paths:
+        there = f"; there are only {unread}" if unread else ""
         raise errors.UserError(
             f"data.source='folder:{path}': no image in {chosen};"
-            f" files must end in one of {sorted(ENDINGS)}"
+            f" files must end in one of {sorted(ENDINGS)}{there}"
         )
-    class_names = tuple(sorted(set().union(*map(_classes, found.values()))))
+    _check_split_is_no_class(path, root, splits, found)
+    for name, listing in found.items():
+        if listing.unread:
+            files.warn_once(f"{splits[name]}: not read: {listing.unread}")
+    class_names = tuple(
+        sorted(set().union(*(_classes(listing.paths) for listing in found.values())))
+    )
     labels = _labels(paths, class_names, where)
     prefix = chosen.relative_to(root)
     return Source(
@@ -50,6 +56,50 @@ def open_folder(path: str, config_data: ConfigDict) -> Source:
         read_labels=lambda: labels,
         broken={},
     )
+
+
+def _check_split_is_no_class(
+    path: str,
+    root: pathlib.Path,
+    splits: dict[str, pathlib.Path],
+    found: dict[str, files.Listing],
+) -> None:
+    """One folder `train` (or `test`, `val`) of images beside others may be a class.
+
+    VOC and COCO have a class of trains.
+    """
+    (name, folder), *more = splits.items()
+    beside = [child.name for child in files.folders_of(root) if child != folder]
+    if more or folder == root or _classes(found[name].paths):
+        return
+    alike = [
+        child
+        for child in beside
+        if any(files.ending(file.name) in ENDINGS for file in (root / child).iterdir())
+    ]
+    if alike:
+        raise errors.UserError(
+            f"data.source='folder:{path}': {folder.name!r} holds images, no class"
+            f" folders, and so do {files.few(alike)} beside it: if it is a class, put"
+            f" all classes in a folder {name}/{name}, {name}/{alike[0]}, ...; if it is"
+            f" the split, name it itself: folder:{path.rstrip('/')}/{folder.name}"
+        )
+
+
+def describe_nesting(config_data: ConfigDict) -> str:
+    """Of a folder with one class, for messages: what looks like classes a level down."""
+    scheme, _, path = config_data.source.partition(":")
+    root = user_path(path)
+    if scheme != "folder" or not root.is_dir():
+        return ""
+    folder = files.split_folders(root, config_data.split)[config_data.split]
+    for child in files.folders_of(folder):
+        inner = [grandchild.name for grandchild in files.folders_of(child)]
+        if inner:
+            kind = "splits" if files.SPLITS & {*map(str.lower, inner)} else "folders"
+            meant = pathlib.PurePath(path) / child.relative_to(root)
+            return f"; {child} holds the {kind} {files.few(inner)}: is folder:{meant} meant?"
+    return ""
 
 
 def _classes(paths: list[pathlib.PurePath]) -> set[str]:
@@ -66,9 +116,9 @@ def _labels(
     outside = [file for file in paths if len(file.parts) == 1]
     if outside:
         if len(outside) < len(paths):
-            logging.warning(
-                "%s: no labels, as %d of %d images lie in no class folder, like %s",
-                *(where, len(outside), len(paths), outside[0]),
+            files.warn_once(
+                f"{where}: no labels, as {len(outside)} of {len(paths)} images lie in no"
+                f" class folder, like {outside[0]}"
             )
         return np.full(len(paths), UNLABELLED, np.int32)
     row = {name: i for i, name in enumerate(class_names)}

@@ -135,6 +135,29 @@ def _from_16_bits(image: "Image.Image") -> "Image.Image":
     return Image.fromarray(((pixels + 128) // 257).astype(np.uint8))
 
 
+def highest_of_16_bits(item: base.Image) -> int | None:
+    """The highest of its levels 0..65535, of colours in steps of 256; None of 8 bits.
+
+    Also None where it cannot be decoded, which is found out when it is.
+    """
+    from PIL import Image
+
+    if isinstance(item, np.ndarray):
+        return int(item.max()) if item.dtype == np.uint16 else None
+    file = io.BytesIO(item) if isinstance(item, bytes) else item
+    try:
+        with Image.open(file, formats=FORMATS) as image:
+            if image.mode.startswith("I"):
+                return int(np.asarray(image).max())
+            if ";16" not in str(image.tile):
+                return None
+            # Pillow keeps the upper 8 bits of 16-bit colours.
+            upper = int(np.asarray(image).max())
+            return 256 * upper + 255 if upper else 0
+    except Exception:
+        return None
+
+
 def preprocess(
     image_BYXC: Array,
     key_B: Key | None,

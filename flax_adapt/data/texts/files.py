@@ -10,6 +10,7 @@ What is broken is named FILE:LINE.
 """
 
 import pathlib
+import re
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -62,18 +63,38 @@ def _split_files(scheme: str, path: str, split: str) -> dict[str, pathlib.Path]:
     if not root.is_dir():
         _check_one_split(scheme, path, root, split)
         return {"train": root}
-    found = {
+    tables = {
         file.stem: file
         for file in sorted(root.iterdir())
         if files.ending(file.name) == f".{scheme}" and not file.name.startswith(".")
     }
+    found = _split_tables(tables, split)
     if split not in found:
-        there = sorted(found) or f"no .{scheme} file"
+        there = sorted(tables) or f"no .{scheme} file"
         raise errors.UserError(
             f"data.split={split!r}: there is no {split}.{scheme} in {root};"
             f" it has {there}"
         )
+    others = [file.name for file in tables.values() if file not in found.values()]
+    if others:
+        files.warn_once(f"{root}: not a split, so not read: {files.few(others)}")
     return found
+
+
+def _split_tables(
+    tables: dict[str, pathlib.Path], split: str
+) -> dict[str, pathlib.Path]:
+    """Those that are splits: the asked one, and any named `train`, `Dev`, `train_10`, ...
+
+    Where none is named so, such as `fold1` and `fold2`, all are.
+    """
+    found = {
+        name: file
+        for name, file in tables.items()
+        if re.split(r"[-_. ]", name.lower())[0] in files.SPLITS
+    } or tables
+    lower = {name.lower(): file for name, file in tables.items()} | tables
+    return {**found, split: lower[split]} if split in lower else found
 
 
 def _check_one_split(scheme: str, path: str, file: pathlib.Path, split: str) -> None:
@@ -102,9 +123,12 @@ def _gather_lines(
 def _documents(
     root: pathlib.Path, folder: pathlib.Path
 ) -> Iterator[tuple[str, rows.Fields]]:
-    paths = files.below(folder, {".txt"})
+    paths, unread = files.list_files(folder, {".txt"})
     if not paths:
-        raise errors.UserError(f"data.source: there is no .txt file in {folder}")
+        there = f"; there are only {unread}" if unread else ""
+        raise errors.UserError(f"data.source: there is no .txt file in {folder}{there}")
+    if unread:
+        files.warn_once(f"{folder}: not read: {unread}")
     if {path.stem for path in paths} <= files.SPLITS:
         raise errors.UserError(
             f"data.source: {folder} holds only {[str(path) for path in paths]}; a file"

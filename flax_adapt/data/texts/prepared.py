@@ -75,7 +75,7 @@ def _classes(
         return ()
     own = getattr(opened.features[config_data.label_field], "names", None)
     if own:
-        return tuple(own)
+        return tuple(name.strip() for name in own)
     label = [config_data.label_field]
     rows = (_rows(opened, split, label, True) for split in opened.info.splits)
     values = (records.values(split, config_data) for split in rows)

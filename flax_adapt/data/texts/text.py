@@ -63,8 +63,11 @@ class TextExamples:
         made = layout(source, self.tokenizer, config_data)
         self._rows, self.num_tokens, self.num_cut = made
         self._lengths = self._rows.lengths
-        if not len(self):
-            raise errors.UserError(f"data.source: {source.where} has no token at all")
+        if not self.num_tokens:
+            raise errors.UserError(
+                f"data.source: {source.where} has no token at all: its"
+                f" {self.num_texts} texts are empty"
+            )
         self.fill = float(self._lengths.mean() / config_data.seq_len)
         # Only of padded rows can it be said which text they are.
         padded = config_data.layout == "padded"

@@ -1,6 +1,8 @@
 """Decoding on the host, normalising on the device."""
 
 import io
+import struct
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from flax_adapt import defaults
+from flax_adapt import data, defaults
 from flax_adapt.base import errors, keys
 from flax_adapt.data.images import image
 
@@ -125,6 +127,55 @@ UNDECODABLE = {
 def test_what_cannot_be_read_is_one_kind_of_error(kind):
     with pytest.raises(image.UndecodableImage):
         image.decode(UNDECODABLE[kind], 4, 3)
+
+
+def colour_of_16_bits(levels_YX) -> bytes:
+    """A PNG of 16 bits a colour, all three alike; Pillow cannot write it."""
+    rows = np.repeat(levels_YX[..., None], 3, axis=2).astype(">u2")
+    size = struct.pack(">IIBBBBB", *levels_YX.shape[::-1], 16, 2, 0, 0, 0)
+    lines = b"".join(b"\0" + row.tobytes() for row in rows)
+    chunks = ((b"IHDR", size), (b"IDAT", zlib.compress(lines)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body))
+        + kind
+        + body
+        + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks
+    )
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "colour"])
+def test_16_bits_that_use_a_fraction_of_their_range_are_refused(tmp_path, form):
+    """12 bits of a camera: all of it would be one of 16 levels, nearly black."""
+    levels = np.arange(64).reshape(8, 8)
+
+    def open_set(scale):
+        for number in range(3):
+            pixels = (scale * levels).astype(np.uint16)
+            file = tmp_path / f"{number}.{'tiff' if form == 'TIFF' else 'png'}"
+            if form == "colour":
+                file.write_bytes(colour_of_16_bits(pixels))
+            else:
+                file.write_bytes(encode(Image.fromarray(pixels), form))
+        section = defaults.image_data(
+            f"folder:{tmp_path}",
+            "train",
+            image_size=8,
+            channels=1,
+            mean=(0.5,),
+            std=(0.5,),
+        )
+        return data.open_examples(ConfigDict(section), "")
+
+    with pytest.raises(errors.UserError) as caught:
+        open_set(65)
+    top = 65 * 63 // 256 * 256 + 255 if form == "colour" else 65 * 63
+    assert f"the 16-bit images use only 0 to {top} of 0 to 65535" in str(caught.value)
+    assert f"multiply their pixels by up to {65535 // top}, or" in str(caught.value)
+    whole = open_set(1040)
+    (batch,) = data.eval_batches(whole, 3, 0, 1)
+    assert batch["image"].max() >= 254
+    assert len(open_set(0)) == 3  # what is black stays black on any scale
 
 
 def test_a_file_that_is_gone_is_undecodable(tmp_path):

@@ -78,7 +78,7 @@ def test_classes_are_in_the_order_of_numbers_or_of_text(tmp_path, labels, names)
 
 
 def test_class_names_mean_the_same_in_every_split(tmp_path):
-    for split, labels in {"train": "ca", "test": "b", "extra": "dd"}.items():
+    for split, labels in {"train": "ca", "Test": "b", "train_more": "dd"}.items():
         rows = [{"text": "x", "label": label} for label in labels]
         tiny_text.jsonl(tmp_path / f"{split}.jsonl", rows)
     # GLUE's way to say that a test split has no labels, and a broken line elsewhere.
@@ -86,7 +86,7 @@ def test_class_names_mean_the_same_in_every_split(tmp_path):
     opened = {s: open_source(f"jsonl:{tmp_path}", split=s) for s in ("train", "test")}
     assert [o.class_names for o in opened.values()] == [("a", "b", "c", "d")] * 2
     assert [o.labels.tolist() for o in opened.values()] == [[2, 0], [1]]
-    assert list(opened["test"].names) == ["test.jsonl:1"]
+    assert list(opened["test"].names) == ["Test.jsonl:1"]
     hidden = open_source(f"jsonl:{tmp_path}", split="hidden")
     assert (hidden.labels.tolist(), list(hidden.broken)) == ([-1], ["hidden.jsonl:2"])
 

@@ -1,0 +1,76 @@
+"""A folder of images: what is not read is named, and no folder is taken for another."""
+
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from flax_adapt.base import errors
+from flax_adapt.data import source
+
+
+def open_folder(path, split="train"):
+    fields = dict(modality="image", classes=(), data_dir="")
+    section = ConfigDict({**fields, "source": f"folder:{path}", "split": split})
+    return source.open_source(section)
+
+
+def paint(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (6, 5)).save(path)
+
+
+@pytest.mark.parametrize("name", ["@eaDir", "__MACOSX", "lost+found", ".thumbnails"])
+def test_folders_that_other_programs_leave_are_no_classes_and_named(
+    tmp_path, caplog, name
+):
+    for folder in ("cat", "dog", name, f"dog/{name}"):
+        paint(tmp_path / folder / "1.png")
+    opened = open_folder(tmp_path)
+    assert opened.class_names == ("cat", "dog")
+    assert list(opened.names) == ["cat/1.png", "dog/1.png"]
+    assert f"not read: ['{name}'], which other programs leave behind" in caplog.text
+    # Said once, however often the folder is opened.
+    caplog.clear()
+    open_folder(tmp_path)
+    assert caplog.text == ""
+
+
+def test_images_and_folders_that_are_not_read_are_named_in_one_line(tmp_path, caplog):
+    for name in "ab":
+        paint(tmp_path / "train" / name / "1.png")
+    for file in ("a/1.heic", "b/2.NPY", "b/3.heic", "b/notes.txt", "d/1.jp2"):
+        (tmp_path / "train" / file).parent.mkdir(exist_ok=True)
+        (tmp_path / "train" / file).write_bytes(b"?")
+    assert open_folder(tmp_path).class_names == ("a", "b")
+    (line,) = caplog.messages
+    assert "files of other endings (2 .heic, 1 .npy, 1 .txt, 1 .jp2; read are" in line
+    assert "the folders ['d'], which hold no file that is read" in line
+    (tmp_path / "val" / "a").mkdir(parents=True)
+    (tmp_path / "val" / "a" / "1.HEIC").write_bytes(b"?")
+    with pytest.raises(errors.UserError, match=r"no image in .*only .*\(1 \.heic;"):
+        open_folder(tmp_path, "val")
+
+
+@pytest.mark.parametrize("name", ["train", "test", "val"])
+def test_a_class_named_as_a_split_is_not_taken_for_it(tmp_path, name):
+    for folder in ("bus", name):
+        paint(tmp_path / folder / "1.png")
+    with pytest.raises(errors.UserError) as caught:
+        open_folder(tmp_path, name)
+    assert (
+        f"{name!r} holds images, no class folders, and so do ['bus'] beside it"
+        in str(caught.value)
+    )
+    assert f"a folder {name}/{name}, {name}/bus, ...;" in str(caught.value)
+    # Either way out is open.
+    assert open_folder(tmp_path / name).class_names == ()
+    for folder in ("bus", name):
+        paint(tmp_path / "sorted" / "train" / folder / "1.png")
+    assert open_folder(tmp_path / "sorted").class_names == tuple(sorted(("bus", name)))
+
+
+def test_an_unlabelled_split_beside_other_splits_or_labels_is_read(tmp_path):
+    paint(tmp_path / "train/1.png")
+    paint(tmp_path / "test/1.png")
+    paint(tmp_path / "more/cat/1.png")
+    assert list(open_folder(tmp_path).names) == ["train/1.png"]
