@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from flax_adapt import models
+from flax_adapt.base.paths import user_path
 from flax_adapt.base.types import Params
 from flax_adapt.weights import reshape, strict
 from flax_adapt.weights.files.reading import NOTHING
@@ -24,12 +25,12 @@ def model_config(
     path: PathLike, *, format: str | None = None, known: Known = NOTHING
 ) -> dict[str, Any]:
     """Returns the model config (see `models`) of a folder or file."""
-    return formats.find(Path(path), format).model_config(Path(path), known)
+    return formats.find(user_path(path), format).model_config(user_path(path), known)
 
 
 def class_names(path: PathLike) -> tuple[str, ...] | None:
     """Returns the names of a model's classes; None where they are only LABEL_i."""
-    return formats.find(Path(path), None).class_names(Path(path))
+    return formats.find(user_path(path), None).class_names(user_path(path))
 
 
 def parts(
@@ -73,7 +74,7 @@ def opened(
 
     Before that it has its shape alone, with which `adopt` and `save` work as well.
     """
-    path = Path(path)
+    path = user_path(path)
     source = formats.find(path, format)
     own = source.pooling(path, known)
     pooling = formats.pooling_of(own, task, pooling)
@@ -125,11 +126,11 @@ def reconstruction(path: PathLike, *, format: str | None = None) -> dict[str, An
     normalize_patches: whether the pixels of each patch were normalised (norm_pix_loss);
     hidden_ratio: the share of patches that were hidden (mask_ratio). {}: nothing.
     """
-    return formats.reconstruction(Path(path), format)
+    return formats.reconstruction(user_path(path), format)
 
 
 def pixel_statistics(
     path: PathLike, *, format: str | None = None
 ) -> tuple[list[float], list[float]] | None:
     """Returns (mean, std) of pixels in [0, 1] that a model was trained with, if known."""
-    return formats.find(Path(path), format).pixel_statistics(Path(path))
+    return formats.find(user_path(path), format).pixel_statistics(user_path(path))

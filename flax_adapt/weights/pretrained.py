@@ -1,7 +1,6 @@
 """Models with their weights, as users of the library read and write them."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 
 from flax_adapt import models
 from flax_adapt.base.errors import UserError
+from flax_adapt.base.paths import user_path
 from flax_adapt.base.types import Key, Params
 from flax_adapt.weights import loading, saving, strict
 from flax_adapt.weights import reshape as reshaping
@@ -58,7 +58,8 @@ def from_pretrained(
         dtype=dtype,
         dropout=dropout,
         drop_path=drop_path,
-        pooling=pooling or formats.find(Path(path), format).pooling(Path(path), known),
+        pooling=pooling
+        or formats.find(user_path(path), format).pooling(user_path(path), known),
         num_classes=num_classes or _num_classes(path, task, loaded),
     )
     if fresh and key is None:

@@ -1,10 +1,10 @@
 """Weights to a folder or file of any format that can be written."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from flax_adapt.base.errors import choose
+from flax_adapt.base.paths import user_path
 from flax_adapt.base.types import Params
 from flax_adapt.weights import loading, strict
 from flax_adapt.weights.formats import hf_vit
@@ -49,11 +49,11 @@ def save(
         task,
         pooling=pooling,
         preprocessor=preprocessor,
-        tokenizer=None if tokenizer is None else Path(tokenizer),
+        tokenizer=None if tokenizer is None else user_path(tokenizer),
         class_names=None if class_names is None else tuple(class_names),
         reconstruction=reconstruction,
     )
-    choose("format", format, WRITERS).write(Path(path), content)
+    choose("format", format, WRITERS).write(user_path(path), content)
 
 
 def preprocessor(
