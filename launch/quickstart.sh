@@ -7,6 +7,6 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$root/launch/environment.sh"
 
-install
+install quickstart
 exec "$venv/bin/flax-adapt" run --config=quickstart \
     --workdir="${WORKDIR:-$root/runs/quickstart}" "$@"

@@ -1,5 +1,7 @@
 """The wheel: the package and its configs are in it, tests and goldens are not."""
 
+import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -61,3 +63,60 @@ def test_the_version_is_written_in_one_place(wheel):
     sources = [ROOT / "setup.py", *(ROOT / "flax_adapt").rglob("*.py")]
     written = [path.name for path in sources if f'"{version}"' in path.read_text()]
     assert written == ["version.py"]
+
+
+# Packages that are imported by another name than their distribution has.
+IMPORTED_AS = {
+    "absl-py": "absl",
+    "array-record": "array_record",
+    "dm-pix": "dm_pix",
+    "ml-collections": "ml_collections",
+    "orbax-checkpoint": "orbax",
+    "pillow": "PIL",
+    "scikit-learn": "sklearn",
+    "tensorflow-datasets": "tensorflow_datasets",
+}
+# Required, and not imported by us.
+FOR_OTHERS = {
+    "array_record": "tensorflow_datasets reads prepared data sets by it",
+    "huggingface_hub": "to come; tokenizers brings it",
+    "pyarrow": "to come; tensorflow-datasets brings it",
+}
+
+
+def declared(name):
+    """Modules of the distributions that setup.py lists under this name."""
+    tree = ast.parse((ROOT / "setup.py").read_text("utf-8"))
+    (value,) = (
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name
+    )
+    lines = ast.literal_eval(value)
+    distributions = [re.match(r"[\w-]+", line).group() for line in lines]
+    return {IMPORTED_AS.get(name, name) for name in distributions}
+
+
+def imported_anywhere():
+    """Third-party packages that some module of ours imports, in a function too."""
+    own = {"flax_adapt", *sys.stdlib_module_names}
+    for path in (ROOT / "flax_adapt").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module]
+            elif isinstance(node, ast.Call) and "import_module" in ast.unparse(
+                node.func
+            ):
+                names = [
+                    arg.value for arg in node.args if isinstance(arg, ast.Constant)
+                ]
+            yield from ({name.partition(".")[0] for name in names} - own)
+
+
+def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
+    found, required = {*imported_anywhere()}, declared("REQUIRES")
+    assert found - required == declared("QUICKSTART")
+    assert required - found == {*FOR_OTHERS}

