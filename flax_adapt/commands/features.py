@@ -51,7 +51,7 @@ def features(
         label_kind=label_kind,
     )
     pixels = (_numbers("--mean", mean), _numbers("--std", std)) if mean or std else None
-    told = weights.told(init_format, parse_values("--init_known", init_known))
+    told = weights.source_options(init_format, parse_values("--init_known", init_known))
     with errors.reworded(INIT_FLAGS):
         make_section = _section_maker(folder, told, pixels, of_text)
         section = make_section(

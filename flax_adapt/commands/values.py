@@ -8,7 +8,7 @@ from flax_adapt.weights import fields
 from flax_adapt.weights.formats import table as formats
 
 # What errors of `weights` name -> the flags of the commands that take --init.
-INIT_FLAGS = formats.words("--init_known=", "--init_format")
+INIT_FLAGS = formats.rewordings("--init_known=", "--init_format")
 
 
 def parse_values(flag: str, text: str) -> dict[str, Any]:

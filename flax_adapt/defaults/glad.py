@@ -73,7 +73,7 @@ class Glad:
     def _architecture(self) -> dict[str, Any]:
         """Returns the model section of the weights; with a decoder where a next task needs it."""
         found = self.start.model
-        return weights.reshape.wanted_config(found, {}, self.args.then_by, None)
+        return weights.reshape.resized_config(found, {}, self.args.then_by, None)
 
     def stages(self) -> list[dict[str, Any]]:
         """Returns a stage for every regularizer, each followed by the next tasks."""

@@ -13,7 +13,7 @@ from flax_adapt.weights.formats import table as formats
 # What a config may say of `init` that its files do not say; 0 or "": nothing.
 UNKNOWN: dict[str, Any] = {name: kind() for name, kind in weights.KNOWN.items()}
 # Names in errors of `weights` -> the arguments of the shipped configs.
-ARGUMENTS = formats.words("", "init_format")
+ARGUMENTS = formats.rewordings("", "init_format")
 # The arguments of every config that starts from weights and takes images or texts; the
 # shipped configs explain them.
 ARGUMENTS_OF_WEIGHTS: dict[str, Any] = dict(init="", init_format="", **UNKNOWN)
@@ -31,8 +31,8 @@ ALL = dict(per_class=0, fraction=1.0, seed=0, part="chosen")
 
 
 def describe_init(init: str, format: str, known: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what a config says of `init` as arguments for `weights` (`weights.told`)."""
-    found = weights.told(format, known)
+    """Returns what a config says of `init`, as `weights.source_options` returns it."""
+    found = weights.source_options(format, known)
     if not init and (found["format"] or found["known"]):
         raise UserError(
             f"init_format={format!r}, {found['known']} describe init=PATH, which is missing"

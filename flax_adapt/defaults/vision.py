@@ -41,7 +41,7 @@ def architecture(init: str, size: str, told: Mapping[str, Any]) -> dict[str, Any
     """The model section: of the weights `init`, or a MAE of `size` if there are none.
 
     `size` (Ti, S, B, L, H; "" for any) must be that of the weights if both are given.
-    told: see `weights.told`.
+    told: see `weights.source_options`.
     """
     if not init:
         return models.mae_config(size or "B", image_size=224, patch_size=16, channels=3)
@@ -154,7 +154,7 @@ class S1Data:
         self.found = architecture(args.init, args.model, self.told)
         sizes = {name: args[name] or None for name in weights.reshape.FIELDS}
         task = "mae" if WARMUP in args else "classify"
-        self.model = weights.reshape.wanted_config(self.found, sizes, task, None)
+        self.model = weights.reshape.resized_config(self.found, sizes, task, None)
         channels = self.model["channels"]
         if channels not in image.MODES:
             raise UserError(

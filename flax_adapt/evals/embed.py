@@ -32,7 +32,7 @@ def image_section(
 ) -> ConfigDict:
     """The data section that fits a ViT: its size, channels, mean and std.
 
-    told: see `weights.told`. pixels: mean and std where it is not the model that tells.
+    told: see `weights.source_options`. pixels: mean and std where it is not the model that tells.
     """
     arch = weights.model_config(path, **told)
     channels = arch["channels"]

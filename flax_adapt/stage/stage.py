@@ -19,7 +19,7 @@ from flax_adapt.stage import kept, references
 from flax_adapt.weights.formats import table as formats
 
 # What errors of `weights` name -> the fields of the config.
-FIELDS = formats.words("init=PATH and init_known.", "init=PATH and init_format")
+FIELDS = formats.rewordings("init=PATH and init_known.", "init=PATH and init_format")
 
 
 _MAX_SEED = 2**31 - 1
@@ -138,7 +138,7 @@ def locate(stage: Stage, field: str, text: str) -> Path:
 
 
 def told(stage: Stage, field: str) -> dict[str, Any]:
-    """What the config says of the weights that a field refers to, see `weights.told`."""
+    """Format and `known` of the weights that a field refers to (`weights.source_options`)."""
     return told_of(stage, stage.config[field])
 
 
@@ -149,7 +149,7 @@ def told_of(stage: Stage, text: str) -> dict[str, Any]:
 
 def told_of_init(config: Any) -> dict[str, Any]:
     """What a config says of its `init`."""
-    return weights.told(config.init_format, config.init_known)
+    return weights.source_options(config.init_format, config.init_known)
 
 
 def check_architecture(
@@ -168,7 +168,7 @@ def check_architecture(
     """
     options = stage.config.model
     skipped = {"pooler", *weights.reshape.may_differ(options.reshape)}
-    skipped |= weights.reshape.free(found["kind"])
+    skipped |= weights.reshape.free_fields(found["kind"])
     if resizes(stage, found) and not is_teacher:
         skipped.add("last_block")
     if found.get("adaptor") is None:

@@ -103,8 +103,8 @@ def merge(params: Params, config: Any) -> Params:
     if config is None:
         return params
     leaves = strict.flatten(params)
-    merged = pairs.without(leaves)
-    for name in pairs.adapted(leaves):
+    merged = pairs.without_adaptors(leaves)
+    for name in pairs.adapted_kernels(leaves):
         a, b = (leaves[leaf] for leaf in pairs.pair_of(name))
         merged[name] = pairs.merge_kernel(leaves[name], a, b, config.alpha)
     return strict.unflatten(merged)

@@ -190,7 +190,7 @@ def save(path: Path, tree: Params) -> None:
 
 def load(path: Path) -> dict[str, np.ndarray]:
     """Returns what `save` wrote, by name; any fault of the file is a UserError."""
-    with safetensors_file.opened(path) as found:
+    with safetensors_file.open_tensors(path) as found:
         leaves = {name: tensor.get() for name, tensor in found.items()}
     for name, leaf in leaves.items():
         if not np.all(np.isfinite(leaf)) or np.min(leaf, initial=0) < 0:

@@ -1,24 +1,25 @@
 """Weights in and out, strictly checked, in every format of `formats.FORMATS`.
 
     config, loaded, report = weights.load(path, "classify", pooling="cls")  # renames
-    params, report = weights.adopt(init, loaded, ("head",))   # judges, strictly
+    params, report = weights.adopt(init, loaded, ("head",))  # compares with the model
 
-`fit` between the two makes weights of another image size, patch size or number of channels
-fit. `from_pretrained` and `save_pretrained` do all of it for library users.
+`fit` between the two resizes weights of another image size, patch size or number of
+channels. `from_pretrained` and `save_pretrained` do all of it for library users.
 
-format: one of FORMATS; None is what `path` looks like. known: what a file of a ViT
-without a config does not tell, of "heads", "decoder_heads", "gelu", "layer_norm_eps".
+format: one of FORMATS; None: the one that `path` is detected to have. known: what a file
+does not say: "heads", "decoder_heads", "gelu", "layer_norm_eps" of a ViT without a config;
+"weights", the name of one set of weights where a torch file holds several.
 """
 
 from flax_adapt.weights import reshape as reshape
 from flax_adapt.weights.fields import KNOWN
-from flax_adapt.weights.formats.table import FORMATS, WRITERS, told
+from flax_adapt.weights.formats.table import FORMATS, WRITERS, source_options
 from flax_adapt.weights.loading import (
     class_names,
     fit,
     load,
     model_config,
-    opened,
+    open_weights,
     parts,
     pixel_statistics,
     reconstruction,
@@ -39,7 +40,7 @@ __all__ = [
     "from_pretrained",
     "load",
     "model_config",
-    "opened",
+    "open_weights",
     "parts",
     "pixel_statistics",
     "preprocessor",
@@ -47,5 +48,5 @@ __all__ = [
     "save",
     "save_pretrained",
     "shapes",
-    "told",
+    "source_options",
 ]

@@ -1,4 +1,4 @@
-"""Weights from any format to any other, tensor by tensor: memory does not limit them."""
+"""Converts weights from any format to any other, tensor by tensor, in little memory."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,14 +14,14 @@ from flax_adapt.data.texts import tokenizer
 from flax_adapt.weights import fields, loading, strict
 from flax_adapt.weights.formats import table as formats
 
-# Which part of the parameters a task is for; the first that a file has is taken.
+# Task -> the part of the parameters that only it has; the first that a file has is taken.
 PARTS = {"mae": "decoder", "mlm": "mlm", "classify": "head"}
-# Formats of weights alone; what else a source knows stays behind, and is named.
+# Formats that hold weights alone: anything else of a source is left out, and named.
 BARE = ("facebook_mae", "big_vision", "torchvision")
 NO_TOKENIZER = (*BARE, "timm")
-# What errors of `weights` name -> the flags of the command.
+# Names of arguments in errors of `weights` -> flags of the command.
 FLAGS = {
-    **formats.words("--known=", "--from_format"),
+    **formats.rewordings("--known=", "--from_format"),
     r"save with that in the model config": "give --change=NAME=VALUE",
     r"(?:load|save) (?:the )?task '(\w+)'": r"give --task=\1",
     r"fresh=\('([\w/]+)',\)": r"--fresh=\1",
@@ -30,7 +30,7 @@ FLAGS = {
 
 
 class Converted(NamedTuple):
-    """What was written: the report, and what the target has no place for."""
+    """The task of what was written, the report, and what the target has no place for."""
 
     task: str
     report: weights.Report
@@ -63,15 +63,15 @@ def convert(
     choose("--format", target_format, weights.WRITERS)
     with reworded(FLAGS):
         told: dict[str, Any] = dict(format=source_format, known=known)
-        task = _task(source, told, task, fresh)
+        task = _choose_task(source, told, task, fresh)
         one = formats.find(source, source_format)
         own = one.pooling(source, known)
         pooling = formats.pooling_of(own, task, own)
-        beside = _beside(source, one, told, task, fresh)
-        left_out = _left_out(target_format, beside)
-        with weights.opened(source, task, pooling=pooling, **told) as found:
-            config = _changed(source, found[0], changes, task)
-            model = _model(source, config, found[1], task, pooling, num_classes)
+        beside = _read_beside(source, one, told, task, fresh)
+        left_out = _names_left_out(target_format, beside)
+        with weights.open_weights(source, task, pooling=pooling, **told) as found:
+            config = _change_config(source, found[0], changes, task)
+            model = _build_model(source, config, found[1], task, pooling, num_classes)
             params, adopted = _adopt(source, model, found[1], fresh, seed)
             weights.save(
                 target,
@@ -85,10 +85,10 @@ def convert(
     return Converted(task, found[2].merge(adopted), left_out)
 
 
-def _task(
+def _choose_task(
     source: Path, told: Mapping[str, Any], task: str | None, fresh: Sequence[str]
 ) -> str:
-    """The task that has a place for all that the source has, or shall have."""
+    """Returns `task`, or the one with a place for every part of the source and of `fresh`."""
     kind = weights.model_config(source, **told)["kind"]
     if task is not None:
         kept = [one for one in models.KEPT_TASKS if one in models.TASKS[kind]]
@@ -100,10 +100,10 @@ def _task(
     return "encoder"
 
 
-def _changed(
+def _change_config(
     source: Path, found: Mapping[str, Any], changes: Mapping[str, Any], task: str
 ) -> dict[str, Any]:
-    """The model config to write; of a new decoder the sizes are the paper's."""
+    """Returns the model config to write; a new decoder has the sizes of the paper."""
     if bad := sorted(set(changes) - set(found)):
         raise UserError(
             f"{source}: --change: its model config has no {', '.join(bad)}; it has "
@@ -111,10 +111,10 @@ def _changed(
         )
     config = {**found, **changes}
     fields.check_model(f"{source}: --change", config)
-    return weights.reshape.wanted_config(config, {}, task, None)
+    return weights.reshape.resized_config(config, {}, task, None)
 
 
-def _model(
+def _build_model(
     source: Path,
     config: Mapping[str, Any],
     params: Mapping[str, Any],
@@ -154,14 +154,14 @@ def _adopt(
     return strict.unflatten({**strict.flatten(adopted), **new}), report
 
 
-def _beside(
+def _read_beside(
     source: Path,
     one: formats.Format,
     told: Mapping[str, Any],
     task: str,
     fresh: Sequence[str],
 ) -> dict[str, Any]:
-    """What a source holds beside its tensors, as `weights.save` takes it."""
+    """Returns class names, tokenizer and the like of a source, as `weights.save` takes them."""
     config = weights.model_config(source, **told)
     has_pixels = models.TASKS[config["kind"]]["encoder"].modality == "image"
     statistics = one.pixel_statistics(source) if has_pixels else None
@@ -179,14 +179,14 @@ def _beside(
 def _reconstruction(
     source: Path, told: Mapping[str, Any], task: str, fresh: Sequence[str]
 ) -> dict[str, Any] | None:
-    """How the decoder was trained, if that is written and the source tells."""
+    """Returns how the decoder was trained, where it is written and the source says it."""
     if task != "mae" or PARTS["mae"] in fresh:
         return None
     return weights.reconstruction(source, format=told["format"]) or None
 
 
-def _left_out(target_format: str, beside: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names of what the target has no place for."""
+def _names_left_out(target_format: str, beside: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the names in `beside` that the target format has no place for."""
     no_place = {
         "class_names": BARE,
         "tokenizer": NO_TOKENIZER,

@@ -1,4 +1,4 @@
-"""Checked fields of a config.json; a mistake names the field."""
+"""Checks the fields of a config.json; every error names the field."""
 
 import math
 import reprlib
@@ -29,13 +29,13 @@ NAMES = dict(
 # What a user may say of weights: fields of the model config that they do not tell, and
 # which set of weights of a file to take.
 KNOWN = dict(heads=int, decoder_heads=int, gelu=str, layer_norm_eps=float, weights=str)
-# The same of a ResNet; nobody need tell them, since files of other values are not known.
+# Fields of a ResNet that no tensor shows; no file with other values is known.
 OF_RESNET = ("image_size", "batch_norm_eps", "batch_norm_momentum")
 HIDDEN_ACT = {"erf": "gelu", "tanh": "gelu_pytorch_tanh"}
 # How a masked autoencoder was trained: fields of its objective.
 OF_RECONSTRUCTION = ("normalize_patches", "hidden_ratio")
-# The largest values of our model config that are built; larger ones would take minutes
-# and all memory before the tensors could show that they are wrong.
+# The largest values of a model config that are built: larger ones would take minutes and
+# all memory before they are compared with the tensors.
 LARGEST: dict[str, float] = dict(
     image_size=8192,
     patch_size=1024,
@@ -240,7 +240,7 @@ def _is_pixel(value: Any) -> bool:
 def check_reconstruction(
     where: str, found: Mapping[str, Any], names: Mapping[str, str]
 ) -> None:
-    """A file must tell a bool and a ratio; names: how they are called there."""
+    """Raises UserError for values of another type; names: how the file calls them."""
     normalize, ratio = found.get("normalize_patches"), found.get("hidden_ratio")
     if type(normalize) not in (bool, type(None)):
         name = names["normalize_patches"]
@@ -251,7 +251,7 @@ def check_reconstruction(
 
 
 def check_task(where: object, config: Mapping[str, Any], task: str) -> None:
-    """There must be such a task for the kind of model."""
+    """Raises UserError for a task that the kind of model does not have."""
     kind = config["kind"]
     kept = [name for name in models.KEPT_TASKS if name in models.TASKS[kind]]
     choose(f"{where}: task of a {kind} model: task", task, dict.fromkeys(kept))
@@ -260,7 +260,7 @@ def check_task(where: object, config: Mapping[str, Any], task: str) -> None:
 def check_known(
     where: object, known: Mapping[str, Any], allowed: Iterable[str]
 ) -> None:
-    """What the user says of a file must be something that the file does not tell."""
+    """Raises UserError for a field of `known` that the format does not take."""
     allowed = tuple(allowed)
     for name, value in known.items():
         if name not in allowed:
@@ -276,12 +276,13 @@ def check_known(
         choose(f"{where}: known gelu", known["gelu"], models.GELU)
 
 
-def assumed(
+def assumed_values(
     config: Mapping[str, Any], pooling: str, told: Collection[str], task: str
 ) -> dict[str, Any]:
-    """Returns {name: value} of what no tensor shows, less what a source has `told`.
+    """Returns {field: value} of the fields that no tensor shows and no config said.
 
-    The names of KNOWN or OF_RESNET, and for a classifier its `pooling`.
+    Fields of KNOWN or OF_RESNET, and the `pooling` of a classifier. told: the fields that
+    a config or the user said.
     """
     names = OF_RESNET if config["kind"] == "resnet" else KNOWN
     values = {name: config[name] for name in names if name in config}

@@ -36,8 +36,8 @@ def class_names(path: PathLike) -> tuple[str, ...] | None:
 def parts(
     path: PathLike, task: str, *, format: str | None = None, known: Known = NOTHING
 ) -> set[str]:
-    """What a model holds of what `task` needs: encoder, mlm, ...; no tensor is read."""
-    with opened(path, task, pooling=None, format=format, known=known) as found:
+    """Returns the parts of `task` that a source holds: encoder, mlm, ...; reads no tensor."""
+    with open_weights(path, task, pooling=None, format=format, known=known) as found:
         return set(found[1])
 
 
@@ -51,18 +51,19 @@ def load(
 ) -> tuple[dict[str, Any], dict[str, Any], Report]:
     """Returns (model config, parameters as float32 numpy arrays, report).
 
-    What `task` has no place for is ignored by a rule that the report names. A tensor of
-    an unknown name is carried along; `adopt` then says that it is unexpected.
+    Tensors that `task` has no place for are ignored by a rule that the report names. A
+    tensor of an unknown name is carried along; `adopt` then says that it is unexpected.
     pooling: of a classifier; one of text has a pooler with "pooler" only. None: the
-    source's.
+    source's. Raises UserError for a source that is damaged, holds NaN or infinities, or a
+    model that ours cannot compute.
     """
-    with opened(path, task, pooling=pooling, format=format, known=known) as found:
+    with open_weights(path, task, pooling=pooling, format=format, known=known) as found:
         config, params, report = found
         return config, jax.tree.map(np.asarray, params), report
 
 
 @contextlib.contextmanager
-def opened(
+def open_weights(
     path: PathLike,
     task: str,
     *,
@@ -72,13 +73,13 @@ def opened(
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any], Report]]:
     """As `load`, for files larger than memory: `numpy.asarray` reads a parameter.
 
-    Before that it has its shape alone, with which `adopt` and `save` work as well.
+    Until then a parameter has a shape alone, which is enough for `adopt` and `save`.
     """
     path = user_path(path)
     source = formats.find(path, format)
     own = source.pooling(path, known)
     pooling = formats.pooling_of(own, task, pooling)
-    with source.opened(path, task, pooling, known) as (config, leaves, found):
+    with source.open_source(path, task, pooling, known) as (config, leaves, found):
         if own == formats.AFTER != pooling:
             leaves, found = formats.without_norm(leaves, found)
         sets = Report(**formats.other_sets(path, known))
@@ -91,9 +92,9 @@ def fit(
     wanted: Mapping[str, Any],
     rules: Sequence[str],
 ) -> tuple[dict[str, Any], Report]:
-    """Returns parameters of the model config `found` made to fit `wanted`.
+    """Returns the parameters of a model config `found`, resized for the config `wanted`.
 
-    rules: what may be done, see `reshape`; the report says what was done.
+    rules: names of what may be resized, see `reshape`; the report lists what was.
     """
     leaves = strict.flatten(loaded_params)
     fitted, reshaped = reshape.fit(leaves, found, wanted, rules)

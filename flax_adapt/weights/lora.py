@@ -1,4 +1,4 @@
-"""Low-rank changes that stand beside kernels (LoRA, Hu et al. 2021), and their merging.
+"""Low-rank adaptors of kernels (LoRA, Hu et al. 2021) and how they are merged.
 
 The parameters of a stage with `model.lora` have a part PART: for each kernel [in, out]
 that is adapted, PART/.../a [in, r] and PART/.../b [r, out] in the place of its `kernel`.
@@ -24,8 +24,8 @@ def pair_of(kernel: str) -> tuple[str, str]:
     return layer + _A, layer + _B
 
 
-def adapted(leaves: Mapping[str, Any]) -> list[str]:
-    """The kernels that have an a and a b among the leaves."""
+def adapted_kernels(leaves: Mapping[str, Any]) -> list[str]:
+    """Returns the names of the kernels that have an a and a b among the leaves."""
     return [
         name.removeprefix(f"{PART}/").removesuffix(_A) + _KERNEL
         for name in leaves
@@ -33,8 +33,8 @@ def adapted(leaves: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def without(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """The leaves of the model itself."""
+def without_adaptors(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the leaves of the model without its adaptors."""
     return {k: leaf for k, leaf in leaves.items() if not k.startswith(f"{PART}/")}
 
 
@@ -56,7 +56,7 @@ def merge_lazy(
     section: what the run's config says under model.lora. Without what merging needs the
     tensors are refused: a model less its adaptors would be another one.
     """
-    kernels = adapted(tensors)
+    kernels = adapted_kernels(tensors)
     if not kernels:
         return dict(tensors)
     alpha = section.get("alpha") if isinstance(section, dict) else None
@@ -65,11 +65,13 @@ def merge_lazy(
             f"{where}: has LoRA adaptors but its config no model.lora.alpha, which is "
             "needed to merge them; read the export of the stage, in which they are merged"
         )
-    merged = {name: _merged(name, tensors, alpha) for name in kernels}
-    return without(tensors) | merged
+    merged = {name: _merge_one(name, tensors, alpha) for name in kernels}
+    return without_adaptors(tensors) | merged
 
 
-def _merged(name: str, tensors: Mapping[str, LazyTensor], alpha: float) -> LazyTensor:
+def _merge_one(
+    name: str, tensors: Mapping[str, LazyTensor], alpha: float
+) -> LazyTensor:
     missing = [leaf for leaf in (name, *pair_of(name)) if leaf not in tensors]
     if missing:
         raise UserError(f"{PART}: {', '.join(missing)} is missing")

@@ -50,7 +50,7 @@ def from_pretrained(
         path, task, pooling=pooling, format=format, known=known
     )
     sizes = dict(image_size=image_size, patch_size=patch_size, channels=channels)
-    config = reshaping.wanted_config(found, sizes, task, decoder)
+    config = reshaping.resized_config(found, sizes, task, decoder)
     loaded, reshaped = loading.fit(found, loaded, config, reshape)
     model = models.build(
         config,

@@ -76,7 +76,7 @@ def may_differ(rules: Sequence[str]) -> set[str]:
     return {field for rule in rules for field in RULES[rule]}
 
 
-def free(kind: str) -> set[str]:
+def free_fields(kind: str) -> set[str]:
     """Returns the fields that no tensor of a kind of model depends on."""
     return {*FREE[kind]} if kind in FREE else set()
 
@@ -86,13 +86,13 @@ def sizes_of(config: Mapping[str, Any]) -> dict[str, int]:
     return {name: config[name] for name in FIELDS if name in config}
 
 
-def wanted_config(
+def resized_config(
     found: Mapping[str, Any],
     sizes: Mapping[str, int | None],
     task: str,
     decoder: Mapping[str, int] | None,
 ) -> dict[str, Any]:
-    """Returns the model config `found` with other sizes, where they are not None.
+    """Returns the model config `found` with those of `sizes` that are not None.
 
     A masked autoencoder also needs a decoder: `decoder`, or that of `found`, or the
     paper's.
@@ -168,8 +168,8 @@ def _change(old: int, new: int) -> str:
     return f"{old}x{old} -> {new}x{new}"
 
 
-def hint(wrong: Iterable[str]) -> str:
-    """Says how to ask for leaves of a wrong shape; "" where there is no way."""
+def hint_at_rules(wrong: Iterable[str]) -> str:
+    """Returns the end of an error that names the rules for wrong shapes; "" without one."""
     leaves = set(wrong)
     rules = ["'position'"] if leaves & set(POSITIONS) else []
     rules += ["'patch'", "'channels:sum'"] if KERNEL in leaves else []

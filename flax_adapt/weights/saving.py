@@ -26,7 +26,7 @@ def save(
     reconstruction: Mapping[str, Any] | None = None,
     format: str = "huggingface",
 ) -> None:
-    """Writes a folder or file, one of WRITERS, whole or not at all.
+    """Writes a folder or file in one of WRITERS, whole or not at all.
 
     "timm" is a folder, "big_vision" a .npz file, "facebook_mae" and "torchvision" are ones
     of safetensors; they cannot hold every config, and the error says which field. "orbax"

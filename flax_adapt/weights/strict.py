@@ -1,4 +1,4 @@
-"""Strict loading: every tensor is accounted for, and the report says how."""
+"""Strict loading: every tensor is used, ignored by a rule or an error; a report lists all."""
 
 import collections
 import dataclasses
@@ -32,8 +32,8 @@ class Report:
     renamed: source name -> leaf, or leaves with ", " between. used: leaves taken.
     ignored: source name -> the rule. fresh: leaves that keep their initial value.
     converted: source name -> the dtype it had before it became float32. reshaped: leaf
-    -> the rule (see `reshape`). assumed: what neither tensors nor a config tell, such as
-    the number of heads of a file alone -> the value taken; `known` can say otherwise.
+    -> the rule (see `reshape`). assumed: field that neither tensors nor a config show, such
+    as the heads of a file alone -> the value taken; `known` sets another.
     """
 
     renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -161,7 +161,7 @@ def adopt(
         raise UserError(
             f"the weights do not fit the model: {'; '.join(problems)} -- fix the "
             "source or the model config, or name leaves that shall be new in `fresh`"
-            f"{reshape.hint(_wrong_shapes(init, loaded))}{_hint(init, loaded, kept)}"
+            f"{reshape.hint_at_rules(_wrong_shapes(init, loaded))}{_hint(init, loaded, kept)}"
         )
     leaves = {leaf: init[leaf] if leaf in kept else loaded[leaf] for leaf in init}
     used = tuple(leaf for leaf in init if leaf not in kept)
@@ -172,9 +172,10 @@ def adopt(
 def _check_decoder(
     init: Mapping[str, Any], loaded: Mapping[str, Any], fresh: Sequence[str]
 ) -> None:
-    """Most files of masked autoencoders hold the encoder alone; it is an old trap.
+    """Raises UserError for a source without any decoder where the model needs one.
 
-    A part of a decoder that is fresh does not say that all of it may be.
+    Most files of masked autoencoders hold the encoder alone. A part of a decoder named
+    fresh does not mean that all of it may be.
     """
     needed = any(_is_under(leaf, DECODER) for leaf in init) and DECODER not in fresh
     if needed and not any(_is_under(leaf, DECODER) for leaf in loaded):
@@ -209,7 +210,7 @@ def _problems(
     kept: Sequence[str],
     fresh: Sequence[str],
 ) -> list[str]:
-    """Every way in which the two trees differ, a list of leaves for each kind."""
+    """Returns the differences between the two trees, a list of leaves for each kind."""
     missing = [leaf for leaf in init if leaf not in loaded and leaf not in kept]
     unexpected = [k.removeprefix(_UNKNOWN) for k in loaded if k not in init]
     shapes = [

@@ -39,7 +39,7 @@ class Content:
 def check_config(
     where: object, source: str, content: Content, fixed: Mapping[str, Any], *, kind: str
 ) -> None:
-    """What a format has no place for must be as all its readers assume."""
+    """Raises UserError for fields that a format cannot hold and its readers assume otherwise."""
     config = content.config
     if config["kind"] != kind:
         raise UserError(
@@ -92,7 +92,7 @@ def check_no_decoder(path: Path, source: str, content: Content) -> None:
 def check_pooling(
     path: Path, source: str, content: Content, allowed: Collection[str]
 ) -> None:
-    """The readers of a format know some classifiers only, and norms of those alone."""
+    """Raises UserError for a pooling that no reader of the format has."""
     pooling = content.pooling
     matters = content.task == "classify" or pooling == "mean_norm"
     if matters and pooling not in allowed:

@@ -54,7 +54,7 @@ def test_a_model_of_another_image_size_is_the_one_of_transformers(golden, size):
     """transformers resizes the positions in its forward pass."""
     small = goldens.build("A", "encoder", pooler=True)
     found = models.config_of(small)
-    wanted = reshape.wanted_config(found, dict(image_size=size), "encoder", None)
+    wanted = reshape.resized_config(found, dict(image_size=size), "encoder", None)
     loaded = goldens.params(golden, goldens.inputs.STUDENT)
     params, report = weights.fit(found, loaded, wanted, ("position",))
     assert list(report.reshaped) == ["encoder/position"]

@@ -40,7 +40,7 @@ def apply(model, params, *arguments, **options):
 
 
 def tensors_of(path):
-    opened = npz_file.opened if path.suffix == ".npz" else reading.open_tensors
+    opened = npz_file.open_tensors if path.suffix == ".npz" else reading.open_tensors
     with opened(path) as tensors:
         return {name: tensors[name].read() for name in sorted(tensors)}
 

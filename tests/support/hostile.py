@@ -134,7 +134,7 @@ def largest(folder):
 
 def npz_arrays(path):
     """All arrays of a .npz file, in the dtype of the file."""
-    with npz_file.opened(path) as tensors:
+    with npz_file.open_tensors(path) as tensors:
         return {name: tensor.read() for name, tensor in tensors.items()}
 
 

@@ -124,5 +124,5 @@ def write_code(path, code, form, **storages):
 
 def read(path):
     """{name: array} of a file."""
-    with torch_file.opened(path) as file:
+    with torch_file.open_file(path) as file:
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118

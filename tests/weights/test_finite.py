@@ -114,7 +114,11 @@ def test_a_part_that_is_not_read_may_hold_anything(tmp_path):
     tensors["classifier.bias"][0] = np.nan
     rewrite(tmp_path / "a", tensors)
     weights.load(tmp_path / "a", "encoder", pooling=None)
-    with weights.opened(tmp_path / "a", "classify", pooling=None) as (_, params, _):
+    with weights.open_weights(tmp_path / "a", "classify", pooling=None) as (
+        _,
+        params,
+        _,
+    ):
         shapes = weights.shapes(build("classify", decoder=None))
         _, report = weights.adopt(shapes, params, ("head",))
     assert report.ignored["head/bias"] == "named fresh"

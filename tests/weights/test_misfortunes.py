@@ -67,7 +67,7 @@ def change_tensors(path, form, change):
         ocp.PyTreeCheckpointer().save((path / "state").absolute(), {"params": tree})
         return
     file = tensor_file(path)
-    opened = npz.opened if file.suffix == ".npz" else reading.open_tensors
+    opened = npz.open_tensors if file.suffix == ".npz" else reading.open_tensors
     with opened(file) as tensors:
         arrays = {
             tensor.name or name: tensor.read() for name, tensor in tensors.items()

@@ -1,4 +1,4 @@
-"""Files of strangers: read in small parts; whatever is wrong with one is one line."""
+"""Reads files of unknown origin in small parts; every fault is a UserError of one line."""
 
 import contextlib
 import io
@@ -88,7 +88,7 @@ class SmallReads(io.BufferedReader):
         return os.fstat(self.fileno()).st_size
 
 
-def opened(path: Path) -> SmallReads:
+def open_file(path: Path) -> SmallReads:
     """Opens a regular file; a pipe or a device, which may never end, is a UserError."""
     if not is_file(path):
         raise UserError("there is no such file")

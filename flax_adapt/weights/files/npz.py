@@ -1,6 +1,6 @@
 """Files of numpy.savez, read without trusting what they say of themselves.
 
-    with npz_file.opened(path) as tensors:
+    with npz_file.open_tensors(path) as tensors:
         array = tensors["Transformer/encoder_norm/scale"].get()
 
 `numpy.load` makes an array as large as a header says and unpacks a part as far as it
@@ -32,11 +32,11 @@ BFLOAT16 = np.dtype("V2")
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[dict[str, LazyTensor]]:
+def open_tensors(path: Path) -> Iterator[dict[str, LazyTensor]]:
     """Gives the arrays of a file by name; any fault of the file is a UserError."""
     with contextlib.ExitStack() as stack:
         with files.one_line(path, KIND):
-            file = stack.enter_context(files.opened(path))
+            file = stack.enter_context(files.open_file(path))
             archive = stack.enter_context(zipfile.ZipFile(file))
             tensors: dict[str, LazyTensor] = {}
             for entry in _entries(file, archive):

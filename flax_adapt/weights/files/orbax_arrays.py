@@ -70,7 +70,7 @@ def _handler() -> ocp.PyTreeCheckpointHandler:
     )
 
 
-def opened(state: Path) -> dict[str, LazyTensor]:
+def open_tensors(state: Path) -> dict[str, LazyTensor]:
     """Returns the weights by leaf; any fault of the folder is a UserError."""
     with files.one_line(state, KIND):
         tensors = {}

@@ -1,4 +1,4 @@
-"""Tensors of a model in one file or in shards, read one by one; its JSON files.
+"""Reads the tensors of a model, in one file or in shards, one by one, and JSON files.
 
 with reading.open_tensors(folder) as tensors:
     array = tensors["vit.layernorm.weight"].get()  # float32
@@ -38,21 +38,21 @@ NOTHING: Mapping[str, Any] = types.MappingProxyType({})
 def _open_safetensors(
     path: Path, place: str | None
 ) -> AbstractContextManager[dict[str, LazyTensor]]:
-    """As `torch_file.tensors`; there is one set of weights in such a file."""
+    """As `torch_file.open_tensors`; there is one set of weights in such a file."""
     if place:
         raise UserError(
             f"{path}: known={WEIGHTS!r} cannot be given here: it holds one set of weights"
         )
-    return safetensors_file.opened(path)
+    return safetensors_file.open_tensors(path)
 
 
 Open = Callable[[Path, str | None], AbstractContextManager[dict[str, LazyTensor]]]
 # Suffix -> what opens such a file and gives its tensors by name.
 FORMATS: dict[str, Open] = {
     ".safetensors": _open_safetensors,
-    ".bin": torch_file.tensors,
-    ".pth": torch_file.tensors,
-    ".pt": torch_file.tensors,
+    ".bin": torch_file.open_tensors,
+    ".pth": torch_file.open_tensors,
+    ".pt": torch_file.open_tensors,
 }
 
 
@@ -63,7 +63,7 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path.parent}: there is no {path.name}; give a Hugging Face model folder"
         )
     try:
-        with files.opened(path) as file:
+        with files.open_file(path) as file:
             if file.length > files.MAX_PART:
                 raise UserError(f"{path}: {file.length} bytes are too long")
             value = json.loads(file.read().decode("utf-8-sig"))
@@ -153,7 +153,9 @@ def sets_of_weights(path: Path) -> list[str]:
     """Returns the places of the sets of weights in a torch file; [] of other files."""
     folder_of_torch = path.is_dir() and not files.is_file(path / FILE)
     file = path / TORCH_FILE if folder_of_torch else path
-    is_torch = file.suffix in FORMATS and FORMATS[file.suffix] is torch_file.tensors
+    is_torch = (
+        file.suffix in FORMATS and FORMATS[file.suffix] is torch_file.open_tensors
+    )
     return torch_file.state_dicts(file) if is_torch and files.is_file(file) else []
 
 

@@ -1,6 +1,6 @@
 """Files of safetensors, read tensor by tensor into memory of our own.
 
-    with safetensors_file.opened(path) as tensors:
+    with safetensors_file.open_tensors(path) as tensors:
         array = tensors["vit.layernorm.weight"].get()
 
 The library is not used: it maps the file, so that all of it counts as memory and a file
@@ -54,11 +54,11 @@ DTYPES = {
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[dict[str, LazyTensor]]:
+def open_tensors(path: Path) -> Iterator[dict[str, LazyTensor]]:
     """Gives the tensors of a file by name; any fault of the file is a UserError."""
     with contextlib.ExitStack() as stack:
         with files.one_line(path, KIND):
-            file = stack.enter_context(files.opened(path))
+            file = stack.enter_context(files.open_file(path))
             tensors = _tensors(path, file)
         yield tensors
 

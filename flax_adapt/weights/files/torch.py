@@ -1,10 +1,10 @@
 """Files of torch.save, zip and legacy, read without torch and without running anything.
 
-    with torch_file.opened(path) as file:
+    with torch_file.open_file(path) as file:
         array = file.get_tensor(file.keys()[0])
 
 A file of a training script may hold several state dicts, such as "state_dict" and
-"state_dict_ema"; `opened` takes one of them (see `torch_objects.choose_state_dict`).
+"state_dict_ema"; `open_file` takes one of them (see `torch_objects.choose_state_dict`).
 
 Zip: NAME/data.pkl, NAME/byteorder, and a storage in each NAME/data/KEY. Legacy: pickles
 of a magic number, a version, facts about the machine, the object, and the keys of its
@@ -74,7 +74,7 @@ class TorchFile:
 
 
 @contextlib.contextmanager
-def opened(path: Path, place: str | None = None) -> Iterator[TorchFile]:
+def open_file(path: Path, place: str | None = None) -> Iterator[TorchFile]:
     """Gives the tensors of a file; any fault of the file is a UserError.
 
     place: of the state dict to take, see `state_dicts`. None: the usual one, or the only
@@ -97,7 +97,7 @@ def _contents(path: Path) -> Iterator[tuple[SmallReads, dict[str, StateDict], Re
     """Gives the open file, its state dicts by place, and what reads a storage."""
     with contextlib.ExitStack() as stack:
         with files.one_line(path, KIND):
-            file = stack.enter_context(files.opened(path))
+            file = stack.enter_context(files.open_file(path))
             contents = _open_zip(file) if file.read(4) == ZIP else _open_legacy(file)
             for place in contents[0]:
                 files.check_name(place)
@@ -111,9 +111,9 @@ def state_dicts(path: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def tensors(path: Path, place: str | None) -> Iterator[dict[str, LazyTensor]]:
-    """As `opened`, and gives the tensors by name."""
-    with opened(path, place) as file:
+def open_tensors(path: Path, place: str | None) -> Iterator[dict[str, LazyTensor]]:
+    """As `open_file`, and gives the tensors by name."""
+    with open_file(path, place) as file:
         yield {name: file.lazy(name) for name in file.keys()}  # noqa: SIM118
 
 

@@ -42,9 +42,9 @@ def detect(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[dict[str, LazyTensor]]:
+def _open_tensors(path: Path) -> Iterator[dict[str, LazyTensor]]:
     """Gives the tensors of a file as the published files name and shape them."""
-    with npz_file.opened(path) as found:
+    with npz_file.open_tensors(path) as found:
         tensors: dict[str, LazyTensor] = {}
         whole = functools.lru_cache(maxsize=1)(lambda name: tensors_of[name].read())
         tensors_of = {_without_prefix(name): tensor for name, tensor in found.items()}
@@ -90,7 +90,7 @@ def _with_cls(tensor: LazyTensor) -> LazyTensor:
 
 def model_config(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
     """Returns our model config of a file."""
-    with _opened(path) as tensors:
+    with _open_tensors(path) as tensors:
         return _config(path, tensors, known)
 
 
@@ -143,23 +143,23 @@ def class_names(path: Path) -> None:
 
 def pixel_statistics(path: Path) -> tuple[list[float], list[float]]:
     """Their images are in [-1, 1]."""
-    with _opened(path) as tensors:
+    with _open_tensors(path) as tensors:
         channels = _config(path, tensors, {})["channels"]
     return [0.5] * channels, [0.5] * channels
 
 
 @contextlib.contextmanager
-def opened(
+def open_source(
     path: Path, task: str, pooling: str, known: Mapping[str, Any]
 ) -> Iterator[translate.Opened]:
     """Gives (model config, {leaf: what reads it}, fields of `strict.Report`)."""
-    with _opened(path) as tensors:
+    with _open_tensors(path) as tensors:
         config = _config(path, tensors, known)
         fields.check_task(path, config, task)
         table = big_vision_names.names(task)
         leaves, found = translate.to_leaves(table, tensors, DROPPED[task], task)
         told = {"heads", *known} | ({"pooling"} if pooling != POOLING else set())
-        found["assumed"] = fields.assumed(config, POOLING, told, task)
+        found["assumed"] = fields.assumed_values(config, POOLING, told, task)
         yield config, leaves, found
 
 

@@ -56,12 +56,12 @@ def pixel_statistics(path: Path) -> None:
     del path
 
 
-def opened(
+def open_source(
     path: Path, task: str, pooling: str, known: Mapping[str, Any]
 ) -> AbstractContextManager[translate.Opened]:
     """Gives (model config, {leaf: what reads it}, fields of `strict.Report`)."""
     own = POOLING[torch_vit.has_fc_norm(path, known)]
-    return torch_vit.opened(path, TABLE, known, task, pooling, own, ())
+    return torch_vit.open_source(path, TABLE, known, task, pooling, own, ())
 
 
 def write(path: Path, content: Content) -> None:
@@ -70,6 +70,8 @@ def write(path: Path, content: Content) -> None:
     writable.check_nothing_beside(path, SOURCE, content)
     writable.check_file(path, SOURCE, SUFFIX)
     writable.check_pooling(path, SOURCE, content, tuple(POOLING.values()))
-    table = timm_names.pooled(TABLE) if content.pooling == "mean_norm" else TABLE
+    table = (
+        timm_names.with_pooled_norm(TABLE) if content.pooling == "mean_norm" else TABLE
+    )
     tensors = translate.to_tensors(table, content.leaves, content.config, "")
     writing.write_file(path, tensors, writing.save_safetensors)

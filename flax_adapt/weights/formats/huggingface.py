@@ -126,7 +126,7 @@ def pixel_statistics(folder: Path) -> tuple[list[float], list[float]] | None:
 
 
 @contextlib.contextmanager
-def opened(
+def open_source(
     folder: Path, task: str, pooling: str, known: Mapping[str, Any]
 ) -> Iterator[translate.Opened]:
     """Gives (model config, {leaf: what reads it}, fields of `strict.Report`)."""
@@ -137,7 +137,7 @@ def opened(
     told = {"pooling", *(ours for ours, name in UNSEEN.items() if name in theirs)}
     with reading.open_tensors(folder, known) as tensors:
         leaves, found = translate.to_leaves(table, tensors, dropped, task)
-        found["assumed"] = fields.assumed(config, pooling, told, task)
+        found["assumed"] = fields.assumed_values(config, pooling, told, task)
         yield config, leaves, found
 
 

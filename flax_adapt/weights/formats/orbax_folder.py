@@ -30,8 +30,8 @@ KEPT = {
 }
 
 
-class _Found(NamedTuple):
-    """What stands beside the parameters. pixels: image_mean and image_std, if known.
+class _Folder(NamedTuple):
+    """A checkpoint and what its run says of it. pixels: image_mean and image_std, if known.
 
     lora: the stage's section, or None. reconstruction: fields of its objective.
     """
@@ -49,7 +49,9 @@ class _Found(NamedTuple):
         """By leaf; low-rank adaptors are merged into their kernels."""
         from flax_adapt.weights.files import orbax_arrays  # imports Orbax
 
-        return lora.merge_lazy(self.state, orbax_arrays.opened(self.state), self.lora)
+        return lora.merge_lazy(
+            self.state, orbax_arrays.open_tensors(self.state), self.lora
+        )
 
 
 def detect(path: Path) -> bool:
@@ -62,7 +64,7 @@ def _is_written(path: Path) -> bool:
 
 
 def _step_folder(path: Path) -> Path | None:
-    """The folder of the step that a path means, if it means one."""
+    """Returns the folder of one step: the path itself, or the latest in it; else None."""
     if (path / writing.STATE).is_dir() and path.name.isdecimal():
         return path
     steps = [
@@ -73,9 +75,9 @@ def _step_folder(path: Path) -> Path | None:
     return max(steps, key=lambda step: int(step.name), default=None)
 
 
-def _found(path: Path) -> _Found:
+def _read_folder(path: Path) -> _Folder:
     if path.is_dir() and _is_written(path):
-        return _found_written(path)
+        return _read_written(path)
     folder = _step_folder(path) if path.is_dir() else None
     if folder is None:
         raise UserError(f"{path}: holds no checkpoint; give .../checkpoints[/STEP]")
@@ -102,7 +104,7 @@ def _found(path: Path) -> _Found:
     state = folder / writing.STATE
     pooling, section = options.get("pooling"), options.get("lora")
     masked = _masked(_section(stage, "objective"))
-    return _Found(where, state, model, pooling, pixels, {}, section, masked)
+    return _Folder(where, state, model, pooling, pixels, {}, section, masked)
 
 
 def _masked(objective: dict[str, Any]) -> dict[str, Any]:
@@ -128,7 +130,7 @@ def _section(stage: dict[str, Any], name: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _found_written(path: Path) -> _Found:
+def _read_written(path: Path) -> _Folder:
     where, pixels = path / writing.MODEL, None
     told = reading.read_json(where)
     if not isinstance(told.get("model"), dict):
@@ -138,18 +140,18 @@ def _found_written(path: Path) -> _Found:
     state = path / writing.STATE
     masked = _section(told, RECONSTRUCTION)
     pooling = told.get("pooling")
-    return _Found(where, state, told["model"], pooling, pixels, told, None, masked)
+    return _Folder(where, state, told["model"], pooling, pixels, told, None, masked)
 
 
 def model_config(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the model config of the run."""
     fields.check_known(path, known, ())
-    found = _found(path)
+    found = _read_folder(path)
     return _config(path, found, found.tensors())
 
 
 def _config(
-    path: Path, found: _Found, tensors: Mapping[str, LazyTensor]
+    path: Path, found: _Folder, tensors: Mapping[str, LazyTensor]
 ) -> dict[str, Any]:
     """The model of the run, less the parts that this checkpoint does not have."""
     parts = {leaf.split("/")[0] for leaf in tensors}
@@ -165,36 +167,36 @@ def _config(
 def pooling(path: Path, known: Mapping[str, Any]) -> str:
     """Returns the pooling of the stage."""
     del known
-    return fields.text(_found(path).pooling)
+    return fields.text(_read_folder(path).pooling)
 
 
 def class_names(path: Path) -> tuple[str, ...] | None:
     """A run's checkpoint has no names of classes; the stage's export has them."""
-    found = _found(path)
+    found = _read_folder(path)
     return fields.class_names(str(found.where), found.labels)
 
 
 def pixel_statistics(path: Path) -> tuple[list[float], list[float]] | None:
     """Returns (mean, std) of the stage's images."""
-    pixels = _found(path).pixels
+    pixels = _read_folder(path).pixels
     return None if pixels is None else fields.pixel_statistics(str(path), pixels)
 
 
 def reconstruction(path: Path) -> dict[str, Any]:
     """Returns how a masked autoencoder was trained, as far as the folder tells."""
-    found = _found(path)
+    found = _read_folder(path)
     names = {name: name for name in fields.OF_RECONSTRUCTION}
     fields.check_reconstruction(str(found.where), found.reconstruction, names)
     return found.reconstruction
 
 
 @contextlib.contextmanager
-def opened(
+def open_source(
     path: Path, task: str, pooling: str, known: Mapping[str, Any]
 ) -> Iterator[translate.Opened]:
     """Gives (model config, {leaf: what reads it}, fields of `strict.Report`)."""
     fields.check_known(path, known, ())
-    found = _found(path)
+    found = _read_folder(path)
     tensors = found.tensors()
     config = _config(path, found, tensors)
     fields.check_task(path, config, task)

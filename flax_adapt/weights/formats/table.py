@@ -34,7 +34,7 @@ class Format(Protocol):
         self, path: Path
     ) -> tuple[list[float], list[float]] | None: ...
 
-    def opened(
+    def open_source(
         self, path: Path, task: str, pooling: str, known: Mapping[str, Any]
     ) -> AbstractContextManager[translate.Opened]: ...
 
@@ -110,7 +110,7 @@ def pooling_of(own: str, task: str, asked: str | None) -> str:
 def without_norm(
     leaves: dict[str, Any], found: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Takes a norm that follows the pooling out of what was read."""
+    """Returns leaves and report without a norm that follows the pooling."""
     rule = "follows the pooling (mean_norm), which was not asked for"
     norm = {leaf for leaf in leaves if leaf.startswith("encoder/norm/")}
     sources = {name for name, leaf in found["renamed"].items() if leaf in norm}
@@ -137,19 +137,20 @@ def other_sets(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def told(format: str, known: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what a config or a flag says of a source, as `load` takes it.
+def source_options(format: str, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arguments `format` and `known` of `load` from a config or from flags.
 
-    "" and 0 say nothing.
+    Fields that are "" or 0 are not set.
     """
     given = {name: value for name, value in known.items() if value}
     return {"format": format or None, "known": given}
 
 
-def words(known: str, format: str) -> dict[str, str]:
-    """What errors call what is told of a source -> how a caller is told, see `reworded`.
+def rewordings(known: str, format: str) -> dict[str, str]:
+    """Returns {regular expression: replacement} for the errors of `weights`, see `reworded`.
 
-    known: what stands before the name of a field, as in "--known=".
+    They name the arguments `known` and `format`; a command or a config has other names.
+    known: what stands before the name of a field, as in "--known=". format: the flag.
     """
     return {
         r"known=\{'(\w+)': (NUMBER|NAME)\}": rf"{known}\1=\2",

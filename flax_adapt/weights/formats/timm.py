@@ -81,7 +81,9 @@ def config_json(path: Path) -> dict[str, Any]:
 def model_config(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
     """Returns our model config of a folder or file."""
     with reading.open_tensors(path, known) as tensors:
-        return torch_vit.model_config(path, TABLE, tensors, _known(path) | dict(known))
+        return torch_vit.model_config(
+            path, TABLE, tensors, _fields_of_config(path) | dict(known)
+        )
 
 
 def image_side(path: Path) -> int | None:
@@ -109,8 +111,8 @@ def image_side(path: Path) -> int | None:
     return found.get("img_size", found.get("input_size"))
 
 
-def _known(path: Path) -> dict[str, Any]:
-    """What config.json tells and tensors do not."""
+def _fields_of_config(path: Path) -> dict[str, Any]:
+    """Returns the fields of the model config that only config.json has."""
     theirs, where = config_json(path), f"{path}/{reading.CONFIG}"
     image_side(path)
     args = theirs["model_args"]
@@ -164,14 +166,14 @@ def pixel_statistics(path: Path) -> tuple[list[float], list[float]] | None:
     return fields.pixel_statistics(f"{path}/{reading.CONFIG}", renamed)
 
 
-def opened(
+def open_source(
     path: Path, task: str, pooling: str, known: Mapping[str, Any]
 ) -> AbstractContextManager[translate.Opened]:
     """Gives (model config, {leaf: what reads it}, fields of `strict.Report`)."""
     own, is_told = _pooling(path, known)
     told = ("pooling",) if is_told else ()
-    known = _known(path) | dict(known)
-    return torch_vit.opened(path, TABLE, known, task, pooling, own, told)
+    known = _fields_of_config(path) | dict(known)
+    return torch_vit.open_source(path, TABLE, known, task, pooling, own, told)
 
 
 def write(path: Path, content: Content) -> None:
@@ -184,7 +186,9 @@ def write(path: Path, content: Content) -> None:
     if content.class_names:
         labels = fields.labels_json(content.num_classes, content.class_names)
         jsons["label_names"] = list(labels["id2label"].values())
-    table = timm_names.pooled(TABLE) if content.pooling == "mean_norm" else TABLE
+    table = (
+        timm_names.with_pooled_norm(TABLE) if content.pooling == "mean_norm" else TABLE
+    )
     tensors = translate.to_tensors(table, content.leaves, content.config, "")
     writing.write(path, tensors, {reading.CONFIG: jsons}, [])
 

@@ -23,7 +23,7 @@ from flax_adapt.weights.names import translate
 from flax_adapt.weights.names.names import Names
 
 LAYER_NORM_EPS, GELU = 1e-6, "erf"
-# What `known` may tell.
+# Fields that `known` may have.
 KNOWN = ("heads", "decoder_heads", "gelu", "layer_norm_eps", reading.WEIGHTS)
 DROPPED = {"mae": ("head",), "encoder": ("decoder", "head"), "classify": ("decoder",)}
 
@@ -33,7 +33,7 @@ def _heads_of(sizes: Iterable[Mapping[str, int]]) -> dict[tuple[int, ...], int]:
     return {(s["width"], s["depth"], s["mlp_dim"]): s["heads"] for s in sizes}
 
 
-# What `known` may tell of them -> the published models. The last two encoders: Zhai et
+# Field of `known` -> the heads of published models. The last two encoders: Zhai et
 # al. 2022, g/14 and G/14; the decoder is that of all of Facebook's models.
 HEADS = {
     "heads": _heads_of(models.SIZES.values())
@@ -78,7 +78,7 @@ def model_config(
 
 
 @contextlib.contextmanager
-def opened(
+def open_source(
     path: Path,
     table: Names,
     known: Mapping[str, Any],
@@ -95,10 +95,10 @@ def opened(
     with reading.open_tensors(path, known) as tensors:
         config = model_config(path, table, tensors, known)
         fields.check_task(path, config, task)
-        table = timm_names.pooled(table) if pooling == own else table
+        table = timm_names.with_pooled_norm(table) if pooling == own else table
         leaves, found = translate.to_leaves(table, tensors, DROPPED[task], task)
         told = {*known, *told} | ({"pooling"} if pooling != own else set())
-        found["assumed"] = fields.assumed(config, own, told, task)
+        found["assumed"] = fields.assumed_values(config, own, told, task)
         yield config, leaves, found
 
 

@@ -38,8 +38,8 @@ def detect(path: Path) -> bool:
     return timm.has_resnet(path) if path.is_dir() else torch_resnet.is_resnet(path)
 
 
-def _told(path: Path) -> dict[str, Any]:
-    """What config.json tells and tensors do not; of a file nothing."""
+def _fields_of_config(path: Path) -> dict[str, Any]:
+    """Returns the fields of the model config that only config.json has; of a file, {}."""
     if not path.is_dir():
         return {}
     theirs, where = timm.config_json(path), f"{path}/{reading.CONFIG}"
@@ -57,7 +57,7 @@ def model_config(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
     """Returns our model config of a folder or file."""
     fields.check_known(path, known, (reading.WEIGHTS,))
     with reading.open_tensors(path, known) as tensors:
-        return torch_resnet.model_config(path, tensors, _told(path))
+        return torch_resnet.model_config(path, tensors, _fields_of_config(path))
 
 
 def pooling(path: Path, known: Mapping[str, Any]) -> str:
@@ -71,17 +71,19 @@ pixel_statistics = timm.pixel_statistics
 
 
 @contextlib.contextmanager
-def opened(
+def open_source(
     path: Path, task: str, pooling: str, known: Mapping[str, Any]
 ) -> Iterator[translate.Opened]:
     """Gives (model config, {leaf: what reads it}, fields of `strict.Report`)."""
     fields.check_known(path, known, (reading.WEIGHTS,))
-    told = _told(path)
+    told = _fields_of_config(path)
     with reading.open_tensors(path, known) as tensors:
         config = torch_resnet.model_config(path, tensors, told)
         fields.check_task(path, config, task)
         leaves, found = translate.to_leaves(TABLE, tensors, DROPPED[task], task)
-        found["assumed"] = fields.assumed(config, pooling, {*told, "pooling"}, task)
+        found["assumed"] = fields.assumed_values(
+            config, pooling, {*told, "pooling"}, task
+        )
         yield config, leaves, found
 
 

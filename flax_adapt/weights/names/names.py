@@ -1,4 +1,4 @@
-"""Names of tensors and our leaves: one table a family of models, read both ways."""
+"""Tables of tensor names and our leaves, one for each family, read both ways."""
 
 import dataclasses
 import functools

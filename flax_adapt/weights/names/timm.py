@@ -18,7 +18,7 @@ LAYERS = {
     "mlp/up": ("mlp.fc1",),
     "mlp/down": ("mlp.fc2",),
 }
-# Our final norm where it follows the pooling, see `pooled`; else a part of the head.
+# Our final norm where it follows the pooling, see `with_pooled_norm`; else a part of the head.
 FC_NORM = "fc_norm"
 BLOCK = r"blocks\.\d+\."
 REFUSED = {
@@ -85,7 +85,7 @@ FACEBOOK = Names(
 )
 
 
-def pooled(table: Names) -> Names:
+def with_pooled_norm(table: Names) -> Names:
     """Returns TIMM or FACEBOOK as its classifiers with a norm after the pooling are.
 
     They have no other norm after the last block. Where `fc_norm` is absent, `norm` is

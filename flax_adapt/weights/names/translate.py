@@ -37,7 +37,7 @@ class LazyLeaf:
 
 
 def check_names(where: object, table: Names, names: Collection[str]) -> None:
-    """What our models cannot do is refused; the line says it for each kind once."""
+    """Raises UserError for tensors that our models cannot compute with; each kind once."""
     found: dict[str, list[str]] = {}
     for name in names:
         if text := table.why_refused(name):
@@ -78,7 +78,7 @@ def to_leaves(
             found = _lazy(table, leaf, tensor.shape, functools.partial(get, name))
             if first := next((part for part in found if part in leaves), None):
                 both = found[first], leaves[first]
-                ignored[source] = _second(tensor.what, spare, first, *both)
+                ignored[source] = _rule_of_second(tensor.what, spare, first, *both)
             else:
                 renamed[source] = ", ".join(found)
                 converted |= {source: tensor.dtype} if tensor.dtype != "float32" else {}
@@ -109,7 +109,7 @@ def split(table: Names, leaf: str, tensor: np.ndarray) -> Leaves:
     return dict(zip(parts, np.split(array, len(parts), axis=-1), strict=True))
 
 
-def _second(
+def _rule_of_second(
     what: str, spare: Spare | None, leaf: str, array: LazyLeaf, first: LazyLeaf
 ) -> str:
     """Returns the rule by which a leaf's second tensor is ignored, if that is right."""

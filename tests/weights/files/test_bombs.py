@@ -112,7 +112,7 @@ from flax_adapt.weights.files import npz as npz_file, reading
 
 def load(path):
     if path.suffix == ".npz":
-        with npz_file.opened(path) as tensors:
+        with npz_file.open_tensors(path) as tensors:
             [tensor.read() for tensor in tensors.values()]
     elif path.suffix == ".json":
         reading.read_json(path)

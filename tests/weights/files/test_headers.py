@@ -133,7 +133,7 @@ def test_what_savez_wrote_is_read_exactly(tmp_path, compressed):
     for name, array in arrays.items():
         np.testing.assert_array_equal(found[name], array)
         assert found[name].dtype == array.dtype
-    with npz_file.opened(path) as tensors:
+    with npz_file.open_tensors(path) as tensors:
         assert tensors["big"].dtype == "float32"
         assert tensors["big"].get().dtype.isnative
         assert tensors["fortran"].shape == (2, 3)
@@ -144,7 +144,7 @@ def test_what_savez_wrote_is_read_exactly(tmp_path, compressed):
 def test_bfloat16_is_known_as_numpy_writes_it(tmp_path):
     """As two bytes of nothing: numpy.save does not know the type."""
     values = np.arange(4, dtype=ml_dtypes.bfloat16)
-    with npz_file.opened(npz_of(tmp_path / "a.npz", {"a": values})) as tensors:
+    with npz_file.open_tensors(npz_of(tmp_path / "a.npz", {"a": values})) as tensors:
         assert tensors["a"].dtype == "bfloat16"
         np.testing.assert_array_equal(tensors["a"].get(), [0, 1, 2, 3])
 
@@ -190,7 +190,7 @@ def test_a_part_that_lies_is_one_line(tmp_path, kind):
     text = "no plain array" if kind == "version 2" else r"a\.npz: "
     with (
         pytest.raises(UserError, match=text) as error,
-        npz_file.opened(tmp_path / "a.npz"),
+        npz_file.open_tensors(tmp_path / "a.npz"),
     ):
         pass  # found out before an array is asked for
     assert str(error.value).isprintable()
@@ -231,7 +231,7 @@ def test_a_file_is_read_in_parts_that_fit_in_memory(tmp_path):
     path = tmp_path / "a"
     path.touch()
     os.truncate(path, 10 << 30)
-    with files.opened(path) as file:
+    with files.open_file(path) as file:
         assert len(file.read()) == files.MAX_PART
         with pytest.raises(UserError, match="cannot be right"):
             file.read(files.MAX_PART + 1)

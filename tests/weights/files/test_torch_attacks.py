@@ -146,7 +146,7 @@ def test_a_cut_file_is_found_out_before_its_tensors_are_asked_for(tmp_path, form
     path = tmp_path / "a.bin"
     torch_files.write(path, {"a": FLOATS}, form)
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(UserError), torch_file.opened(path):
+    with pytest.raises(UserError), torch_file.open_file(path):
         pass
 
 
@@ -223,7 +223,7 @@ resource.setrlimit(resource.RLIMIT_AS, (taken + (1 << 30),) * 2)
 for path in map(Path, sys.argv[1:]):
     start = time.process_time()
     try:
-        with torch_file.opened(path) as file:
+        with torch_file.open_file(path) as file:
             text = f"{len([file.get_tensor(name) for name in file.keys()])} tensors"
     except UserError as error:
         text = str(error)

@@ -112,7 +112,7 @@ def write_alone(state):
 
 
 def read(state):
-    return {k: tensor.get() for k, tensor in orbax_arrays.opened(state).items()}
+    return {k: tensor.get() for k, tensor in orbax_arrays.open_tensors(state).items()}
 
 
 OTHER = """
@@ -201,7 +201,7 @@ def test_a_shape_that_the_files_cannot_hold_is_refused(tmp_path):
     for shape in ([1 << 40, 1 << 20], [1 << 30, 32]):
         file.write_text(json.dumps(json.loads(file.read_text()) | {"shape": shape}))
         with pytest.raises(UserError, match="bytes and would unpack to"):
-            orbax_arrays.opened(tmp_path / "state")
+            orbax_arrays.open_tensors(tmp_path / "state")
 
 
 def test_a_folder_of_something_else_is_one_line(tmp_path):
