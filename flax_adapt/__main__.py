@@ -2,7 +2,7 @@
 
 Flags only, no logic: help and refusals come from `commands.table`, without importing JAX or
 the module of any command. Exit code 0, or one line on stderr: 2 for a user's mistake, 1 for
-a run that broke down. SIGTERM: a checkpoint, one line, exit code 0.
+a run that broke down. SIGTERM and Ctrl-C: a checkpoint, one line, exit code 0.
 """
 
 import importlib
@@ -19,7 +19,7 @@ from typing import Any
 from absl import flags
 from absl import logging as absl_logging
 
-from flax_adapt.base import config
+from flax_adapt.base import config, errors
 from flax_adapt.base.errors import NonFiniteError, Preempted, UserError
 from flax_adapt.base.version import __version__
 from flax_adapt.commands.table import COMMANDS, REQUIRED
@@ -185,7 +185,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = arguments[0]
     try:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, _stop)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, _stop)
         if command not in COMMANDS:
             known = ", ".join(COMMANDS)
             raise UserError(f"{command!r} is no command; there are: {known}")
@@ -196,8 +197,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Preempted as stop:
         print(f"{stop}; run the same command to continue")
     except (UserError, OSError, NonFiniteError) as error:
-        print(f"flax-adapt: {_one_line(error)}", file=sys.stderr, flush=True)
-        return _leave(1 if isinstance(error, NonFiniteError) else 2)
+        return _refuse(error, 1 if isinstance(error, NonFiniteError) else 2)
+    except Exception as error:
+        if errors.full_disk(error) is None:
+            raise
+        return _refuse(error, 2)
     return 0
 
 
@@ -206,6 +210,15 @@ def _call(command: str, arguments: dict[str, Any]) -> None:
     function = COMMANDS[command].function
     module = importlib.import_module(f"flax_adapt.commands.{function}")
     getattr(module, function)(**arguments)
+
+
+def _refuse(error: Exception, code: int) -> int:
+    """Prints the one line of an error."""
+    text, problem = _one_line(error), errors.full_disk(error)
+    if problem is not None and not isinstance(error, UserError):
+        text = f"{problem}: make room, then run the same command again"
+    print(f"flax-adapt: {text}", file=sys.stderr, flush=True)
+    return _leave(code)
 
 
 def _leave(code: int) -> int:

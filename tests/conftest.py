@@ -148,7 +148,7 @@ def few_programs():
 def main(capsys):
     """Runs a command in this process; returns (exit code, stdout, stderr).
 
-    `main` expects a process of its own: its signal handler is put back.
+    `main` expects a process of its own: its signal handlers are put back.
     """
     from flax_adapt import __main__
 
@@ -156,9 +156,11 @@ def main(capsys):
         code = __main__.main(arguments)
         return code, *capsys.readouterr()
 
-    handler = signal.getsignal(signal.SIGTERM)
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    handlers = [signal.getsignal(number) for number in numbers]
     yield main
-    signal.signal(signal.SIGTERM, handler)
+    for number, handler in zip(numbers, handlers, strict=True):
+        signal.signal(number, handler)
     # Its log goes to what was captured of this test, which is closed now.
     log = logging.getLogger("flax_adapt")
     log.handlers.clear()

@@ -1,11 +1,15 @@
 """Exceptions that end a command: a user's mistake, a breakdown of a run, a stop."""
 
 import contextlib
+import errno
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
 T = TypeVar("T")
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# As libraries that write in other languages put it.
+_NO_ROOM_WORDS = r"No space left on device|Disk quota exceeded|File too large"
 
 
 class UserError(ValueError):
@@ -45,3 +49,18 @@ def choose(what: str, name: str, table: Mapping[str, T]) -> T:
 def unknown(what: str, name: str, choices: Iterable[str]) -> str:
     """Returns the message that a field names none of its choices."""
     return f"{what}={name!r} is unknown; choose one of {sorted(choices)}"
+
+
+def full_disk(error: BaseException | None) -> str | None:
+    """What the system says where a write failed for lack of room, else None.
+
+    Looks at the error and at those that it was raised from.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            where = f": {error.filename}" if error.filename else ""
+            return f"{error.strerror}{where}"
+        if words := re.search(_NO_ROOM_WORDS, str(error)):
+            return words[0]
+        error = error.__cause__ or error.__context__
+    return None

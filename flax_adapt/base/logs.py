@@ -1,11 +1,13 @@
 """What a run leaves to read: metrics, TensorBoard events, JSON files, tables, a bar."""
 
+import contextlib
 import json
 import math
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -27,19 +29,17 @@ class MetricWriter:
 
     def __init__(self, workdir: PathLike, stage: str, *, step: int, is_writer: bool):
         """`is_writer` is true on process 0 only; elsewhere every call does nothing."""
-        self._stage = stage
+        self._workdir, self._stage = Path(workdir), stage
         self._file, self._events = None, None
         if not is_writer:
             return
-        from tensorboardX import SummaryWriter
-
         path = Path(workdir) / "metrics.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         _drop_after(path, stage, step)
         self._file = path.open("a", encoding="utf-8")
         # TensorBoard hides what an earlier attempt wrote from `purge_step` on.
         events = Path(workdir) / "events" / stage
-        self._events = SummaryWriter(str(events), purge_step=step + 1 if step else 0)
+        self._events = _Events(events, purge_step=step + 1 if step else 0)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Appends one line; it is on its way to the disk when this returns."""
@@ -47,21 +47,66 @@ class MetricWriter:
             return
         line = {"stage": self._stage, "step": int(step)}
         line |= {name: float(value) for name, value in values.items()}
-        self._file.write(json.dumps(plain(line)) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._events.add_scalar(name, float(value), int(step))
+        with self._named():
+            self._file.write(json.dumps(plain(line)) + "\n")
+            self._file.flush()
+            self._events.write(int(step), values)
 
     def close(self) -> None:
-        if self._file is not None and self._events is not None:
-            self._file.close()
-            self._events.close()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._named())
+            for opened in (self._file, self._events):
+                if opened is not None:
+                    stack.callback(opened.close)
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """Names the files where writing fails: the system does not say which."""
+        try:
+            yield
+        except OSError as error:
+            files = f"{self._workdir}/metrics.jsonl or {self._workdir}/events"
+            raise OSError(error.errno, error.strerror, files) from error
 
     def __enter__(self) -> "MetricWriter":
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+class _Events:
+    """Scalars for TensorBoard, written by the thread that asks for it.
+
+    tensorboardX's own SummaryWriter writes in a thread, whose errors nobody can catch.
+    """
+
+    FLUSH_SECONDS = 10.0
+
+    def __init__(self, folder: Path, purge_step: int):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.summary import scalar
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self._event, self._scalar, self._flushed = Event, scalar, time.monotonic()
+        self._file = EventsWriter(str(folder / "events"))
+        begin = SessionLog(status=SessionLog.START)
+        self._add(purge_step, session_log=begin)
+
+    def _add(self, step: int, **what: Any) -> None:
+        event = self._event(wall_time=time.time(), step=step, **what)
+        self._file.write_event(event)
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        for name, value in values.items():
+            self._add(step, summary=self._scalar(name, float(value)))
+        if time.monotonic() > self._flushed + self.FLUSH_SECONDS:
+            self._file.flush()
+            self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def read_metrics(workdir: PathLike) -> list[dict[str, Any]]:
@@ -75,11 +120,15 @@ def read_metrics(workdir: PathLike) -> list[dict[str, Any]]:
 
 def _parse(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
+        found = json.loads(line)
+        if not (isinstance(found, dict) and {"stage", "step"} <= found.keys()):
+            raise ValueError("it is no object with a stage and a step")
+    except ValueError as error:
         raise UserError(
-            f"{path}, line {number} is not JSON ({error}): mend or delete that line"
+            f"{path}, line {number} is not JSON of a step ({error}): mend or delete that "
+            "line"
         ) from None
+    return found
 
 
 def _drop_after(path: Path, stage: str, step: int) -> None:
@@ -152,9 +201,10 @@ def write_json(path: PathLike, value: Any) -> None:
 
 
 def read_json(path: PathLike) -> Any:
+    """Returns what a file of JSON holds; raises UserError where it is something else."""
     try:
         return json.loads(Path(path).read_text("utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # no JSON, or not even UTF-8
         raise UserError(f"{path} is not JSON ({error}): mend or delete it") from None
 
 

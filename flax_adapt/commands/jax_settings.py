@@ -2,6 +2,7 @@
 
 import os
 import re
+import warnings
 from pathlib import Path
 
 import jax
@@ -29,6 +30,8 @@ def set_jax_up(workdir: Path, precision: str) -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(workdir / "xla_cache"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    # The cache only saves time: what a full or damaged disk does to it is no news.
+    warnings.filterwarnings("ignore", ".* persistent compilation cache entry.*")
     # Accelerators multiply float32 in fewer bits unless told not to.
     precise = errors.choose("precision", precision, MATMUL_PRECISION)
     jax.config.update("jax_default_matmul_precision", precise)

@@ -60,7 +60,7 @@ def evaluate(config: Any, workdir: Path) -> list[dict[str, Any]]:
     of `init`; where it has `wide`, also sparsity and the accuracy of other probes. Each
     section of `more_evaluations` adds rows that name its data.
     """
-    finished = recipe.finished(config, workdir)
+    finished = recipe.measurable(config, workdir)
     if not finished:
         raise UserError(
             f"{workdir} holds no finished stage of this config; run it first"

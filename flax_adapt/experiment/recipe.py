@@ -1,5 +1,6 @@
 """An experiment: its stages in order, each once; continues wherever it stopped."""
 
+import contextlib
 import statistics
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from flax_adapt import data
 from flax_adapt.base import config as configs
 from flax_adapt.base import logs
 from flax_adapt.base.errors import UserError
-from flax_adapt.experiment import held_out, sweep
+from flax_adapt.experiment import held_out, lock, sweep
 from flax_adapt.stage import check, loop
 from flax_adapt.stage.stage import Stage
 from flax_adapt.train.preemption import Preemption
@@ -27,9 +28,9 @@ def run(config: Any, workdir: Path, *, force: bool) -> list[dict[str, Any]]:
     check.experiment(config)
     held_out.check(config)
     _check_sources(config, workdir)
-    _claim(config, workdir, force)
     results = []
-    with Preemption() as preemption:
+    with _only_run(workdir), Preemption() as preemption:
+        _claim(config, workdir, force)
         for section in config.stages:
             tuned = sweep.choose_rate(config, section, workdir, preemption)
             for stage in _seeds(config, tuned, workdir):
@@ -56,7 +57,24 @@ def is_done(config: Any, workdir: Path) -> bool:
 def finished(config: Any, workdir: Path) -> list[Stage]:
     """What of `stage_runs` is done."""
     runs = stage_runs(config, workdir)
-    return [stage for stage in runs if (stage.folder / loop.RESULT).exists()]
+    return [stage for stage in runs if loop.is_done(stage)]
+
+
+def measurable(config: Any, workdir: Path) -> list[Stage]:
+    """What is `finished`; raises UserError where the export of a result is missing."""
+    for stage in stage_runs(config, workdir):
+        if (stage.folder / loop.RESULT).exists() and not loop.is_done(stage):
+            raise UserError(
+                f"stage {stage.label} has a result, but its export is missing from "
+                f"{stage.folder}; `flax-adapt run` with the same config makes it again"
+            )
+    return finished(config, workdir)
+
+
+def _only_run(workdir: Path) -> contextlib.AbstractContextManager[None]:
+    """Process 0 holds the workdir for all processes of a run."""
+    is_first = jax.process_index() == 0
+    return lock.hold(workdir) if is_first else contextlib.nullcontext()
 
 
 def _check_sources(config: Any, workdir: Path) -> None:
@@ -71,7 +89,7 @@ def _check_sources(config: Any, workdir: Path) -> None:
             sections += data.replay_sections(config_stage.replay)
         for section in sections:
             where = {name: section[name] for name in ("source", "data_dir", "split")}
-            if where not in opened and not (stage.folder / loop.RESULT).exists():
+            if where not in opened and not loop.is_done(stage):
                 data.source.open_source(section)
                 opened.append(where)
 

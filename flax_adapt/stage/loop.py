@@ -1,5 +1,6 @@
 """One stage, from its config to a finished export: the table of contents of training."""
 
+import contextlib
 import logging
 import math
 import time
@@ -16,12 +17,12 @@ from flax_adapt.base.types import Metrics
 from flax_adapt.stage import data as inputs
 from flax_adapt.stage import stage as stages
 from flax_adapt.stage import training
+from flax_adapt.stage.result import RESULT, is_done, read_result
 from flax_adapt.stage.stage import Stage
 from flax_adapt.train import optim, sharding
 from flax_adapt.train import step as steps
 from flax_adapt.train.preemption import Preemption
 
-RESULT = "result.json"
 log = logging.getLogger(__name__)
 
 
@@ -32,8 +33,8 @@ def train_and_evaluate(stage: Stage, preemption: Preemption) -> dict[str, Any]:
     Preempted after SIGTERM (a complete checkpoint is on disk) and NonFiniteError where
     training broke down (the last good checkpoint is kept).
     """
-    if (stage.folder / RESULT).exists():
-        return logs.read_json(stage.folder / RESULT)
+    if is_done(stage):
+        return read_result(stage)
     run = Run(stage, preemption)
     try:
         start = run.restore()
@@ -85,6 +86,7 @@ class Run:
         if config.eval is not None:
             self._prepare_eval()
         self.bar: Any = None
+        self.writer: logs.MetricWriter | None = None
         self.warned = False
         self._open_folder()
 
@@ -117,12 +119,6 @@ class Run:
         is_writer = jax.process_index() == 0
         if is_writer and self.report is not None:
             logs.write_json(stage.folder / "import_report.json", self.report.to_json())
-        self.writer = logs.MetricWriter(
-            stage.workdir,
-            stage.label,
-            step=self.checkpoints.latest_step() or 0,
-            is_writer=is_writer,
-        )
 
     def restore(self) -> int:
         """Returns the step to continue after: of the last checkpoint, or 0."""
@@ -141,6 +137,12 @@ class Run:
                 f"num_steps={self.config.num_steps}; raise it or delete "
                 f"{self.stage.folder / 'checkpoints'}"
             )
+        self.writer = logs.MetricWriter(
+            self.stage.workdir,
+            self.stage.label,
+            step=step,
+            is_writer=jax.process_index() == 0,
+        )
         self.reported = (step, time.perf_counter())
         self.bar = logs.progress(
             self.config.num_steps,
@@ -214,7 +216,7 @@ class Run:
         self.warned = self.warned or inputs.warn_of_overflow(self.stage, values)
         rates = {"lr": float(self.schedule(step - 1)), "examples_per_second": speed}
         counts = {"bad_files": len(self.examples.bad_files)}
-        self.writer.write(step, {**values, **rates, **counts})
+        self._write(step, {**values, **rates, **counts})
         logs.show(self.bar, step, loss=values["loss"], examples_per_second=speed)
         self.meter = Meter()
 
@@ -238,7 +240,7 @@ class Run:
                 f"{values}; lower optim.lr or set optim.clip_norm"
             )
         self.progress |= {"eval": values, "evaluated": step}
-        self.writer.write(step, {f"eval_{name}": v for name, v in values.items()})
+        self._write(step, {f"eval_{name}": v for name, v in values.items()})
 
     def _save(self, step: int) -> None:
         self._collect()
@@ -275,8 +277,14 @@ class Run:
             logs.write_json(self.stage.folder / RESULT, result)
         return result
 
+    def _write(self, step: int, values: dict[str, float]) -> None:
+        assert self.writer is not None  # `restore` opens it, before the first step
+        self.writer.write(step, values)
+
     def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-        self.writer.close()
-        self.checkpoints.close()
+        """Closes all three, also where one of them cannot write what it holds."""
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.checkpoints.close)
+            for opened in (self.writer, self.bar):
+                if opened is not None:
+                    stack.callback(opened.close)

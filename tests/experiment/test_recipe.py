@@ -100,6 +100,9 @@ def trained(monkeypatch):
         known = json.loads(written.read_text()) if written.exists() else []
         ran.append((stage.label, [row["stage"] for row in known]))
         (stage.folder / "checkpoints/1").mkdir(parents=True, exist_ok=True)
+        (stage.folder / "export").mkdir(exist_ok=True)
+        for name in ("config.json", "model.safetensors"):
+            (stage.folder / "export" / name).write_text("{}")
         done = result(stage.config.name, 0.5, stage.run_seed)
         (stage.folder / loop.RESULT).write_text(json.dumps(done))
         return done

@@ -1,0 +1,122 @@
+"""A workdir belongs to one run at a time: a second one is refused, a dead one is not.
+
+`lock.json` is locked by the kernel (flock) while a run is alive, so that the end of its
+process, by whatever signal, frees it: a process number that is used again cannot deceive.
+It names host, process and start, for the message. Some network file systems lock only
+within a host, or not at all. So a run also touches the file every `BEAT_SECONDS`, and a
+file that names another host and was not released is watched for `WATCH_SECONDS`: touched,
+it belongs to a live run; else to one that died. No clocks of two hosts are compared.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from flax_adapt.base.errors import UserError
+
+if sys.platform != "win32":  # there the file is watched
+    import fcntl
+
+FILE = "lock.json"
+BEAT_SECONDS, WATCH_SECONDS = 5.0, 20.0
+log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def hold(workdir: Path) -> Iterator[None]:
+    """Holds the lock of `workdir`; raises UserError while another run holds it."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / FILE
+    with path.open("a+", encoding="utf-8") as file:
+        _acquire(workdir, path, file)
+        _write(file, _describe_this_run())
+        stopped = threading.Event()
+        threading.Thread(target=_beat, args=(path, stopped), daemon=True).start()
+        try:
+            yield
+        finally:
+            stopped.set()
+            _write(file, None)
+
+
+def _acquire(workdir: Path, path: Path, file: IO[str]) -> None:
+    locked, owner = _flock(file), _read(file)
+    if locked is False:
+        raise UserError(_in_use(workdir, owner))
+    # The kernel knows the runs of this host; of others only where flock reaches them.
+    known_dead = locked and (owner is None or owner["host"] == socket.gethostname())
+    if owner is None or known_dead:
+        return
+    log.info("%s: watching whether its run on %s is alive", workdir, owner["host"])
+    if _is_touched(path):
+        raise UserError(_in_use(workdir, owner))
+
+
+def _flock(file: IO[str]) -> bool | None:
+    """Whether the file is locked now; None where there are no such locks."""
+    if sys.platform == "win32":
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def _is_touched(path: Path) -> bool:
+    """Whether another process touches the file while it is watched."""
+    before, end = path.stat().st_mtime_ns, time.monotonic() + WATCH_SECONDS
+    while time.monotonic() < end:
+        time.sleep(BEAT_SECONDS / 5)
+        with path.open():  # a network file system looks again at what is opened
+            if path.stat().st_mtime_ns != before:
+                return True
+    return False
+
+
+def _in_use(workdir: Path, owner: dict[str, Any] | None) -> str:
+    who = "another run"
+    if owner is not None:
+        who = f"process {owner['pid']} on {owner['host']}, since {owner['since']}"
+    return (
+        f"{workdir} is in use by {who}: wait for it, stop it, or use another --workdir"
+    )
+
+
+def _describe_this_run() -> dict[str, Any]:
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    return {"host": socket.gethostname(), "pid": os.getpid(), "since": since}
+
+
+def _read(file: IO[str]) -> dict[str, Any] | None:
+    """Who wrote the file; None after a run that released it."""
+    file.seek(0)
+    try:
+        owner = json.loads(file.read())
+        return {name: owner[name] for name in ("host", "pid", "since")}
+    except (ValueError, TypeError, KeyError):  # empty, or torn by a full disk
+        return None
+
+
+def _write(file: IO[str], owner: dict[str, Any] | None) -> None:
+    file.seek(0)
+    file.truncate()
+    if owner is not None:
+        file.write(json.dumps(owner) + "\n")
+    file.flush()
+
+
+def _beat(path: Path, stopped: threading.Event) -> None:
+    while not stopped.wait(BEAT_SECONDS):
+        with contextlib.suppress(OSError):
+            os.utime(path)
