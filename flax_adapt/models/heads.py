@@ -145,3 +145,33 @@ def normalize(
         return x_BD
     rows_B = None if key_B is None else weight_B
     return norm(x_BD[:, None, None], rows_B)[:, 0, 0]
+
+
+class LinearClassifier(nn.Module):
+    """The end of a classifier of transformers: one linear head in float32.
+
+    A projector before it is a part of training alone (Bordes et al. 2023), and so is batch
+    norm right before the head, `head_norm` (of a linear probe). `setup` of a subclass
+    calls `make_head`.
+    """
+
+    pooling: str
+    num_classes: int
+    projector_config: ProjectorConfig | None
+    head_norm: bool
+
+    @property
+    def keeps_statistics(self) -> bool:
+        """Whether batches are told what counts in them, see `batch_stats`."""
+        return self.head_norm
+
+    def make_head(self) -> None:
+        """Makes the layers behind the pooling."""
+        self.projector = make_projector(self.projector_config)
+        self.norm = make_norm(self.head_norm)
+        self.head = layers.Dense(self.num_classes, True, layers.NORMAL, jnp.float32)
+
+    def read(self, x_BD: Array, key_B: Key | None, weight_B: Array | None) -> Array:
+        """Returns what the head is given of pooled features; as for `normalize`."""
+        x_BD = project(self.projector, x_BD)
+        return normalize(self.norm, x_BD, key_B, weight_B)

@@ -15,7 +15,6 @@ from flax_adapt.base.types import Array, Key, Layout, Text
 from flax_adapt.models import architecture, bert, heads, layers
 from flax_adapt.models.architecture import GELU
 from flax_adapt.models.bert import BertConfig
-from flax_adapt.models.heads import ProjectorConfig
 from flax_adapt.models.layers import NORMAL, Dtype, Mix
 
 
@@ -166,31 +165,19 @@ class MaskedLM(TextModel):
         return self.mlm(x_BMD, self.encoder.embed.token)
 
 
-class TextClassifier(TextModel):
-    """Encoder, pooling, dropout, one linear head in float32; one class: regression.
+class TextClassifier(heads.LinearClassifier, TextModel):
+    """Encoder, pooling, dropout, one linear head; see `heads.LinearClassifier`.
 
     pooling "pooler" has the tanh layer on CLS before the dropout: Hugging Face's
     classifiers. RoBERTa's has a further dropout before that layer, which ours leaves
-    out: dropout of the last block has just been there. A projector behind the pooling is
-    a part of training alone, and so is `head_norm` (see `vit.Classifier`).
+    out: dropout of the last block has just been there. One class is regression.
     """
-
-    pooling: str
-    num_classes: int
-    projector_config: ProjectorConfig | None
-    head_norm: bool
-
-    @property
-    def keeps_statistics(self) -> bool:
-        return self.head_norm
 
     def setup(self) -> None:
         self.encoder = self.make_encoder()
         if self.pooling == "pooler":
             self.pooler = make_pooler(self.config)
-        self.projector = heads.make_projector(self.projector_config)
-        self.norm = heads.make_norm(self.head_norm)
-        self.head = layers.Dense(self.num_classes, True, NORMAL, jnp.float32)
+        self.make_head()
 
     def __call__(
         self,
@@ -204,8 +191,7 @@ class TextClassifier(TextModel):
         """
         x_BLD = self.encode(text, key_B, mix)[-1].astype(jnp.float32)
         key_B = layers.fold_or_none(key_B, 1 + architecture.num_blocks(self.config))
-        x_BD = heads.project(self.projector, self._pool(x_BLD, text.segments_BL))
-        x_BD = heads.normalize(self.norm, x_BD, key_B, weight_B)
+        x_BD = self.read(self._pool(x_BLD, text.segments_BL), key_B, weight_B)
         return self.head(layers.dropout(x_BD, self.dropout, key_B))
 
     def _pool(self, x_BLD: Array, segments_BL: Array) -> Array:

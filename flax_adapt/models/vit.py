@@ -17,7 +17,6 @@ from flax_adapt.base.errors import UserError, choose
 from flax_adapt.base.types import Array, Key, Layout
 from flax_adapt.models import architecture, heads, layers
 from flax_adapt.models.architecture import ViTConfig
-from flax_adapt.models.heads import ProjectorConfig
 from flax_adapt.models.layers import NORMAL, Dtype, Initialiser, Mix
 from flax_adapt.models.resnet_config import ResNetConfig
 
@@ -262,27 +261,12 @@ class ViT(ImageModel):
         return x_BLD, pooled_BD
 
 
-class Classifier(ImageModel):
-    """Encoder, pooling (see POOLING), one linear head in float32.
-
-    A projector between the two is a part of training alone (Bordes et al. 2023), and so
-    is batch norm right before the head, `head_norm` (of a linear probe).
-    """
-
-    pooling: str
-    num_classes: int
-    projector_config: ProjectorConfig | None
-    head_norm: bool
-
-    @property
-    def keeps_statistics(self) -> bool:
-        return self.head_norm
+class Classifier(heads.LinearClassifier, ImageModel):
+    """Encoder, pooling (see POOLING), one linear head; see `heads.LinearClassifier`."""
 
     def setup(self) -> None:
         self.encoder = self.make_encoder(VIT)
-        self.projector = heads.make_projector(self.projector_config)
-        self.norm = heads.make_norm(self.head_norm)
-        self.head = layers.Dense(self.num_classes, True, NORMAL, jnp.float32)
+        self.make_head()
 
     def __call__(
         self,
@@ -295,5 +279,4 @@ class Classifier(ImageModel):
         `heads.normalize`.
         """
         x_BD = self.pool(self.encode(image_BYXC, key_B, mix), self.pooling)
-        x_BD = heads.project(self.projector, x_BD)
-        return self.head(heads.normalize(self.norm, x_BD, key_B, weight_B))
+        return self.head(self.read(x_BD, key_B, weight_B))

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from flax_adapt import data, models, weights
 from flax_adapt.base.types import Array, Batch, Params
 from flax_adapt.data.images import image
-from flax_adapt.surgery import SURGERY, last_block, moments
+from flax_adapt.surgery import SURGERY, Trained, last_block, moments
 from flax_adapt.train import sharding
 from flax_adapt.weights import strict
 
@@ -31,8 +31,8 @@ def resize(
     """
     key = jax.random.fold_in(jax.random.key(seed), _DRAW)
     leaves = (strict.flatten(loaded), strict.flatten(init))
-    surgery = SURGERY[found["kind"]]
-    done = surgery.resize(*leaves, found, section, key, components_dD)
+    trained = Trained(*leaves, found, section, key, components_dD)
+    done = SURGERY[found["kind"]].resize(trained)
     return (
         strict.unflatten(done.leaves),
         weights.Report(reshaped=done.rules),

@@ -2,7 +2,7 @@
 
 check_resize(section, config.model, init_from)
 surgery = SURGERY[config.model.kind]
-resized = surgery.resize(leaves, init, config_model, section, key, components)
+resized = surgery.resize(Trained(leaves, init, config_model, section, key, components))
 
 params = lora.add(params, section, key)
 params = lora.merge(params, section)
@@ -12,12 +12,9 @@ backbone = drop_adaptors(params)
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
-
 from flax_adapt import models
 from flax_adapt.base import checks
 from flax_adapt.base.checks import Check, Context, Row, builds, present
-from flax_adapt.base.types import Key
 from flax_adapt.surgery import (
     adaptors,
     heads,
@@ -28,11 +25,12 @@ from flax_adapt.surgery import (
     resnet,
 )
 from flax_adapt.surgery.adaptors import drop as drop_adaptors
-from flax_adapt.surgery.last_block import Leaves, Resized
+from flax_adapt.surgery.last_block import Resized, Trained
 
 __all__ = [
     "SURGERY",
     "Surgery",
+    "Trained",
     "Wanted",
     "adaptors",
     "check_resize",
@@ -52,15 +50,7 @@ class Surgery(Protocol):
     # Rules of a `model.resize`: their subject is a `Wanted`.
     ROWS: Sequence[Row]
 
-    def resize(
-        self,
-        leaves: Leaves,
-        init: Leaves,
-        config_model: Any,
-        section: Any,
-        key: Key,
-        components_dD: np.ndarray | None,
-    ) -> Resized: ...
+    def resize(self, trained: Trained) -> Resized: ...
 
 
 # Kind of model -> how its last block is resized.

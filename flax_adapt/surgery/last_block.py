@@ -37,8 +37,40 @@ TOKENS: dict[str, Callable[[Layout], Array]] = {
 READERS = r"(decoder/embed|mlm/transform|pooler|head)/kernel"
 
 
+class Trained(NamedTuple):
+    """Trained weights with an ordinary last block, and what that block shall become.
+
+    leaves: of the model `config_model`. init: fresh ones of the new model. section:
+    `model.resize`, of which the rows of its kind hold. key: draws the features that are
+    new. components_dD: of the init "pca", `moments.components`; None for others.
+    """
+
+    leaves: Leaves
+    init: Leaves
+    config_model: Mapping[str, Any]
+    section: Any
+    key: Key
+    components_dD: np.ndarray | None
+
+    @property
+    def where(self) -> "Places":
+        """The leaves of a transformer that its last block changes."""
+        return places(self.config_model)
+
+    @property
+    def readers(self) -> list[str]:
+        """The leaves that have a row for each feature; a pooler hides those from a head."""
+        found = [leaf for leaf in self.leaves if re.fullmatch(READERS, leaf)]
+        hidden = "head/kernel" if "pooler/kernel" in found else ""
+        return [leaf for leaf in found if leaf != hidden]
+
+
 class Resized(NamedTuple):
-    """What became of the weights: leaves; leaf -> what was done; leaves that start anew."""
+    """Weights of the new model.
+
+    leaves: those that were kept or changed. rules: leaf -> how it was changed. fresh: names
+    of leaves that start as new ones.
+    """
 
     leaves: dict[str, Any]
     rules: dict[str, str]
@@ -82,19 +114,8 @@ def features_of(states: Sequence[Array], sums: Any, section: Any) -> Array:
     return x_BLd
 
 
-def resize(
-    leaves: Leaves,
-    init: Leaves,
-    config_model: Mapping[str, Any],
-    section: Any,
-    key: Key,
-    components_dD: np.ndarray | None,
-) -> Resized:
+def resize(trained: Trained) -> Resized:
     """Returns the leaves of a model with another last block.
-
-    leaves: of the model `config_model`, an ordinary one. init: fresh ones of the new
-    model, whose new block "extra" starts from. section: `model.resize`, checked. key:
-    draws the features that are new. components_dD: of "pca", `moments.components`.
 
     "preserve" leaves the first d features what they were, to the digit: W_2 = [W_2 | N],
     W_s = [I | N], and the norm goes by the mean and variance of the first d alone
@@ -103,30 +124,9 @@ def resize(
     "pca" keeps what the principal components P keep: W_2 = W_2 P, W_s = P, readers P' K;
     the norm is new: that of D features is another one than that of d. Only directions are
     kept: readers start without the old norm's scale and bias, and without the mean.
-    "random": what is new or of another shape starts anew.
+    "random": leaves that are new or of another shape start as fresh ones.
     """
-    chosen = INITS[section["init"]]
-    where = places(config_model)
-    given = Given(dict(leaves), init, where, section, key, components_dD)
-    return chosen.make(given)
-
-
-class Given(NamedTuple):
-    """The arguments of `resize`, together."""
-
-    leaves: dict[str, Any]
-    init: Leaves
-    where: Places
-    section: Any
-    key: Key
-    components_dD: np.ndarray | None
-
-    @property
-    def readers(self) -> list[str]:
-        """The leaves that have a row for each feature; a pooler hides those from a head."""
-        found = [leaf for leaf in self.leaves if re.fullmatch(READERS, leaf)]
-        hidden = "head/kernel" if "pooler/kernel" in found else ""
-        return [leaf for leaf in found if leaf != hidden]
+    return INITS[trained.section["init"]].make(trained)
 
 
 def _noise(key: Key, rows: int, columns: int, scale: float) -> np.ndarray:
@@ -140,21 +140,21 @@ def _widened(array: Any, more: np.ndarray) -> np.ndarray:
     return np.concatenate([np.asarray(array, np.float32), more], axis=-1)
 
 
-def _preserve(given: Given) -> Resized:
+def _preserve(trained: Trained) -> Resized:
     make = {"resized": _expand_block, "linear": _expand_linear, "extra": _add_block}
-    leaves, rules = make[given.section["kind"]](given)
-    new = given.section["width"] - given.where.width
-    for name in given.readers if new else ():
+    leaves, rules = make[trained.section["kind"]](trained)
+    new = trained.section["width"] - trained.where.width
+    for name in trained.readers if new else ():
         kernel = np.asarray(leaves[name], np.float32)
         leaves[name] = np.pad(kernel, ((0, new), (0, 0)))
         rules[name] = f"{new} rows of zeros added"
     return Resized(leaves, rules, ())
 
 
-def _expand_block(given: Given) -> tuple[dict[str, Any], dict[str, str]]:
-    leaves, (width, down, shortcut, norm, *_) = given.leaves, given.where
-    new, scale = given.section["width"] - width, given.section["noise"]
-    down_key, shortcut_key = jax.random.split(given.key)
+def _expand_block(trained: Trained) -> tuple[dict[str, Any], dict[str, str]]:
+    leaves, (width, down, shortcut, norm, *_) = trained.leaves, trained.where
+    new, scale = trained.section["width"] - width, trained.section["noise"]
+    down_key, shortcut_key = jax.random.split(trained.key)
     kernel = leaves[f"{down}/kernel"]
     changed = {
         f"{down}/kernel": _widened(kernel, _noise(down_key, len(kernel), new, scale)),
@@ -164,40 +164,40 @@ def _expand_block(given: Given) -> tuple[dict[str, Any], dict[str, str]]:
         f"{norm}/bias": _widened(leaves[f"{norm}/bias"], np.zeros(new, np.float32)),
     }
     rule = f"expanded from {width} features, which stay as they were"
-    return leaves | changed, dict.fromkeys(changed, rule)
+    return {**leaves, **changed}, dict.fromkeys(changed, rule)
 
 
-def _expand_linear(given: Given) -> tuple[dict[str, Any], dict[str, str]]:
-    width, linear = given.where.width, given.where.linear
-    new, scale = given.section["width"] - width, given.section["noise"]
+def _expand_linear(trained: Trained) -> tuple[dict[str, Any], dict[str, str]]:
+    width, linear = trained.where.width, trained.where.linear
+    new, scale = trained.section["width"] - width, trained.section["noise"]
     changed = {
         f"{linear}/kernel": _widened(
-            np.eye(width), _noise(given.key, width, new, scale)
+            np.eye(width), _noise(trained.key, width, new, scale)
         ),
         f"{linear}/bias": np.zeros(width + new, np.float32),
     }
     rule = f"starts as the {width} features there were, and random ones"
-    return given.leaves | changed, dict.fromkeys(changed, rule)
+    return {**trained.leaves, **changed}, dict.fromkeys(changed, rule)
 
 
-def _add_block(given: Given) -> tuple[dict[str, Any], dict[str, str]]:
+def _add_block(trained: Trained) -> tuple[dict[str, Any], dict[str, str]]:
     """What the new block adds to the residual stream is zero at first."""
-    block = given.where.extra
+    block = trained.where.extra
     ends = rf"{block}/(attention/out|mlp/down)/(kernel|bias)"
     changed = {
         name: np.zeros(leaf.shape, np.float32) if re.fullmatch(ends, name) else leaf
-        for name, leaf in given.init.items()
+        for name, leaf in trained.init.items()
         if name.startswith(f"{block}/")
     }
     rule = "a new block, which adds nothing at first"
-    return given.leaves | changed, dict.fromkeys(changed, rule)
+    return {**trained.leaves, **changed}, dict.fromkeys(changed, rule)
 
 
-def _narrow(given: Given) -> Resized:
-    P_dD = given.components_dD
+def _narrow(trained: Trained) -> Resized:
+    P_dD = trained.components_dD
     assert P_dD is not None  # `stage_resize` computes them for "pca"
-    leaves, (width, down, shortcut, norm, linear, _) = given.leaves, given.where
-    if given.section["kind"] == "linear":
+    leaves, (width, down, shortcut, norm, linear, _) = trained.leaves, trained.where
+    if trained.section["kind"] == "linear":
         changed = {
             f"{linear}/kernel": P_dD,
             f"{linear}/bias": np.zeros(P_dD.shape[1]),
@@ -209,21 +209,23 @@ def _narrow(given: Given) -> Resized:
         }
         changed[shortcut] = P_dD
         fresh = (f"{norm}/scale", f"{norm}/bias")
-    changed |= {name: P_dD.T @ np.asarray(leaves[name]) for name in given.readers}
+    changed |= {name: P_dD.T @ np.asarray(leaves[name]) for name in trained.readers}
     changed = {name: array.astype(np.float32) for name, array in changed.items()}
     rule = f"{P_dD.shape[1]} principal components of {width} features"
-    return Resized(leaves | changed, dict.fromkeys(changed, rule), fresh)
+    return Resized({**leaves, **changed}, dict.fromkeys(changed, rule), fresh)
 
 
-def _anew(given: Given) -> Resized:
-    where = given.where
+def _anew(trained: Trained) -> Resized:
+    where = trained.where
     new = {
         "resized": (where.down, where.shortcut, where.norm),
         "linear": (where.linear,),
         "extra": (where.extra,),
-    }[given.section["kind"]]
-    same_width = given.section["width"] == where.width
-    return Resized(given.leaves, {}, (*new, *([] if same_width else given.readers)))
+    }[trained.section["kind"]]
+    same_width = trained.section["width"] == where.width
+    return Resized(
+        dict(trained.leaves), {}, (*new, *([] if same_width else trained.readers))
+    )
 
 
 class Init(NamedTuple):
@@ -231,7 +233,7 @@ class Init(NamedTuple):
 
     fits: Callable[[int, int], bool]
     what: str
-    make: Callable[[Given], Resized]
+    make: Callable[[Trained], Resized]
 
 
 INITS = {

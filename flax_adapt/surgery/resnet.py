@@ -5,20 +5,16 @@ to them. The paper trains all of it from scratch; to take the other weights from
 checkpoint is ours.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-import numpy as np
+from collections.abc import Sequence
 
 from flax_adapt import models
 from flax_adapt.base.checks import Row
-from flax_adapt.base.types import Key
 from flax_adapt.models import batch_stats
-from flax_adapt.surgery.last_block import Leaves, Resized
+from flax_adapt.surgery.last_block import Resized, Trained
 
-# What of the last block is of another shape, or was not there.
+# The layers of a resized last block that are new or of another shape.
 NEW = ("conv3", "norm3", "shortcut")
-# What reads the features.
+# The leaf that has a row for each feature.
 READER = "head/kernel"
 
 
@@ -32,24 +28,17 @@ ROWS: Sequence[Row] = (
 )
 
 
-def resize(
-    leaves: Leaves,
-    init: Leaves,
-    config_model: Mapping[str, Any],
-    section: Any,
-    key: Key,
-    components_dD: np.ndarray | None,
-) -> Resized:
+def resize(trained: Trained) -> Resized:
     """Returns the leaves of a model with another last block, as `last_block.resize` does.
 
-    "random": what is new or of another shape starts anew, with its running statistics;
-    so does the kernel of a head where the width differs.
+    "random": leaves that are new or of another shape start as fresh ones, with their
+    running statistics; so does the kernel of a head where the width differs.
     """
-    del init, key, components_dD
+    leaves, config_model = trained.leaves, trained.config_model
     depths = config_model["depths"]
     block = f"encoder/stage_{len(depths)}/block_{depths[-1] - 1:02d}"
     new = [f"{block}/{name}" for name in NEW]
     statistics = [f"{batch_stats.NAME}/{name}" for name in new[1:]]
-    same_width = section["width"] == models.output_width(config_model)
+    same_width = trained.section["width"] == models.output_width(config_model)
     readers = [READER] if READER in leaves and not same_width else []
     return Resized(dict(leaves), {}, (*new, *statistics, *readers))
