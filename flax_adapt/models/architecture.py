@@ -118,7 +118,7 @@ def check_last_block(last_block: LastBlock | None, width: int) -> None:
         )
 
 
-def resized(last_block: LastBlock | None) -> LastBlock | None:
+def resized_block(last_block: LastBlock | None) -> LastBlock | None:
     """Returns the last block if the block itself is resized, else None."""
     is_so = last_block is not None and last_block.kind == "resized"
     return last_block if is_so else None
@@ -193,7 +193,9 @@ def block_plans(config: Any, drop_path: float) -> list[BlockPlan]:
         configs.append(dataclasses.replace(config, mlp_dim=config.last_block.mlp_dim))
     rates = drop_path_rates(drop_path, len(configs))
     return [
-        BlockPlan(one, rate, resized(config.last_block) if number == last else None)
+        BlockPlan(
+            one, rate, resized_block(config.last_block) if number == last else None
+        )
         for number, (one, rate) in enumerate(zip(configs, rates, strict=True))
     ]
 

@@ -1,4 +1,4 @@
-"""Running statistics of batch norm: what a model keeps of its batches.
+"""Running statistics of batch norm: moving averages of mean and variance over batches.
 
 Stored weights are one tree: the parts of the parameters ("encoder", "head", ...), and
 for a model that keeps statistics NAME, under which the parts come again. Training takes
@@ -41,17 +41,17 @@ def stored(variables: Variables) -> Params:
     return join(variables["params"], split(variables)[1])
 
 
-def given_to(model: nn.Module, params: Params, given: Params) -> Variables:
-    """Returns the variables of a loss; `given`: what it has beside the parameters."""
+def join_variables(model: nn.Module, params: Params, frozen: Params) -> Variables:
+    """Returns the variables of a model in a loss; `frozen` has its statistics."""
     if not model.keeps_statistics:
         return {"params": params}
-    if NAME not in given:
+    if NAME not in frozen:
         raise UserError(
             f"the running statistics of the model are missing: `frozen` needs {NAME!r}; "
             "split the weights by models.batch_stats.split, give them to "
             "objectives.build_carry, and that to create_state and make_train_step"
         )
-    return {"params": params, NAME: given[NAME]}
+    return {"params": params, NAME: frozen[NAME]}
 
 
 def apply(
@@ -70,6 +70,6 @@ def apply(
     return output, {**variables, **moved}
 
 
-def handed(variables: Variables, train: bool) -> dict[str, Any]:
+def hand_over(variables: Variables, train: bool) -> dict[str, Any]:
     """Returns what a loss hands over of them (see `types.Carry`); {}: nothing."""
     return {NAME: variables[NAME]} if train and NAME in variables else {}

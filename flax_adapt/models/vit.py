@@ -100,7 +100,7 @@ class Encoder(nn.Module):
 
     def setup(self) -> None:
         config = self.config
-        resized = architecture.resized(config.last_block)
+        resized = architecture.resized_block(config.last_block)
         norm_width = resized.norm_width if resized else 0
         self.norm = layers.LayerNorm(config.layer_norm_eps, self.dtype, norm_width)
         self.linear = layers.make_linear(

@@ -107,14 +107,14 @@ def _outputs(
     """
     if LOGITS in batch:
         return batch[LOGITS], {}
-    variables = batch_stats.given_to(model, params, frozen)
+    variables = batch_stats.join_variables(model, params, frozen)
     # Batch norm must know which rows count.
     rows = {"weight_B": batch["weight"]} if model.keeps_statistics else {}
     train = key_B is not None
     outputs, variables = batch_stats.apply(
         model, variables, batch[model.modality], key_B, train=train, **rows
     )
-    handed = batch_stats.handed(variables, train)
+    handed = batch_stats.hand_over(variables, train)
     return outputs, {HANDED: handed} if handed else {}
 
 

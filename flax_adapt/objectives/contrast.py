@@ -139,7 +139,7 @@ def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
             return Keys(key_BD, weight_B, carried.get("queue"))
 
         found = {view: keys_of(view) for _, view in form.directions}
-        variables, measured = batch_stats.given_to(model, params, frozen), []
+        variables, measured = batch_stats.join_variables(model, params, frozen), []
         for number, (views, soft) in enumerate(terms):
             pairs = []
             for one, other in form.directions:
@@ -148,7 +148,7 @@ def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
                 query_BD, variables = encode(variables, views[one], purpose, "__call__")
                 pairs.append((query_BD, found[other]))
             measured.append(measure(pairs, soft, config.form, config.temperature))
-        metrics, handed = _metrics(measured), batch_stats.handed(variables, train)
+        metrics, handed = _metrics(measured), batch_stats.hand_over(variables, train)
         if form.queue and train:
             (queued,) = found.values()
             handed["queue"] = dict(key_BD=queued.key_BD, weight_B=weight_B)

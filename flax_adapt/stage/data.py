@@ -1,4 +1,4 @@
-"""What a stage asks of its data before it trains, and that it stays the same.
+"""The examples of a stage: opened, fit for the model, and the same after a resume.
 
 CHECKS is what the config alone tells; the functions look at the data that was opened.
 """
@@ -72,7 +72,7 @@ def _bad_log(stage: Stage) -> str:
 
 
 def open_training(stage: Stage) -> data.Examples:
-    """Opens what the stage trains on: its data, with replay of a source if it asks."""
+    """Opens the training examples of a stage, those that it replays included."""
     if stage.config.replay is None:
         examples = open_examples(stage, stage.config.data)
     else:
@@ -93,13 +93,16 @@ def _open_replay(stage: Stage) -> data.ReplayExamples:
 
 
 def _replayed(stage: Stage) -> str:
-    """The sources that are replayed, for messages."""
+    """Returns the names of the replayed sources, for messages."""
     data_sections = data.replay_sections(stage.config.replay)
     return " + ".join(section.source for section in data_sections)
 
 
 def _check_queue(stage: Stage, count: int) -> None:
-    """A queue of more than half the data would hold keys of the queries' own examples."""
+    """Raises UserError for a queue that does not fit the batches or the data.
+
+    One of more than half the data would hold keys of the queries' own examples.
+    """
     objective, batch_size = stage.config.objective, stage.config.batch_size
     size = objective.queue_size if objective.name == "contrast" else 0
     if size % batch_size:
@@ -116,7 +119,10 @@ def _check_queue(stage: Stage, count: int) -> None:
 
 
 def num_classes(stage: Stage, examples: data.Examples) -> int:
-    """`model.num_classes`, or where it is 0 the number of class names of the data."""
+    """Returns `model.num_classes`, or where it is 0 the number of classes of the data.
+
+    Raises UserError for labels that the objective cannot learn.
+    """
     wanted, named = stage.config.model.num_classes, len(examples.class_names)
     if stage.task != "classify":
         return 0
@@ -139,7 +145,7 @@ def num_classes(stage: Stage, examples: data.Examples) -> int:
 
 
 def _check_labels(stage: Stage, examples: data.Examples) -> None:
-    """Numbers are for 'regress', class names for 'classify'."""
+    """Raises UserError unless labels are numbers for "regress", classes for others."""
     numbers = np.issubdtype(examples.labels.dtype, np.floating)
     if numbers != (stage.config.objective.name == "regress"):
         raise UserError(
@@ -152,7 +158,7 @@ def _check_labels(stage: Stage, examples: data.Examples) -> None:
 def check_text(
     stage: Stage, model: nn.Module, section: Any, examples: data.Examples
 ) -> None:
-    """Rows and vocabulary must fit the model, and a label needs a row of its own."""
+    """Raises UserError unless rows and vocabulary of texts fit the model and objective."""
     if isinstance(examples, data.ReplayExamples):
         replayed = data.replay_sections(stage.config.replay)[0]
         check_text(stage, model, section, examples.target)
@@ -222,9 +228,10 @@ def check_test_classes(stage: Stage) -> None:
 
 
 def check_same_data(stage: Stage, examples: data.Examples) -> None:
-    """A stage goes on with the data it began with: an epoch is an order of its rows.
+    """Raises UserError if a stage that resumes has other data than when it began.
 
-    Writes what that is: data.json, and with replay the drawn examples in replay.json.
+    An epoch is an order of the rows, so rows and classes are kept in data.json, and the
+    examples that were drawn for replay in replay.json.
     """
     now = {"rows": len(examples), "class_names": list(examples.class_names)}
     _check_same(stage, "data.json", stage.config.data.source, now)
@@ -249,7 +256,7 @@ def _check_same(stage: Stage, name: str, source: str, now: dict[str, Any]) -> No
 
 
 def warn_of_overflow(stage: Stage, values: dict[str, float]) -> bool:
-    """Says that masked tokens were left out; returns true if there were any."""
+    """Logs that masked tokens were more than a row's limit; returns whether any were."""
     lost = int(values.get("overflow", 0))
     if lost:
         log.warning(

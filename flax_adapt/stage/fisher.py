@@ -1,4 +1,4 @@
-"""The Fisher information of what a stage made: written beside its export, held to later."""
+"""The Fisher information of a stage's export: written beside it, read by later stages."""
 
 import logging
 from collections.abc import Callable, Collection, Sequence
@@ -18,7 +18,7 @@ from flax_adapt.base.types import Batch, Params
 from flax_adapt.data.images import image
 from flax_adapt.objectives import penalties
 from flax_adapt.objectives.parameter_penalties import EWC
-from flax_adapt.stage import kept
+from flax_adapt.stage import exported
 from flax_adapt.stage import stage as stages
 from flax_adapt.stage.stage import Stage
 from flax_adapt.train import fisher, sharding
@@ -37,7 +37,7 @@ def _with_fisher(at: Context) -> list[Any]:
 
 _ROWS = (
     Row(
-        lambda it: it.objective.name in MASKED or kept.keeps_classifier(it),
+        lambda it: it.objective.name in MASKED or exported.exports_classifier(it),
         "fisher is of a masked model, or of the predictions of a classifier that is kept: "
         "objective {0.objective.name!r} must be 'reconstruct' or 'mlm', or 'classify' with "
         "model.projector and model.adaptor None",
@@ -52,7 +52,7 @@ CHECKS = (Check(_with_fisher, _ROWS),)
 
 
 def inputs_of(model: nn.Module, config_data: Any) -> Callable[[Batch], Any]:
-    """Returns batch -> what the model takes of it: images normalised, not augmented."""
+    """Returns batch -> the model's inputs: images normalised and not augmented, or text."""
 
     def prepare(batch: Batch) -> Any:
         inputs = batch[model.modality]
@@ -66,10 +66,10 @@ def inputs_of(model: nn.Module, config_data: Any) -> Callable[[Batch], Any]:
 def write(
     stage: Stage, model: nn.Module, params: Params, examples: data.Examples, mesh: Mesh
 ) -> None:
-    """Writes the Fisher information of `params`, the export, if the config asks for it.
+    """Writes the Fisher information of the exported `params`, if the stage has `fisher`.
 
-    Of the stage's own examples: what it replays is of stages before. Process 0 writes,
-    all take part.
+    It is estimated on the stage's own examples: those that are replayed were counted by
+    the stages before. Process 0 writes, all take part.
     """
     section = stage.config.fisher
     if section is None:
@@ -89,7 +89,9 @@ def write(
     if jax.process_count() > 1:
         found = multihost_utils.process_allgather(found, tiled=True)
     if jax.process_index() == 0:
-        found = fisher.online(jax.device_get(found), _before(stage), section.decay)
+        found = fisher.online(
+            jax.device_get(found), _load_penalty(stage), section.decay
+        )
         fisher.save(_file(stage.folder / "export"), found)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"fisher {stage.label}")
@@ -108,14 +110,14 @@ def _likelihood(stage: Stage, model: nn.Module) -> fisher.Likelihood:
 
 
 def _rows(stage: Stage, examples: data.Examples) -> np.ndarray:
-    """`fisher.num_examples` of the stage's own examples, drawn by its seed; 0: all."""
+    """Returns sorted rows: `fisher.num_examples` of the stage's own, drawn by its seed."""
     own = examples.target if isinstance(examples, data.ReplayExamples) else examples
     rows = np.random.default_rng(stage.seed).permutation(len(own))
     return np.sort(rows[: stage.config.fisher.num_examples or len(own)])
 
 
-def _before(stage: Stage) -> dict[str, np.ndarray]:
-    """The Fisher information that the stage itself was held by; {} if it was by none.
+def _load_penalty(stage: Stage) -> dict[str, np.ndarray]:
+    """Returns the Fisher information of the stage's own penalty "ewc", {} without one.
 
     Of several tasks that of the last.
     """
@@ -141,13 +143,13 @@ def _file(export: Path) -> Path:
     return export.parent / fisher.FILE
 
 
-def held(
+def load_anchor(
     stage: Stage, of: Sequence[str], params: Params, fresh: Collection[str]
 ) -> dict[str, Params]:
     """Returns {"fisher": F, "center": theta*}, trees, of earlier stages, all in one.
 
-    Of the leaves that one of them has in the shape of `params`, but those that are new;
-    the log says which are free.
+    They have the leaves that one of those models has in the shape of `params`, without
+    those that are new in this stage (`fresh`); the log names the leaves that are free.
     """
     ours = strict.flatten(params)
     parts = [_held_by(stage, text, ours, fresh) for text in of]

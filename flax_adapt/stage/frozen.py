@@ -1,6 +1,8 @@
-"""What a stage is given beside its parameters: teacher, start, Fisher, old classifiers.
+"""The trees that a loss reads and nothing trains: teacher, initial weights, Fisher, logits.
 
-All of it follows from the config and from earlier stages: it is made anew on resume.
+They follow from the config and from earlier stages alone, so that a run that resumes makes
+them again. That old classifiers fit this stage only their files tell: it is checked here,
+not by the rows of `stage.check`.
 """
 
 from collections.abc import Callable, Collection
@@ -26,9 +28,11 @@ from flax_adapt.train import sharding
 _LABEL_I = "LABEL_"  # a class without a name
 
 
-class Given(NamedTuple):
-    """A stage at its start. params: those it starts from, without adaptors; fresh: the
-    names of the leaves among them that are new.
+class StageStart(NamedTuple):
+    """A stage before its first step.
+
+    params: its initial parameters, without adaptors. fresh: names of the leaves of them
+    that are new. examples: its training examples.
     """
 
     stage: Stage
@@ -39,54 +43,57 @@ class Given(NamedTuple):
     mesh: Mesh
 
 
-def frozen(given: Given) -> dict[str, Any]:
-    """Returns what the loss of the stage is given, beside what is carried."""
-    found = stage_weights.frozen(given.stage)
-    if objectives.keeps_start(given.stage.config.objective):
-        found[START] = given.params
-    for section in given.stage.config.penalties:
+def build_frozen(start: StageStart) -> dict[str, Any]:
+    """Returns `frozen` of the loss of the stage, {part: tree}, but what is carried."""
+    found = stage_weights.load_teacher(start.stage)
+    if objectives.keeps_start(start.stage.config.objective):
+        found[START] = start.params
+    for section in start.stage.config.penalties:
         if section.name in PENALTIES:
-            found |= PENALTIES[section.name](given, section)
+            found |= PENALTIES[section.name](start, section)
     return found
 
 
-def _start(given: Given, section: Any) -> dict[str, Any]:
+def _start(start: StageStart, section: Any) -> dict[str, Any]:
     del section
-    return {START: given.params}
+    return {START: start.params}
 
 
-def _ewc(given: Given, section: Any) -> dict[str, Any]:
-    of = penalties.references(given.stage.config)[EWC]
-    return {EWC: stage_fisher.held(given.stage, of, given.params, given.fresh)}
+def _ewc(start: StageStart, section: Any) -> dict[str, Any]:
+    stage, of = start.stage, penalties.references(start.stage.config)[EWC]
+    return {EWC: stage_fisher.load_anchor(stage, of, start.params, start.fresh)}
 
 
 def _old_classifier(
-    given: Given, section: Any, text: str
+    start: StageStart, section: Any, text: str
 ) -> tuple[nn.Module, Params, int]:
-    """Returns (model, parameters, its number of classes); it must tell the same classes."""
-    stage = given.stage
+    """Returns (model, parameters, number of classes) of the classifier that `of` names.
+
+    Raises UserError where its classes are not the first of the stage's, in order.
+    """
+    stage = start.stage
     folder = stages.locate(stage, f"penalties: `of` of {section.name!r}", text)
-    known = stages.told_of(stage, text)
+    known = stages.options_of(stage, text)
     found = weights.model_config(folder, **known)
     stages.check_architecture(stage, found, folder, "classify")
     fit: dict[str, Any] = {**weights.reshape.sizes_of(stage.experiment.model), **known}
     fit["reshape"] = stage.config.model.reshape
     model, params, _ = weights.from_pretrained(folder, "classify", **fit)
     where = f"stage {stage.label}: penalties: {section.name!r} of {text!r}"
-    if model.config.last_block != given.model.config.last_block:
+    if model.config.last_block != start.model.config.last_block:
         raise UserError(f"{where} has another last block than this stage")
-    if model.pooling != given.model.pooling:
+    if model.pooling != start.model.pooling:
         raise UserError(
-            f"{where} pools by {model.pooling!r}, this stage by {given.model.pooling!r}"
+            f"{where} pools by {model.pooling!r}, this stage by {start.model.pooling!r}"
         )
-    _check_classes(where, weights.class_names(folder), given.examples.class_names)
+    _check_classes(where, weights.class_names(folder), start.examples.class_names)
     return model, params, model.num_classes
 
 
 def _check_classes(
     where: str, old: tuple[str, ...] | None, new: tuple[str, ...]
 ) -> None:
-    """The classes of the old model must be the first of the new one's."""
+    """Raises UserError unless the old model's classes are the first of the new one's."""
     for number, (one, other) in enumerate(zip(old or (), new, strict=False)):
         if one != other and not one.startswith(_LABEL_I):
             raise UserError(
@@ -95,41 +102,41 @@ def _check_classes(
             )
 
 
-def _lwf(given: Given, section: Any) -> dict[str, Any]:
-    _, params, count = _old_classifier(given, section, section.of)
-    if count > given.model.num_classes:
+def _lwf(start: StageStart, section: Any) -> dict[str, Any]:
+    _, params, count = _old_classifier(start, section, section.of)
+    if count > start.model.num_classes:
         raise UserError(
-            f"stage {given.stage.label}: penalties: 'lwf' of {section.of!r} has {count} "
-            f"classes, this stage {given.model.num_classes}: they must be the first of "
+            f"stage {start.stage.label}: penalties: 'lwf' of {section.of!r} has {count} "
+            f"classes, this stage {start.model.num_classes}: they must be the first of "
             "its own; set model.num_classes"
         )
     return {LWF: params}
 
 
-def _der(given: Given, section: Any) -> dict[str, Any]:
-    """The logits of every row that is replayed, by the model of the end of its task."""
-    examples, wanted = given.examples, given.model.num_classes
+def _der(start: StageStart, section: Any) -> dict[str, Any]:
+    """Returns the logits of all replayed rows, each by the model that learnt its source."""
+    examples, wanted = start.examples, start.model.num_classes
     assert isinstance(examples, data.ReplayExamples)
     first, count = len(examples.target), len(examples.source)
     logits_nN = np.zeros((count, wanted), np.float32)
     for number, text in enumerate(section.of):
-        model, params, classes = _old_classifier(given, section, text)
+        model, params, classes = _old_classifier(start, section, text)
         if classes != wanted:
             raise UserError(
-                f"stage {given.stage.label}: penalties: 'der' of {text!r} has {classes} "
+                f"stage {start.stage.label}: penalties: 'der' of {text!r} has {classes} "
                 f"classes, this stage {wanted}; give all of them the same "
                 "model.num_classes"
             )
         rows = np.flatnonzero(examples.origins == number)
-        logits_nN[rows] = _logits(given, model, params, first + rows)
+        logits_nN[rows] = _logits(start, model, params, first + rows)
     return {DER: {"logits": logits_nN, "first": np.int32(first)}}
 
 
 def _logits(
-    given: Given, model: nn.Module, params: Params, rows: np.ndarray
+    start: StageStart, model: nn.Module, params: Params, rows: np.ndarray
 ) -> np.ndarray:
-    """Returns logits [m, N] of these rows of the examples, as they are, on every host."""
-    config, examples, mesh = given.stage.config, given.examples, given.mesh
+    """Returns logits [m, N] of the examples `rows`, not augmented, on every host."""
+    config, examples, mesh = start.stage.config, start.examples, start.mesh
     params = sharding.put(params, mesh)
     prepare = stage_fisher.inputs_of(model, config.data)
 
@@ -144,7 +151,7 @@ def _logits(
     return np.concatenate(found or [np.zeros((0, model.num_classes))])[: len(rows)]
 
 
-PENALTIES: dict[str, Callable[[Given, Any], dict[str, Any]]] = {
+PENALTIES: dict[str, Callable[[StageStart, Any], dict[str, Any]]] = {
     "weight_distance": _start,
     "l2_sp": _start,
     "ewc": _ewc,

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from flax_adapt.base import checks
 from flax_adapt.base.checks import Check, Context, Row
 from flax_adapt.objectives import penalties
-from flax_adapt.stage import kept
+from flax_adapt.stage import exported
 
 
 def label(section: Any, seed: int) -> str:
@@ -102,7 +102,7 @@ _FISHER = (
 )
 _CLASSIFIER = (
     Row(
-        lambda it: it.section is None or kept.keeps_classifier(it.section),
+        lambda it: it.section is None or exported.exports_classifier(it.section),
         "penalties: `of` of {0.penalty!r}, {0.text!r}, keeps no classifier: name a stage of "
         "objective 'classify' with model.projector and model.adaptor None",
     ),

@@ -1,4 +1,4 @@
-"""The last block that a stage asks for, made of weights that have an ordinary one."""
+"""Gives loaded weights the last block that a stage's `model.resize` asks for."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -25,9 +25,10 @@ def resize(
     components_dD: np.ndarray | None,
     seed: int,
 ) -> tuple[dict[str, Any], weights.Report, tuple[str, ...]]:
-    """Returns (parameters, report, what starts anew); `section`: `model.resize`.
+    """Returns (parameters, report, names of leaves that start as fresh ones).
 
-    found: the model config of `loaded`. init: parameters of the new model.
+    found: the model config of `loaded`. init: fresh parameters of the new model. section:
+    `model.resize`.
     """
     key = jax.random.fold_in(jax.random.key(seed), _DRAW)
     leaves = (strict.flatten(loaded), strict.flatten(init))
@@ -40,7 +41,7 @@ def resize(
     )
 
 
-def components(
+def principal_components(
     found: Mapping[str, Any],
     loaded: Params,
     section: Any,
@@ -50,9 +51,9 @@ def components(
     precision: str,
     mesh: Mesh,
 ) -> np.ndarray | None:
-    """Returns the principal components that "pca" starts from; None for other inits.
+    """Returns the principal components [D, width] for the init "pca", None for others.
 
-    One pass over `examples`, every one once, as they are: not augmented, nothing hidden.
+    They are of the features of all `examples`, in one pass without augmentation or masks.
     """
     if section.init != "pca":
         return None
@@ -63,14 +64,14 @@ def components(
     batches = data.eval_batches(examples, batch_size, *sharding.share_of_process(mesh))
     for batch in batches:
         parts = of_batch(params, sharding.put_batch(batch, mesh))
-        total = total.merge(moments.fetched(*jax.device_get(parts)))
-    return moments.components(total, section.width)
+        total = total.merge(moments.fetch(*jax.device_get(parts)))
+    return moments.principal_components(total, section.width)
 
 
 def _batch_moments(
     found: Mapping[str, Any], section: Any, config_data: Any, precision: str
 ) -> Callable[[Params, Batch], tuple[Array, Array, Array]]:
-    """(params, batch) -> `moments.of_batch` of the features that the last block gives."""
+    """Returns (params, batch) -> `moments.of_batch` of the features of the last block."""
     model = models.build(
         models.bare(found),
         "encoder",

@@ -1,4 +1,4 @@
-"""What one stage is made of: folders, references, model.
+"""One stage of an experiment: its folder, the weights it refers to, its model.
 
 A stage that runs once lives in `stages/NAME`, one with several seeds in
 `stages/NAME/seed_S` each; `stage:NAME` and `stage:NAME/seed_S` refer to their exports.
@@ -15,7 +15,7 @@ from flax_adapt.base import config as configs
 from flax_adapt.base.checks import Check, Context, Row
 from flax_adapt.base.errors import UserError
 from flax_adapt.base.paths import user_path
-from flax_adapt.stage import kept, references
+from flax_adapt.stage import exported, references
 from flax_adapt.weights.formats import table as formats
 
 # What errors of `weights` name -> the fields of the config.
@@ -75,12 +75,12 @@ class Stage(NamedTuple):
 
     @property
     def label(self) -> str:
-        """NAME, or NAME/seed_S where the stage has several seeds."""
+        """The name of this run, NAME or NAME/seed_S, as `stage:` refers to it."""
         return references.label(self.config, self.run_seed)
 
     @property
     def is_first(self) -> bool:
-        """Whether it is the first of its seeds: what is alike for all is said by it."""
+        """Whether this is the run of the first seed, which logs what all seeds share."""
         return self.run_seed == self.config.seeds[0]
 
     @property
@@ -104,26 +104,27 @@ class Stage(NamedTuple):
         return objectives.task_of(self.config.objective)
 
     @property
-    def kept_task(self) -> str:
+    def exported_task(self) -> str:
         """The task whose weights the stage exports."""
-        return kept.kept_task(self.config)
+        return exported.exported_task(self.config)
 
     @property
     def start_task(self) -> str:
         """The task whose weights the stage starts from.
 
-        Adaptors alone do not change what the head stands on: it may come with the weights.
+        With a projector that is the encoder alone; adaptors begin as no change, so that a
+        head may come with the weights.
         """
-        return kept.task_without(self.config, "projector")
+        return exported.task_without(self.config, "projector")
 
 
 def resolve(stage: Stage, field: str) -> Path:
-    """The folder or file that `init_from` or `teacher` refers to (see `references`)."""
+    """Returns the path that the field `init_from` or `teacher` refers to."""
     return locate(stage, field, stage.config[field])
 
 
 def locate(stage: Stage, field: str, text: str) -> Path:
-    """The folder or file that `text` refers to, which a field of the config has."""
+    """Returns the folder or file that `text` refers to; `field` names it in the error."""
     if text.startswith("stage:"):
         folder = stage.workdir / "stages" / text.removeprefix("stage:") / "export"
     else:
@@ -137,18 +138,13 @@ def locate(stage: Stage, field: str, text: str) -> Path:
     return folder
 
 
-def told(stage: Stage, field: str) -> dict[str, Any]:
-    """Format and `known` of the weights that a field refers to (`weights.source_options`)."""
-    return told_of(stage, stage.config[field])
+def options_of(stage: Stage, text: str) -> dict[str, Any]:
+    """Returns `weights.source_options` of the weights that `text` refers to."""
+    return options_of_init(stage.experiment) if text == "pretrained" else {}
 
 
-def told_of(stage: Stage, text: str) -> dict[str, Any]:
-    """As `told`, of what `text` refers to."""
-    return told_of_init(stage.experiment) if text == "pretrained" else {}
-
-
-def told_of_init(config: Any) -> dict[str, Any]:
-    """What a config says of its `init`."""
+def options_of_init(config: Any) -> dict[str, Any]:
+    """Returns `weights.source_options` of the `init` of a config."""
     return weights.source_options(config.init_format, config.init_known)
 
 
@@ -160,11 +156,11 @@ def check_architecture(
     *,
     is_teacher: bool = False,
 ) -> None:
-    """Weights only mean something in the model they were made for.
+    """Raises UserError where weights were made for another model than the stage's.
 
-    `model.reshape` names what may differ, and an ordinary last block can become what
-    `model.resize` asks for; adaptors may be new. A file without a decoder, or a decoder
-    that shall be new, is left to `weights.adopt`.
+    found: the model config of the weights at `path`. `model.reshape` names fields that may
+    differ; an ordinary last block may become that of `model.resize`; adaptors may be new.
+    A decoder that is missing or that shall be new is left to `weights.adopt`.
     """
     options = stage.config.model
     skipped = {"pooler", *weights.reshape.may_differ(options.reshape)}
@@ -195,12 +191,12 @@ def _how_to_reshape(changes: list[str]) -> str:
 
 
 def build_model(stage: Stage, classes: int) -> nn.Module:
-    """The model of the stage's task."""
+    """Returns the model of the stage's task; `classes`: of a classifier."""
     return build(stage, stage.architecture, stage.task, classes)
 
 
 def build_beside(stage: Stage) -> nn.Module | None:
-    """The model of what is trained beside the stage's task, on the same parameters."""
+    """Returns the model of a second task on the same parameters, None without one."""
     task = objectives.beside_of(stage.config.objective)
     if task is None:
         return None
@@ -223,5 +219,5 @@ def build(stage: Stage, config: dict[str, Any], task: str, classes: int) -> nn.M
 
 
 def resizes(stage: Stage, found: dict[str, Any]) -> bool:
-    """Whether weights of the model config `found` are to get another last block."""
+    """Returns whether weights of the model config `found` get another last block."""
     return stage.config.model.resize is not None and found["last_block"] is None

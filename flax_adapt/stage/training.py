@@ -1,4 +1,4 @@
-"""What a stage trains with: its parameters and what goes beside them, its loss, its step."""
+"""How a stage trains: initial state, loss, optimizer step, and what it writes at its end."""
 
 import logging
 from collections.abc import Collection
@@ -23,7 +23,7 @@ from flax_adapt.stage import lengths
 from flax_adapt.stage import solve as stage_solve
 from flax_adapt.stage import stage as stages
 from flax_adapt.stage import weights as stage_weights
-from flax_adapt.stage.frozen import Given
+from flax_adapt.stage.frozen import StageStart
 from flax_adapt.stage.stage import Stage
 from flax_adapt.surgery import lora
 from flax_adapt.train import optim
@@ -61,13 +61,15 @@ class Begun(NamedTuple):
 
 
 def begin(stage: Stage, model: nn.Module, examples: data.Examples, mesh: Mesh) -> Begun:
-    """Makes the state and the step; the same each time, so that a run can go on."""
+    """Returns the state at step 0 and the training step, the same ones on every start."""
     config = stage.config
     for note in lengths.list_notes(config) if stage.is_first else ():
         log.warning("%s: %s", stage.label, note)
     params, statistics, report = stage_weights.warm_start(stage, model, examples, mesh)
     fresh: Collection[str] = () if report is None else report.fresh
-    frozen = stage_frozen.frozen(Given(stage, model, params, fresh, examples, mesh))
+    frozen = stage_frozen.build_frozen(
+        StageStart(stage, model, params, fresh, examples, mesh)
+    )
     params, section, fresh = _with_adaptors(stage, params, fresh)
     tx = optim.build(section, config.num_steps, params, fresh)
     carry = _carry(config, statistics)
@@ -91,9 +93,10 @@ def make_loss(
     train: bool,
     fresh: Collection[str] = (),
 ) -> LossFn:
-    """The loss of the parameters that train, on batches of the host.
+    """Returns the loss of the trained parameters, on batches as the host makes them.
 
-    fresh: leaves that are new, for the penalties, which evaluation has not.
+    fresh: names of leaves that are new in this stage, for penalties. Evaluation
+    (`train=False`) has no penalties.
     """
     config = stage.config
     beside = stages.build_beside(stage) if train else None
@@ -101,7 +104,7 @@ def make_loss(
     if train:
         loss_fn = penalties.add(loss_fn, config.penalties, model, fresh)
     loss_fn = objectives.on_pixels(loss_fn, config.objective, config_data, train=train)
-    return lora.merged(loss_fn, config.model.lora)
+    return lora.merge_in_loss(loss_fn, config.model.lora)
 
 
 def finish(
@@ -111,7 +114,7 @@ def finish(
     examples: data.Examples,
     mesh: Mesh,
 ) -> None:
-    """Writes what a stage made, the parameters of an ordinary model, and their Fisher."""
+    """Writes the export, LoRA merged into the kernels, and its Fisher information."""
     merge = jax.jit(lambda params: lora.merge(params, stage.config.model.lora))
     params = merge(state.evaluated)
     stored = batch_stats.join(params, state.statistics)
@@ -136,6 +139,6 @@ def _with_adaptors(
         return params, config, fresh
     key = jax.random.fold_in(jax.random.key(stage.seed), _ADAPTORS)
     adapted = lora.add(params, section, key)
-    freeze = (*config.freeze, lora.frozen(fresh))
+    freeze = (*config.freeze, lora.freeze_pattern(fresh))
     new = set(rules.names(adapted)) - set(rules.names(params))
     return adapted, ConfigDict({**config, "freeze": freeze}), {*fresh, *new}

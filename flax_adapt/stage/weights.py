@@ -1,4 +1,4 @@
-"""The parameters that a stage begins with, and those that it leaves behind."""
+"""The initial weights of a stage, its teacher, and the weights that it exports."""
 
 import logging
 from pathlib import Path
@@ -40,15 +40,18 @@ def init_params(stage: Stage, model: nn.Module) -> dict[str, Any]:
 def warm_start(
     stage: Stage, model: nn.Module, examples: data.Examples, mesh: Mesh
 ) -> tuple[Params, Params, weights.Report | None]:
-    """Returns (parameters, running statistics, report) that a stage begins with.
+    """Returns the initial (parameters, running statistics, report) of a stage.
 
-    Of `init_from`, new leaves from the seed. examples: of the stage, which a last block
-    may be fitted to. Statistics: {} of a model without batch norm.
+    They are loaded from `init_from`; new leaves are drawn by the seed. examples: the
+    stage's, whose features the init "pca" of a last block is computed from. Statistics are
+    {} for a model without batch norm, the report None where `init_from` is "scratch".
+    Raises UserError for weights that do not fit the config.
     """
     init = init_params(stage, model)
     if stage.config.init_from == "scratch":
         return *batch_stats.split(init), None
-    path, known = stages.resolve(stage, "init_from"), stages.told(stage, "init_from")
+    path = stages.resolve(stage, "init_from")
+    known = stages.options_of(stage, stage.config.init_from)
     options, fresh = stage.config.model, stage.config.model.fresh
     try:
         found, loaded, report = weights.load(
@@ -56,7 +59,7 @@ def warm_start(
         )
         stages.check_architecture(stage, found, path, stage.start_task)
         if stage.start_task != stage.task:
-            loaded, without = _without_pooler(loaded)
+            loaded, without = _drop_pooler(loaded)
             report = report.merge(without)
         if stage.start_task == "mae" and "decoder" in loaded:
             _tell_reconstruction(stage, path, known["format"] if known else None)
@@ -106,7 +109,7 @@ def _resize(
             "model.lora would freeze the new last block: resize it in a stage before, or "
             "set model.resize.init='random'"
         )
-    components_dD = stage_resize.components(
+    components_dD = stage_resize.principal_components(
         old,
         loaded,
         section,
@@ -121,7 +124,7 @@ def _resize(
 def _grow(
     path: Path, loaded: Params, init: Params, examples: data.Examples
 ) -> tuple[dict[str, Any], weights.Report]:
-    """The head that comes with the weights, for the classes of the stage's data."""
+    """Returns parameters whose head has the classes of the stage's data, and a report."""
     names = weights.class_names(path)
     if "head" not in loaded or names is None:
         raise UserError("model.grow_head needs weights with a head and class names")
@@ -130,24 +133,25 @@ def _grow(
     return strict.unflatten(leaves), weights.Report(reshaped=done)
 
 
-def _without_pooler(
+def _drop_pooler(
     loaded: dict[str, Any],
 ) -> tuple[dict[str, Any], weights.Report]:
-    """A projector stands on the encoder; a pooler that comes with that is not used."""
+    """Returns parameters without the pooler: a projector stands on the encoder itself."""
     kept = {name: leaves for name, leaves in loaded.items() if name != "pooler"}
     unused = {*loaded} - {*kept}
     rule = "pooler dropped: there is a projector"
     return kept, weights.Report(ignored=dict.fromkeys(unused, rule))
 
 
-def frozen(stage: Stage) -> dict[str, Params]:
-    """{"teacher": params} of the model that `teacher` refers to, or nothing."""
-    return {} if stage.config.teacher == "none" else {"teacher": _teacher(stage)}
+def load_teacher(stage: Stage) -> dict[str, Params]:
+    """Returns {"teacher": params} of the model that `teacher` refers to, {} for "none"."""
+    return {} if stage.config.teacher == "none" else {"teacher": _load(stage)}
 
 
 @reworded(stages.FIELDS)
-def _teacher(stage: Stage) -> Params:
-    path, known = stages.resolve(stage, "teacher"), stages.told(stage, "teacher")
+def _load(stage: Stage) -> Params:
+    path = stages.resolve(stage, "teacher")
+    known = stages.options_of(stage, stage.config.teacher)
     task = objectives.teacher_task(stage.config.objective)
     found = weights.model_config(path, **known)
     stages.check_architecture(stage, found, path, task, is_teacher=True)
@@ -157,34 +161,37 @@ def _teacher(stage: Stage) -> Params:
     return params
 
 
-def _kept(stage: Stage, model: nn.Module, params: Params) -> tuple[nn.Module, Params]:
-    """The model of `kept_task`, without what was there for training alone.
+def _exported(
+    stage: Stage, model: nn.Module, params: Params
+) -> tuple[nn.Module, Params]:
+    """Returns the model of `exported_task` and its parameters.
 
-    params: as they are stored.
+    Projector, adaptors and `head_norm` are of training alone, and are left out or folded
+    in. params: as they are stored.
     """
     if stage.config.model.head_norm:
         model, params = model.clone(head_norm=False), heads.fold(params)
-    if stage.kept_task == stage.task:
+    if stage.exported_task == stage.task:
         return model, params
     config = models.bare(stage.architecture)
-    kept = stages.build(stage, config, stage.kept_task, 0)
-    names = weights.shapes(kept)
-    return kept, adaptors.drop({name: params[name] for name in names})
+    alone = stages.build(stage, config, stage.exported_task, 0)
+    names = weights.shapes(alone)
+    return alone, adaptors.drop({name: params[name] for name in names})
 
 
 def export(
     stage: Stage, model: nn.Module, params: Params, examples: data.Examples
 ) -> Path:
-    """Writes the Hugging Face folder of the stage (process 0 writes, all take part).
+    """Writes the Hugging Face folder `export` of the stage and returns its path.
 
-    params: as they are stored, see `models.batch_stats`.
+    Process 0 writes, all take part. params: as they are stored, see `models.batch_stats`.
     """
     if jax.process_count() > 1:
         params = multihost_utils.process_allgather(params, tiled=True)
-    model, params = _kept(stage, model, params)
+    model, params = _exported(stage, model, params)
     folder, section = stage.folder / "export", stage.config.data
     if jax.process_index() == 0:
-        classes = stage.kept_task == "classify" and examples.class_names
+        classes = stage.exported_task == "classify" and examples.class_names
         beside: dict[str, Any] = {"class_names": classes or None}
         if section.modality == "text":
             beside |= {"tokenizer": section.tokenizer}

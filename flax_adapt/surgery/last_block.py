@@ -42,7 +42,7 @@ class Trained(NamedTuple):
 
     leaves: of the model `config_model`. init: fresh ones of the new model. section:
     `model.resize`, of which the rows of its kind hold. key: draws the features that are
-    new. components_dD: of the init "pca", `moments.components`; None for others.
+    new. components_dD: of the init "pca", `moments.principal_components`; None for others.
     """
 
     leaves: Leaves
@@ -129,13 +129,13 @@ def resize(trained: Trained) -> Resized:
     return INITS[trained.section["init"]].make(trained)
 
 
-def _noise(key: Key, rows: int, columns: int, scale: float) -> np.ndarray:
+def _draw_noise(key: Key, rows: int, columns: int, scale: float) -> np.ndarray:
     """float32 [rows, columns]: features of unit scale in, features of `scale` out."""
     drawn = jax.random.normal(key, (rows, columns), np.float32)
     return np.asarray(drawn) * np.float32(scale / math.sqrt(rows))
 
 
-def _widened(array: Any, more: np.ndarray) -> np.ndarray:
+def _widen(array: Any, more: np.ndarray) -> np.ndarray:
     """More columns (of a vector: entries) after those there are."""
     return np.concatenate([np.asarray(array, np.float32), more], axis=-1)
 
@@ -157,11 +157,13 @@ def _expand_block(trained: Trained) -> tuple[dict[str, Any], dict[str, str]]:
     down_key, shortcut_key = jax.random.split(trained.key)
     kernel = leaves[f"{down}/kernel"]
     changed = {
-        f"{down}/kernel": _widened(kernel, _noise(down_key, len(kernel), new, scale)),
-        f"{down}/bias": _widened(leaves[f"{down}/bias"], np.zeros(new, np.float32)),
-        shortcut: _widened(np.eye(width), _noise(shortcut_key, width, new, scale)),
-        f"{norm}/scale": _widened(leaves[f"{norm}/scale"], np.ones(new, np.float32)),
-        f"{norm}/bias": _widened(leaves[f"{norm}/bias"], np.zeros(new, np.float32)),
+        f"{down}/kernel": _widen(
+            kernel, _draw_noise(down_key, len(kernel), new, scale)
+        ),
+        f"{down}/bias": _widen(leaves[f"{down}/bias"], np.zeros(new, np.float32)),
+        shortcut: _widen(np.eye(width), _draw_noise(shortcut_key, width, new, scale)),
+        f"{norm}/scale": _widen(leaves[f"{norm}/scale"], np.ones(new, np.float32)),
+        f"{norm}/bias": _widen(leaves[f"{norm}/bias"], np.zeros(new, np.float32)),
     }
     rule = f"expanded from {width} features, which stay as they were"
     return {**leaves, **changed}, dict.fromkeys(changed, rule)
@@ -171,8 +173,8 @@ def _expand_linear(trained: Trained) -> tuple[dict[str, Any], dict[str, str]]:
     width, linear = trained.where.width, trained.where.linear
     new, scale = trained.section["width"] - width, trained.section["noise"]
     changed = {
-        f"{linear}/kernel": _widened(
-            np.eye(width), _noise(trained.key, width, new, scale)
+        f"{linear}/kernel": _widen(
+            np.eye(width), _draw_noise(trained.key, width, new, scale)
         ),
         f"{linear}/bias": np.zeros(width + new, np.float32),
     }
@@ -215,7 +217,7 @@ def _narrow(trained: Trained) -> Resized:
     return Resized({**leaves, **changed}, dict.fromkeys(changed, rule), fresh)
 
 
-def _anew(trained: Trained) -> Resized:
+def _start_anew(trained: Trained) -> Resized:
     where = trained.where
     new = {
         "resized": (where.down, where.shortcut, where.norm),
@@ -241,7 +243,7 @@ INITS = {
         lambda new, old: new >= old, "at least the model's width", _preserve
     ),
     "pca": Init(lambda new, old: new <= old, "at most the model's width", _narrow),
-    "random": Init(lambda new, old: True, "any width", _anew),
+    "random": Init(lambda new, old: True, "any width", _start_anew),
 }
 
 # Rules of a `model.resize` of any kind of model.

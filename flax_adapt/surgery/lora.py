@@ -110,14 +110,14 @@ def merge(params: Params, config: Any) -> Params:
     return strict.unflatten(merged)
 
 
-def merged(loss_fn: LossFn, config: Any) -> LossFn:
+def merge_in_loss(loss_fn: LossFn, config: Any) -> LossFn:
     """The loss of merged parameters; config as for `merge`."""
     if config is None:
         return loss_fn
     return lambda params, *rest: loss_fn(merge(params, config), *rest)
 
 
-def frozen(fresh: Collection[str]) -> str:
+def freeze_pattern(fresh: Collection[str]) -> str:
     """What `optim.freeze` has to name: all but TRAINED and the leaves named in `fresh`."""
     trains = "|".join((*TRAINED, *map(re.escape, fresh)))
     return rf"(?!({trains})$).*"

@@ -60,13 +60,13 @@ def of_batch(x_BLD: Array, counts_BL: Array) -> tuple[Array, Array, Array]:
     return count, mean_D, scatter_DD
 
 
-def fetched(count: Array, mean_D: Array, scatter_DD: Array) -> Moments:
+def fetch(count: Array, mean_D: Array, scatter_DD: Array) -> Moments:
     """Of what `of_batch` gave."""
     arrays = (np.asarray(x, np.float64) for x in (mean_D, scatter_DD))
     return Moments(float(count), *arrays)
 
 
-def components(moments: Moments, width: int) -> np.ndarray:
+def principal_components(moments: Moments, width: int) -> np.ndarray:
     """Returns P [D, width], float64: the directions that lose least of the features.
 
     Its columns are orthonormal, the one of most variance first. Of all maps of that width

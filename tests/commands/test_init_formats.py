@@ -77,10 +77,10 @@ def test_a_teacher_takes_it_too(files, tmp_path):
         config.stages[0].objective = ConfigDict(defaults.distill())
     config.stages[0].teacher = "pretrained"
     (run,) = recipe.stage_runs(config, tmp_path)[:1]
-    assert stage_weights.frozen(run)["teacher"]["encoder"]
+    assert stage_weights.load_teacher(run)["teacher"]["encoder"]
     config.init_known.heads = 0
     with pytest.raises(UserError, match=r"give init=PATH and init_known.heads=NUM"):
-        stage_weights.frozen(run)
+        stage_weights.load_teacher(run)
 
 
 @pytest.mark.parametrize(

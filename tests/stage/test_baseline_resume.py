@@ -182,8 +182,8 @@ def test_stored_logits_are_those_of_the_model_of_the_old_task(straight):
         straight / "stages/task/export", "classify"
     )
     mesh = sharding.make_mesh(run.experiment.mesh)
-    given = stage_frozen.Given(run, model, params, (), examples, mesh)
-    found = stage_frozen.frozen(given)["der"]
+    given = stage_frozen.StageStart(run, model, params, (), examples, mesh)
+    found = stage_frozen.build_frozen(given)["der"]
     first = len(examples.target)
     assert (found["first"], found["logits"].shape) == (first, (12, 10))
     rows = np.arange(first, first + 12)

@@ -14,7 +14,7 @@ from flax_adapt.base.errors import UserError
 from flax_adapt.experiment import recipe
 from flax_adapt.stage import fisher as stage_fisher
 from flax_adapt.stage import frozen as stage_frozen
-from flax_adapt.stage.frozen import Given
+from flax_adapt.stage.frozen import StageStart
 from flax_adapt.train import fisher, sharding
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
@@ -50,7 +50,7 @@ def given(workdir, penalty, model=None, names=(), fresh=()):
     (run,) = (s for s in recipe.stage_runs(config, workdir) if s.label == "held")
     examples = SimpleNamespace(class_names=tuple(names))
     fields = (tiny.params_of(model), fresh, examples, sharding.one_device())
-    return Given(run, model, *fields)
+    return StageStart(run, model, *fields)
 
 
 def changed(model):
@@ -62,7 +62,7 @@ def squares(params):
 
 
 def frozen(*arguments, **options):
-    return stage_frozen.frozen(given(*arguments, **options))
+    return stage_frozen.build_frozen(given(*arguments, **options))
 
 
 def test_the_old_classes_are_the_first_of_a_head_that_has_grown(workdir):

@@ -105,7 +105,9 @@ def components_and_states(examples, count, **section):
     config = dict(tiny.MODEL)
     params = tiny.params_of(tiny.build("mae", config))
     how = dict(batch_size=8, precision="float32", mesh=sharding.make_mesh(FSDP))
-    found = stage_resize.components(config, params, narrow(**section), examples, **how)
+    found = stage_resize.principal_components(
+        config, params, narrow(**section), examples, **how
+    )
     batch = examples.batch(np.arange(count), np.arange(count))
     pixels = image.preprocess(batch["image"], None, examples.config, None)
     encoder = tiny.build("encoder", {**config, "decoder": None})
@@ -153,7 +155,7 @@ def test_the_components_of_text_are_of_what_the_last_norm_is_given(tmp_path):
     examples = data.open_examples(ConfigDict(section), "")
     mesh = sharding.make_mesh(dict(data=-1, fsdp=1, tensor=1))
     how = dict(batch_size=8, precision="float32", mesh=mesh)
-    found = stage_resize.components(config, params, narrow(), examples, **how)
+    found = stage_resize.principal_components(config, params, narrow(), examples, **how)
     batch = examples.batch(np.arange(len(examples)), np.arange(len(examples)))
     encoder = tiny.build("encoder", config)
     _, sums = encoder.apply(
@@ -217,9 +219,9 @@ def test_a_teacher_has_the_width_of_its_student(straight):
     config = tiny.experiment(tiny.pretrain(), student)
     (run,) = recipe.stage_runs(config, straight)[1:]
     with pytest.raises(UserError, match=r"`model` is not what .*last_block"):
-        stage_weights.frozen(run)
+        stage_weights.load_teacher(run)
     expanded = ConfigDict({**config.stages[1], "teacher": "stage:expand"})
-    teacher = stage_weights.frozen(run._replace(config=expanded))["teacher"]
+    teacher = stage_weights.load_teacher(run._replace(config=expanded))["teacher"]
     kernel = teacher["encoder"]["block_01"]["shortcut"]["kernel"]
     assert jax.tree.leaves(kernel)[0].shape == (16, 24)
 

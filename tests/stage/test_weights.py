@@ -125,7 +125,7 @@ def test_a_teacher_is_reshaped_as_the_student_is(files, tmp_path):
     config = larger(files, "vit_self_distill", ",compare=False,rounds=1")
     (run,) = (s for s in recipe.stage_runs(config, tmp_path) if s.label == "distill_1")
     run.config.teacher = "pretrained"
-    position = stage_weights.frozen(run)["teacher"]["encoder"]["position"]
+    position = stage_weights.load_teacher(run)["teacher"]["encoder"]["position"]
     assert position.shape == (1, 17, MODEL["width"])
 
 

@@ -101,10 +101,10 @@ def train(modality, mesh_name="one", accum_steps=1):
     mesh = mesh_of(mesh_name)
     model, config = model_of(modality), section(targets=tuple(lora.TARGETS))
     params = lora.add(tiny.params_of(model), config, jax.random.key(0))
-    optimizer = ConfigDict(OPTIM | dict(freeze=(lora.frozen(FRESH),)))
+    optimizer = ConfigDict(OPTIM | dict(freeze=(lora.freeze_pattern(FRESH),)))
     tx = optim.build(optimizer, 10, params, FRESH)
     loss_fn = objectives.build(ConfigDict(defaults.classify()), model)
-    loss_fn = optim.stop_frozen(lora.merged(loss_fn, config), optimizer.freeze)
+    loss_fn = optim.stop_frozen(lora.merge_in_loss(loss_fn, config), optimizer.freeze)
     state = states.create(params, tx, mesh, seed=0)
     step = steps.make_train_step(loss_fn, tx, mesh, accum_steps)
     for number in range(3):
@@ -161,7 +161,7 @@ def test_a_head_and_what_is_new_train_with_the_adaptors():
         ((), [False, False, True, True]),
         (("pooler/kernel", "head/bias"), [False, False, False, True]),
     ):
-        pattern = lora.frozen(fresh)
+        pattern = lora.freeze_pattern(fresh)
         assert [bool(re.fullmatch(pattern, name)) for name in names] == frozen
 
 
@@ -170,7 +170,9 @@ def test_frozen_leaves_have_no_gradient():
     model, config = model_of("image"), section()
     params = lora.add(tiny.params_of(model), config, jax.random.key(0))
     loss_fn = objectives.build(ConfigDict(defaults.classify()), model, train=False)
-    loss_fn = optim.stop_frozen(lora.merged(loss_fn, config), (lora.frozen(FRESH),))
+    loss_fn = optim.stop_frozen(
+        lora.merge_in_loss(loss_fn, config), (lora.freeze_pattern(FRESH),)
+    )
     keys_B = jax.random.split(jax.random.key(0), 8)
     grads = jax.jit(jax.grad(lambda *a: loss_fn(*a)[0]))(
         params, {}, tiny.batch_of(), keys_B

@@ -28,7 +28,7 @@ def in_batches(rows, size):
         batch[: len(part)] = part
         counts = (np.arange(size) < len(part)).astype(np.float32)
         parts = moments.of_batch(batch[None], counts[None])
-        total = total.merge(moments.fetched(*parts))
+        total = total.merge(moments.fetch(*parts))
     return total
 
 
@@ -53,7 +53,7 @@ def test_any_batches_give_the_moments_of_the_whole(rows, size, shift, seed):
 @pytest.mark.parametrize("width", [1, 3, 8])
 def test_components_lose_as_little_as_numpy_s_svd(width):
     x = features(rows=200, width=8, shift=3.0)
-    P = moments.components(in_batches(x, 32), width)
+    P = moments.principal_components(in_batches(x, 32), width)
     np.testing.assert_allclose(P.T @ P, np.eye(width), atol=1e-9)
     centred = x - x.mean(0, dtype=np.float64)
     lost = np.sum((centred - centred @ P @ P.T) ** 2)
@@ -67,7 +67,7 @@ def test_components_lose_as_little_as_numpy_s_svd(width):
 
 def test_components_have_the_same_sign_every_time():
     """The largest entry of each is positive."""
-    P = moments.components(in_batches(features(width=8), 60), 4)
+    P = moments.principal_components(in_batches(features(width=8), 60), 4)
     assert np.all(P[np.argmax(np.abs(P), axis=0), np.arange(4)] > 0)
 
 
@@ -76,14 +76,16 @@ def test_hand_computed():
     x = np.float32([[1, 0], [-1, 0], [0, 2], [0, -2]])
     total = in_batches(x, 3)
     np.testing.assert_allclose(total.covariance_DD, [[0.5, 0], [0, 2]], atol=1e-7)
-    np.testing.assert_allclose(moments.components(total, 1), [[0], [1]], atol=1e-7)
+    np.testing.assert_allclose(
+        moments.principal_components(total, 1), [[0], [1]], atol=1e-7
+    )
 
 
 def test_rows_that_do_not_count_do_not():
     x = features(rows=6)
     counts = np.float32([1, 0, 1, 1, 0, 1])
     parts = moments.of_batch(x.reshape(2, 3, 5), counts.reshape(2, 3))
-    total = moments.fetched(*parts)
+    total = moments.fetch(*parts)
     kept = x[counts > 0].astype(np.float64)
     assert total.rows == 4
     np.testing.assert_allclose(total.mean_D, kept.mean(0), rtol=1e-5)
@@ -98,7 +100,7 @@ def test_a_sharded_batch_gives_the_moments_of_all_of_it():
         for array in (x, counts)
     ]
     split, whole = (
-        moments.fetched(*jax.jit(moments.of_batch)(*arrays))
+        moments.fetch(*jax.jit(moments.of_batch)(*arrays))
         for arrays in (placed, (x, counts))
     )
     assert split.rows == whole.rows
@@ -109,4 +111,4 @@ def test_a_sharded_batch_gives_the_moments_of_all_of_it():
 
 def test_too_few_tokens_are_an_error():
     with pytest.raises(UserError, match=r"5 principal components need more than 5 tok"):
-        moments.components(in_batches(features(rows=5), 5), 5)
+        moments.principal_components(in_batches(features(rows=5), 5), 5)
