@@ -231,7 +231,8 @@ MISTAKES = {
     "num_examples=-1 must be": (HEAD, {"fisher": defaults.fisher(num_examples=-1)}, {}),
     "fisher.batch_size=0": (HEAD, {"fisher": defaults.fisher(batch_size=0)}, {}),
     "fisher.decay=2.0 must": (HEAD, {"fisher": defaults.fisher(decay=2.0)}, {}),
-    "classifier that is kept": (PLAIN, {"fisher": defaults.fisher()}, {}),
+    "draws classes, which objective": (PLAIN, {"fisher": defaults.fisher()}, {}),
+    "classifier that is kept": (DISTILL, {"fisher": defaults.fisher()}, {}),
     "ema.schedule='up' is": (PLAIN, {"ema": defaults.ema(schedule="up")}, {}),
     "ema.momentum=2.0 must": (PLAIN, {"ema": defaults.ema(momentum=2.0)}, {}),
     # Of replay.
