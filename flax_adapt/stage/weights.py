@@ -197,7 +197,7 @@ def export(
             beside |= {"tokenizer": section.tokenizer}
         else:
             beside |= {"mean": section.mean, "std": section.std}
-        if stage.kept_task == "mae":
+        if stage.exported_task == "mae":
             beside["reconstruction"] = _reconstruction(stage)
         weights.save_pretrained(folder, model, jax.device_get(params), **beside)
     if jax.process_count() > 1:
