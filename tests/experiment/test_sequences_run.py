@@ -45,16 +45,8 @@ def test_ewc_without_labels_holds_each_task_by_its_masked_loss(files, tmp_path):
         assert np.any(leaves["encoder/block_00/mlp/up/kernel"])
     assert not (tmp_path / "stages" / tasks[2] / fisher.FILE).exists()
     assert "ewc" not in train[tasks[0]]
-    # The first of its two steps is where the second task ended: what holds it is the
-    # distance to the first task alone, by that task's importance.
-    centers = [
-        weights.load(tmp_path / "stages" / t / "export", "mae", pooling=None)[1]
-        for t in tasks
-    ]
-    assert train[tasks[1]]["ewc"] > 0
-    assert train[tasks[2]]["ewc"] > 0
-    last = centers[2]["encoder"]["block_00"]["mlp"]["up"]["kernel"]
-    assert np.any(last != centers[1]["encoder"]["block_00"]["mlp"]["up"]["kernel"])
+    # Of one task it starts at 0; of two not, since their weights differ.
+    assert train[tasks[2]]["ewc"] > train[tasks[1]]["ewc"] > 0
 
 
 def test_der_compares_stored_logits_and_a_joint_model_has_one_head(files, tmp_path):
