@@ -104,7 +104,7 @@ def make_loss(
     if train:
         loss_fn = penalties.add(loss_fn, config.penalties, model, fresh)
     loss_fn = objectives.on_pixels(loss_fn, config.objective, config_data, train=train)
-    return lora.merge_in_loss(loss_fn, config.model.lora)
+    return lora.merged(loss_fn, config.model.lora)
 
 
 def finish(

@@ -110,7 +110,7 @@ def merge(params: Params, config: Any) -> Params:
     return strict.unflatten(merged)
 
 
-def merge_in_loss(loss_fn: LossFn, config: Any) -> LossFn:
+def merged(loss_fn: LossFn, config: Any) -> LossFn:
     """The loss of merged parameters; config as for `merge`."""
     if config is None:
         return loss_fn

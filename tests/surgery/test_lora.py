@@ -104,7 +104,7 @@ def train(modality, mesh_name="one", accum_steps=1):
     optimizer = ConfigDict(OPTIM | dict(freeze=(lora.freeze_pattern(FRESH),)))
     tx = optim.build(optimizer, 10, params, FRESH)
     loss_fn = objectives.build(ConfigDict(defaults.classify()), model)
-    loss_fn = optim.stop_frozen(lora.merge_in_loss(loss_fn, config), optimizer.freeze)
+    loss_fn = optim.stop_frozen(lora.merged(loss_fn, config), optimizer.freeze)
     state = states.create(params, tx, mesh, seed=0)
     step = steps.make_train_step(loss_fn, tx, mesh, accum_steps)
     for number in range(3):
@@ -171,7 +171,7 @@ def test_frozen_leaves_have_no_gradient():
     params = lora.add(tiny.params_of(model), config, jax.random.key(0))
     loss_fn = objectives.build(ConfigDict(defaults.classify()), model, train=False)
     loss_fn = optim.stop_frozen(
-        lora.merge_in_loss(loss_fn, config), (lora.freeze_pattern(FRESH),)
+        lora.merged(loss_fn, config), (lora.freeze_pattern(FRESH),)
     )
     keys_B = jax.random.split(jax.random.key(0), 8)
     grads = jax.jit(jax.grad(lambda *a: loss_fn(*a)[0]))(
