@@ -45,7 +45,9 @@ FIXED = {"reconstruct": "position", "distill": "position"}
 @functools.cache  # every test of the family uses the same compiled losses
 def make(name, *, train=True, dropout=0.2):
     config = ConfigDict(FAMILY[name])
-    options = dict(arch=tiny.TEXT_MODEL, pooling="pooler") if name in TEXTS else {}
+    options = dict(arch={**tiny.MODEL, "depth": 1})
+    if name in TEXTS:
+        options = dict(arch={**tiny.TEXT_MODEL, "depth": 1}, pooling="pooler")
     classes = 1 if config.name == "regress" else 3
     model = tiny.build(
         objectives.task_of(config), dropout=dropout, num_classes=classes, **options

@@ -5,6 +5,7 @@ import signal
 import numpy as np
 import pytest
 from support import tiny, tiny_runs
+from support.depth import long_except
 from support.runner import assert_identical, last_seen, launch, tensors
 
 from flax_adapt import data, defaults, weights
@@ -29,7 +30,9 @@ def straight(tmp_path_factory):
     return root / "run"
 
 
-@pytest.mark.parametrize(("stage", "step"), [("masked", 4), ("preserve", 3)])
+@pytest.mark.parametrize(
+    ("stage", "step"), long_except([("preserve", 3)], [("masked", 4), ("preserve", 3)])
+)
 def test_a_killed_run_goes_on_bit_for_bit(straight, tmp_path, stage, step):
     """The start that "preserve" compares with is read again, not stored."""
     stop = dict(stage=stage, step=step, signal=signal.SIGKILL)
@@ -42,6 +45,7 @@ def test_a_killed_run_goes_on_bit_for_bit(straight, tmp_path, stage, step):
         assert_identical(tensors(tmp_path / "run", each), tensors(straight, each))
 
 
+@pytest.mark.long
 def test_eight_devices_give_the_same_model(straight, tmp_path):
     mesh = dict(data=2, fsdp=4, tensor=1)
     done = launch(straight, tmp_path / "run", devices=8, mesh=mesh)

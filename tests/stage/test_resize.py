@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from support import tiny, tiny_runs
+from support.depth import long_except
 from support.runner import assert_identical, last_seen, launch, tensors
 
 from flax_adapt import data, defaults, models, weights
@@ -34,7 +35,9 @@ def straight(tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize(("stage", "step"), [("narrow", 4), ("finetune", 1)])
+@pytest.mark.parametrize(
+    ("stage", "step"), long_except([("narrow", 4)], [("narrow", 4), ("finetune", 1)])
+)
 def test_a_killed_run_goes_on_bit_for_bit(straight, tmp_path, stage, step):
     stop = dict(stage=stage, step=step, signal=signal.SIGKILL)
     stopped = launch(straight, tmp_path / "run", stop, devices=8, mesh=FSDP)
@@ -46,6 +49,7 @@ def test_a_killed_run_goes_on_bit_for_bit(straight, tmp_path, stage, step):
         assert_identical(tensors(tmp_path / "run", each), tensors(straight, each))
 
 
+@pytest.mark.long
 def test_one_device_gives_the_same_model(straight, tmp_path):
     """Also the components that the narrowed one starts from."""
     done = launch(straight, tmp_path / "run")

@@ -63,7 +63,7 @@ def launch(straight, workdir, stop=None, devices=1, **changes):
         [sys.executable, "-c", code, *arguments],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,
     )
 
 
