@@ -33,7 +33,7 @@ def resumed(tmp_path_factory):
     shutil.copytree(OLD / "run", workdir)
     command = [sys.executable, "-m", "flax_adapt", "run"]
     command += [f"--config={OLD / 'config.py'}", f"--workdir={workdir}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr
     assert "resuming from step 13" in done.stderr
     return workdir

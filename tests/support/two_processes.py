@@ -13,7 +13,7 @@ from support import tiny, tiny_runs
 from flax_adapt import defaults
 
 TESTS = Path(__file__).parent.parent
-TIMEOUT = 240  # a process that waits for another never ends by itself
+TIMEOUT = 900  # a process that waits for another never ends by itself
 # One of the processes. Told to, each sends itself SIGTERM before a step; from then on it
 # is slow, since JAX notices a signal within a second. Process 1 may write nothing.
 WORKER = """
