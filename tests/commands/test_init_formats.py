@@ -105,10 +105,10 @@ def test_a_config_says_what_to_give(files, more, told):
 
 
 def test_what_is_told_of_no_weights_is_a_mistake(files):
-    with pytest.raises(UserError, match=r"'heads': 2.* of init=PATH, which is missing"):
+    with pytest.raises(UserError, match=r"'heads': 2.* describe init=PATH"):
         configs.load(f"vit_finetune:dataset=folder:{files / 'images'},heads=2")
     tiny_files.mae_folder(files / "mae")
-    with pytest.raises(UserError, match=r"heads cannot be given here$"):
+    with pytest.raises(UserError, match=r"here, only weights$"):
         load(files, "vit_finetune", "mae", ",heads=2")
 
 
