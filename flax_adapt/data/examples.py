@@ -7,7 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from flax_adapt.base import errors
-from flax_adapt.data import source, subset
+from flax_adapt.data import fingerprint, source, subset
 from flax_adapt.data.bad_files import BadFiles
 from flax_adapt.data.base import UNLABELLED, Source
 from flax_adapt.data.images import image
@@ -83,6 +83,10 @@ class ImageExamples:
     @property
     def class_names(self) -> tuple[str, ...]:
         return self.source.class_names
+
+    def fingerprint(self) -> dict[str, str]:
+        """See `data.fingerprint`."""
+        return fingerprint.of_source(self.source)
 
     def batch(self, index_B: np.ndarray, position_b: np.ndarray) -> dict:
         """The host batch of rows index_B[position_b] (-1: padding) of the global batch.

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from flax_adapt.base import errors
 from flax_adapt.base.checks import Check, Context, Row, one_of, present
-from flax_adapt.data import drawing, order
+from flax_adapt.data import drawing, fingerprint, order
 from flax_adapt.data.base import UNLABELLED, Chained
 from flax_adapt.data.drawing import BadOfSeveral, Drawn, OneDomain
 from flax_adapt.data.texts.text import TextExamples
@@ -171,6 +171,11 @@ class ReplayExamples:
         if not self.same_classes:
             theirs = np.full(len(theirs), UNLABELLED, ours.dtype)
         return np.concatenate([ours, theirs])
+
+    def fingerprint(self) -> dict[str, str]:
+        """See `data.fingerprint`: of both domains together."""
+        both = (self.target.fingerprint(), self.source.fingerprint())
+        return fingerprint.of_both(*both)
 
     @property
     def bad_files(self) -> BadOfSeveral:

@@ -19,6 +19,8 @@ from flax_adapt.data import classes
 from flax_adapt.stage.stage import Stage
 
 log = logging.getLogger(__name__)
+# Digests of the names, and of the sizes of files or of contents (`data.fingerprint`).
+FINGERPRINT = ("names", "sizes", "contents")
 
 
 class _Measured(NamedTuple):
@@ -233,7 +235,8 @@ def check_same_data(stage: Stage, examples: data.Examples) -> None:
     An epoch is an order of the rows, so rows and classes are kept in data.json, and the
     examples that were drawn for replay in replay.json.
     """
-    now = {"rows": len(examples), "class_names": list(examples.class_names)}
+    now: dict[str, Any] = {"rows": len(examples)}
+    now |= {"class_names": list(examples.class_names), **examples.fingerprint()}
     _check_same(stage, "data.json", stage.config.data.source, now)
     if isinstance(examples, data.ReplayExamples):
         source = f"replay.data {_replayed(stage)}"
@@ -243,7 +246,12 @@ def check_same_data(stage: Stage, examples: data.Examples) -> None:
 def _check_same(stage: Stage, name: str, source: str, now: dict[str, Any]) -> None:
     file = stage.folder / name
     if file.exists() and any(stage.folder.glob("checkpoints/*")):
-        changes = configs.difference(logs.read_json(file), now)
+        before = logs.read_json(file)
+        if not isinstance(before, dict):
+            raise UserError(f"{file} is damaged: put it back, or delete {stage.folder}")
+        # A version before noted no fingerprint: then there is none to compare.
+        unknown = {name: now[name] for name in FINGERPRINT if name in now}
+        changes = configs.difference({**unknown, **before}, now)
         if changes:
             more = f"; {len(changes) - 3} more" if len(changes) > 3 else ""
             raise UserError(

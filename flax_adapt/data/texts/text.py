@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from flax_adapt.base import errors
-from flax_adapt.data import records, source, subset
+from flax_adapt.data import fingerprint, records, source, subset
 from flax_adapt.data.bad_files import BadFiles
 from flax_adapt.data.base import UNLABELLED, Numbered, Source
 from flax_adapt.data.texts import layouts, token_rows, tokenizer
@@ -89,6 +89,10 @@ class TextExamples:
             f" {self.config.layout} rows, {self.fill:.1%} full; {self.num_cut} were"
             f" {done} seq_len={self.config.seq_len}"
         )
+
+    def fingerprint(self) -> dict[str, str]:
+        """See `data.fingerprint`: of the rows of tokens, so of the tokenizer too."""
+        return fingerprint.of_arrays(self.names, self._rows)
 
     @property
     def row_sizes(self) -> dict[str, int]:

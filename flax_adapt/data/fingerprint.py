@@ -1,0 +1,75 @@
+"""What a set of examples was, to be compared when a run goes on with it.
+
+Files are compared by name and size, and not by time: a folder that was copied, moved or
+unpacked again has other times and the same images. So an image that is edited and keeps
+its size in bytes is not seen. Examples in memory or in records are compared by content.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flax_adapt.data.base import Source
+
+# Of a larger set so many are looked at, evenly spread: asking a network file system for
+# the size of a million files takes minutes. The names are compared of all.
+MAX_FILES, MAX_CONTENTS = 100_000, 10_000
+
+
+def of_source(source: Source) -> dict[str, str]:
+    """{"names": digest, "sizes" or "contents": digest} of the examples of a source."""
+    named = {"names": digest(source.names)}
+    if not len(source):
+        return named
+    if isinstance(source.read(0)[0], Path):
+        items = (source.read(row)[0] for row in _spread(len(source), MAX_FILES))
+        return named | {"sizes": digest(_size(item) for item in items)}
+    items = (source.read(row)[0] for row in _spread(len(source), MAX_CONTENTS))
+    return named | {"contents": digest(items)}
+
+
+def of_arrays(names: Sequence[str], arrays: Iterable[np.ndarray]) -> dict[str, str]:
+    """{"names": digest, "contents": digest} of examples that are kept as arrays."""
+    return {"names": digest(names), "contents": digest(arrays)}
+
+
+def of_both(one: dict[str, str], other: dict[str, str]) -> dict[str, str]:
+    """The fingerprint of two sets together."""
+    fields = sorted({*one, *other})
+    return {
+        field: digest((one.get(field, ""), other.get(field, ""))) for field in fields
+    }
+
+
+def digest(items: Iterable[Any]) -> str:
+    """A short digest of texts, numbers, bytes and arrays, in order."""
+    whole = hashlib.sha256()
+    for item in items:
+        found = _bytes(item)
+        whole.update(len(found).to_bytes(8, "little") + found)
+    return whole.hexdigest()[:16]
+
+
+def _bytes(item: Any) -> bytes:
+    if isinstance(item, bytes):
+        return item
+    if isinstance(item, np.ndarray):
+        kind = f"{item.dtype.str}{item.shape}"
+        return kind.encode() + np.ascontiguousarray(item).tobytes()
+    return str(item).encode("utf-8", "surrogateescape")
+
+
+def _spread(count: int, most: int) -> Iterable[int]:
+    if count <= most:
+        return range(count)
+    return np.linspace(0, count - 1, most).astype(np.int64).tolist()
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # a broken link, or gone: said when it is read
+        return -1
