@@ -39,7 +39,8 @@ class Prepared:
     def records(self, split: str, decoders: dict) -> Any:
         """Random access to the examples; other formats need TensorFlow."""
         try:
-            return self.builder.as_data_source(split=split, decoders=decoders)
+            source = self.builder.as_data_source(split=split, decoders=decoders)
+            return Records(source, self.builder.data_dir)
         except NotImplementedError as error:
             raise errors.UserError(
                 f"data.source: {self.where} in {self.builder.data_dir} is stored as"
@@ -47,6 +48,37 @@ class Prepared:
                 " TensorFlow; build it again in another data_dir with"
                 " download_and_prepare(file_format='array_record')"
             ) from error
+        except (OSError, RuntimeError, ValueError) as error:
+            raise damaged(self.builder.data_dir, error) from error
+
+
+class Records:
+    """Random access to records; a UserError for what is damaged in their files."""
+
+    def __init__(self, source: Any, folder: Any):
+        self._source, self._folder = source, folder
+
+    def __len__(self) -> int:
+        try:
+            return len(self._source)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise damaged(self._folder, error) from error
+
+    def __getitem__(self, i: int) -> Any:
+        try:
+            return self._source[i]
+        except UnicodeDecodeError:
+            raise
+        except (OSError, RuntimeError, ValueError) as error:
+            raise damaged(self._folder, error) from error
+
+
+def damaged(folder: Any, error: Exception) -> errors.UserError:
+    """What is said of a prepared data set that cannot be read."""
+    why = " ".join(str(error).split())[:200]
+    return errors.UserError(
+        f"data.source: the data set in {folder} is damaged; prepare it again ({why})"
+    )
 
 
 def open_prepared(name: str, config_data: ConfigDict) -> Prepared:
@@ -56,7 +88,11 @@ def open_prepared(name: str, config_data: ConfigDict) -> Prepared:
 
     where = f"tfds:{name} {config_data.split}"
     folder = _find(name, config_data.data_dir)
-    builder = tfds.builder_from_directory(folder)
+    try:
+        builder = tfds.builder_from_directory(folder)
+    except Exception as error:
+        # Damaged JSON makes protobuf and TFDS raise errors of many kinds.
+        raise damaged(folder, error) from error
     count = _count(builder.info, config_data.split, where)
     return Prepared(where, folder, builder, count)
 
