@@ -157,7 +157,7 @@ def test_an_index_of_anything_is_one_line(shards, value):
 def test_json_that_is_none_is_one_line(copy_of, file, content):
     folder = copy_of("safetensors")
     (folder / file).write_bytes(content.encode("utf-8", "surrogatepass"))
-    is_object = content == '{"a": 1e99999}'
+    is_object = content.removeprefix("\ufeff") in ('{"a": 1e99999}', "{}")
     assert (outcome(reading.read_json, folder / file) is not None) == is_object
     outcome(weights.class_names, folder)
     assert outcome(weights.pixel_statistics, folder) is None or file == "config.json"
