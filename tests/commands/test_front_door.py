@@ -4,26 +4,19 @@ import ast
 import importlib
 import inspect
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from support.pure import LIGHT
 
 import flax_adapt
 from flax_adapt import __main__
 
 PACKAGE = Path(flax_adapt.__file__).parent
-# What `import flax_adapt` may load, with all that these load themselves.
-LIGHT = (
-    "jax",
-    "flax",
-    "flax.linen",
-    "optax",
-    "ml_collections",
-    "numpy",
-    "absl.logging",
-)
+# LIGHT: what `import flax_adapt` may load, with all that these load themselves.
 # Their classes derive from Orbax's; whoever needs them imports them inside a function.
 WITH_ORBAX = {"train/checkpoint.py", "weights/files/orbax_arrays.py"}
 WITHOUT_JAX = [
@@ -154,3 +147,17 @@ def test_own_flags_are_what_is_no_override(line, own):
 
 def test_the_version_is_said_by_the_command_and_by_the_package(main):
     assert main("--version") == (0, f"flax-adapt {flax_adapt.__version__}\n", "")
+
+
+def test_the_pure_parts_run_where_only_jax_flax_and_few_others_are_installed():
+    """With the rest hidden: gradients of every objective, a step, another last block."""
+    tests = Path(__file__).parent.parent
+    done = subprocess.run(
+        [sys.executable, "-m", "support.pure"],
+        cwd=tests,
+        env={**os.environ, "PYTHONPATH": f"{PACKAGE.parent}:{tests}"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert (done.returncode, done.stdout) == (0, "7 objectives\n"), done.stderr
