@@ -241,7 +241,8 @@ def test_tfds_in_tfrecord_says_how_to_rebuild(prepared, tmp_path):
 READ = """
 import sys
 from ml_collections import ConfigDict
-from flax_adapt.data import image, source
+from flax_adapt.data import source
+from flax_adapt.data.images import image
 
 shades = source.open_source(ConfigDict(dict(
     modality="image", source="tfds:shades:labelled", split="train",
