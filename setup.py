@@ -20,6 +20,7 @@ REQUIRES = [
     "flax>=0.12.8",
     "grain>=0.2.18",
     "huggingface_hub>=2.4",  # to come: weights and data by name; tokenizers needs it
+    "importlib-resources>=6.5",  # tensorflow-datasets imports it and does not declare it
     "jax>=0.10.2",
     "ml-collections>=1.1",
     "numpy>=2.4",

@@ -70,6 +70,7 @@ IMPORTED_AS = {
     "absl-py": "absl",
     "array-record": "array_record",
     "dm-pix": "dm_pix",
+    "importlib-resources": "importlib_resources",
     "ml-collections": "ml_collections",
     "orbax-checkpoint": "orbax",
     "pillow": "PIL",
@@ -79,6 +80,7 @@ IMPORTED_AS = {
 # Required, and not imported by us.
 FOR_OTHERS = {
     "array_record": "tensorflow_datasets reads prepared data sets by it",
+    "importlib_resources": "tensorflow_datasets imports it and does not declare it",
     "huggingface_hub": "to come; tokenizers brings it",
     "pyarrow": "to come; tensorflow-datasets brings it",
 }

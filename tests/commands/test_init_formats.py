@@ -38,7 +38,9 @@ def files(tmp_path_factory):
 @pytest.fixture
 def log_of_commands(caplog, monkeypatch):
     """What a command says beside its result."""
-    monkeypatch.setattr(logging.getLogger("flax_adapt"), "propagate", True)
+    # `main` adds a handler of its own, and stops propagation, where there is none.
+    monkeypatch.setattr(logging.getLogger("flax_adapt"), "handlers", [caplog.handler])
+    monkeypatch.setattr(logging.getLogger("flax_adapt"), "propagate", False)
     caplog.set_level(logging.INFO, "flax_adapt")
     return caplog
 
