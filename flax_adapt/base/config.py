@@ -28,6 +28,9 @@ ADDED: dict[str, Any] = {
     r"stages\.\d+\.model\.head_init": 0.0,
     # After 890 steps there is no difference; before, the old average is mostly its start.
     r"stages\.\d+\.ema\.warmup": True,
+    r"(.*\.)?(augment|views\.\d+)\.randaugment_operations": 0,
+    r"(.*\.)?(augment|views\.\d+)\.randaugment_magnitude": 9.0,
+    r"(.*\.)?(augment|views\.\d+)\.erase_probability": 0.0,
     r"init_known\.weights": "",  # the usual set of weights of a file
 }
 

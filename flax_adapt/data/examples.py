@@ -39,6 +39,9 @@ AUGMENT_RULES = {
         "(min, max) with 0 < min <= max",
     ),
     "solarize_probability": _PROBABILITY,
+    "randaugment_operations": (lambda value: value in range(11), "a number 0 to 10"),
+    "randaugment_magnitude": (lambda value: 0 <= value <= 10, "in [0, 10]"),
+    "erase_probability": _PROBABILITY,
 }
 # Only red, green and blue together are a colour.
 COLOUR_FIELDS = ("saturation", "hue", "grey_probability")

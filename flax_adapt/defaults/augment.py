@@ -18,6 +18,9 @@ NO_AUGMENT = dict(
     blur_probability=0.0,
     blur_sigma=(0.1, 2.0),
     solarize_probability=0.0,
+    randaugment_operations=0,
+    randaugment_magnitude=9.0,
+    erase_probability=0.0,
 )
 
 NO_COLOURS = dict(saturation=0.0, hue=0.0, grey_probability=0.0)  # of RGB alone
@@ -34,6 +37,9 @@ _MOCO_V3 = dict(
     hue=0.1,
     grey_probability=0.2,
     blur_sigma=MOCO_V3_SIGMA,
+    randaugment_operations=0,
+    randaugment_magnitude=9.0,
+    erase_probability=0.0,
 )
 MOCO_V3_VIEWS: tuple[dict[str, Any], ...] = (
     dict(**_MOCO_V3, blur_probability=1.0, solarize_probability=0.0),
@@ -53,6 +59,14 @@ AUGMENTS: dict[str, dict[str, Any]] = {
     "flip": {**NO_AUGMENT, "flip": True},
     # ResNets on ImageNet (torch's reference recipe): 8 % of the area or more, and flips.
     "crop": {**NO_AUGMENT, "flip": True, "min_crop_area": 0.08},
+    # He et al. 2022, official code: rand-m9-mstd0.5-inc1, erasing with probability 0.25.
+    "mae": {
+        **NO_AUGMENT,
+        "flip": True,
+        "min_crop_area": 0.08,
+        "randaugment_operations": 2,
+        "erase_probability": 0.25,
+    },
 }
 
 

@@ -36,6 +36,12 @@ DECAY = {
         (r".*/(kernel|scale|mask_token|token|token_type)", True),
         _LOW_RANK,
     ),
+    # MAE's fine-tuning: nothing 1-D, not positions and CLS (He et al. 2022, lr_decay.py).
+    "mae_finetune": (
+        (r".*/(bias|scale|cls_token|position)|(.*/)?adaptor/[^/]+", False),
+        (r".*/(kernel|mask_token|token|token_type)", True),
+        _LOW_RANK,
+    ),
     # Every parameter: torch's AdamW and SGD where one group holds all of them, as in
     # MoCo-v3 on a ViT (Chen et al. 2021, official code).
     "all": ((r".*", True),),

@@ -51,6 +51,7 @@ RUNS = {
         "",
         "pretrain finetune_only further further_finetune distill distill_finetune",
     ),
+    "mae_finetune": ("dataset={images},init={init}", "finetune"),
     "resize_last_block": (
         "dataset={images},init={init},width=8+24,hidden=8,variant=resized+random+same",
         "resized_8 resized_24 random_8 random_24 same",

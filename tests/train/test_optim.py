@@ -134,6 +134,13 @@ def test_a_warm_up_that_fills_its_stage_is_cut_to_a_tenth_of_it():
     np.testing.assert_allclose([lr(step) for step in range(4)], [0, 0.5, 1, 1])
 
 
+def test_mae_finetuning_decays_kernels_alone():
+    """Nothing 1-D, not positions, not CLS (He et al. 2022, lr_decay.py)."""
+    names = decayed("finetune", "classify", decay="mae_finetune")
+    assert names == {name for name in decayed("finetune", "classify", decay="all")
+                     if name.endswith("kernel")}  # fmt: skip
+
+
 def test_all_parameters_decay_where_the_table_says_all():
     """MoCo-v3's AdamW on a ViT: one group of parameters."""
     params = tiny.params_of(tiny.build("mae"))

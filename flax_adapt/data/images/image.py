@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from flax_adapt.base import errors
 from flax_adapt.base.types import Array, Key
 from flax_adapt.data import base
-from flax_adapt.data.images import augment, metadata
+from flax_adapt.data.images import augment, metadata, randaugment
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -175,7 +175,11 @@ def preprocess(
     if config_augment is not None:
         assert key_B is not None  # what would be drawn from?
         x_BYXC = augment.augment(x_BYXC, key_B, config_augment)
-    return (x_BYXC - mean_C[None, None, None]) / std_C[None, None, None]
+        x_BYXC = randaugment.of_batch(x_BYXC, key_B, config_augment)
+    x_BYXC = (x_BYXC - mean_C[None, None, None]) / std_C[None, None, None]
+    if config_augment is not None:
+        x_BYXC = randaugment.erased(x_BYXC, key_B, config_augment)
+    return x_BYXC
 
 
 def channel_values(data_config: ConfigDict) -> tuple[np.ndarray, np.ndarray]:
