@@ -177,7 +177,7 @@ def difference(old: Any, new: Any) -> list[str]:
 
 
 def _with_added(old: Any, new: Any, prefix: str) -> Any:
-    """Returns the plain config `old` with the fields of `new` that `ADDED` knows."""
+    """Returns the plain config `old` with those fields of `new` that `ADDED` has a value for."""
     if isinstance(old, list) and isinstance(new, list):
         pairs = enumerate(zip(old, new, strict=False))
         both = [_with_added(*pair, f"{prefix}{index}.") for index, pair in pairs]

@@ -162,7 +162,7 @@ def progress(
 def show(
     bar: "tqdm[Any]", step: int, *, loss: float, examples_per_second: float
 ) -> None:
-    """Moves a bar of `progress` to `step` and prints the two numbers beside it."""
+    """Moves a bar of `progress` to `step` and shows the two numbers next to it."""
     bar.set_postfix_str(
         f"loss {loss:.4g}, {examples_per_second:.0f} examples/s", refresh=False
     )

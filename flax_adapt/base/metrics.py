@@ -56,6 +56,7 @@ class Perplexity(struct.PyTreeNode):
 
     def value(self) -> float:
         # Limited, since the exponential of a diverged loss would overflow.
+        """Returns exp(total / count), the exponent limited to 700."""
         return float(np.exp(min(float(_divide(self.total, self.count)), 700.0)))
 
 
@@ -70,6 +71,7 @@ class Loss(struct.PyTreeNode):
 
     @classmethod
     def of(cls, mean: Mean) -> "Loss":
+        """Returns the loss of one term."""
         return cls((mean,))
 
     def plus(self, weight: float, mean: Mean) -> "Loss":
@@ -113,6 +115,7 @@ class Confusion(struct.PyTreeNode):
         return self.replace(counts_NN=self.counts_NN + other.counts_NN)
 
     def value(self) -> float:
+        """Returns the score of the counts."""
         return scores.SCORES[self.score](np.asarray(self.counts_NN, np.float64))
 
 
@@ -180,12 +183,14 @@ class Meter:
         self._sums: dict[str, Any] = {}
 
     def add(self, metrics: Mapping[str, Metric]) -> None:
+        """Merges {name: metric} into the sums."""
         for name, metric in metrics.items():
             metric = jax.tree.map(lambda x: np.asarray(x, np.float64), metric)
             known = self._sums.get(name)
             self._sums[name] = metric if known is None else known.merge(metric)
 
     def values(self) -> dict[str, float]:
+        """Returns {name: value} of the sums."""
         return {name: float(metric.value()) for name, metric in self._sums.items()}
 
     def to_plain(self) -> dict[str, list]:
@@ -197,6 +202,7 @@ class Meter:
 
     @classmethod
     def from_plain(cls, sums: Mapping[str, list]) -> "Meter":
+        """Returns the Meter that `to_plain` stored."""
         meter = cls()
         for name, (kind, numbers) in sums.items():
             meter.add({name: _KINDS[kind](np.asarray(numbers, np.float64))})

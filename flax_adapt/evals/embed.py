@@ -18,7 +18,7 @@ from flax_adapt.evals.features import Encode, Features, extract_all
 from flax_adapt.train import sharding
 
 log = logging.getLogger(__name__)
-_VIEW = 0x7FFFFF00  # keys of views never meet those of training steps
+_VIEW = 0x7FFFFF00  # keys of views differ from those of training steps
 
 
 def image_section(
@@ -32,7 +32,8 @@ def image_section(
 ) -> ConfigDict:
     """Returns the data section that fits a ViT: its image size, channels, mean and std.
 
-    told: see `weights.source_options`. pixels: mean and std; None: those of the model.
+    told: how the file is read, see `weights.source_options`. pixels: mean and std; None:
+    those of the model, or usual ones, with a warning.
     """
     arch = weights.model_config(path, **told)
     channels = arch["channels"]

@@ -163,7 +163,7 @@ def _is_same(one: Any, other: Any) -> bool:
 def _place(section: Any) -> tuple[str, str]:
     """Returns the source and data_dir of a data section, with absolute paths.
 
-    Two sections of the same files then give the same result.
+    Two sections of the same files then have the same result.
     """
     scheme, _, what = section.source.partition(":")
     what = what if scheme in ("tfds", "builtin") else _resolved(what)

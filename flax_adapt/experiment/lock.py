@@ -79,7 +79,7 @@ def _is_touched(path: Path) -> bool:
     before, end = path.stat().st_mtime_ns, time.monotonic() + WATCH_SECONDS
     while time.monotonic() < end:
         time.sleep(BEAT_SECONDS / 5)
-        with path.open():  # a network file system looks again at what is opened
+        with path.open():  # opening makes a network file system look again
             if path.stat().st_mtime_ns != before:
                 return True
     return False

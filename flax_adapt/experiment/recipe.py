@@ -22,7 +22,7 @@ COLUMNS = ("stage", "metric", "seeds", "mean", "std", "gain", "seconds")
 def run(config: Any, workdir: Path, *, force: bool) -> list[dict[str, Any]]:
     """Runs every stage that is not finished; returns the rows of `results.json`.
 
-    A row: {stage, metric, seeds, values, mean, std, seconds, gain, export}. Raises
+    A row is {stage, metric, seeds, values, mean, std, seconds, gain, export}. Raises
     UserError for a workdir that holds another config, with the difference, unless
     `force`.
     """

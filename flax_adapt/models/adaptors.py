@@ -92,8 +92,8 @@ MixLogits = Callable[[Array, Callable[[Array], Array]], Array]
 def _scale(adaptor: Adaptor, q_BLHK: Array) -> tuple[Array, MixLogits | None]:
     """Scales the queries, in which the logits are linear, rather than the logits.
 
-    That is exact in float32. In other dtypes the queries times the scale get logits of
-    their own, which the returned function adds.
+    In float32 nothing is lost by that. In other dtypes the queries times the scale get
+    logits of their own, which the returned function adds.
     """
     heads, head_dim = q_BLHK.shape[2:]
     scale_HK = adaptor.zeros("logit_scale", heads, 1)

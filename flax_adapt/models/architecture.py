@@ -17,7 +17,7 @@ from flax_adapt.models.adaptors import AdaptorConfig
 
 
 def gelu_erf(x: Array) -> Array:
-    """x * (1 + erf(x / sqrt 2)) / 2 (Hendrycks and Gimpel 2016), as PyTorch writes it.
+    """Returns x * (1 + erf(x / sqrt 2)) / 2 (Hendrycks and Gimpel 2016), as PyTorch writes it.
 
     `jax.nn.gelu` goes through erfc, which takes twice as long on a CPU.
     """

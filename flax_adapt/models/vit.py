@@ -39,7 +39,7 @@ def unpatchify(patches_BLP: Array, patch_size: int) -> Array:
 
 
 def sincos_position(key: Key, shape: tuple[int, ...], dtype: Dtype) -> Array:
-    """Fixed sin-cos positions [1, 1 + L, D] on a square grid, zeros for CLS.
+    """Returns fixed sin-cos positions [1, 1 + L, D] on a square grid, zeros for CLS.
 
     He et al. 2022, official code: [sin w | cos w | sin h | cos h] with
     omega_i = 10000^(-i / (D/4)). The width w comes first in that code, and so in every
