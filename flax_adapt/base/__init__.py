@@ -1,1 +1,1 @@
-"""What every package builds on: types, errors, configs, logs, metrics."""
+"""The foundation of every package: types, errors, configs, logs, metrics."""

@@ -1,6 +1,6 @@
-"""Rules about a config, in one form: rows of a condition and of what to say where it fails.
+"""Rules about a config, all in one form: a condition, and the message where it fails.
 
-A module lists the rules of the section that it owns, and where a stage has that section:
+A module lists rules of the section that it owns, and says which stages have that section:
 
     ROWS = (
         one_of("ema.schedule", lambda ema: ema.schedule, SCHEDULES),
@@ -11,9 +11,10 @@ A module lists the rules of the section that it owns, and where a stage has that
     )
     CHECKS = (Check(lambda at: present(at.section.ema), ROWS),)
 
-`stage/check.py` runs the CHECKS of all modules over all stages before anything starts.
-A function that builds something from such a section itself calls `run(ROWS, section)`.
-What only opened data or loaded weights can tell is no row: it is checked by its reader.
+`stage/check.py` runs the CHECKS of all modules over all stages before anything starts. A
+function that builds something from such a section itself calls `run(ROWS, section)`. What
+depends on opened data or loaded weights is not a rule here: the code that reads these
+checks it.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,10 +24,11 @@ from flax_adapt.base.errors import UserError, unknown
 
 
 class Context(NamedTuple):
-    """One stage of an experiment, and what stands around it.
+    """One stage of an experiment, with the whole config and the earlier stages.
 
-    config: of the experiment. section: of the stage. earlier: the sections of the stages
-    before, by what `stage:` calls them (NAME, or NAME/seed_S).
+    config: of the experiment. section: of the stage. earlier: {name: section} of the
+    stages before it; names are those that follow `stage:` in a config (NAME, or
+    NAME/seed_S).
     """
 
     config: Any
@@ -35,7 +37,7 @@ class Context(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One rule: `holds(subject)`, and the message where it does not.
+    """One rule: the condition `holds(subject)`, and the message where it is false.
 
     message: a `str.format` template of the subject, "{0.field}", or a function of it.
     """
@@ -44,7 +46,7 @@ class Row(NamedTuple):
     message: str | Callable[[Any], str]
 
     def mistake(self, subject: Any) -> str | None:
-        """Returns what is wrong with `subject`, None where the rule holds."""
+        """Returns the message about `subject`, or None where the rule holds."""
         if self.holds(subject):
             return None
         if isinstance(self.message, str):
@@ -53,7 +55,7 @@ class Row(NamedTuple):
 
 
 class Check(NamedTuple):
-    """Rows, and the subjects that a stage has for them: none, one or several."""
+    """Rules, and a function that returns the subjects a stage has for them, if any."""
 
     subjects: Callable[[Context], Iterable[Any]]
     rows: Sequence[Row]
@@ -65,7 +67,7 @@ def present(*sections: Any) -> list[Any]:
 
 
 def stage(context: Context) -> list[Context]:
-    """Returns the subject of rows about a stage as a whole: its context."""
+    """Returns the subject of rules about a stage as a whole: its context."""
     return [context]
 
 
@@ -74,7 +76,7 @@ def one_of(
     value_of: Callable[[Any], str],
     table: Mapping[str, Any] | Sequence[str],
 ) -> Row:
-    """Returns the row that a field must name an entry of a table."""
+    """Returns the rule that a field must name an entry of a table."""
     return Row(
         lambda subject: value_of(subject) in table,
         lambda subject: unknown(field, value_of(subject), table),
@@ -82,7 +84,7 @@ def one_of(
 
 
 def builds(build: Callable[[Any], Any]) -> Row:
-    """Returns the row that `build(subject)` must work; its UserError is the message."""
+    """Returns the rule that `build(subject)` raises no UserError, whose text is the message."""
 
     def fault(subject: Any) -> str:
         try:
@@ -95,7 +97,7 @@ def builds(build: Callable[[Any], Any]) -> Row:
 
 
 class Mistake(NamedTuple):
-    """The row that does not hold, and what it says."""
+    """A rule that does not hold, and its message."""
 
     row: Row
     text: str
@@ -104,7 +106,7 @@ class Mistake(NamedTuple):
 def first_mistake(checks: Iterable[Check], context: Context) -> Mistake | None:
     """Returns the first mistake of a stage, in the order of checks, subjects and rows.
 
-    What follows the first may make no sense: rows may rely on those before them.
+    Later ones are not reported: rules may rely on those before them.
     """
     for check in checks:
         for subject in check.subjects(context):
@@ -116,7 +118,7 @@ def first_mistake(checks: Iterable[Check], context: Context) -> Mistake | None:
 
 
 def run(rows: Iterable[Row], subject: Any) -> None:
-    """Raises UserError for the first row that does not hold of `subject`."""
+    """Raises UserError for the first rule that does not hold for `subject`."""
     for row in rows:
         text = row.mistake(subject)
         if text is not None:

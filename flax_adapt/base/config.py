@@ -14,19 +14,20 @@ from flax_adapt.base.paths import user_path
 _PACKAGE = Path(__file__).parent.parent
 # NAME="..." or NAME='...', in which commas belong to the value, or all up to a comma.
 _ARGUMENT = re.compile(r"""[^,=]+=(?:"[^"]*"|'[^']*')(?=,|$)|[^,]+""")
-# Fields that newer versions added to the config of an experiment, and the value that
-# does what the version without the field did: {pattern of the dotted name: value}. The
-# pattern must match the whole name, as in r"stages\.\d+\.optim\.beta". A section that a
-# version did without is None; a value may be a whole section. `difference` reads it, so
-# that a workdir of an older version goes on.
+# Fields that newer versions added to the config of an experiment, and the value with
+# which they act as the version without the field: {pattern of the dotted name: value}.
+# The pattern must match the whole name, as in r"stages\.\d+\.optim\.beta". A section that
+# a version lacked is None; a value may be a whole section. `difference` reads it, so that
+# a workdir of an older version can be continued.
 ADDED: dict[str, Any] = {
     r"stages\.\d+\.optim\.sgd": None,
     r"stages\.\d+\.optim\.mars_head_radius": 0.0,
     r"stages\.\d+\.optim\.mars_norms": False,
     r"stages\.\d+\.optim\.solve": None,
-    r"stages\.\d+\.optim\.grad_reduce": "float32",  # float32 is computed in: the same
+    r"stages\.\d+\.optim\.grad_reduce": "float32",  # the same where models compute in float32
     r"stages\.\d+\.model\.head_init": 0.0,
-    # After 890 steps there is no difference; before, the old average is mostly its start.
+    # After 890 steps there is no difference; before, the old average is mostly its initial
+    # value.
     r"stages\.\d+\.ema\.warmup": True,
     r"(.*\.)?(augment|views\.\d+)\.randaugment_operations": 0,
     r"(.*\.)?(augment|views\.\d+)\.randaugment_magnitude": 9.0,
@@ -36,19 +37,25 @@ ADDED: dict[str, Any] = {
 
 
 def config_folder() -> Path:
-    """The shipped configs: inside an installed package, or beside it in a checkout."""
+    """Returns the folder of the shipped configs.
+
+    It is inside an installed package, and beside the package in a checkout.
+    """
     inside = _PACKAGE / "configs"
     return inside if inside.is_dir() else _PACKAGE.parent / "configs"
 
 
 def shipped() -> dict[str, Path]:
-    """Names of the shipped configs and their files."""
+    """Returns {name: file} of the shipped configs."""
     files = sorted(config_folder().glob("[!_]*.py"))
     return {file.stem: file for file in files}
 
 
 def resolve(name: str) -> str:
-    """`NAME[:arguments]` or `FILE.py[:arguments]` -> `FILE.py[:arguments]`."""
+    """Returns `FILE.py[:arguments]` for `NAME[:arguments]` or `FILE.py[:arguments]`.
+
+    Raises UserError if there is no such config.
+    """
     head, colon, arguments = name.partition(":")
     if head.endswith(".py"):
         file = user_path(head)
@@ -59,7 +66,10 @@ def resolve(name: str) -> str:
 
 
 def load(name: str) -> ConfigDict:
-    """Returns the locked config of a file or of a shipped name, arguments included."""
+    """Returns the locked config of a file or of a shipped name, arguments included.
+
+    Raises UserError if there is no such config, or if its file fails.
+    """
     path, _, arguments = resolve(name).partition(":")
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     assert spec is not None  # it is a .py file
@@ -76,15 +86,15 @@ def load(name: str) -> ConfigDict:
 
 
 def summary(path: Path) -> str:
-    """The first line of a config file's docstring."""
+    """Returns the first line of a config file's docstring."""
     return (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n")[0]
 
 
 def parse_arguments(text: str, **defaults: Any) -> ConfigDict:
-    """Parses `a=1,b=x` into the fields of `defaults`, each with its default's type.
+    """Returns the fields of `defaults` as `a=1,b=x` sets them, each of its default's type.
 
-    A value with a comma stands in quotes: `dataset="folder:/data/a,b",init=x`. Raises
-    UserError for an unknown name or a value of another type.
+    A value with a comma is quoted: `dataset="folder:/data/a,b",init=x`. Raises UserError
+    for an unknown name or a value of another type.
     """
     arguments, before = ConfigDict(defaults), ""
     for item in _ARGUMENT.findall(text):
@@ -135,7 +145,7 @@ def _section(value: Any) -> Any:
 
 
 def plain(config: Any) -> Any:
-    """Returns a config as what JSON can hold: dicts, lists, numbers, strings, None."""
+    """Returns a config as JSON values: dicts, lists, numbers, strings, None."""
     if isinstance(config, ConfigDict | dict):
         return {name: plain(config[name]) for name in config}
     if isinstance(config, list | tuple):
@@ -144,7 +154,7 @@ def plain(config: Any) -> Any:
 
 
 def flatten(fields: Any, prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": [1]}} -> {"a.b.0": 1}."""
+    """Returns a dict of dotted names: {"a": {"b": [1]}} -> {"a.b.0": 1}."""
     if isinstance(fields, dict):
         items = [(str(name), value) for name, value in fields.items()]
     elif isinstance(fields, list):
@@ -158,7 +168,7 @@ def flatten(fields: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def difference(old: Any, new: Any) -> list[str]:
-    """Lines `name: old -> new` for every field in which two plain configs differ.
+    """Returns a line `name: old -> new` for every field in which two plain configs differ.
 
     A field that only `new` has counts in `old` as the value that `ADDED` gives for it.
     """
@@ -170,7 +180,7 @@ def difference(old: Any, new: Any) -> list[str]:
 
 
 def _with_added(old: Any, new: Any, prefix: str) -> Any:
-    """Returns the plain config `old` with the fields of `new` that `ADDED` knows."""
+    """Returns the plain config `old` with those fields of `new` that `ADDED` has a value for."""
     if isinstance(old, list) and isinstance(new, list):
         pairs = enumerate(zip(old, new, strict=False))
         both = [_with_added(*pair, f"{prefix}{index}.") for index, pair in pairs]
@@ -208,7 +218,10 @@ def check_override(config: ConfigDict, argument: str) -> None:
 
 
 def bracket_indices(argument: str) -> str:
-    """`--config.stages.0.lr=1` -> `--config.stages[0].lr=1`, as ml_collections wants."""
+    """Returns a flag with indices as ml_collections reads them.
+
+    `--config.stages.0.lr=1` -> `--config.stages[0].lr=1`; other arguments stay unchanged.
+    """
     flag, equals, value = argument.partition("=")
     if not re.match(r"--?config\.", flag):
         return argument

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# As libraries that write in other languages put it.
+# The same errors in messages of libraries that are written in other languages.
 _NO_ROOM_WORDS = r"No space left on device|Disk quota exceeded|File too large"
 
 
@@ -29,7 +29,7 @@ class Preempted(Exception):
 
 @contextlib.contextmanager
 def reworded(words: Mapping[str, str]) -> Iterator[None]:
-    """Puts a UserError into the words of a caller: {regular expression: replacement}."""
+    """Rewrites the message of a UserError raised inside: {regular expression: replacement}."""
     try:
         yield
     except UserError as error:
@@ -40,7 +40,7 @@ def reworded(words: Mapping[str, str]) -> Iterator[None]:
 
 
 def choose(what: str, name: str, table: Mapping[str, T]) -> T:
-    """Returns `table[name]`; an unknown name lists the choices of the field `what`."""
+    """Returns `table[name]`; raises UserError that lists the choices of the field `what`."""
     if name not in table:
         raise UserError(unknown(what, name, table))
     return table[name]
@@ -52,9 +52,9 @@ def unknown(what: str, name: str, choices: Iterable[str]) -> str:
 
 
 def full_disk(error: BaseException | None) -> str | None:
-    """What the system says where a write failed for lack of room, else None.
+    """Returns the system's message if a write failed because the disk is full, else None.
 
-    Looks at the error and at those that it was raised from.
+    Searches the error and those that it was raised from.
     """
     while error is not None:
         if isinstance(error, OSError) and error.errno in _NO_ROOM:

@@ -16,10 +16,10 @@ def example_keys(key: Key, position_B: Array) -> Key:
 
 
 def fold(key_B: Key, data: int) -> Key:
-    """Returns key_B with the number of a purpose or of a layer folded into every key."""
+    """Returns key_B with a number, of a purpose or of a layer, folded into every key."""
     return jax.vmap(jax.random.fold_in, (0, None))(key_B, data)
 
 
 def draw(sample: Callable[..., Array], key_B: Key, *args, **kwargs) -> Array:
-    """Draws `sample(key, *args, **kwargs)` for every example; a leading B is added."""
+    """Returns `sample(key, *args, **kwargs)` for every example, with a leading axis B."""
     return jax.vmap(lambda key: sample(key, *args, **kwargs))(key_B)

@@ -1,4 +1,4 @@
-"""What a run leaves to read: metrics, TensorBoard events, JSON files, tables, a bar."""
+"""Output of a run: metrics, TensorBoard events, JSON files, tables, a progress bar."""
 
 import contextlib
 import json
@@ -22,9 +22,9 @@ PathLike: TypeAlias = str | os.PathLike[str]
 class MetricWriter:
     """Writes one stage's metrics to `workdir/metrics.jsonl` and `workdir/events/STAGE`.
 
-    A line is {"stage", "step", name: number, ...}. Opening repairs what a killed run
-    left: a torn last line goes, and so do this stage's lines after `step`, the step
-    that training resumes from (0: from the start, every line of the stage goes).
+    A line is {"stage", "step", name: number, ...}. Opening repairs the file of a killed
+    run: an incomplete last line is removed, and so are this stage's lines after `step`,
+    the step that training resumes from (0: every line of the stage is removed).
     """
 
     def __init__(self, workdir: PathLike, stage: str, *, step: int, is_writer: bool):
@@ -42,7 +42,7 @@ class MetricWriter:
         self._events = _Events(events, purge_step=step + 1 if step else 0)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Appends one line; it is on its way to the disk when this returns."""
+        """Appends one line and flushes it; raises OSError that names the files."""
         if self._file is None or self._events is None:
             return
         line = {"stage": self._stage, "step": int(step)}
@@ -53,6 +53,7 @@ class MetricWriter:
             self._events.write(int(step), values)
 
     def close(self) -> None:
+        """Closes both files."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._named())
             for opened in (self._file, self._events):
@@ -61,7 +62,7 @@ class MetricWriter:
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:
-        """Names the files where writing fails: the system does not say which."""
+        """Adds the names of the files to an OSError, which may lack them."""
         try:
             yield
         except OSError as error:
@@ -76,7 +77,7 @@ class MetricWriter:
 
 
 class _Events:
-    """Scalars for TensorBoard, written by the thread that asks for it.
+    """Writes scalars for TensorBoard in the calling thread.
 
     tensorboardX's own SummaryWriter writes in a thread, whose errors nobody can catch.
     """
@@ -110,7 +111,10 @@ class _Events:
 
 
 def read_metrics(workdir: PathLike) -> list[dict[str, Any]]:
-    """Every line of `workdir/metrics.jsonl` but a torn last one; [] without a file."""
+    """Returns every line of `workdir/metrics.jsonl` but an incomplete last one.
+
+    [] if there is no file; raises UserError for a line that is not JSON of a step.
+    """
     path = Path(workdir) / "metrics.jsonl"
     if not path.exists():
         return []
@@ -142,7 +146,7 @@ def _drop_after(path: Path, stage: str, step: int) -> None:
 def progress(
     num_steps: int, *, initial: int, description: str, enabled: bool
 ) -> "tqdm[Any]":
-    """A bar with the time left, shown only if `enabled` and on a terminal."""
+    """Returns a progress bar with the time left, shown only if `enabled` and on a terminal."""
     from tqdm import tqdm
 
     return tqdm(
@@ -158,7 +162,7 @@ def progress(
 def show(
     bar: "tqdm[Any]", step: int, *, loss: float, examples_per_second: float
 ) -> None:
-    """Moves a bar of `progress` to `step` and prints the two numbers beside it."""
+    """Moves a bar of `progress` to `step` and shows the two numbers next to it."""
     bar.set_postfix_str(
         f"loss {loss:.4g}, {examples_per_second:.0f} examples/s", refresh=False
     )
@@ -168,7 +172,7 @@ def show(
 def format_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
     """Returns aligned plain text: numbers to the right, floats with four digits.
 
-    A row without a column leaves it empty.
+    The cell of a column that a row lacks is empty.
     """
     cells = [list(columns)]
     cells += [[_cell(row.get(name, "")) for name in columns] for row in rows]
@@ -201,7 +205,7 @@ def write_json(path: PathLike, value: Any) -> None:
 
 
 def read_json(path: PathLike) -> Any:
-    """Returns what a file of JSON holds; raises UserError where it is something else."""
+    """Returns the content of a JSON file; raises UserError if it is not JSON."""
     try:
         return json.loads(Path(path).read_text("utf-8"))
     except ValueError as error:  # no JSON, or not even UTF-8
@@ -209,7 +213,7 @@ def read_json(path: PathLike) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Returns what JSON can hold; NaN and infinities become null, which JSON lacks."""
+    """Returns `value` as JSON values; NaN and infinities, which JSON lacks, become null."""
     if isinstance(value, Mapping):
         return {str(name): plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):

@@ -22,19 +22,19 @@ class Mean(struct.PyTreeNode):
 
     @classmethod
     def of(cls, values: jax.Array, weights: jax.Array) -> "Mean":
-        """Sums `values` and `weights`, of the same shape."""
+        """Returns the mean of `values` with `weights`, two arrays of the same shape."""
         return cls(jnp.sum(values * weights), jnp.sum(weights))
 
     def merge(self, other: "Mean") -> "Mean":
         return Mean(self.total + other.total, self.count + other.count)
 
     def value(self) -> jax.Array:
-        """total / count; 0 where nothing was counted."""
+        """Returns total / count; 0 where nothing was counted."""
         return _divide(self.total, self.count)
 
 
 class Sum(struct.PyTreeNode):
-    """A number of things. `total` is a scalar."""
+    """A sum that is not divided, such as a number of tokens. `total` is a scalar."""
 
     total: jax.Array
 
@@ -46,7 +46,7 @@ class Sum(struct.PyTreeNode):
 
 
 class Perplexity(struct.PyTreeNode):
-    """exp of a mean cross-entropy in nats over `count` tokens."""
+    """exp of a mean cross-entropy in nats over `count` tokens; `total` is its sum."""
 
     total: jax.Array
     count: jax.Array
@@ -55,29 +55,31 @@ class Perplexity(struct.PyTreeNode):
         return Perplexity(self.total + other.total, self.count + other.count)
 
     def value(self) -> float:
-        # A loss that went astray would overflow: as large as a float can be told.
+        # Limited, since the exponential of a diverged loss would overflow.
+        """Returns exp(total / count), the exponent limited to 700."""
         return float(np.exp(min(float(_divide(self.total, self.count)), 700.0)))
 
 
 class Loss(struct.PyTreeNode):
-    """What is minimised: a sum of means, each with a count of its own.
+    """The loss to be minimised: a sum of means, each with a count of its own.
 
-    A mean over masked tokens and one over examples cannot share a denominator: the
-    parts of a batch are weighted term by term (see `step`).
+    A mean over masked tokens and one over examples cannot share a denominator: the parts
+    of a batch are weighted term by term (see `step`).
     """
 
     terms: tuple[Mean, ...]
 
     @classmethod
     def of(cls, mean: Mean) -> "Loss":
+        """Returns the loss of one term."""
         return cls((mean,))
 
     def plus(self, weight: float, mean: Mean) -> "Loss":
-        """Adds the term weight * mean."""
+        """Returns the loss with the term weight * mean added."""
         return Loss((*self.terms, Mean(weight * mean.total, mean.count)))
 
     def times(self, weight: float) -> "Loss":
-        """Multiplies every term."""
+        """Returns the loss with every term multiplied by `weight`."""
         return Loss(tuple(Mean(weight * one.total, one.count) for one in self.terms))
 
     @property
@@ -85,7 +87,10 @@ class Loss(struct.PyTreeNode):
         return tuple(term.count for term in self.terms)
 
     def over(self, counts: tuple[jax.Array, ...]) -> jax.Array:
-        """This part's share of the loss of a whole whose terms have these counts."""
+        """Returns this part's share of the loss of a whole batch.
+
+        counts: those of the terms of the whole batch.
+        """
         shares = [
             _divide(term.total, count)
             for term, count in zip(self.terms, counts, strict=True)
@@ -101,7 +106,7 @@ class Loss(struct.PyTreeNode):
 
 
 class Confusion(struct.PyTreeNode):
-    """How often class i was taken for class j, [N, N], and the score made of it."""
+    """The number of examples of class i predicted as j, [N, N], and the name of a score."""
 
     counts_NN: jax.Array
     score: str = struct.field(pytree_node=False)  # a key of scores.SCORES
@@ -110,11 +115,12 @@ class Confusion(struct.PyTreeNode):
         return self.replace(counts_NN=self.counts_NN + other.counts_NN)
 
     def value(self) -> float:
+        """Returns the score of the counts."""
         return scores.SCORES[self.score](np.asarray(self.counts_NN, np.float64))
 
 
 class Spearman(struct.PyTreeNode):
-    """Rank correlation of predictions with targets. A merge puts them side by side."""
+    """Rank correlation of predictions with targets; a merge concatenates the examples."""
 
     predictions_B: jax.Array
     targets_B: jax.Array
@@ -135,12 +141,12 @@ Metric: TypeAlias = Mean | Sum | Perplexity | Loss | Confusion | Spearman
 
 
 def _divide(total: jax.Array, count: jax.Array) -> jax.Array:
-    """total / count; 0 where nothing was counted."""
+    """Returns total / count; 0 where nothing was counted."""
     return total / jnp.where(count == 0, 1, count)
 
 
 def accuracy(logits_BN: jax.Array, labels_B: jax.Array, weight_B: jax.Array) -> Mean:
-    """Share of examples whose largest logit is the label's."""
+    """Returns the share of examples whose largest logit is the label's."""
     correct_B = jnp.argmax(logits_BN, axis=-1) == labels_B
     return Mean.of(correct_B.astype(jnp.float32), weight_B)
 
@@ -148,7 +154,7 @@ def accuracy(logits_BN: jax.Array, labels_B: jax.Array, weight_B: jax.Array) -> 
 def confusion(
     logits_BN: jax.Array, labels_B: jax.Array, weight_B: jax.Array
 ) -> dict[str, Confusion]:
-    """Every score of scores.SCORES, of the classes with the largest logits."""
+    """Returns every score of scores.SCORES, of the classes with the largest logits."""
     num_classes = logits_BN.shape[-1]
     true_BN = jax.nn.one_hot(labels_B, num_classes) * weight_B[:, None]
     taken_BN = jax.nn.one_hot(jnp.argmax(logits_BN, axis=-1), num_classes)
@@ -156,7 +162,7 @@ def confusion(
     return {score: Confusion(counts_NN, score) for score in scores.SCORES}
 
 
-# Metrics of training, which a checkpoint keeps: name -> from its numbers.
+# Metrics of training, which checkpoints store: class name -> metric from its numbers.
 _KINDS: dict[str, Any] = {
     "Mean": lambda numbers: Mean(*numbers),
     "Sum": lambda numbers: Sum(*numbers),
@@ -168,24 +174,27 @@ _KINDS: dict[str, Any] = {
 
 
 class Meter:
-    """Sums of metrics on the host, since the last report; in float64, so that counts
-    stay exact beyond 2^24.
+    """Sums of metrics on the host, since the last report.
+
+    They are float64, so that counts stay exact beyond 2^24.
     """
 
     def __init__(self) -> None:
         self._sums: dict[str, Any] = {}
 
     def add(self, metrics: Mapping[str, Metric]) -> None:
+        """Merges {name: metric} into the sums."""
         for name, metric in metrics.items():
             metric = jax.tree.map(lambda x: np.asarray(x, np.float64), metric)
             known = self._sums.get(name)
             self._sums[name] = metric if known is None else known.merge(metric)
 
     def values(self) -> dict[str, float]:
+        """Returns {name: value} of the sums."""
         return {name: float(metric.value()) for name, metric in self._sums.items()}
 
     def to_plain(self) -> dict[str, list]:
-        """{name: [kind, numbers]}, which JSON holds exactly."""
+        """Returns {name: [kind, numbers]}, which JSON stores exactly."""
         return {
             name: [type(metric).__name__, [float(x) for x in jax.tree.leaves(metric)]]
             for name, metric in self._sums.items()
@@ -193,6 +202,7 @@ class Meter:
 
     @classmethod
     def from_plain(cls, sums: Mapping[str, list]) -> "Meter":
+        """Returns the Meter that `to_plain` stored."""
         meter = cls()
         for name, (kind, numbers) in sums.items():
             meter.add({name: _KINDS[kind](np.asarray(numbers, np.float64))})

@@ -9,9 +9,9 @@ from flax_adapt.base.errors import UserError
 def expand_user(text: str | os.PathLike[str]) -> str:
     """Returns `text` with a leading `~` or `~NAME` replaced by that home directory.
 
-    The one place that does so: every flag, config field and config argument that is a
-    path comes through here. A folder that is called `~` is written `./~`. Raises
-    UserError where nobody's home directory is meant.
+    Every flag, config field and config argument that is a path is expanded here and
+    nowhere else. A folder that is called `~` is written `./~`. Raises UserError for the
+    home directory of an unknown user.
     """
     expanded = os.path.expanduser(text)
     if expanded.startswith("~"):
@@ -24,5 +24,5 @@ def expand_user(text: str | os.PathLike[str]) -> str:
 
 
 def user_path(text: str | os.PathLike[str]) -> Path:
-    """`expand_user` as a Path."""
+    """Returns `expand_user(text)` as a Path."""
     return Path(expand_user(text))

@@ -1,4 +1,4 @@
-"""Policy about parameters is a table of (regex, value); it must cover every leaf once."""
+"""Rules about parameters: tables of (regex, value) that match every leaf exactly once."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -13,12 +13,12 @@ Rules = Sequence[tuple[str, T]]
 
 
 def name_of(path: Any) -> str:
-    """`encoder/norm/scale`: the name of a leaf from its key path."""
+    """Returns the name of a leaf from its key path, such as `encoder/norm/scale`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def names(tree: Any) -> list[str]:
-    """Names of all leaves, in the order of `jax.tree.leaves`."""
+    """Returns the names of all leaves, in the order of `jax.tree.leaves`."""
     return [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
@@ -28,14 +28,14 @@ def named(tree: Any) -> dict[str, Any]:
 
 
 def map_named(function: Callable[..., Any], tree: Any) -> Any:
-    """Maps `function(name, leaf)` over a tree."""
+    """Returns the tree of `function(name, leaf)` for every leaf of a tree."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: function(name_of(path), leaf), tree
     )
 
 
 def check(what: str, rules: Rules, tree: Any) -> None:
-    """Every leaf must be matched (in full) by exactly one rule, or it is an error."""
+    """Raises UserError unless exactly one rule matches the full name of every leaf."""
     hits = {
         name: [pattern for pattern, _ in rules if re.fullmatch(pattern, name)]
         for name in names(tree)
@@ -50,7 +50,10 @@ def check(what: str, rules: Rules, tree: Any) -> None:
 
 
 def assign(what: str, rules: Rules, tree: Any) -> Any:
-    """Returns the tree of rule values; `what` names the table in errors."""
+    """Returns the tree of rule values; `what` names the table in errors.
+
+    Raises UserError as `check` does.
+    """
     check(what, rules, tree)
 
     def value(name, _):

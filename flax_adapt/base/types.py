@@ -27,7 +27,7 @@ class Text(NamedTuple):
 
     tokens       ids of the checkpoint's vocabulary
     token_types  0: first text, 1: second text of a pair
-    segments     0: padding; 1, 2, ...: the documents of the row, blind to each other
+    segments     0: padding; 1, 2, ...: the row's documents, which do not see each other
     positions    0, 1, ... from the start of each document
     words        0, 1, ... in the row, shared by the pieces of a word; -1: special token
                  or padding
@@ -41,11 +41,11 @@ class Text(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """What the tokens of a state stand for; all [B, L].
+    """The meaning of the tokens of a state; arrays [B, L].
 
     segments  int32; 0: padding; 1, 2, ...: the documents of the row (an image is one)
     first     bool; the first token of a document: CLS
-    pooled    bool; what pooling by "mean" averages: patches; all tokens of a text
+    pooled    bool; the tokens that pooling by "mean" averages: patches; all tokens of a text
     """
 
     segments_BL: Array
@@ -58,27 +58,27 @@ class Layout(NamedTuple):
 # index int32 [B] (row in the source); with replay domain int32 [B] (0: target, 1:
 # source); for contrast of images views, two images.
 Batch: TypeAlias = Mapping[str, Any]
-# What is measured; "loss" is always there, a metrics.Loss.
+# Metrics by name; "loss", a metrics.Loss, is always one of them.
 Metrics: TypeAlias = dict[str, Any]
 # loss_fn(params, frozen, batch, key_B) -> (scalar loss, metrics)
 LossFn: TypeAlias = Callable[[Params, Params, Batch, Key], tuple[Array, Metrics]]
-# Beside its metrics a loss may put here what `Carry.update` is to be handed: a dict, by
-# the name of what is carried.
+# Name under which a loss may add to its metrics the input of `Carry.update`: a dict by
+# names of the carry.
 HANDED = "handed"
-# An average of all parameters, carried under this name, is evaluated and exported for them.
+# Name of a carried average of all parameters, which is evaluated and exported instead of them.
 AVERAGE = "ema"
 
 
 class Carry(NamedTuple):
-    """What is taken along from step to step, not trained: an EMA, a queue, statistics.
+    """State that changes with every step but is not trained: an EMA, a queue, statistics.
 
-    It lives in `TrainState.extra` under `names`; the loss sees it beside `frozen`. State
-    and step are made with the same one.
+    It lives in `TrainState.extra` under `names`. The loss reads it from its argument
+    `frozen`. `create_state` and `make_train_step` must get the same Carry.
 
     init(params, key) -> dict of arrays, at step 0
     update(carried, new_params, handed, step) -> the dict after optimizer step `step`
-        (1, 2, ...); `handed` is what the loss put under HANDED, {} if nothing. Jitted.
-    whole_batches: it is wrong where a batch is run in parts (`optim.accum_steps`)
+        (1, 2, ...); `handed` is the value of the loss under HANDED, {} if none. Jitted.
+    whole_batches: true if a batch must not be run in parts (`optim.accum_steps`)
     """
 
     names: tuple[str, ...]
@@ -93,7 +93,10 @@ NOTHING_CARRIED = Carry(
 
 
 def together(carries: Sequence[Carry]) -> Carry:
-    """Returns several as one: each sees, and is handed, what is under its own names."""
+    """Returns one Carry of several: each reads and updates the values of its own names.
+
+    Raises ValueError if two have the same name.
+    """
     names = tuple(name for carry in carries for name in carry.names)
     if len({*names}) < len(names):
         raise ValueError(f"two of what is carried have one name: {names}")

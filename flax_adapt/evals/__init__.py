@@ -1,9 +1,12 @@
-"""What features are worth: each measure is a pure function of features and labels.
+"""Evaluation of features: each measure is a pure function of features and labels.
 
-labelled  the check at their door
+labelled  the check of features and labels before they are measured
 features  extract embeddings, every example exactly once
-embed     the same from a model on disk
+embed     embeddings by a model that is loaded from disk
 knn       weighted nearest neighbours
 probe     a linear classifier on standardised features
-drift     how adapting moved the features: compactness, rank, likeness to before
+drift     change of features by adaptation: compactness, rank, similarity to initial ones
+sparsity  share of zeros, and features that are reduced to whether they are 0
+transfer  figures of a matrix of accuracies, tasks by domains
+fill      tokens that a masked language model predicts for the masks of a text
 """

@@ -1,8 +1,8 @@
-"""How adapting moved the features: their shape on the target, their likeness to before.
+"""Drift: how adaptation changed features, and how similar they are to the initial ones.
 
-Every measure takes features float [n, D], at least two rows, and computes in float64.
-Features that cannot be measured are a UserError. *Unit* features are the rows divided by
-their norms; a row of zeros, which has no direction, stays zeros.
+Every measure takes features float [n, D], at least two rows, and computes in float64. It
+raises UserError for features that cannot be measured. *Unit* features are the rows
+divided by their norms; a row of zeros, which has no direction, stays zeros.
 """
 
 from typing import NamedTuple
@@ -14,18 +14,18 @@ from flax_adapt.base.errors import UserError
 from flax_adapt.base.types import Params
 from flax_adapt.evals import labelled
 
-# Rows at once against all later ones; only memory depends on it: 256 x 50 000 distances
-# take 100 MB.
+# Number of rows compared at once with all later ones; only memory depends on it: 256 x
+# 50 000 distances take 100 MB.
 _CHUNK = 256
 
 
 class Features(NamedTuple):
-    """What `report` measures: float [n, D] all, the rows of a pair in the same order.
+    """The arguments of `report`: features float [n, D], rows of a pair in the same order.
 
     target, initial_target  the target examples, by the model and by the initial model
     source, initial_source  the same of source examples
-    views                   two views of target examples, by the model; need not be of
-                            as many examples as `target`
+    views                   two views of target examples, by the model; the number of
+                            examples may differ from that of `target`
     labels                  int [n] of the target examples; None: they have no classes
     """
 
@@ -38,10 +38,10 @@ class Features(NamedTuple):
 
 
 def report(features: Features, *, seed: int) -> dict[str, float]:
-    """Returns every measure by its name; "nmi" only where there are labels.
+    """Returns {name: value} of every measure; "nmi" only where there are labels.
 
-    `seed` is that of the k-means of `nmi`. Raises UserError as the measures do, before
-    the first of them is computed if a row is not finite.
+    seed: that of the k-means of `nmi`. Raises UserError as the measures do; for a row
+    that is not finite, before the first of them is computed.
     """
     _check_all(features)
     measured = {
@@ -59,11 +59,11 @@ def report(features: Features, *, seed: int) -> dict[str, float]:
 
 
 def alignment(first: np.ndarray, second: np.ndarray) -> float:
-    """How far apart two views of an example are: mean_i |x_i - y_i|^2.
+    """Returns the mean squared distance of two views of an example: mean_i |x_i - y_i|^2.
 
-    x, y: unit features of the two views, rows in the same order. A squared distance,
-    without unit, in [0, 4]; 0: the views cannot be told apart. Wang and Isola 2020 (arXiv
-    2005.10242), section 4.1 with alpha = 2.
+    x, y: unit features of the two views, rows in the same order. Without unit, in [0, 4];
+    0: both views have the same features. Wang and Isola 2020 (arXiv 2005.10242), section
+    4.1 with alpha = 2. Raises UserError for features of different shapes.
     """
     first, second = _pair(first, second, ("the first views", "the second views"))
     if first.shape != second.shape:
@@ -75,17 +75,17 @@ def alignment(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def uniformity(features: np.ndarray) -> float:
-    """How unevenly unit features x cover the sphere: log mean_{i<j} exp(-2 |x_i - x_j|^2).
+    """Returns how unevenly unit features cover the sphere: log mean_{i<j} exp(-2 |x_i - x_j|^2).
 
-    In nats, in [-8, 0]; 0: all rows point one way; the lower, the more even. -8 takes two
-    opposite rows; many rows spread evenly in many dimensions come near -4. Wang and Isola
+    In nats, in [-8, 0]. 0: all rows point one way; the lower, the more even. Two opposite
+    rows have -8; many rows spread evenly in many dimensions come near -4. Wang and Isola
     2020 (arXiv 2005.10242), section 4.1 with t = 2, over all pairs of two examples.
     """
     unit = _unit(_rows(features, "uniformity"))
     squares = np.sum(unit**2, axis=1)
     total = 0.0
     for start in range(0, len(unit), _CHUNK):
-        # Column 0 of the block is its row 0: pairs i < j are those right of the diagonal.
+        # Column 0 of the block is its row 0: pairs i < j are right of the diagonal.
         block = unit[start : start + _CHUNK] @ unit[start:].T
         block *= -2
         block += squares[start : start + _CHUNK, None]
@@ -101,11 +101,11 @@ def uniformity(features: np.ndarray) -> float:
 
 
 def compactness(features: np.ndarray) -> float:
-    """Mean cosine distance of two examples: mean_{i<j} (1 - x_i . x_j), x: unit features.
+    """Returns the mean cosine distance of two examples: mean_{i<j} (1 - x_i . x_j).
 
-    Without unit, in [0, n / (n - 1)]; 0: all rows point one way, the most compact; 1: no
-    likeness on average. Ours, for the compact target space of Li et al. 2021 (arXiv
-    2110.09510). A row of zeros is at 1/2 of every other.
+    x: unit features. Without unit, in [0, n / (n - 1)]. 0: all rows point one way, the
+    most compact; 1: no similarity on average. Ours, for the compact target space of Li et
+    al. 2021 (arXiv 2110.09510). A row of zeros is at 1/2 of every other.
     """
     # 1 - x.y is half the squared distance, and the mean of that over pairs is the trace
     # of the unbiased covariance: no pair is formed, and nothing cancels.
@@ -113,7 +113,7 @@ def compactness(features: np.ndarray) -> float:
 
 
 def spread_ratio(target: np.ndarray, source: np.ndarray) -> float:
-    """Room the target takes beside the source: tr cov(target) / tr cov(source).
+    """Returns the total variance of target by that of source: tr cov(target) / tr cov(source).
 
     Covariances of the features as they are, not unit, each divided by its n - 1. Without
     unit, in [0, inf); below 1: the target is the more compact. Ours, for the compact
@@ -126,11 +126,12 @@ def spread_ratio(target: np.ndarray, source: np.ndarray) -> float:
 
 
 def rankme(features: np.ndarray) -> float:
-    """Effective number of dimensions: exp(-sum_k p_k log p_k), p_k = s_k / sum(s) + 1e-7.
+    """Returns the effective number of dimensions: exp(-sum_k p_k log p_k).
 
-    s: singular values of the features, NOT centred, as published: a mean far from 0 counts
-    as one large dimension. A number of dimensions, in [1, min(n, D)] up to the 1e-7;
-    compare only what has the same n. Garrido et al. 2023 (arXiv 2210.02885).
+    p_k = s_k / sum(s) + 1e-7, with s the singular values of the features. These are NOT
+    centred, as published: a mean far from 0 counts as one large dimension. The value is
+    in [1, min(n, D)] up to the 1e-7; only values of the same n can be compared. Garrido
+    et al. 2023 (arXiv 2210.02885).
     """
     features = _rows(features, "RankMe")
     if not np.any(features):
@@ -141,12 +142,12 @@ def rankme(features: np.ndarray) -> float:
 
 
 def cka(first: np.ndarray, second: np.ndarray) -> float:
-    """Linear centred kernel alignment: |Y'X|^2 / (|X'X| |Y'Y|), Frobenius norms.
+    """Returns linear centred kernel alignment: |Y'X|^2 / (|X'X| |Y'Y|), Frobenius norms.
 
     X [n, D] and Y [n, E]: features of the same examples by two models, centred by column;
-    D and E may differ. Without unit, in [0, 1]; 1: alike up to rotation, one scale and a
-    shift. The fewer the rows beside the columns, the nearer 1 even for unlike features:
-    take n well above D and E. Kornblith et al. 2019 (arXiv 1905.00414), table 1.
+    D and E may differ. Without unit, in [0, 1]; 1: equal up to rotation, one scale and a
+    shift. With few rows in relation to columns it is near 1 even for unlike features: n
+    should be well above D and E. Kornblith et al. 2019 (arXiv 1905.00414), table 1.
     """
     names = ("the first features of CKA", "the second features of CKA")
     first, second = _pair(first, second, names)
@@ -159,9 +160,9 @@ def cka(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def weight_distance(params: Params, initial: Params) -> float:
-    """|w - w0| / |w0| over all parameters that both have in the same shape (ours).
+    """Returns |w - w0| / |w0| over all parameters that both have in the same shape (ours).
 
-    Euclidean norms; without unit, at least 0. A UserError where they share none.
+    Euclidean norms; without unit, at least 0. Raises UserError where they share none.
     """
     ours, theirs = (rules.named(tree) for tree in (params, initial))
     shared = [
@@ -177,11 +178,12 @@ def weight_distance(params: Params, initial: Params) -> float:
 
 
 def nmi(features: np.ndarray, labels: np.ndarray, *, seed: int) -> float:
-    """How well clusters meet classes: I(c; l) / mean(H(c), H(l)), the arithmetic mean.
+    """Returns how well clusters match classes: I(c; l) / mean(H(c), H(l)), arithmetic mean.
 
-    c: k-means of the features as they are, k = number of classes among `labels` (int [n]),
-    the best of 10 starts drawn from `seed`. Without unit, in [0, 1]; 1: the clusters are
-    the classes. Ours: the choice of k-means and of its settings.
+    c: k-means of the features as they are, k = number of classes among `labels` (int
+    [n]), the best of 10 starts drawn from `seed`. Without unit, in [0, 1]; 1: the
+    clusters are the classes. Ours: the choice of k-means and of its settings. Raises
+    UserError for fewer than two classes.
     """
     from sklearn.cluster import KMeans
     from sklearn.metrics import normalized_mutual_info_score
@@ -202,7 +204,10 @@ def nmi(features: np.ndarray, labels: np.ndarray, *, seed: int) -> float:
 
 
 def _check_all(features: Features) -> None:
-    """Says which of the sets is at fault; a measure alone can only name itself."""
+    """Raises UserError that names the faulty set of features.
+
+    A single measure does not know which of the sets it computes on.
+    """
     sets = {
         "the target features": features.target,
         "the first views": features.views[0],
@@ -262,5 +267,5 @@ def _centred(features: np.ndarray) -> np.ndarray:
 
 
 def _spread(features: np.ndarray) -> float:
-    """The trace of the unbiased covariance."""
+    """Returns the trace of the unbiased covariance."""
     return float(np.sum(_centred(features) ** 2) / (len(features) - 1))

@@ -1,4 +1,4 @@
-"""Embeddings of images or texts by a model on disk."""
+"""Embeddings of images or texts by a model that is loaded from disk."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ from flax_adapt.evals.features import Encode, Features, extract_all
 from flax_adapt.train import sharding
 
 log = logging.getLogger(__name__)
-_VIEW = 0x7FFFFF00  # keys of views never meet those of training steps
+_VIEW = 0x7FFFFF00  # keys of views differ from those of training steps
 
 
 def image_section(
@@ -30,9 +30,10 @@ def image_section(
     pixels: tuple[tuple[float, ...], tuple[float, ...]] | None,
     **changes: Any,
 ) -> ConfigDict:
-    """The data section that fits a ViT: its size, channels, mean and std.
+    """Returns the data section that fits a ViT: its image size, channels, mean and std.
 
-    told: see `weights.source_options`. pixels: mean and std where it is not the model that tells.
+    told: how the file is read, see `weights.source_options`. pixels: mean and std; None:
+    those of the model, or usual ones, with a warning.
     """
     arch = weights.model_config(path, **told)
     channels = arch["channels"]
@@ -51,16 +52,16 @@ def image_section(
 
 
 def text_section(path: Path, source: str, split: str, **changes: Any) -> ConfigDict:
-    """The data section that fits a BERT: its own tokenizer."""
+    """Returns the data section that fits a BERT: with its own tokenizer."""
     return ConfigDict(defaults.text_data(source, split, str(path), **changes)).lock()
 
 
 class Embedder:
-    """An encoder on disk, to be asked for the features of one set after the other.
+    """An encoder loaded from disk that computes features of any number of data sets.
 
-    fit: arguments of `from_pretrained` beside these: what the file is, other images.
-    dropout: of the views of texts. Features are the pooled states of the last layer,
-    [n, D].
+    fit: further arguments of `from_pretrained`: the format of the file, another image
+    size. dropout: the rate for views of texts. Features are the pooled states of the last
+    layer, float32 [n, D].
     """
 
     def __init__(
@@ -79,19 +80,22 @@ class Embedder:
         )
         self.params = sharding.put(params, mesh)
         self.pooling, self.batch_size, self.mesh = pooling, batch_size, mesh
-        # One program for all sets whose inputs are prepared alike.
+        # One compiled function for all data sets whose inputs are prepared in the same way.
         self._programs: dict[str, Callable[..., Array]] = {}
 
     def features(self, examples: data.Examples) -> Features:
-        """Of every example as it is."""
+        """Returns the features of every example, without augmentation and dropout."""
         return extract([self], examples)[0]
 
     def view(self, examples: data.Examples, number: int, seed: int) -> Features:
-        """Of one view of every example, see `extract`."""
+        """Returns the features of one view of every example, see `extract`."""
         return extract([self], examples, number, seed)[0]
 
     def encoder(self, examples: data.Examples, number: int | None, seed: int) -> Encode:
-        """Returns what encodes the batches of `examples`, see `extract`."""
+        """Returns a function that encodes one batch of `examples`; arguments as of `extract`.
+
+        Raises UserError for texts that do not fit the model.
+        """
         if isinstance(examples, data.TextExamples):
             models.check_fits(self.model.config, **examples.row_sizes)
         modality = self.model.modality
@@ -128,8 +132,8 @@ def extract(
 ) -> list[Features]:
     """Returns the features of every model, from one pass over the examples.
 
-    number: of a view of every example: by `data.views[number]`, of texts by dropout;
-    None: the example as it is.
+    number: of a view: images are augmented by `data.views[number]`, texts differ by
+    dropout; None: the examples as they are. seed: of the views.
     """
     encoders = [one.encoder(examples, number, seed) for one in embedders]
     batches = data.eval_batches(examples, embedders[0].batch_size, 0, 1)
@@ -137,14 +141,14 @@ def extract(
 
 
 class _Prepared(NamedTuple):
-    """How inputs become what the model takes: (inputs, key_B) -> (inputs, its key_B)."""
+    """The preparation of inputs: (inputs, key_B) -> (the model's input, the model's key_B)."""
 
     name: str
     inputs: Callable[[Any, Key | None], tuple[Any, Key | None]]
 
 
 def _image(config: ConfigDict, number: int | None) -> _Prepared:
-    """A view is augmented; nothing is dropped in the model."""
+    """Returns the preparation of images: a view is augmented; the model has no dropout."""
     augment = None if number is None else config.views[number]
     name = json.dumps(configs.plain([number, config.mean, config.std, augment]))
     return _Prepared(
@@ -153,6 +157,6 @@ def _image(config: ConfigDict, number: int | None) -> _Prepared:
 
 
 def _text(config: ConfigDict, number: int | None) -> _Prepared:
-    """A view is what dropout leaves of it."""
+    """Returns the preparation of texts: none, since views differ by the model's dropout."""
     del config
     return _Prepared(str(number), lambda x, key_B: (x, key_B))

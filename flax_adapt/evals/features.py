@@ -11,7 +11,7 @@ from flax_adapt.base.types import Batch
 
 
 class Features(NamedTuple):
-    """Rows in the order of the source. `labels` are -1 where there are none."""
+    """Embeddings, rows in the order of the source; `labels` are -1 where there are none."""
 
     embeddings: np.ndarray  # float32 [n, D]
     labels: np.ndarray  # int32 [n], or float32 where labels are numbers
@@ -22,15 +22,15 @@ Encode = Callable[[Batch], ArrayLike]
 
 
 def extract(encode: Encode, batches: Iterable[Batch]) -> Features:
-    """`extract_all` of one encoder."""
+    """Returns the features by one encoder, see `extract_all`."""
     return extract_all([encode], batches)[0]
 
 
 def extract_all(encoders: Sequence[Encode], batches: Iterable[Batch]) -> list[Features]:
-    """Encodes every batch with every encoder (batch -> [B, D]); the data is read once.
+    """Returns the features by every encoder (batch -> [B, D]); the data is read once.
 
     Rows of weight 0 are dropped. Encoding a batch overlaps with fetching the results of
-    the one before it.
+    the one before it. Raises UserError if there is no example, ValueError if one comes twice.
     """
     rows: list[list[Features]] = [[] for _ in encoders]
     waiting: tuple[list[ArrayLike], Batch] | None = None

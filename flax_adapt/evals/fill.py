@@ -1,4 +1,4 @@
-"""What a masked language model puts in place of the mask tokens of a text."""
+"""Predictions of a masked language model for the mask tokens of a text."""
 
 from pathlib import Path
 
@@ -16,7 +16,9 @@ def fill(
 ) -> list[list[tuple[str, float]]]:
     """Returns, for every mask token, the `top` likeliest tokens and their probabilities.
 
-    format: of the weights, see `weights`.
+    format: of the weights, see `weights`. Raises UserError for weights without a
+    masked-language head, a text without mask token, and a `top` outside of the
+    vocabulary.
     """
     tasks = models.TASKS[weights.model_config(path, format=format)["kind"]]
     if "mlm" not in tasks or "mlm" not in weights.parts(path, "mlm", format=format):
@@ -40,7 +42,7 @@ def fill(
 
 
 def _one_row(tokenizer: data.Tokenizer, text: str) -> Text:
-    """The text alone in a batch, [1, L]."""
+    """Returns the text as a batch of one row, [1, L]."""
     (found,) = tokenizer.encode([(text,)])
     tokens_BL = jnp.asarray(found.tokens)[None]
     return Text(

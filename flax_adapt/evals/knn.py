@@ -10,7 +10,8 @@ from flax_adapt.base.errors import UserError
 from flax_adapt.base.types import Array
 from flax_adapt.evals import labelled
 
-# Test rows at once; only memory depends on it: 1024 x 50 000 similarities take 200 MB.
+# Number of test rows at once; only memory depends on it: 1024 x 50 000 similarities take
+# 200 MB.
 _CHUNK = 1024
 
 
@@ -23,10 +24,11 @@ def accuracy(
     k: int,
     temperature: float,
 ) -> float:
-    """Share of test rows (float [m, D], int [m]) that their neighbours name rightly.
+    """Returns the accuracy of weighted nearest neighbours, on test rows float [m, D], int [m].
 
     Each of the `k` most similar training rows votes for its label with weight
-    exp(similarity / temperature); DINO uses k = 20 and temperature = 0.07.
+    exp(similarity / temperature); DINO uses k = 20 and temperature = 0.07. Raises
+    UserError for missing labels, features that are not finite, and too large a `k`.
     """
     labelled.check(train_features, train_labels, "the training examples")
     labelled.check(test_features, test_labels, "the test examples")
@@ -62,11 +64,11 @@ def _vote(
     k: int,
     num_classes: int,
 ) -> Array:
-    """Returns the label int [B] with the most votes; the lowest of equals."""
+    """Returns the label with the most votes, int [B]; in a tie the lowest."""
     # Accelerators would otherwise multiply in fewer bits and reorder near neighbours.
     similarity_BM = jnp.matmul(_unit(query_BD), bank_MD.T, precision="highest")
     nearest_BK, rows_BK = jax.lax.top_k(similarity_BM, k)
-    # Softmax is the weights up to a factor a row, and cannot overflow.
+    # Softmax equals the weights up to one factor for each row, and cannot overflow.
     weights_BK = jax.nn.softmax(nearest_BK / temperature, axis=-1)
     votes_BKN = jax.nn.one_hot(labels_M[rows_BK], num_classes)
     return jnp.argmax(jnp.einsum("BK,BKN->BN", weights_BK, votes_BKN), axis=-1)

@@ -1,4 +1,4 @@
-"""The check at the door of every measure that needs labels."""
+"""The check of features and labels before a measure that needs labels."""
 
 import numpy as np
 
@@ -6,7 +6,10 @@ from flax_adapt.base.errors import UserError
 
 
 def check(features: np.ndarray, labels: np.ndarray, who: str) -> None:
-    """Raises UserError unless every row, at least one, has a label and is finite."""
+    """Raises UserError unless every row, at least one, has a label and is finite.
+
+    who: names the rows in the message.
+    """
     if len(features) != len(labels):
         raise ValueError(f"{who}: {len(features)} features but {len(labels)} labels")
     if not len(labels):

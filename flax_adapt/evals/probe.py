@@ -19,9 +19,10 @@ def accuracy(
     l2: float,
     max_iterations: int,
 ) -> float:
-    """Share of test rows (float [m, D], int [m]) that a linear probe names rightly.
+    """Returns the accuracy of a linear probe on test rows (float [m, D], int [m]).
 
     The probe minimises mean cross-entropy + l2 / 2 * |weights|^2 on the training rows.
+    Raises UserError for missing labels, fewer than two classes, and an l2 of 0 or below.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -43,10 +44,11 @@ def mlp_accuracy(
     max_iterations: int,
     seed: int,
 ) -> float:
-    """As `accuracy`, with one hidden layer (ReLU, Adam) and the same penalty.
+    """Returns the accuracy of a probe with one hidden layer (ReLU, Adam), else as `accuracy`.
 
-    How much better it is tells how far classes are from linearly separable. It is
-    trained for `max_iterations` epochs at most, from weights that `seed` draws.
+    How much better it is than the linear probe shows how far classes are from linearly
+    separable. It is trained for `max_iterations` epochs at most, from weights that `seed`
+    draws.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.neural_network import MLPClassifier
@@ -63,7 +65,7 @@ def mlp_accuracy(
         random_state=seed,
     )
     with warnings.catch_warnings():
-        # That the epochs are used up is what they are for.
+        # Reaching the maximum of epochs is intended.
         warnings.simplefilter("ignore", ConvergenceWarning)
         probe.fit(train, train_labels)
     return float(probe.score(test, test_labels))
@@ -77,7 +79,7 @@ def _checked(
     *,
     l2: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Both sets of features, standardised."""
+    """Returns both sets of features, standardised; raises UserError as `accuracy` does."""
     labelled.check(train_features, train_labels, "the training examples")
     labelled.check(test_features, test_labels, "the test examples")
     if len(np.unique(train_labels)) < 2:
@@ -90,7 +92,7 @@ def _checked(
 def standardise(
     train_features: np.ndarray, test_features: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Both sets by the mean and variance of the training set alone.
+    """Returns both sets, standardised by the mean and variance of the training set alone.
 
     This is the reference's BatchNorm without affine before the head, eps 1e-6 (MAE,
     main_linprobe.py): without it, features of small scale make a probe look bad.

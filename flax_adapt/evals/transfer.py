@@ -1,8 +1,8 @@
-"""Figures of a transfer matrix: what a sequence of tasks did to transfer.
+"""Figures of a transfer matrix: how a sequence of tasks changed accuracies on domains.
 
 R[t, d] is the accuracy on domain d of the model after t tasks, fine-tuned on d or probed;
-R[0] is the start. Task t learns domain t - 1, so the first T columns are the domains that
-were learnt, in order; the columns after them were never learnt.
+R[0] is that of the initial weights. Task t learns domain t - 1, so the first T columns
+are the domains that were learnt, in order; the columns after them were never learnt.
 """
 
 from collections.abc import Sequence
@@ -26,12 +26,12 @@ def figures(matrix: np.ndarray) -> dict[str, float]:
     backward        mean over the same of R[T, d] - R[d + 1, d]: what learning more did to
                     a domain since it was learnt (Lopez-Paz and Ranzato, equation 3)
     forward         mean over all learnt domains but the first of R[d, d] - R[0, d], before
-                    they are learnt (there equation 4; ours: compared with the start, not
-                    with chance)
+                    they are learnt (there equation 4; ours: compared with the initial
+                    weights, not with chance)
 
     A last row (.8, .6, .1) after two tasks: average_learnt .7, average_all .5. Two tasks
     and two domains, R = ((.5, .4), (.8, .5), (.7, .9)): averages .8, starts .45,
-    forgetting .1, backward -.1, forward .1.
+    forgetting .1, backward -.1, forward .1. Raises UserError for a matrix of other shape.
     """
     rows, columns = np.shape(matrix)
     tasks = rows - 1
@@ -59,7 +59,7 @@ def figures(matrix: np.ndarray) -> dict[str, float]:
 def table(
     rows: Sequence[str], columns: Sequence[str], matrix: np.ndarray
 ) -> list[dict[str, Any]]:
-    """Returns the matrix as rows to be printed, with the mean of each."""
+    """Returns one dict for each row of the matrix, to be printed: cells and their mean."""
     return [
         {"model": name, **dict(zip(columns, map(float, values), strict=True)),
          "mean": float(np.mean(values))}

@@ -1,1 +1,1 @@
-"""An experiment: its stages in order, and what they were worth."""
+"""Experiments: running stages in order, choosing learning rates, measuring the results."""

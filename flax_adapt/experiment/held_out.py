@@ -24,10 +24,10 @@ _STAGE = "stage:"
 
 
 class Rerun(NamedTuple):
-    """A stage of the chain to be run again: its section without its references changed.
+    """A stage that is to be run again: its section, with references as in the config.
 
-    reference: what later stages name it by, `stage:NAME` or `stage:NAME/seed_S`; seed: the
-    one of its seeds that is meant.
+    reference: the name by which later stages refer to it, `stage:NAME` or
+    `stage:NAME/seed_S`. seed: that of the run.
     """
 
     reference: str
@@ -41,15 +41,15 @@ def changed(section: Any, **fields: Any) -> ConfigDict:
 
 
 def sees_labels(section: Any) -> bool:
-    """Whether a stage trains on the labels of its data."""
+    """Returns whether a stage trains on the labels of its data."""
     return objectives.task_of(section.objective) == "classify"
 
 
 def reruns(config: Any, section: Any) -> list[Rerun]:
     """Returns the earlier stages that a sweep of `section` must run again, in order.
 
-    A stage is among them if `section` follows from it, and it trains on labels of the
-    source whose labels are held out, or follows from such a stage.
+    Only stages that `section` follows from are among them: those that train on labels of
+    the source whose labels are held out, and those that follow from such a stage.
     """
     found: dict[str, Rerun] = {}
     for one in _ancestors(config, section):
@@ -60,7 +60,10 @@ def reruns(config: Any, section: Any) -> list[Rerun]:
 
 
 def references(section: Any) -> set[str]:
-    """The earlier stages that a stage starts from, learns from or is compared with."""
+    """Returns the references to earlier stages in a section, as `stage:NAME`.
+
+    They are those that the stage starts from, learns from or is compared with.
+    """
     named = [section.init_from, section.teacher]
     for of in penalties.references(section).values():
         named += of
@@ -68,9 +71,9 @@ def references(section: Any) -> set[str]:
 
 
 def without(section: Any, names: Collection[str], swept_data: Any) -> ConfigDict:
-    """Returns the section of a stage that does not train on these examples' labels.
+    """Returns the section of a stage that does not train on the labels of some examples.
 
-    names: of examples of `swept_data`, a data section.
+    names: of these examples of `swept_data`, a data section.
     """
     if not sees_labels(section):
         return changed(section)
@@ -87,7 +90,10 @@ def without(section: Any, names: Collection[str], swept_data: Any) -> ConfigDict
 
 
 def replays_held_out(section: Any) -> bool:
-    """Whether a stage that sweeps replays examples of the source it holds labels out of."""
+    """Returns whether a stage with a sweep replays labels of its own source.
+
+    Some of these are held out.
+    """
     return any(_is_same(one, section.data) for one in _labelled(section)[1:])
 
 
@@ -98,7 +104,7 @@ def names_held_out(config_data: Any) -> tuple[str, ...]:
 
 
 def redirected(section: Any, moved: Mapping[str, str]) -> ConfigDict:
-    """Returns the section with its references changed as {reference: new} says."""
+    """Returns the section with its references replaced by {reference: new reference}."""
 
     def of(penalty: Any) -> Any:
         if "of" not in penalty:
@@ -116,7 +122,7 @@ def redirected(section: Any, moved: Mapping[str, str]) -> ConfigDict:
 
 
 def check(config: Any) -> None:
-    """Raises UserError where what a sweep holds out cannot be kept from earlier stages."""
+    """Raises UserError where a sweep cannot keep its held-out labels from earlier stages."""
     for section in config.stages:
         if section.sweep is None:
             continue
@@ -126,7 +132,7 @@ def check(config: Any) -> None:
 
 
 def _ancestors(config: Any, section: Any) -> list[Rerun]:
-    """The earlier stages that `section` follows from, in the order of the config."""
+    """Returns the earlier stages that `section` follows from, in the order of the config."""
     wanted, found = references(section), []
     for stage in reversed(config.stages):
         for seed in stage.seeds:
@@ -138,7 +144,7 @@ def _ancestors(config: Any, section: Any) -> list[Rerun]:
 
 
 def _labelled(section: Any) -> list[Any]:
-    """The data sections whose labels a stage trains on."""
+    """Returns the data sections whose labels a stage trains on."""
     if not sees_labels(section):
         return []
     replayed = [] if section.replay is None else data.replay_sections(section.replay)
@@ -150,12 +156,15 @@ def _reads(section: Any, swept_data: Any) -> bool:
 
 
 def _is_same(one: Any, other: Any) -> bool:
-    """Whether two data sections read the same examples, before their subsets."""
+    """Returns whether two data sections read the same examples, before their subsets."""
     return _place(one) == _place(other) and one.split == other.split
 
 
 def _place(section: Any) -> tuple[str, str]:
-    """What the source and data_dir of a data section name, however they are written."""
+    """Returns the source and data_dir of a data section, with absolute paths.
+
+    Two sections of the same files then have the same result.
+    """
     scheme, _, what = section.source.partition(":")
     what = what if scheme in ("tfds", "builtin") else _resolved(what)
     return f"{scheme}:{what}", _resolved(section.data_dir)
@@ -174,7 +183,11 @@ def _replay_of(config_replay: Any, change: Any) -> Any:
 
 
 def _check_split(section: Any, name: str, other: Any) -> None:
-    """Examples are told apart by their names, which slices of a split count anew."""
+    """Raises UserError if two data sections read overlapping splits under different names.
+
+    Held-out examples are identified by their names, and each slice of a split numbers its
+    examples anew.
+    """
     ours = section.data
     if _place(ours) != _place(other) or ours.split == other.split:
         return
@@ -187,5 +200,5 @@ def _check_split(section: Any, name: str, other: Any) -> None:
 
 
 def _splits(text: str) -> set[str]:
-    """The splits that `train[:50%]+test` takes examples of."""
+    """Returns the splits that a text such as `train[:50%]+test` reads."""
     return {re.sub(r"\[.*", "", part).strip() for part in text.split("+")}

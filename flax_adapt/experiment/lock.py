@@ -1,11 +1,11 @@
-"""A workdir belongs to one run at a time: a second one is refused, a dead one is not.
+"""The lock of a workdir, for one run at a time; the lock of a dead run does not count.
 
 `lock.json` is locked by the kernel (flock) while a run is alive, so that the end of its
 process, by whatever signal, frees it: a process number that is used again cannot deceive.
 It names host, process and start, for the message. Some network file systems lock only
-within a host, or not at all. So a run also touches the file every `BEAT_SECONDS`, and a
-file that names another host and was not released is watched for `WATCH_SECONDS`: touched,
-it belongs to a live run; else to one that died. No clocks of two hosts are compared.
+within a host, or not at all. So a run also touches the file every `BEAT_SECONDS`. A file
+that names another host and was not released is watched for `WATCH_SECONDS`: if it is
+touched, its run is alive, else dead. Clocks of two hosts are never compared.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from typing import IO, Any
 
 from flax_adapt.base.errors import UserError
 
-if sys.platform != "win32":  # there the file is watched
+if sys.platform != "win32":  # on Windows the file is watched instead
     import fcntl
 
 FILE = "lock.json"
@@ -51,7 +51,8 @@ def _acquire(workdir: Path, path: Path, file: IO[str]) -> None:
     locked, owner = _flock(file), _read(file)
     if locked is False:
         raise UserError(_in_use(workdir, owner))
-    # The kernel knows the runs of this host; of others only where flock reaches them.
+    # The kernel knows the runs of this host, and those of others only where flock works
+    # across hosts.
     known_dead = locked and (owner is None or owner["host"] == socket.gethostname())
     if owner is None or known_dead:
         return
@@ -61,7 +62,7 @@ def _acquire(workdir: Path, path: Path, file: IO[str]) -> None:
 
 
 def _flock(file: IO[str]) -> bool | None:
-    """Whether the file is locked now; None where there are no such locks."""
+    """Returns whether the file is locked now; None where there are no such locks."""
     if sys.platform == "win32":
         return None
     try:
@@ -74,11 +75,11 @@ def _flock(file: IO[str]) -> bool | None:
 
 
 def _is_touched(path: Path) -> bool:
-    """Whether another process touches the file while it is watched."""
+    """Returns whether another process touches the file while it is watched."""
     before, end = path.stat().st_mtime_ns, time.monotonic() + WATCH_SECONDS
     while time.monotonic() < end:
         time.sleep(BEAT_SECONDS / 5)
-        with path.open():  # a network file system looks again at what is opened
+        with path.open():  # opening makes a network file system look again
             if path.stat().st_mtime_ns != before:
                 return True
     return False
@@ -99,12 +100,12 @@ def _describe_this_run() -> dict[str, Any]:
 
 
 def _read(file: IO[str]) -> dict[str, Any] | None:
-    """Who wrote the file; None after a run that released it."""
+    """Returns host, process and start of the run that wrote the file; None if it released it."""
     file.seek(0)
     try:
         owner = json.loads(file.read())
         return {name: owner[name] for name in ("host", "pid", "since")}
-    except (ValueError, TypeError, KeyError):  # empty, or torn by a full disk
+    except (ValueError, TypeError, KeyError):  # empty, or cut short by a full disk
         return None
 
 

@@ -20,7 +20,8 @@ from flax_adapt.train import sharding
 class Sets(NamedTuple):
     """The opened data of an evaluation section.
 
-    train None: there are no classes, so no accuracy is measured. source None: no drift.
+    train: None if there are no classes, so that no accuracy is measured. source: None if
+    no drift is measured.
     """
 
     train: data.Examples | None
@@ -31,7 +32,7 @@ class Sets(NamedTuple):
 class Measured(NamedTuple):
     """Features of one model on `Sets`, and its encoder's parameters.
 
-    views: features of the two views of `test`, or ().
+    views: features of the two views of `test`; () where drift is not measured.
     """
 
     train: Features | None
@@ -42,7 +43,7 @@ class Measured(NamedTuple):
 
 
 class Model(NamedTuple):
-    """Weights to be measured: their label, their folder, and how they are loaded."""
+    """Weights to be measured: their label, their folder, and the arguments of loading them."""
 
     label: str
     folder: Path
@@ -50,15 +51,15 @@ class Model(NamedTuple):
 
 
 def evaluate(config: Any, workdir: Path) -> list[dict[str, Any]]:
-    """kNN and linear-probe accuracy of `init` and of every finished stage, and drift.
+    """Returns rows of measures of `init` and of every finished stage; writes `eval.json`.
 
-    Where the test data has no classes, drift alone is measured. Where stages resize
-    `init` in different ways, there is a row for each way.
-
-    The rows are also written to `eval.json`. Features are the final states, pooled as
+    Measures are the accuracies of kNN and of a linear probe, and drift. Where the test
+    data has no classes, drift alone is measured. Where stages resize `init` in different
+    ways, there is a row for each way. Features are the final states, pooled as
     `config.evaluate` says. Where that has a `source`, drift is measured from the features
     of `init`; where it has `wide`, also sparsity and the accuracy of other probes. Each
-    section of `more_evaluations` adds rows that name its data.
+    section of `more_evaluations` adds rows that name its data. Raises UserError if no
+    stage is finished.
     """
     finished = recipe.measurable(config, workdir)
     if not finished:
@@ -131,7 +132,7 @@ def _open(config: Any, section: Any) -> Sets:
 
 
 def _check_drift(config: Any, section: Any) -> None:
-    """Raises UserError where drift cannot be measured: it needs `init` and two views."""
+    """Raises UserError where drift cannot be measured, which needs `init` and two views."""
     is_image = section.test.modality == "image"
     rules = (
         (
@@ -154,7 +155,10 @@ def _check_drift(config: Any, section: Any) -> None:
 
 
 def _ways_of_init(config: Any) -> list[tuple[str, dict[str, Any]]]:
-    """Returns (label, arguments of loading) for every way in which stages resize `init`."""
+    """Returns (label, arguments of loading) for every way in which stages resize `init`.
+
+    A way is a set of the rules in `model.reshape`.
+    """
     if not config.init:
         return []
     sizes, told = weights.reshape.sizes_of(config.model), options_of_init(config)
@@ -217,7 +221,7 @@ def _accuracies(config: Any, section: Any, found: Measured) -> dict[str, float]:
 
 
 def _distances(section: Any, found: Measured, initial: Measured) -> dict[str, float]:
-    """Returns CKA and distance of weights to the first model, if the section asks for it."""
+    """Returns CKA and distance of weights to the first model; {} unless the section asks."""
     if not section.compare:
         return {}
     return {

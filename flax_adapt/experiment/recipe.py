@@ -1,4 +1,4 @@
-"""An experiment: its stages in order, each once; continues wherever it stopped."""
+"""Runs an experiment: its stages in order, each once; continues wherever it stopped."""
 
 import contextlib
 import statistics
@@ -22,8 +22,9 @@ COLUMNS = ("stage", "metric", "seeds", "mean", "std", "gain", "seconds")
 def run(config: Any, workdir: Path, *, force: bool) -> list[dict[str, Any]]:
     """Runs every stage that is not finished; returns the rows of `results.json`.
 
-    A row: {stage, metric, seeds, values, mean, std, seconds, gain, export}. A workdir
-    that holds another config is refused with the difference, unless `force`.
+    A row is {stage, metric, seeds, values, mean, std, seconds, gain, export}. Raises
+    UserError for a workdir that holds another config, with the difference, unless
+    `force`.
     """
     check.experiment(config)
     held_out.check(config)
@@ -40,7 +41,7 @@ def run(config: Any, workdir: Path, *, force: bool) -> list[dict[str, Any]]:
 
 
 def stage_runs(config: Any, workdir: Path) -> list[Stage]:
-    """Every stage with every one of its seeds, in order."""
+    """Returns every stage with every one of its seeds, in order."""
     runs = (_seeds(config, section, workdir) for section in config.stages)
     return [stage for stages in runs for stage in stages]
 
@@ -50,18 +51,21 @@ def _seeds(config: Any, section: Any, workdir: Path) -> list[Stage]:
 
 
 def is_done(config: Any, workdir: Path) -> bool:
-    """True if there is nothing left to run."""
+    """Returns whether every stage is finished."""
     return len(finished(config, workdir)) == len(stage_runs(config, workdir))
 
 
 def finished(config: Any, workdir: Path) -> list[Stage]:
-    """What of `stage_runs` is done."""
+    """Returns those of `stage_runs` that are finished."""
     runs = stage_runs(config, workdir)
     return [stage for stage in runs if loop.is_done(stage)]
 
 
 def measurable(config: Any, workdir: Path) -> list[Stage]:
-    """What is `finished`; raises UserError where the export of a result is missing."""
+    """Returns the finished stages, whose exported weights can be measured.
+
+    Raises UserError where a stage has a result but no export.
+    """
     for stage in stage_runs(config, workdir):
         if (stage.folder / loop.RESULT).exists() and not loop.is_done(stage):
             raise UserError(
@@ -72,13 +76,16 @@ def measurable(config: Any, workdir: Path) -> list[Stage]:
 
 
 def _only_run(workdir: Path) -> contextlib.AbstractContextManager[None]:
-    """Process 0 holds the workdir for all processes of a run."""
+    """Returns a context in which process 0 holds the workdir for all processes of a run."""
     is_first = jax.process_index() == 0
     return lock.hold(workdir) if is_first else contextlib.nullcontext()
 
 
 def _check_sources(config: Any, workdir: Path) -> None:
-    """Opens what is left to be read: a missing split is told now, not hours later."""
+    """Opens the data of every stage that is not finished.
+
+    A missing split is thus reported now, not hours later.
+    """
     opened: list[Any] = []
     for stage in stage_runs(config, workdir):
         config_stage = stage.config
@@ -95,9 +102,10 @@ def _check_sources(config: Any, workdir: Path) -> None:
 
 
 def _claim(config: Any, workdir: Path, force: bool) -> None:
-    """Stores the config; the same command then continues, another is refused.
+    """Stores the config of a workdir; raises UserError if it holds another one.
 
-    Where nothing was trained yet there is nothing to protect.
+    The same config continues. `force` allows another one, and so does a workdir without
+    any checkpoint.
     """
     path, new = workdir / "config.json", configs.plain(config)
     if path.exists() and any(workdir.glob("stages/**/checkpoints/*")) and not force:
@@ -131,7 +139,7 @@ def _row(name: str, results: list[dict[str, Any]], workdir: Path) -> dict[str, A
 
 
 def summarize(results: list[dict[str, Any]], workdir: Path) -> list[dict[str, Any]]:
-    """One row a stage.
+    """Returns one row for each stage.
 
     `gain`: how much better its mean is than that of the first stage with the same metric
     on the same data (of a loss or a perplexity: how much lower).
@@ -156,7 +164,7 @@ def _write(workdir: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as text: mean and spread over seeds, what a stage brought, its time."""
+    """Returns the rows as text: mean and spread over seeds, gain and time of each stage."""
     shown = [
         {**row, "seeds": len(row["seeds"]), "seconds": round(row["seconds"], 1)}
         for row in rows

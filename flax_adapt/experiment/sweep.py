@@ -1,13 +1,14 @@
-"""A learning rate chosen among several by held-out examples: the section `sweep` of a stage.
+"""The choice of a learning rate by held-out examples: the section `sweep` of a stage.
 
 Each of `sweep.lrs` is tried by a run of its own, stages/NAME/lr_LR: the stage with its
 first seed, on the part "fit" of its data (`data.subset`), evaluated on "held_out" when it
 ends. The best by `sweep.metric` (of equals, that with the lower loss) is the rate of all
 seeds, which train on all examples.
 
-Where an earlier stage of the chain trained on labels that are held out (`held_out`), it is
-run again without them in stages/NAME/held_out, once for all rates, and the rates are tried
-there from what it leaves. If it has a sweep itself, the rate that was chosen there stays.
+An earlier stage of the chain may have trained on labels that are held out (`held_out`).
+It is then run again without them in stages/NAME/held_out, once for all rates, and the
+rates are tried from the weights of that run. If it has a sweep itself, the rate that was
+chosen there stays.
 """
 
 import logging
@@ -34,8 +35,9 @@ def choose_rate(
 ) -> Any:
     """Returns the stage's section with the best of `sweep.lrs` as `optim.lr`.
 
-    A stage without `sweep` stays as it is. stages/NAME/sweep.json records what was
-    measured; a rate at which training breaks down cannot be chosen.
+    A section without `sweep` is returned unchanged. stages/NAME/sweep.json records what
+    was measured. A rate at which training breaks down cannot be chosen; raises UserError
+    if it does at all of them.
     """
     if section.sweep is None:
         return section
@@ -72,7 +74,7 @@ def _try_all(
 
 
 def _warn_of_edge(section: Any, lr: float) -> None:
-    """A best rate with no worse one on both of its sides may not be the best there is."""
+    """Warns if the best rate is the lowest or highest tried: a better one may lie beyond it."""
     lrs = section.sweep.lrs
     for edge, end in (("lowest", min(lrs)), ("highest", max(lrs))):
         if lr == end and len(lrs) > 1:
@@ -88,8 +90,7 @@ def _rerun_chain(
 ) -> Any:
     """Runs the earlier stages again that trained on labels that are held out.
 
-    Returns the section of the stage that the rates are tried with, which starts from
-    those runs.
+    Returns the section with which the rates are tried: it starts from those runs.
     """
     again = held_out.reruns(config, section)
     if not again and not held_out.replays_held_out(section):
@@ -111,7 +112,7 @@ def _rerun_chain(
 
 
 def _measure(stage: Stage, preemption: Preemption) -> dict[str, float | None]:
-    """Returns value and loss on the held-out examples; None where training broke down."""
+    """Returns value and loss on the held-out examples; None if training broke down."""
     try:
         result = loop.train_and_evaluate(stage, preemption)
     except loop.NonFiniteError as error:

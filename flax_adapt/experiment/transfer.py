@@ -1,4 +1,4 @@
-"""Transfer matrices of an experiment, whose config says which stage belongs to which cell.
+"""Transfer matrices of an experiment, whose config names the stage of each cell.
 
 A section `transfer` of a config:
 
@@ -30,7 +30,8 @@ def report(
     """Returns {name: {"rows", "columns", "matrix", "figures"}}; writes transfer.json.
 
     "finetune" has the means over seeds of the fine-tuned stages (results.json), "probe"
-    and "knn" the accuracies of `measured`, the rows of `measure.evaluate`.
+    and "knn" the accuracies of `measured`, the rows of `measure.evaluate`. Raises
+    UserError for a cell that was not measured.
     """
     section = config.transfer
     names = (*section.rows, *section.others)
@@ -72,7 +73,7 @@ def _measured(
     measured: Sequence[Mapping[str, Any]],
     probe: str,
 ) -> np.ndarray:
-    """Returns the matrix of one probe: means over the seeds of each stage."""
+    """Returns the matrix of one probe, with means over the seeds of each stage."""
 
     def cell(name: str, source: str) -> float:
         found = [

@@ -1,10 +1,10 @@
-"""Models by table: `build(config.model, task, ...)`.
+"""Builds models from a table of kinds and tasks: `build(config.model, task, ...)`.
 
-A model config is a plain mapping with a `kind`. "vit": the fields of `ViTConfig`, and
-`decoder`, the fields of `DecoderConfig` or None; `vit_config` and `mae_config` make one.
-"bert", "roberta": the fields of `BertConfig`; `bert_config` makes one. `last_block` and
-`adaptor` of these are the fields of `LastBlock` and of `AdaptorConfig`, or None. "resnet":
-the fields of `ResNetConfig`; `resnet_config` makes one.
+A model config is a plain mapping whose `kind` names the architecture. "vit": the fields
+of `ViTConfig`, and `decoder`, the fields of `DecoderConfig` or None; from `vit_config` or
+`mae_config`. "bert", "roberta": the fields of `BertConfig`; from `bert_config`. Their
+`last_block` and `adaptor` are the fields of `LastBlock` and of `AdaptorConfig`, or None.
+"resnet": the fields of `ResNetConfig`; from `resnet_config`.
 """
 
 import dataclasses
@@ -129,10 +129,9 @@ TASKS: dict[str, dict[str, type[nn.Module]]] = {
         "contrast": ResNetContrast,
     },
 }
-# What weights are kept for: the heads of contrast are dropped after training.
+# Tasks whose weights are stored: the heads of "contrast" are dropped after training.
 KEPT_TASKS = ("mae", "mlm", "encoder", "classify")
-# What a classifier can stand on; the names in POOLING are known to `embed` of every
-# transformer.
+# Poolings of a text classifier. `embed` of a text model takes the names in POOLING alone.
 TEXT_POOLING = ("pooler", *text.POOLING)
 CLASSIFIER_POOLING = {
     "vit": tuple(vit.POOLING),
@@ -140,7 +139,7 @@ CLASSIFIER_POOLING = {
     "roberta": TEXT_POOLING,
     "resnet": tuple(resnet.POOLING),
 }
-# What the heads of contrast can stand on.
+# Poolings of a model of task "contrast", by kind.
 CONTRAST_POOLING = dict.fromkeys(TASKS, tuple(POOLING)) | {
     "resnet": tuple(resnet.POOLING)
 }
@@ -159,12 +158,13 @@ def build(
     projector: Mapping[str, Any] | None = None,
     head_norm: bool = False,
 ) -> nn.Module:
-    """Returns the module of `task`.
+    """Returns the module of `task`; raises UserError for values that no model can have.
 
-    dtype: "float32" or "bfloat16", what is computed in; parameters are float32 always.
-    pooling: matters to "classify" and "contrast". num_classes: to "classify"; one class
-    of text is regression. projector: to "contrast" and, or None, to "classify"; the fields
-    of `ProjectorConfig`. head_norm: of a classifier of transformers, see `vit.Classifier`.
+    dtype: "float32" or "bfloat16", of the computation; parameters are always float32.
+    pooling: of the features, for "classify" and "contrast". num_classes: for "classify";
+    one class of text is regression. projector: the fields of `ProjectorConfig`, for
+    "contrast" and, or None, for "classify". head_norm: of transformers, see
+    `LinearClassifier`.
     """
     if "kind" not in config_model:
         raise UserError(f"model.kind is missing; set it to one of {sorted(TASKS)}")
@@ -195,7 +195,7 @@ def _head(
     projector: Mapping[str, Any] | None,
     head_norm: bool,
 ) -> tuple[Any, ...]:
-    """Returns the fields of a classifier behind those that all models have."""
+    """Returns a classifier's own fields, which follow those that all models have."""
     choose("pooling", pooling, dict.fromkeys(CLASSIFIER_POOLING[kind]))
     if num_classes < 1:
         raise UserError(f"num_classes={num_classes} must be at least 1")
@@ -222,7 +222,7 @@ def _architecture(
 
 
 def check_resize(config_model: Mapping[str, Any], resize: Mapping[str, Any]) -> None:
-    """Raises UserError for a `model.resize` that no last block can be made of."""
+    """Raises UserError if the model cannot get the last block of `model.resize`."""
     if config_model["last_block"] is not None:
         raise UserError(
             "model.resize: the model has a last block of its own, which stays as it is; "
@@ -253,9 +253,9 @@ def _projector(mapping: Mapping[str, Any] | None) -> ProjectorConfig:
 def make_config(
     form: type, mapping: Mapping[str, Any], where: str, beside: tuple[str, ...]
 ) -> Any:
-    """Returns the dataclass `form` filled from `mapping`.
+    """Returns the dataclass `form` filled from `mapping`, whose place `where` names in errors.
 
-    Other fields of `mapping` than those of `form` and those named `beside` are mistakes.
+    beside: names that `mapping` may have and `form` has not. Raises UserError for others.
     """
     names = {field.name for field in dataclasses.fields(form)}
     missing = sorted(names - set(mapping))
@@ -276,7 +276,7 @@ def config_of(model: nn.Module) -> dict[str, Any]:
 
 
 def without_adaptor(model: nn.Module) -> nn.Module:
-    """Returns the encoder alone, which on the same parameters is the unadapted path."""
+    """Returns the encoder without adaptors: the unadapted path on the same parameters."""
     config = bare(config_of(model))
     names = {dtype: name for name, dtype in DTYPES.items()}
     return build(

@@ -2,10 +2,11 @@
 
     S = Q K';  S~ = psi1(S);  P = softmax(S~ / sqrt K + mask);  O = P V;  O~ = psi2(O)
 
-The path with adaptors solves the task; the one without is the model without this module,
-on the same weights. What psi1 and psi2 are is open in the paper: ours, one kind each.
-At the start all but W_down is zero, and the adapted path is the other one: to the bit on
-a CPU; elsewhere but for rounding where `attention.attend` has two ways.
+The adapted path, with adaptors, solves the task. The unadapted path is the model without
+this module, with the same weights. The paper leaves psi1 and psi2 open; the kinds below
+are ours. All initial parameters but W_down are zero, so that both paths initially give
+the same outputs: bit for bit on a CPU; elsewhere up to rounding, where
+`attention.attend` has two implementations.
 
     vector      psi1: every head's logits times 1 + a_h, with `keywise` every channel of
                 the keys times 1 + a_h + u_hk; psi2: O * (1 + c) + b for each channel
@@ -26,8 +27,11 @@ from flax_adapt.base.types import Array
 
 @dataclasses.dataclass(frozen=True)
 class AdaptorConfig:
-    """kind: a key of KINDS. keywise: of the logits of all kinds but "mixing". hidden: the
-    width of the bottleneck, 0 for other kinds.
+    """The kind and size of the adaptors; raises UserError for sizes of another kind.
+
+    kind     a key of KINDS
+    keywise  whether each channel of the keys has a scale, too; False for "mixing"
+    hidden   the hidden width of the bottleneck; 0 for other kinds
     """
 
     kind: str
@@ -46,17 +50,17 @@ class AdaptorConfig:
 
 
 class Adaptor(nn.Module):
-    """The adaptors of one attention; `dtype` is what the matmuls are computed in.
+    """The adaptors of one attention layer; `dtype` is that of their matmuls.
 
     Scales and sums are formed in float32 and rounded once: bfloat16 has no number between
-    1 and 1.0078, and x * (1 + a) of an x that is rounded already is x for a small a.
+    1 and 1.0078, so that x * (1 + a) of a rounded x would be x itself for a small a.
     """
 
     config: AdaptorConfig
     dtype: Any
 
     def zeros(self, name: str, *shape: int) -> Array:
-        """Returns a float32 parameter that starts at zero."""
+        """Returns a float32 parameter whose initial value is zero."""
         return self.param(name, nn.initializers.zeros, shape, jnp.float32)
 
     def matmul(self, x: Array, kernel: Array) -> Array:
@@ -68,8 +72,10 @@ class Adaptor(nn.Module):
     def __call__(
         self, q_BLHK: Array, attend: Callable[[Array, "MixLogits | None"], Array]
     ) -> Array:
-        """Returns x_BLHK, adapted. `attend(q_BLHK, mix) -> x_BLHK` mixes the values (and
-        returns float32), the logits having gone through `mix` where it is not None.
+        """Returns x_BLHK, the adapted output of attention, in `dtype`.
+
+        `attend(q_BLHK, mix)` returns the values x_BLHK averaged by attention, in float32.
+        Where `mix` is not None, the logits go through it first.
         """
         kind = KINDS[self.config.kind]
         q_BLHK, mix = kind.logits(self, q_BLHK)
@@ -78,14 +84,16 @@ class Adaptor(nn.Module):
         return kind.values(self, x_BLD).astype(self.dtype).reshape(x_BLHK.shape)
 
 
-# (logits_BHLM, q_BLHK -> the logits of these queries) -> logits_BHLM, all float32
+# mix(logits_BHLM, times_keys) -> logits_BHLM; times_keys(q_BLHK) returns the logits of
+# other queries with the same keys. All logits are float32.
 MixLogits = Callable[[Array, Callable[[Array], Array]], Array]
 
 
 def _scale(adaptor: Adaptor, q_BLHK: Array) -> tuple[Array, MixLogits | None]:
-    """On the queries: the logits are linear in them, and need not be formed for it.
+    """Scales the queries, in which the logits are linear, rather than the logits.
 
-    In float32 nothing is lost. Otherwise what the scale adds has logits of its own.
+    In float32 nothing is lost by that. In other dtypes the queries times the scale get
+    logits of their own, which the returned function adds.
     """
     heads, head_dim = q_BLHK.shape[2:]
     scale_HK = adaptor.zeros("logit_scale", heads, 1)
@@ -123,7 +131,7 @@ def _mix_channels(adaptor: Adaptor, x_BLD: Array) -> Array:
 
 
 def _squeeze(adaptor: Adaptor, x_BLD: Array) -> Array:
-    """W_down is drawn, as all of a bottleneck's start cannot be zero: nothing would move."""
+    """Adds a bottleneck MLP. W_down is drawn: were it zero like W_up, neither would train."""
     width, hidden = x_BLD.shape[-1], adaptor.config.hidden
     initial = nn.initializers.normal(0.02)
     down_DF = adaptor.param("squeeze", initial, (width, hidden), jnp.float32)
@@ -135,7 +143,11 @@ def _squeeze(adaptor: Adaptor, x_BLD: Array) -> Array:
 
 
 class Kind(NamedTuple):
-    """psi1, on queries (and, as a MixLogits, on logits); psi2, on the mixed values."""
+    """The functions of a kind: `logits` is psi1, `values` is psi2.
+
+    logits: changes the queries, and the logits by the MixLogits that it returns, if any.
+    values: changes x_BLD, the output of attention.
+    """
 
     logits: Callable[[Adaptor, Array], tuple[Array, MixLogits | None]]
     values: Callable[[Adaptor, Array], Array]

@@ -1,6 +1,6 @@
 """Architectures of transformers: the numbers that a model is built from.
 
-One field, one meaning, no defaults. The architecture of text is in `bert`.
+Every field has one meaning and no default. The architecture of text models is in `bert`.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from flax_adapt.models.adaptors import AdaptorConfig
 
 
 def gelu_erf(x: Array) -> Array:
-    """x * (1 + erf(x / sqrt 2)) / 2 (Hendrycks and Gimpel 2016), as PyTorch writes it.
+    """Returns x * (1 + erf(x / sqrt 2)) / 2 (Hendrycks and Gimpel 2016), as PyTorch writes it.
 
     `jax.nn.gelu` goes through erfc, which takes twice as long on a CPU.
     """
@@ -32,7 +32,7 @@ GELU: dict[str, Callable[[Array], Array]] = {
 
 
 class BlockConfig(Protocol):
-    """What attention and MLP want to know of an architecture."""
+    """The fields of an architecture that attention and MLP read."""
 
     @property
     def width(self) -> int: ...
@@ -49,7 +49,7 @@ class BlockConfig(Protocol):
 
 
 def check_block(config: BlockConfig) -> None:
-    """Says what cannot be built."""
+    """Raises UserError for an unknown GELU, or heads that do not divide the width."""
     choose("model.gelu", config.gelu, GELU)
     if config.width % config.heads:
         raise UserError(
@@ -58,7 +58,7 @@ def check_block(config: BlockConfig) -> None:
         )
 
 
-# Kind of a last block -> what is in the place of the ordinary one, or after it.
+# Kind of a last block -> how it differs from the ordinary one.
 LAST_BLOCKS = {
     "resized": "the MLP of the last block, and a linear shortcut around it, end in D",
     "linear": "a linear layer to D after the last LayerNorm",
@@ -68,17 +68,17 @@ LAST_BLOCKS = {
 
 @dataclasses.dataclass(frozen=True)
 class LastBlock:
-    """The end of an encoder that gives features of another width D (METHODS S3).
+    """The last block of an encoder whose features have another width D (METHODS S3).
 
     Bordes et al. 2023 resize the last block of a ResNet; for transformers all is ours.
 
     kind      a key of LAST_BLOCKS; "linear" and "extra" are controls
-    width     D; of "extra" the width of the model
+    width     D; for "extra" the width of the model
     relu      a ReLU on the final states, before they are pooled
-    norm_width  the final LayerNorm takes mean and variance of the first `norm_width`
-              features, for all; 0: of all. So the first features of an expanded model
-              stay those of the original, to the digit
-    mlp_dim   of "extra"; 0 for the others
+    norm_width  the final LayerNorm takes mean and variance from the first `norm_width`
+              features and normalises all features by them; 0: from all. So the first
+              features of an expanded model equal those of the original, to the digit
+    mlp_dim   hidden width of the MLP of "extra"; 0 for other kinds
     """
 
     kind: str
@@ -110,7 +110,7 @@ class LastBlock:
 
 
 def check_last_block(last_block: LastBlock | None, width: int) -> None:
-    """An extra block does not change the width."""
+    """Raises UserError for an extra block of another width than the model."""
     if last_block and last_block.kind == "extra" and last_block.width != width:
         raise UserError(
             f"model.last_block.width={last_block.width} must be the model's, {width}, "
@@ -126,10 +126,11 @@ def resized_block(last_block: LastBlock | None) -> LastBlock | None:
 
 @dataclasses.dataclass(frozen=True)
 class ViTConfig:
-    """The architecture of a vision transformer.
+    """The architecture of a vision transformer; raises UserError for sizes that do not fit.
 
-    width D, mlp_dim F; `pooler`: there is a tanh layer on the CLS state (Hugging Face
-    ViTModel); last_block: None is an ordinary one; adaptor: of GLAD attention, or None.
+    width is D, mlp_dim is F. pooler: whether a tanh layer follows on the CLS state
+    (Hugging Face ViTModel). last_block: None is an ordinary one. adaptor: of GLAD
+    attention, or None.
     """
 
     image_size: int
@@ -157,17 +158,20 @@ class ViTConfig:
 
     @property
     def num_patches(self) -> int:
-        """L, without CLS."""
+        """The number of patches, L without CLS."""
         return (self.image_size // self.patch_size) ** 2
 
     @property
     def patch_pixels(self) -> int:
-        """P, the numbers in one patch."""
+        """The number of values in one patch, P."""
         return self.patch_size**2 * self.channels
 
 
 class BlockPlan(NamedTuple):
-    """What a block is built with: an extra one has an MLP of its own width."""
+    """The arguments of one block: its config, its rate of drop path, how it is resized.
+
+    The config of an extra block has an `mlp_dim` of its own.
+    """
 
     config: Any
     drop_path: float
@@ -175,18 +179,18 @@ class BlockPlan(NamedTuple):
 
 
 def drop_path_rates(rate: float, depth: int) -> tuple[float, ...]:
-    """One rate a block: timm's `linspace(0, rate, depth)`."""
+    """Returns the rate of each block: timm's `linspace(0, rate, depth)`."""
     return tuple(rate * block / max(depth - 1, 1) for block in range(depth))
 
 
 def num_blocks(config: Any) -> int:
-    """Of an encoder, an extra one included."""
+    """Returns the number of blocks of an encoder, an extra one included."""
     last_block = config.last_block
     return config.depth + (last_block is not None and last_block.kind == "extra")
 
 
 def block_plans(config: Any, drop_path: float) -> list[BlockPlan]:
-    """Returns what every block of an encoder or a decoder is built with."""
+    """Returns the arguments of every block of an encoder or a decoder, in order."""
     last = num_blocks(config) - 1
     configs = [config] * config.depth
     if last == config.depth:
@@ -203,10 +207,10 @@ def block_plans(config: Any, drop_path: float) -> list[BlockPlan]:
 def of_stage(
     config_model: Mapping[str, Any], options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Returns the model config of a stage.
+    """Returns the model config of a stage, which may change the last block and add adaptors.
 
-    options: its section `model`, of which `resize` asks for another last block (see
-    `surgery`) and `adaptor` for adaptors; None: there is no change.
+    options: the stage's section `model`. `resize` describes another last block (see
+    `surgery`) and `adaptor` the adaptors; None: no change.
     """
     config = with_resize(config_model, options["resize"])
     adaptor = options["adaptor"]
@@ -214,7 +218,7 @@ def of_stage(
 
 
 def bare(config_model: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the config of the encoder alone: no adaptors, no pooler, of any kind."""
+    """Returns the config, of any kind, of the encoder alone: no adaptors, no pooler."""
     none = {"adaptor": None, "pooler": False}
     return {**config_model, **{k: v for k, v in none.items() if k in config_model}}
 
@@ -222,11 +226,11 @@ def bare(config_model: Mapping[str, Any]) -> dict[str, Any]:
 def with_resize(
     config_model: Mapping[str, Any], resize: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Returns the model config of a model with another last block.
+    """Returns the model config with another last block.
 
-    resize: a section `model.resize`, see `surgery`; None: no change. Where the
-    first features are to stay as they are, they alone are normalised by their own mean
-    and variance, and the others by the same.
+    resize: a section `model.resize`, see `surgery`; None: no change. Where it preserves
+    the first features, the final LayerNorm takes mean and variance from these alone, and
+    normalises all features by them (`LastBlock.norm_width`).
     """
     config = dict(config_model)
     if resize is None:

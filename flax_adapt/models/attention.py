@@ -1,4 +1,4 @@
-"""Dot-product attention: one formula, computed as the platform does it best."""
+"""Dot-product attention: one formula, implemented once for CPUs and once for accelerators."""
 
 import functools
 
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax_adapt.base.types import Array
 from flax_adapt.models.adaptors import MixLogits
 
-# Of two arrays, in float32 whatever they are.
+# Einsum of two arrays of any dtype; the result is float32.
 _product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
@@ -19,11 +19,12 @@ def attend(
     sees_BLM: Array | None,
     mix: MixLogits | None = None,
 ) -> Array:
-    """Returns x_BLHK: values mixed by softmax(q k / sqrt K), which runs in float32.
+    """Returns x_BLHK: values averaged by softmax(q k / sqrt K), which runs in float32.
 
-    mix: what becomes of the logits before they are masked; x_BLHK is float32 then.
-    Without it the platform that is compiled for says how (it traces both ways, and the
-    program holds one).
+    sees_BLM: bool, token l attends to token m; None: to all. mix: changes the logits
+    before they are masked; x_BLHK is then float32. Without it x_BLHK has the dtype of the
+    values, and the platform that is compiled for decides between `unfused` (CPU) and
+    `fused` (others): both are traced, and the program holds one.
     """
     if mix is not None:
         return _by_einsum(q_BLHK, k_BMHK, v_BMHK, sees_BLM, mix)
@@ -33,11 +34,11 @@ def attend(
 
 
 def fused(q_BLHK: Array, k_BMHK: Array, v_BMHK: Array, sees_BLM: Array | None) -> Array:
-    """JAX's own attention, which XLA fuses.
+    """Returns x_BLHK by JAX's own attention, which XLA fuses.
 
-    Not cuDNN's kernel, which JAX never takes by itself: it refuses float32, many head
-    sizes, and odd lengths with a mask; and its function cannot even be traced where no
-    cuDNN is, as on a TPU.
+    The kernel of cuDNN is not used. JAX never chooses it by itself. It refuses float32,
+    many head sizes, and odd lengths with a mask, and cannot even be traced where there is
+    no cuDNN, as on a TPU.
     """
     mask = None if sees_BLM is None else sees_BLM[:, None]
     return jax.nn.dot_product_attention(q_BLHK, k_BMHK, v_BMHK, mask=mask)
@@ -46,7 +47,7 @@ def fused(q_BLHK: Array, k_BMHK: Array, v_BMHK: Array, sees_BLM: Array | None) -
 def unfused(
     q_BLHK: Array, k_BMHK: Array, v_BMHK: Array, sees_BLM: Array | None
 ) -> Array:
-    """By einsum, in the dtype of the values."""
+    """Returns x_BLHK by einsum, in the dtype of the values."""
     return _by_einsum(q_BLHK, k_BMHK, v_BMHK, sees_BLM, None).astype(v_BMHK.dtype)
 
 
@@ -59,8 +60,8 @@ def _by_einsum(
 ) -> Array:
     """Returns x_BLHK in float32.
 
-    Heads go before tokens first: `jax.nn.dot_product_attention` leaves that to the
-    matmuls, which on a CPU take a third longer then.
+    The axis of heads is moved before that of tokens first. `jax.nn.dot_product_attention`
+    leaves that to the matmuls, which then take a third longer on a CPU.
     """
     scale = q_BLHK.shape[-1] ** -0.5
     k_BHMK, v_BHMK = k_BMHK.swapaxes(1, 2), v_BMHK.swapaxes(1, 2)

@@ -1,4 +1,4 @@
-"""Batch norm with running statistics: torch.nn.BatchNorm2d, BatchNorm1d on features."""
+"""Batch norm with running statistics, as torch's BatchNorm2d, and BatchNorm1d on features."""
 
 import flax.linen as nn
 import jax
@@ -10,11 +10,12 @@ from flax_adapt.models.layers import Dtype
 
 
 def moments(x_BYXC: Array, weight_B: Array) -> tuple[Array, Array, Array]:
-    """Returns (mean_C, variance_C, count) of the pixels of all rows that count.
+    """Returns (mean_C, variance_C, count) over the pixels of all rows that count.
 
-    float32, of the GLOBAL batch; the variance is biased. weight_B: 0, does not count.
-    Two images of the pixels (1, 3) and (5, 7), both count: 4, 5, 4. In two passes: the
-    difference of two sums would lose digits where the mean is large.
+    All are float32 and of the GLOBAL batch. The variance is biased; `count` is a number
+    of pixels. weight_B: float32, 0 for a row that does not count. Example: two images
+    with pixels (1, 3) and (5, 7), which both count, give 4, 5, 4. There are two passes:
+    the difference of two sums would lose digits where the mean is large.
     """
     rows, (_, height, width, _) = jnp.sum(weight_B), x_BYXC.shape
     share_B1 = (weight_B / jnp.maximum(rows, 1))[:, None]
@@ -25,13 +26,12 @@ def moments(x_BYXC: Array, weight_B: Array) -> tuple[Array, Array, Array]:
 
 
 class RunningBatchNorm(nn.Module):
-    """Centres and scales every channel, then scale and bias if `affine`.
+    """Normalises every channel to mean 0 and variance 1; then scale and bias if `affine`.
 
-    Statistics are float32.
-
-    In training by the moments of the batch, else by the running ones. These move by
-    `momentum` towards the mean and the UNBIASED variance of each batch (torch), and not
-    at all where no row counts. They are no parameters: collection `batch_stats.NAME`.
+    In training the moments are those of the batch, else the running ones; all are
+    float32. The running moments move by `momentum` towards the mean and the UNBIASED
+    variance of each batch (torch), and not at all where no row counts. They are not
+    parameters but variables of the collection `batch_stats.NAME`.
     """
 
     eps: float
@@ -41,8 +41,10 @@ class RunningBatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x_BYXC: Array, weight_B: Array | None) -> Array:
-        """weight_B float32: the rows that the batch's moments are of (0: does not count,
-        but comes out transformed like the others); None: the running moments.
+        """Returns x_BYXC, normalised, in `dtype`.
+
+        weight_B: float32, the rows whose moments are used. A row of weight 0 does not
+        count, but is normalised like the others. None: the running moments are used.
         """
         shape, x_BYXC = x_BYXC.shape[-1:], x_BYXC.astype(jnp.float32)
         if weight_B is None:
@@ -68,7 +70,11 @@ class RunningBatchNorm(nn.Module):
         )
 
     def _move(self, mean_C: Array, variance_C: Array, count: Array) -> None:
-        """A key encoder keeps no statistics: its collection is not there to be moved."""
+        """Moves the running moments towards those of a batch.
+
+        A key encoder has no running moments: its collection is not mutable, and nothing
+        is done.
+        """
         if not self.is_mutable_collection(batch_stats.NAME):
             return
         mean, variance = self._running(mean_C.shape)

@@ -1,8 +1,9 @@
 """The encoder of BERT (Devlin et al. 2019) and of RoBERTa (Liu et al. 2019).
 
-As Hugging Face's BertModel and RobertaModel: learned positions, post-norm blocks. The
-two differ in where the table of positions starts, and in a GELU of the head. Attention
-stays within a document; padding is a document of its own: it influences no real token.
+As Hugging Face's BertModel and RobertaModel: learned positions, post-norm blocks. The two
+differ in the first row used of the position table, and in a GELU of the head. A token
+attends to tokens of its own document alone. Padding counts as a document of its own, so
+that it influences no real token.
 """
 
 import dataclasses
@@ -18,8 +19,8 @@ from flax_adapt.models.adaptors import AdaptorConfig
 from flax_adapt.models.architecture import LastBlock
 from flax_adapt.models.layers import NORMAL, Dtype, Mix
 
-# Row of the first token's position. RoBERTa's positions count on from the id of padding
-# (fairseq): rows 0 to pad_token_id are never a real token's.
+# Row of position 0 in the position table. RoBERTa counts positions from the padding id on
+# (fairseq): no real token uses the rows 0 to pad_token_id.
 POSITION_OFFSETS = {
     "bert": lambda pad_token_id: 0,
     "roberta": lambda pad_token_id: pad_token_id + 1,
@@ -28,11 +29,12 @@ POSITION_OFFSETS = {
 
 @dataclasses.dataclass(frozen=True)
 class BertConfig:
-    """The architecture of a text encoder; one field, one meaning, no defaults.
+    """The architecture of a text encoder; every field has one meaning and no default.
 
-    kind: a key of POSITION_OFFSETS. max_positions: rows of the table of positions.
-    width D, mlp_dim F; `pooler`: there is a tanh layer on the CLS state (Hugging Face
-    BertModel); last_block: None is an ordinary one; adaptor: of GLAD attention, or None.
+    kind: a key of POSITION_OFFSETS. max_positions: rows of the position table. width is
+    D, mlp_dim is F. pooler: whether a tanh layer follows on the CLS state (Hugging Face
+    BertModel). last_block: None is an ordinary one. adaptor: of GLAD attention, or None.
+    Raises UserError for values that do not fit together.
     """
 
     kind: str
@@ -69,29 +71,29 @@ class BertConfig:
 
     @property
     def qkv_bias(self) -> bool:
-        """BERT has all biases."""
+        """True: BERT's query, key and value layers all have biases."""
         return True
 
     @property
     def position_offset(self) -> int:
-        """The row of position 0."""
+        """The row of position 0 in the position table."""
         return POSITION_OFFSETS[self.kind](self.pad_token_id)
 
     @property
     def head_gelu(self) -> str:
-        """The GELU of the masked-language-model head; RobertaLMHead has but one."""
+        """The GELU of the masked-language-model head; RobertaLMHead's is always exact."""
         return "erf" if self.kind == "roberta" else self.gelu
 
     @property
     def max_length(self) -> int:
-        """The most tokens a row may have."""
+        """The largest number of tokens that a row may have."""
         return self.max_positions - self.position_offset
 
 
 def check_fits(
     config: BertConfig, *, length: int, vocab_size: int, token_types: int
 ) -> None:
-    """Rows of `length` tokens of a tokenizer must fit the model's tables."""
+    """Raises UserError unless rows of `length` tokens fit the model's tables."""
     rules = (
         (
             length <= config.max_length,
@@ -115,7 +117,7 @@ def check_fits(
 
 
 class Embeddings(nn.Module):
-    """Sum of token, position and token type, in float32; then LayerNorm."""
+    """Sum of the embeddings of token, position and token type, in float32; then LayerNorm."""
 
     config: BertConfig
     dtype: Dtype
@@ -134,7 +136,10 @@ class Embeddings(nn.Module):
         self.norm = layers.LayerNorm(config.layer_norm_eps, self.dtype)
 
     def __call__(self, text: Text) -> Array:
-        """Returns x_BLD. An id outside of its table becomes NaN: seen, not guessed."""
+        """Returns x_BLD in `dtype`.
+
+        An id outside of its table becomes NaN, which shows; a clipped id would not.
+        """
         x_BLD = jnp.take(self.token, text.tokens_BL, axis=0)
         row_BL = text.positions_BL + self.config.position_offset
         x_BLD = x_BLD + jnp.take(self.position, row_BL, axis=0)
@@ -143,10 +148,11 @@ class Embeddings(nn.Module):
 
 
 class Block(nn.Module):
-    """Post-norm transformer block; `resized`: it ends in another width.
+    """Post-norm transformer block; with `resized` it ends in another width D.
 
-    Ours: W_s is the residual path around the MLP, which `norm2` normalises together with
-    it, so the block gives LayerNorm_D(W_s x + MLP_D(x)) and no state is of two widths.
+    A resized block returns LayerNorm_D(W_s x + MLP_D(x)) (ours). The linear map W_s is
+    the residual path around the MLP. `norm2` normalises the sum of both, so that no state
+    is of two widths.
 
     Dropout as Hugging Face's hidden dropout, then stochastic depth [ours]. There is no
     dropout of attention's probabilities [ours].
@@ -179,10 +185,11 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Text -> token states: depth + 1 arrays [B, L, D].
+    """Text encoder; returns token states: one array [B, L, D] more than there are blocks.
 
-    The embeddings after their LayerNorm, then the state after every block: Hugging
-    Face's `hidden_states`. What `config.last_block` adds follows the last block.
+    These are the embeddings after their LayerNorm, then the state after every block:
+    Hugging Face's `hidden_states`. Layers that `config.last_block` adds are applied to
+    the last one.
     """
 
     config: BertConfig
@@ -211,7 +218,11 @@ class Encoder(nn.Module):
     def __call__(
         self, text: Text, key_B: Key | None, mix: Mix | None = None
     ) -> tuple[Array, ...]:
-        """`key_B` None: nothing is dropped. `mix` None: the embeddings stay as they are."""
+        """Returns the token states; raises UserError for a text that does not fit the model.
+
+        key_B: keys of dropout; None: nothing is dropped. mix: changes the embeddings
+        x_BLD before the first block; None: no change.
+        """
         segments_BL = check_text(text, self.config).segments_BL
         sees_BLM = segments_BL[:, :, None] == segments_BL[:, None, :]
         key_0 = layers.fold_or_none(key_B, 0)
@@ -225,7 +236,7 @@ class Encoder(nn.Module):
 
 
 def check_text(text: Text, config: BertConfig) -> Text:
-    """Returns the text; rows that do not fit the model are the user's mistake."""
+    """Returns the text unchanged; raises UserError if its shapes do not fit the model."""
     shapes = {name: leaf.shape for name, leaf in text._asdict().items()}
     if len(set(shapes.values())) > 1 or text.tokens_BL.ndim != 2:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Encoders with the heads that contrast compares representations behind."""
+"""Models of contrastive learning: an encoder, pooling, and the projector and predictor heads."""
 
 import jax.numpy as jnp
 
@@ -10,7 +10,7 @@ from flax_adapt.models.text import POOLING, TextModel
 
 
 class Contrast(vit.ImageModel):
-    """A ViT, pooling after the final LayerNorm, and the heads."""
+    """A ViT, pooling after the final LayerNorm, projector and predictor."""
 
     pooling: str
     projector_config: ProjectorConfig
@@ -20,17 +20,17 @@ class Contrast(vit.ImageModel):
         self.projector, self.predictor = make_heads(self.projector_config)
 
     def __call__(self, image_BYXC: Array, key_B: Key | None, weight_B: Array) -> Array:
-        """Returns query_BD, float32, not normalised; `weight_B` 0: does not count."""
+        """Returns query_BD, float32, not normalised; batch norm skips rows of `weight_B` 0."""
         return self.predictor(self.project(image_BYXC, key_B, weight_B), weight_B)
 
     def project(self, image_BYXC: Array, key_B: Key | None, weight_B: Array) -> Array:
-        """Returns key_BD, float32: what comes out before the predictor."""
+        """Returns key_BD, float32: the output of the projector."""
         x_BD = self.embed(image_BYXC, self.pooling, key_B)
         return self.projector(x_BD, weight_B)
 
 
 class TextContrast(TextModel):
-    """A text encoder, pooling, and the heads; rows hold one document each."""
+    """A text encoder, pooling, projector and predictor; rows hold one document each."""
 
     pooling: str
     projector_config: ProjectorConfig
@@ -42,15 +42,16 @@ class TextContrast(TextModel):
     def __call__(
         self, text: Text, key_B: Key | None, weight_B: Array, mix: Mix | None = None
     ) -> Array:
-        """Returns query_BD, float32, not normalised; `weight_B` 0: does not count."""
+        """Returns query_BD, float32, not normalised; batch norm skips rows of `weight_B` 0."""
         return self.predictor(self.project(text, key_B, weight_B, mix), weight_B)
 
     def project(
         self, text: Text, key_B: Key | None, weight_B: Array, mix: Mix | None = None
     ) -> Array:
-        """Returns key_BD, float32: what comes out before the predictor.
+        """Returns key_BD, float32: the output of the projector.
 
-        mix: see `bert.Encoder`; the segments of the text are then those of the mixture.
+        mix: see `bert.Encoder`; the segments of the text must then be those of the
+        mixture.
         """
         x_BLD = self.encoder(text, key_B, mix)[-1].astype(jnp.float32)
         pooled_BD = POOLING[self.pooling](x_BLD, text.segments_BL)

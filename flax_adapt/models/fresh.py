@@ -1,4 +1,4 @@
-"""Fresh parameters of a model of any kind."""
+"""Random initial parameters of a model of any kind."""
 
 import functools
 from typing import Any
@@ -17,15 +17,15 @@ from flax_adapt.models.text import MaskedLM, TextModel
 
 @functools.partial(jax.jit, static_argnums=0)
 def init_params(model: nn.Module, key: Key) -> Params:
-    """Returns fresh float32 parameters; the forward pass is traced, never run.
+    """Returns random initial parameters, float32; the forward pass is traced, never run.
 
-    Of a model with batch norm the tree as it is stored, see `batch_stats`.
+    For a model with batch norm: the tree as it is stored, see `batch_stats`.
     """
     return batch_stats.stored(model.init(key, *_dummy_arguments(model)))
 
 
 def _dummy_arguments(model: nn.Module) -> tuple[Any, ...]:
-    """The smallest inputs that a model takes."""
+    """Returns the smallest inputs that a model takes."""
     config, weight_B = model.config, jnp.ones(1)
     if isinstance(model, TextModel):
         ids = jnp.zeros((1, 1), jnp.int32)

@@ -1,9 +1,9 @@
-"""Heads that stand on a representation while it is trained, and are dropped after that.
+"""Heads on an encoder that serve training alone, and the linear classifier.
 
-Those of MoCo-v3 (Chen et al. 2021, official code): a projector, then a predictor for the
-queries alone. Without batch norm, the MLP head of MoCo-v2 (Chen et al. 2020). Nothing is
-kept for an inference, such as running statistics. Beside them the batch norm of a linear
-probe, which keeps its own.
+The heads are those of MoCo-v3 (Chen et al. 2021, official code): a projector, then a
+predictor for the queries alone. Without batch norm they are the MLP head of MoCo-v2 (Chen
+et al. 2020). They are dropped after training, so their batch norm has no running
+statistics. That of a linear probe has its own.
 """
 
 import dataclasses
@@ -26,10 +26,12 @@ KERNEL = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 @dataclasses.dataclass(frozen=True)
 class ProjectorConfig:
-    """The heads: `layers` of width `hidden`, the last of width `width`; 0: none.
+    """Sizes of the heads; raises UserError for one that is too small.
 
-    predictor_layers: as many for the predictor, which ends as wide as what it is given;
-    0: there is none. batch_norm: after every layer, which then has no bias.
+    layers: number of layers of the projector, of width `hidden`, the last of width
+    `width`; 0: no projector. predictor_layers: the same of the predictor, whose output is
+    as wide as its input; 0: no predictor. batch_norm: whether batch norm follows every
+    layer, which then has no bias.
     """
 
     layers: int
@@ -49,10 +51,11 @@ class ProjectorConfig:
 
 
 def batch_normalize(x_BD: Array, weight_B: Array) -> Array:
-    """Centres and scales every feature over the rows of the GLOBAL batch that count.
+    """Returns x_BD with each feature normalised over the counted rows of the GLOBAL batch.
 
-    x_BD float32. weight_B float32, 0: does not count, but comes out transformed like the
-    others. The variance is biased. Column (1, 3), both count: (-1, 1).
+    x_BD: float32. weight_B: float32; a row of weight 0 does not count, but is normalised
+    like the others. The variance is biased. Example: a column (1, 3), of which both rows
+    count, becomes (-1, 1).
     """
     weight_B1 = weight_B[:, None]
     count = jnp.maximum(jnp.sum(weight_B), 1)
@@ -85,7 +88,7 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, x_BD: Array, weight_B: Array) -> Array:
-        """Returns x_BD; with a depth of 0 what it was given."""
+        """Returns x_BD; with a depth of 0 it is the input."""
         config = self.config
         end = config.width if config.layers else x_BD.shape[-1]
         for number in range(self.depth):
@@ -101,12 +104,15 @@ class Head(nn.Module):
 
 
 def make_heads(config: ProjectorConfig) -> tuple[Head, Head]:
-    """Returns what is to be kept as `self.projector` and `self.predictor`."""
+    """Returns (projector, predictor), which a module stores under these names."""
     return Head(config.layers, config), Head(config.predictor_layers, config)
 
 
 def make_projector(config: ProjectorConfig | None) -> Head | None:
-    """Returns what stands between the features and a classifier, if anything does."""
+    """Returns the projector between features and classifier; None where there is none.
+
+    Raises UserError for one with batch norm.
+    """
     if config is None:
         return None
     if config.batch_norm:
@@ -118,14 +124,14 @@ def make_projector(config: ProjectorConfig | None) -> Head | None:
 
 
 def project(projector: Head | None, x_BD: Array) -> Array:
-    """Returns what a classifier's head is given."""
+    """Returns the features x_BD after the projector, which may be None."""
     if projector is None:
         return x_BD
     return projector(x_BD, jnp.ones(len(x_BD), jnp.float32))
 
 
 def make_norm(head_norm: bool) -> RunningBatchNorm | None:
-    """Returns the batch norm before a linear probe's head: without scale and bias."""
+    """Returns the batch norm of a linear probe, without scale and bias, or None."""
     if not head_norm:
         return None
     return RunningBatchNorm(PROBE_EPS, PROBE_MOMENTUM, False, jnp.float32)
@@ -137,9 +143,10 @@ def normalize(
     key_B: Key | None,
     weight_B: Array | None,
 ) -> Array:
-    """Returns what a classifier's head is given.
+    """Returns x_BD, float32, after the batch norm of a linear probe, which may be None.
 
-    In training, that is with keys, by the moments of the rows that weight_B counts.
+    In training, that is with keys, the moments are those of the rows that weight_B
+    counts; otherwise they are the running ones.
     """
     if norm is None:
         return x_BD
@@ -148,11 +155,11 @@ def normalize(
 
 
 class LinearClassifier(nn.Module):
-    """The end of a classifier of transformers: one linear head in float32.
+    """The last layers of a transformer classifier: one linear head in float32.
 
-    A projector before it is a part of training alone (Bordes et al. 2023), and so is batch
-    norm right before the head, `head_norm` (of a linear probe). `setup` of a subclass
-    calls `make_head`.
+    Two parts before the head serve training alone: a projector (Bordes et al.
+    2023), and with `head_norm` the batch norm of a linear probe, right before the head.
+    `setup` of a subclass calls `make_head`.
     """
 
     pooling: str
@@ -162,16 +169,16 @@ class LinearClassifier(nn.Module):
 
     @property
     def keeps_statistics(self) -> bool:
-        """Whether batches are told what counts in them, see `batch_stats`."""
+        """Whether the model has running statistics (`batch_stats`) and takes `weight_B`."""
         return self.head_norm
 
     def make_head(self) -> None:
-        """Makes the layers behind the pooling."""
+        """Creates the layers after the pooling."""
         self.projector = make_projector(self.projector_config)
         self.norm = make_norm(self.head_norm)
         self.head = layers.Dense(self.num_classes, True, layers.NORMAL, jnp.float32)
 
     def read(self, x_BD: Array, key_B: Key | None, weight_B: Array | None) -> Array:
-        """Returns what the head is given of pooled features; as for `normalize`."""
+        """Returns the head's input x_BD from pooled features; arguments as of `normalize`."""
         x_BD = project(self.projector, x_BD)
         return normalize(self.norm, x_BD, key_B, weight_B)

@@ -1,7 +1,7 @@
 """The layers of transformers, and the pre-norm block of a vision transformer.
 
-Parameters are float32 always; `dtype` is what is computed in. LayerNorm statistics and
-the softmax run in float32. Randomness is explicit: `key_B` holds one key an example,
+Parameters are always float32; `dtype` is that of the computation. LayerNorm statistics
+and the softmax run in float32. Randomness is explicit: `key_B` holds one key per example,
 None means deterministic.
 """
 
@@ -21,25 +21,25 @@ from flax_adapt.models.architecture import GELU, BlockConfig, LastBlock, ViTConf
 from flax_adapt.models.attention import attend
 
 Dtype = Any
-# What becomes of embeddings x_BLD before the first block.
+# A change of the embeddings x_BLD before the first block, such as mixing of examples.
 Mix = Callable[[Array], Array]
-# Collections that are kept only if they are asked for: what blocks hand to the norm behind
-# them, and what attention gives to the residual stream.
+# Collections of intermediates, stored only if `apply` makes them mutable: the input of the
+# norm after each block, and the output that attention adds to the residual stream.
 SUMS, ATTENTIONS = "sums", "attentions"
 Initialiser = Callable[..., Array]
 
 # torch's trunc_normal_(std=0.02) cuts at +-2, a hundred deviations: a plain normal.
 NORMAL = nn.initializers.normal(0.02)
-# Of a linear shortcut: features go on at the scale that they come with.
+# Of a linear shortcut: its output has the scale of its input.
 SHORTCUT = nn.initializers.lecun_normal()
 
 
 @jax.custom_vjp
 def matmul(rows: Array, kernel: Array) -> Array:
-    """Returns rows @ kernel in the dtype of `rows`; [R, in], [in, out].
+    """Returns rows @ kernel, [R, in] @ [in, out], in the dtype of `rows`.
 
-    The gradient of a float32 `kernel` is a float32 product of the rows, before chips add
-    theirs up: a sum over chips of bfloat16 numbers would lose what they differ in.
+    The gradient of a float32 `kernel` is float32 before it is summed over chips: a sum of
+    bfloat16 numbers would lose their differences.
     """
     return rows @ kernel.astype(rows.dtype)
 
@@ -61,7 +61,7 @@ matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 def spread(param: Array, shape: tuple[int, ...], dtype: Dtype) -> Array:
-    """Broadcasts a float32 parameter, then casts: its gradient is summed in float32."""
+    """Returns a float32 parameter broadcast, then cast: its gradient is summed in float32."""
     return jnp.broadcast_to(param, shape).astype(dtype)
 
 
@@ -92,7 +92,7 @@ class Dense(nn.Module):
 class LayerNorm(nn.Module):
     """Normalises the last axis, in float32; the variance divides by D.
 
-    norm_width: mean and variance are those of the first features alone; 0: of all.
+    norm_width: mean and variance are those of the first `norm_width` features; 0: of all.
     """
 
     eps: float
@@ -115,8 +115,8 @@ class LayerNorm(nn.Module):
 def dropout(x_BLD: Array, rate: float, key_B: Key | None) -> Array:
     """Zeroes each number with probability `rate`, scales the rest by 1 / (1 - rate).
 
-    JAX draws by counting, so what a token gets depends on the key of its example and on
-    its place: neither on the batch nor on how far the rows are padded.
+    JAX's generator is counter-based: the draw of a token depends on the key of its example
+    and on its position, but neither on the batch nor on the padding of the rows.
     """
     if key_B is None or rate == 0:
         return x_BLD
@@ -135,7 +135,10 @@ def drop_path(x_BLD: Array, rate: float, key_B: Key | None) -> Array:
 def drop_branch(
     rates: tuple[float, float], key_B: Key | None, branch: int, x_BLD: Array
 ) -> Array:
-    """Dropout, then drop path: the rates. `branch` counts those of a block: 0, 1."""
+    """Applies dropout, then drop path, to a residual branch of a block.
+
+    rates: of dropout and of drop path. branch: 0 or 1, which of the block's branches.
+    """
     if key_B is None:
         return x_BLD
     x_BLD = dropout(x_BLD, rates[0], keys.fold(key_B, 2 * branch))
@@ -143,7 +146,7 @@ def drop_branch(
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; softmax in float32; with `config.adaptor` adapted."""
+    """Multi-head self-attention, with adaptors if `config.adaptor` is set; softmax in float32."""
 
     config: BlockConfig
     kernel_init: Initialiser
@@ -151,9 +154,10 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x_BLD: Array, sees_BLM: Array | None) -> Array:
-        """`sees_BLM`: token l attends to token m (bool, one m a row at least).
+        """Returns x_BLD in `dtype`.
 
-        None: every token attends to all.
+        sees_BLM: bool, token l attends to token m, at least one for each l; None: every
+        token attends to all.
         """
         config = self.config
         dense = functools.partial(
@@ -179,7 +183,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two dense layers with a GELU between; the second one ends in `width`."""
+    """Two dense layers with a GELU between them; the second has `width` outputs."""
 
     config: BlockConfig
     width: int
@@ -196,10 +200,10 @@ class MLP(nn.Module):
 
 
 def shortcut(x_BLD: Array, last_block: LastBlock | None, dtype: Dtype) -> Array:
-    """Returns what goes around an MLP: x, or W_s x where the MLP ends in another width.
+    """Returns the residual path around an MLP: x, or W_s x where the block is resized.
 
-    To be called where a block is built. There is W_s at D = d, too, as Bordes et al.
-    2023 have it. It has no bias: `down` has one.
+    It must be called within a compact `__call__`. A resized block has W_s at D = d, too,
+    as in Bordes et al. 2023. W_s has no bias: `down` has one.
     """
     if last_block is None:
         return x_BLD
@@ -209,20 +213,23 @@ def shortcut(x_BLD: Array, last_block: LastBlock | None, dtype: Dtype) -> Array:
 def make_linear(
     last_block: LastBlock | None, kernel_init: Initialiser, dtype: Dtype
 ) -> Dense | None:
-    """Returns the layer of a last block of kind "linear", to be kept as `self.linear`."""
+    """Returns the layer of a last block of kind "linear", else None; modules call it `linear`."""
     if last_block is None or last_block.kind != "linear":
         return None
     return Dense(last_block.width, True, kernel_init, dtype)
 
 
 def finish(x_BLD: Array, linear: Dense | None, last_block: LastBlock | None) -> Array:
-    """Returns the final states of what the last LayerNorm gave."""
+    """Returns the final states from the output of the last LayerNorm.
+
+    A last block may add a linear layer, a ReLU or both.
+    """
     x_BLD = x_BLD if linear is None else linear(x_BLD)
     return nn.relu(x_BLD) if last_block is not None and last_block.relu else x_BLD
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block; `resized`: it ends in another width.
+    """Pre-norm transformer block; with `resized` it ends in another width.
 
     Dropout where Hugging Face's ViT has its hidden dropout (after the last dense of
     attention and of the MLP), then stochastic depth, as timm orders them.
@@ -273,5 +280,5 @@ def make_blocks(
 
 
 def fold_or_none(key_B: Key | None, number: int) -> Key | None:
-    """`keys.fold`, where None stays None."""
+    """Returns `keys.fold(key_B, number)`, or None for None."""
     return None if key_B is None else keys.fold(key_B, number)

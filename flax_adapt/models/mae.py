@@ -26,7 +26,7 @@ class DecoderConfig:
 
 
 class Decoder(nn.Module):
-    """Latent of the visible patches -> pixels of all patches."""
+    """Predicts the pixels of all patches from the states of the visible ones."""
 
     config: ViTConfig  # the decoder's own width, depth, heads, mlp_dim
     dropout: float
@@ -34,7 +34,10 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, latent_BVD: Array, order_BL: Array, key_B: Key | None) -> Array:
-        """`latent_BVD`: CLS first; `order_BL`: see `masking.Hiding`."""
+        """Returns prediction_BLP, float32.
+
+        latent_BVD: the encoder's last states, CLS first. order_BL: see `masking.Hiding`.
+        """
         config, variant = self.config, vit.MAE
         embed = layers.Dense(
             config.width, True, variant.kernel, self.dtype, name="embed"
@@ -52,7 +55,7 @@ class Decoder(nn.Module):
         return predict(x_BLD[:, 1:]).astype(jnp.float32)
 
     def _fill(self, x_BVD: Array, order_BL: Array) -> Array:
-        """Puts every patch back in its place, the mask token where it was hidden."""
+        """Returns x_BLD in image order, the mask token at hidden patches, plus positions."""
         (b, num_patches), width = order_BL.shape, self.config.width
         token = self.param("mask_token", vit.MAE.token, (1, 1, width), jnp.float32)
         shape = (1, 1 + num_patches, width)
@@ -87,7 +90,11 @@ class MAE(vit.ImageModel):
         key_B: Key | None,
         hidden_ratio: float,
     ) -> tuple[Array, Array]:
-        """Returns prediction_BLP (float32) of every patch and hidden_BL (bool)."""
+        """Returns prediction_BLP (float32) of every patch and hidden_BL (bool).
+
+        noise_BL: float32, from `masking.patch_noise`. key_B: keys of dropout; None: no
+        dropout.
+        """
         num_visible = masking.num_visible(self.config.num_patches, hidden_ratio)
         hiding = masking.hide_patches(noise_BL, num_visible)
         latent_BVD = self.encoder(image_BYXC, key_B, hiding.visible_BV)[-1]

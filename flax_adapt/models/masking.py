@@ -1,8 +1,8 @@
-"""Which patches of an image, which tokens of a text are hidden.
+"""Masking: the choice of the hidden patches of an image and hidden tokens of a text.
 
-Every image hides the same number of patches, of every text the same number of tokens is
-looked at: all shapes are static. Noise and masks can be given, so that any reference can
-be matched exactly.
+Every image hides the same number of patches, and of every text the same number of tokens
+is predicted: all shapes are static. Noise and masks are arguments, so that any reference
+implementation can be matched exactly.
 """
 
 import math
@@ -17,11 +17,11 @@ from flax_adapt.base.types import Array, Key, Text
 
 
 class Hiding(NamedTuple):
-    """Where the patches of each image go.
+    """The visible and hidden patches of each image.
 
-    visible_BV: int32, the patches that stay, in the order the encoder sees them.
-    order_BL: int32, for every patch its place in "visible first, then hidden".
-    hidden_BL: bool, true where the patch is hidden.
+    visible_BV  int32, the indices of the visible patches, in the order of the encoder
+    order_BL    int32, for every patch its index in "visible first, then hidden"
+    hidden_BL   bool, true where the patch is hidden
     """
 
     visible_BV: Array
@@ -35,7 +35,11 @@ def patch_noise(key_B: Key, num_patches: int) -> Array:
 
 
 def num_visible(num_patches: int, hidden_ratio: float) -> int:
-    """Returns int(L * (1 - ratio)), in Python floats as the reference rounds."""
+    """Returns the number of visible patches, int(L * (1 - ratio)).
+
+    It is computed in Python floats, to round as the reference does. Raises UserError for
+    a ratio that leaves no patch visible.
+    """
     count = int(num_patches * (1 - hidden_ratio))
     if not 0 < count <= num_patches:
         raise UserError(
@@ -46,7 +50,7 @@ def num_visible(num_patches: int, hidden_ratio: float) -> int:
 
 
 def hide_patches(noise_BL: Array, num_visible: int) -> Hiding:
-    """Keeps the `num_visible` patches of lowest noise in every row.
+    """Returns the Hiding with the `num_visible` patches of lowest noise visible in each row.
 
     He et al. 2022, official code `random_masking`: argsort of the noise, per image.
     """
@@ -56,16 +60,16 @@ def hide_patches(noise_BL: Array, num_visible: int) -> Hiding:
 
 
 class Hidden(NamedTuple):
-    """A text with tokens to be guessed.
+    """A text with hidden tokens, which a model is to predict.
 
-    tokens_BL: int32, what the model sees. hidden_BL: bool, true where it must guess.
+    tokens_BL: int32, the model's input. hidden_BL: bool, true where a token is hidden.
     """
 
     tokens_BL: Array
     hidden_BL: Array
 
 
-# Numbers of the draws folded into an example's key.
+# Numbers folded into an example's key, one for each draw.
 _WHICH, _HOW, _RANDOM = 0, 1, 2
 
 
@@ -80,12 +84,13 @@ def hide_tokens(
     vocab_size: int,
     whole_word: bool,
 ) -> Hidden:
-    """Hides each token with probability `mask_rate`; never a special token or padding.
+    """Returns the text with each token hidden with probability `mask_rate`.
 
-    Of the hidden ones `mask_share` become the mask token, `random_share` any token of
-    the vocabulary, the rest stay (Devlin et al. 2019, section 3.1: 15 %, 80/10/10).
-    whole_word: the pieces of a word are hidden together or not at all; what each becomes
-    is still drawn for itself. An example's draw depends on its key alone, not on L.
+    Special tokens and padding are never hidden. Of the hidden tokens `mask_share` become
+    the mask token, `random_share` any token of the vocabulary, the rest stay (Devlin et
+    al. 2019, section 3.1: 15 %, 80/10/10). whole_word: the pieces of a word are hidden
+    together or not at all; the replacement of each is still drawn independently. An
+    example's draw depends on its key alone, not on L.
     """
     shape = text.tokens_BL.shape[1:]
 
@@ -110,7 +115,10 @@ def hide_tokens(
 
 
 def max_hidden(length: int, max_masked_fraction: float) -> int:
-    """How many hidden tokens of a row of `length` tokens are looked at."""
+    """Returns how many hidden tokens of a row of `length` tokens are predicted at most.
+
+    Raises UserError unless the fraction lies in (0, 1].
+    """
     if not 0 < max_masked_fraction <= 1:
         raise UserError(
             f"objective.max_masked_fraction={max_masked_fraction} must lie in (0, 1]"
@@ -119,8 +127,10 @@ def max_hidden(length: int, max_masked_fraction: float) -> int:
 
 
 def places(hidden_BL: Array, count: int) -> tuple[Array, Array]:
-    """Returns (at_BM, chosen_BM) with M = count: the first `count` hidden places of each
-    row, int32, and true where such a place is hidden at all.
+    """Returns (at_BM, chosen_BM), M = count: the first `count` hidden places of each row.
+
+    at_BM: int32, the places. chosen_BM: bool, false where a row has fewer hidden tokens,
+    and the place is that of another token.
     """
     at_BM = jnp.argsort(~hidden_BL, axis=1, stable=True)[:, :count]
     return at_BM, jnp.take_along_axis(hidden_BL, at_BM, axis=1)

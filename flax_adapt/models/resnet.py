@@ -3,9 +3,10 @@
 As torchvision and timm build them ("v1.5"): a block of stride 2 has it in the 3x3
 convolution. Only the last block can be resized (Bordes et al. 2023, METHODS S3).
 
-A key means training: batch norm then goes by the batch, see `RunningBatchNorm`. Nothing
-is drawn from it, since nothing is dropped. Parameters that `optim.freeze` names stay as
-they are; running statistics move with every batch all the same.
+A `key_B` means training: batch norm then uses the moments of the batch, see
+`RunningBatchNorm`. Nothing is drawn from it, since there is no dropout. Parameters that
+`optim.freeze` names are not trained; running statistics move with every batch all the
+same.
 """
 
 import functools
@@ -42,7 +43,7 @@ POOLING = {"mean": global_mean}
 
 
 def check_rates(dropout: float, drop_path: float) -> None:
-    """Neither the paper's nor torchvision's ResNet-50 drops anything."""
+    """Raises UserError unless both are 0, as in the paper's and torchvision's ResNet-50."""
     for name, rate in (("dropout", dropout), ("drop_path", drop_path)):
         if rate:
             raise UserError(f"model.{name}={rate} must be 0: a resnet drops nothing")
@@ -51,7 +52,7 @@ def check_rates(dropout: float, drop_path: float) -> None:
 def convolution(
     features: int, size: int, stride: int, dtype: Dtype, name: str
 ) -> nn.Conv:
-    """Without bias; kernel [Y, X, in, out]; zeros around the image as torch puts them."""
+    """Returns a convolution without bias; kernel [Y, X, in, out], padding as torch's."""
     exact = dtype == jnp.float32
     return nn.Conv(
         features,
@@ -59,7 +60,7 @@ def convolution(
         (stride, stride),
         padding=size // 2,
         use_bias=False,
-        # In bfloat16 `convolve` casts: it wants the kernel as it is.
+        # In bfloat16 `convolve` does the cast: it needs the float32 kernel.
         dtype=dtype if exact else None,
         conv_general_dilated=None if exact else functools.partial(convolve, dtype),
         kernel_init=KERNEL,
@@ -70,10 +71,10 @@ def convolution(
 def convolve(
     dtype: Dtype, x_BYXC: Array, kernel: Array, *how: Any, **named: Any
 ) -> Array:
-    """`jax.lax.conv_general_dilated` in `dtype`; a float32 gradient of the kernel.
+    """Returns `jax.lax.conv_general_dilated` in `dtype`; the kernel's gradient is float32.
 
-    As `layers.matmul`: chips add up float32 numbers. `how` and `named` are what linen
-    hands over.
+    As in `layers.matmul`, chips add up float32 numbers. `how` and `named` are the other
+    arguments, as linen passes them.
     """
 
     def run(x_BYXC: Array, kernel: Array) -> Array:
@@ -99,12 +100,13 @@ def convolve(
 
 
 def make_norm(config: ResNetConfig, dtype: Dtype, name: str) -> RunningBatchNorm:
+    """Returns a batch norm with scale and bias."""
     eps, momentum = config.batch_norm_eps, config.batch_norm_momentum
     return RunningBatchNorm(eps, momentum, True, dtype, name=name)
 
 
 class ConvNorm(nn.Module):
-    """A convolution and batch norm: the stem, or what is in the way of a shortcut."""
+    """A convolution and batch norm: the stem, or the projection of a shortcut."""
 
     config: ResNetConfig
     features: int
@@ -120,7 +122,7 @@ class ConvNorm(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions beside a shortcut; ReLUs between and after the sum."""
+    """1x1, 3x3 and 1x1 convolutions plus a shortcut; ReLUs between them and after the sum."""
 
     config: ResNetConfig
     plan: BottleneckPlan
@@ -145,7 +147,7 @@ class Bottleneck(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks of the same planes: block_00, block_01, ..."""
+    """A stage: blocks with the same `planes`, named block_00, block_01, ..."""
 
     config: ResNetConfig
     plans: tuple[BottleneckPlan, ...]
@@ -163,14 +165,17 @@ class Stage(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Image -> the maps after every block; the last is what is pooled, not negative."""
+    """Encodes images to the feature maps x_BYXC after every block.
+
+    The last map is the one that is pooled; after its ReLU it is not negative.
+    """
 
     config: ResNetConfig
     dtype: Dtype
 
     @nn.compact
     def __call__(self, image_BYXC: Array, weight_B: Array | None) -> tuple[Array, ...]:
-        """weight_B: see `RunningBatchNorm`."""
+        """Returns one map for each block; `weight_B` as of `RunningBatchNorm`."""
         config, dtype = self.config, self.dtype
         x_BYXC = check_image(image_BYXC, config).astype(dtype)
         stem = ConvNorm(config, config.stem_width, 7, 2, dtype, name="stem")
@@ -185,10 +190,10 @@ class Encoder(nn.Module):
 
 
 class ResNetModel(nn.Module):
-    """What every ResNet can do; `setup` of each makes `self.encoder`.
+    """Base class of all ResNet models; `setup` of a subclass creates `self.encoder`.
 
-    `key_B`: None goes by the running statistics, a key by those of the batch, which are
-    of the rows that `weight_B` (float32, 0: does not count) names, or of all.
+    key_B: None: batch norm uses the running statistics; a key: the moments of the rows
+    that `weight_B` (float32, 0: does not count) names, or of all.
     """
 
     config: ResNetConfig
@@ -199,7 +204,7 @@ class ResNetModel(nn.Module):
     def encode(
         self, image_BYXC: Array, key_B: Key | None, weight_B: Array | None = None
     ) -> tuple[Array, ...]:
-        """Returns the maps x_BYXC of `Encoder`."""
+        """Returns the maps x_BYXC of `Encoder`, one for each block."""
         return self.encoder(image_BYXC, _counting(image_BYXC, key_B, weight_B))
 
     def embed(
@@ -218,7 +223,7 @@ class ResNetModel(nn.Module):
 def _counting(
     image_BYXC: Array, key_B: Key | None, weight_B: Array | None
 ) -> Array | None:
-    """Returns the rows that batch norm goes by; None: by its running statistics."""
+    """Returns the weights of the rows in batch norm; None: it uses its running statistics."""
     if key_B is None:
         return None
     return jnp.ones(len(image_BYXC), jnp.float32) if weight_B is None else weight_B
@@ -239,8 +244,8 @@ class ResNet(ResNetModel):
 class ResNetClassifier(ResNetModel):
     """Encoder, pooling, one linear head in float32.
 
-    A projector between the two is a part of training alone (Bordes et al. 2023). The
-    head's kernel starts as torch's Linear, its bias at 0 (ours).
+    A projector before the head serves training alone (Bordes et al. 2023). The
+    head's kernel is initialised as torch's Linear, its bias at 0 (ours).
     """
 
     pooling: str
@@ -261,7 +266,7 @@ class ResNetClassifier(ResNetModel):
 
 
 class ResNetContrast(ResNetModel):
-    """Encoder, pooling, and the heads that contrast compares representations behind."""
+    """Encoder, pooling, projector and predictor of contrastive learning."""
 
     pooling: str
     projector_config: ProjectorConfig
@@ -271,14 +276,15 @@ class ResNetContrast(ResNetModel):
         self.projector, self.predictor = heads.make_heads(self.projector_config)
 
     def __call__(self, image_BYXC: Array, key_B: Key | None, weight_B: Array) -> Array:
-        """Returns query_BD, float32, not normalised; `weight_B` 0: does not count."""
+        """Returns query_BD, float32, not normalised; batch norm skips rows of `weight_B` 0."""
         x_BD = self.embed(image_BYXC, self.pooling, key_B, weight_B)
         return self.predictor(self.projector(x_BD, weight_B), weight_B)
 
     def project(self, image_BYXC: Array, key_B: Key | None, weight_B: Array) -> Array:
-        """Returns key_BD, float32: what comes out before the predictor.
+        """Returns key_BD, float32: the output of the projector.
 
-        Always by the moments of the batch: a key encoder keeps no statistics.
+        Batch norm always uses the moments of the batch: a key encoder has no running
+        statistics.
         """
         del key_B
         x_BYXC = self.encoder(image_BYXC, weight_B)[-1]

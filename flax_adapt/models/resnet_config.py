@@ -7,20 +7,20 @@ from typing import Any, NamedTuple
 from flax_adapt.base.errors import UserError
 from flax_adapt.models.architecture import LastBlock
 
-# A block ends in so many times its planes (He et al. 2016, table 1).
+# Output channels of a block, in multiples of its planes (He et al. 2016, table 1).
 EXPANSION = 4
 MAX_STAGES = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class ResNetConfig:
-    """The architecture of a ResNet with bottleneck blocks.
+    """The architecture of a ResNet with bottleneck blocks; raises UserError for wrong values.
 
-    image_size      of the images that are given to it; no tensor depends on it
+    image_size      of the input images; the shape of no parameter depends on it
     stem_width      channels after the first convolution
-    planes, depths  of each stage: width of the 3x3 convolutions, blocks; four stages in
-                    all that was published
-    batch_norm_momentum  what running statistics take of each batch
+    planes, depths  of each stage: width of its 3x3 convolutions, number of its blocks; all
+                    published ResNets have four stages
+    batch_norm_momentum  the weight of each batch in the running statistics
     last_block      None is an ordinary one; else of kind "resized": `LastBlock`
     """
 
@@ -56,7 +56,11 @@ def _check_stages(config: ResNetConfig) -> None:
 
 
 def _check_last_block(last_block: LastBlock | None) -> None:
-    """A ResNet ends in a ReLU, and there is no LayerNorm whose width could be told."""
+    """Raises UserError for a last block that a ResNet cannot have.
+
+    A ResNet always ends in a ReLU, and it has no LayerNorm, for which norm_width is
+    meant.
+    """
     if last_block is None:
         return
     wanted = dict(kind="resized", relu=True, norm_width=0, mlp_dim=0)
@@ -69,14 +73,17 @@ def _check_last_block(last_block: LastBlock | None) -> None:
 
 
 def output_width(config_model: Mapping[str, Any]) -> int:
-    """Of the features of a model of any kind, with an ordinary last block."""
+    """Returns the width of the features of a model config of any kind.
+
+    The last block is taken to be an ordinary one.
+    """
     if config_model["kind"] == "resnet":
         return EXPANSION * config_model["planes"][-1]
     return config_model["width"]
 
 
 class BottleneckPlan(NamedTuple):
-    """What a block is built with: `projects`, there is a convolution in the shortcut."""
+    """The arguments of a block; `projects`: its shortcut has a convolution."""
 
     stage: int
     number: int
@@ -89,8 +96,8 @@ class BottleneckPlan(NamedTuple):
 def bottleneck_plans(config: ResNetConfig) -> list[BottleneckPlan]:
     """Returns the blocks of an encoder in order; `stage` counts from 1, as torch does.
 
-    A shortcut projects where shapes differ, and in a resized last block always (Bordes
-    et al. 2023: at D = 2048, too).
+    A shortcut has a convolution where shapes differ, and in a resized last block always
+    (Bordes et al. 2023: at D = 2048, too).
     """
     plans, width = [], config.stem_width
     sizes = zip(config.planes, config.depths, strict=True)

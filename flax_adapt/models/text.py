@@ -1,7 +1,7 @@
 """Models of text: a BERT or RoBERTa encoder, alone or with a head.
 
 Match Hugging Face's BertModel, BertForMaskedLM, BertForSequenceClassification and their
-RoBERTa namesakes. Heads start as all does there: normal 0.02, zeros, ones.
+RoBERTa namesakes. Heads are initialised as in those: normal 0.02, zeros, ones.
 """
 
 from typing import Any, ClassVar
@@ -26,7 +26,8 @@ def mean_of_tokens(x_BLD: Array, segments_BL: Array) -> Array:
     return total_BD / jnp.maximum(count_B1, 1)
 
 
-# Rows hold one document; of packed rows "cls" is the first one's, "mean" everybody's.
+# Made for rows of one document. In packed rows "cls" is that of the first document, and
+# "mean" is over the tokens of all documents.
 POOLING = {
     "cls": lambda x_BLD, segments_BL: x_BLD[:, 0],
     "mean": mean_of_tokens,
@@ -34,7 +35,7 @@ POOLING = {
 
 
 class TextModel(nn.Module):
-    """What every model of text can do; `setup` of each makes `self.encoder`."""
+    """Base class of all models of text; `setup` of a subclass creates `self.encoder`."""
 
     config: BertConfig
     dtype: Dtype
@@ -44,11 +45,11 @@ class TextModel(nn.Module):
 
     @property
     def keeps_statistics(self) -> bool:
-        """Whether batches are told what counts in them, see `batch_stats`."""
+        """Whether the model has running statistics (`batch_stats`) and takes `weight_B`."""
         return False
 
     def make_encoder(self) -> bert.Encoder:
-        """Returns the encoder, to be kept as `self.encoder`."""
+        """Returns the encoder, which a subclass stores as `self.encoder`."""
         return bert.Encoder(self.config, self.dropout, self.drop_path, self.dtype)
 
     def encode(
@@ -64,13 +65,13 @@ class TextModel(nn.Module):
         return pool(x_BLD, text.segments_BL)
 
     def layout(self, text: Text) -> Layout:
-        """Returns what the states' tokens stand for."""
+        """Returns the `Layout` of the token states."""
         real_BL = text.segments_BL > 0
         return Layout(text.segments_BL, real_BL & (text.positions_BL == 0), real_BL)
 
 
 def make_pooler(config: BertConfig) -> layers.Dense:
-    """Returns the layer before the tanh; float32, as a head."""
+    """Returns the dense layer before the tanh of the pooler; float32, as a head."""
     return layers.Dense(config.width, True, NORMAL, jnp.float32)
 
 
@@ -93,9 +94,9 @@ class Bert(TextModel):
 
 @jax.custom_vjp
 def tied(x_RD: Array, token_VD: Array) -> Array:
-    """Returns the products of rows and token embeddings, float32.
+    """Returns logits_RV, float32: the products of rows and token embeddings.
 
-    They are formed in the dtype of the rows; the gradient of the embeddings is float32,
+    They are computed in the dtype of the rows; the gradient of the embeddings is float32,
     see `layers.matmul`.
     """
     over_width = (((1,), (1,)), ((), ()))
@@ -123,7 +124,7 @@ tied.defvjp(_tied_forward, _tied_backward)
 
 
 class MaskedLMHead(nn.Module):
-    """States -> logits: dense, GELU, LayerNorm, then the token embeddings and a bias."""
+    """Dense layer, GELU, LayerNorm, then logits by the token embeddings and a bias."""
 
     config: BertConfig
     dtype: Dtype
@@ -168,9 +169,9 @@ class MaskedLM(TextModel):
 class TextClassifier(heads.LinearClassifier, TextModel):
     """Encoder, pooling, dropout, one linear head; see `heads.LinearClassifier`.
 
-    pooling "pooler" has the tanh layer on CLS before the dropout: Hugging Face's
-    classifiers. RoBERTa's has a further dropout before that layer, which ours leaves
-    out: dropout of the last block has just been there. One class is regression.
+    pooling "pooler" applies the tanh layer to CLS before the dropout, as Hugging Face's
+    classifiers do. RoBERTa's has a further dropout before that layer, which ours omits:
+    the dropout of the last block has just been applied. One class is regression.
     """
 
     def setup(self) -> None:

@@ -39,11 +39,11 @@ def unpatchify(patches_BLP: Array, patch_size: int) -> Array:
 
 
 def sincos_position(key: Key, shape: tuple[int, ...], dtype: Dtype) -> Array:
-    """Fixed sin-cos positions [1, 1 + L, D] on a square grid, zeros for CLS.
+    """Returns fixed sin-cos positions [1, 1 + L, D] on a square grid, zeros for CLS.
 
     He et al. 2022, official code: [sin w | cos w | sin h | cos h] with
-    omega_i = 10000^(-i / (D/4)). The width comes first there, so in every checkpoint.
-    An initialiser; `key` is unused.
+    omega_i = 10000^(-i / (D/4)). The width w comes first in that code, and so in every
+    checkpoint. An initialiser; `key` is unused.
     """
     del key
     _, length, width = shape
@@ -59,10 +59,11 @@ def sincos_position(key: Key, shape: tuple[int, ...], dtype: Dtype) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """What differs between the encoders of ViT and of MAE in the references.
+    """Differences between the encoders of ViT and of MAE in the reference implementations.
 
-    dropout_embedding: dropout also follows the sum of patch and position embeddings.
-    fixed_position: the positions are constants, no gradient flows to them.
+    kernel, token, position: initialisers. dropout_embedding: dropout also follows the sum
+    of patch and position embeddings. fixed_position: the positions are constants, no
+    gradient flows to them.
     """
 
     kernel: Initialiser
@@ -86,10 +87,11 @@ MAE = Variant(
 
 
 class Encoder(nn.Module):
-    """Patches of an image -> token states.
+    """Encodes the patches of an image to token states.
 
-    Returns depth + 1 arrays [B, 1 + V, D], CLS first: the state after every block, then
-    the final one: after the last LayerNorm, and what `config.last_block` adds to it.
+    Returns arrays [B, 1 + V, D], CLS first, one more than there are blocks: the state
+    after every block, then the final state, after the last LayerNorm and any layers that
+    `config.last_block` adds.
     """
 
     config: ViTConfig
@@ -115,9 +117,9 @@ class Encoder(nn.Module):
         visible_BV: Array | None = None,
         mix: Mix | None = None,
     ) -> tuple[Array, ...]:
-        """`visible_BV` names the patches to look at; None is all of them.
+        """Returns the token states. visible_BV: int32, the patches to encode; None: all.
 
-        `mix` None: the embeddings, CLS and positions included, stay as they are.
+        mix: changes the embeddings, CLS and positions included; None: no change.
         """
         config, variant = self.config, self.variant
         x_BLD = self._embed(image_BYXC, visible_BV)
@@ -136,7 +138,10 @@ class Encoder(nn.Module):
         return (*states, final_BLD)
 
     def _embed(self, image_BYXC: Array, visible_BV: Array | None) -> Array:
-        """Gathers visible pixels BEFORE the matmul: same maths, less work."""
+        """Returns x_BLD, the embeddings of CLS and the visible patches.
+
+        Visible pixels are gathered BEFORE the matmul: same maths, less work.
+        """
         config, variant = self.config, self.variant
         patches_BLP = patchify(check_image(image_BYXC, config), config.patch_size)
         shape = (1, 1 + config.num_patches, config.width)
@@ -166,7 +171,7 @@ class Encoder(nn.Module):
 
 
 def check_image(image_BYXC: Array, config: ViTConfig | ResNetConfig) -> Array:
-    """Returns the image; another size than the model's is the user's mistake."""
+    """Returns the image unchanged; raises UserError if its size is not the model's."""
     expected = (config.image_size, config.image_size, config.channels)
     if image_BYXC.shape[1:] != expected:
         raise UserError(
@@ -195,7 +200,7 @@ POOLING = {
 
 
 class ImageModel(nn.Module):
-    """What every model of images can do; `setup` of each makes `self.encoder`."""
+    """Base class of all vision transformers; `setup` of a subclass creates `self.encoder`."""
 
     config: ViTConfig
     dtype: Dtype
@@ -205,11 +210,11 @@ class ImageModel(nn.Module):
 
     @property
     def keeps_statistics(self) -> bool:
-        """Whether batches are told what counts in them, see `batch_stats`."""
+        """Whether the model has running statistics (`batch_stats`) and takes `weight_B`."""
         return False
 
     def make_encoder(self, variant: Variant) -> Encoder:
-        """Returns the encoder, to be kept as `self.encoder`."""
+        """Returns the encoder, which a subclass stores as `self.encoder`."""
         return Encoder(self.config, variant, self.dropout, self.drop_path, self.dtype)
 
     def encode(
@@ -224,7 +229,10 @@ class ImageModel(nn.Module):
         return self.pool(self.encode(image_BYXC, key_B), pooling)
 
     def pool(self, states: tuple[Array, ...], pooling: str) -> Array:
-        """Returns x_BD, float32, of all states of `encode`; see POOLING."""
+        """Returns x_BD, float32, pooled from the states that `encode` returns; see POOLING.
+
+        Raises UserError for "mean_norm" of a model with `last_block`.
+        """
         if pooling == "mean_norm" and self.config.last_block is not None:
             raise UserError(
                 "pooling 'mean_norm' is of models with an ordinary last block; with "
@@ -236,7 +244,7 @@ class ImageModel(nn.Module):
         return self.encoder.norm(x_B1D)[:, 0].astype(jnp.float32)
 
     def layout(self, image_BYXC: Array) -> Layout:
-        """Returns what the states' tokens stand for: CLS, then patches."""
+        """Returns the `Layout` of the token states: CLS, then patches."""
         shape = (len(image_BYXC), 1 + self.config.num_patches)
         first_BL = jax.lax.broadcasted_iota(jnp.int32, shape, 1) == 0
         return Layout(jnp.ones(shape, jnp.int32), first_BL, ~first_BL)
