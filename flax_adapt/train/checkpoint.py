@@ -101,6 +101,7 @@ class Checkpoints:
         self._manager = _Manager(self._folder, options=options)
 
     def latest_step(self) -> int | None:
+        """Returns the step of the newest checkpoint, None if there is none."""
         return self._manager.latest_step()
 
     def drop(self, step: int) -> None:

@@ -145,6 +145,7 @@ def put(tree: Any, mesh: Mesh) -> Any:
 
 
 def check_batch_size(batch_size: int, accum_steps: int, mesh: Mesh) -> None:
+    """Raises UserError unless each of `accum_steps` parts of a batch can be sharded evenly."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size % (shards * accum_steps):
         raise UserError(
