@@ -65,7 +65,7 @@ def _mix_images(
 def _mix_texts(
     views: Views, partner_B: Array, key_B: Key, config: Any
 ) -> tuple[Views, Array]:
-    """Returns two equal views, whose embeddings the encoder will mix, and lam_B."""
+    """Returns both views, the same text whose embeddings the encoder will mix, and lam_B."""
     text = views[0][0]
     drawn = mixing.mix_tokens(text.segments_BL, partner_B, key_B, config)
 

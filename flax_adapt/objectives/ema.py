@@ -45,11 +45,10 @@ def move_towards(average: Params, params: Params, rate: Array | float) -> Params
 def rate_at(config: Any, step: Array, num_steps: int) -> Array:
     """Returns 1 - m, the weight of the parameters after `step` (1, 2, ...) in the average.
 
-    `config`: momentum, schedule, warmup. step: float32 of any shape, which is that of the
-    result. With `warmup` m is (1 + step) / (10 + step) at most, as in timm and TensorFlow:
-    the window of the average is then a ninth of the steps done, until that of `momentum` is
-    shorter. Without it the initial weights, a random head among them, are most of the
-    average of a short stage.
+    `config`: momentum, schedule, warmup. step: float32. With `warmup` m is
+    (1 + step) / (10 + step) at most, as in timm and TensorFlow: the window of the average is
+    then a ninth of the steps done, until that of `momentum` is shorter. Without warm-up the
+    initial weights, a random head among them, are most of the average of a short stage.
     """
     rate = SCHEDULES[config.schedule](config.momentum, step / num_steps)
     return jnp.maximum(rate, 9 / (10 + step)) if config.warmup else jnp.asarray(rate)

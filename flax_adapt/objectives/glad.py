@@ -206,10 +206,10 @@ def make_loss(
     "masked" the model of that task, without adaptors. Raises UserError for a model without
     adaptors and for fields that are out of range. Evaluation has no R.
 
-    What R costs: "preserve" a second pass of the whole input, and one of the initial model
-    without a gradient. Without dropout XLA computes their embedding and the first block's
-    queries, keys and values once. "masked": a pass of the visible tokens and one of its
-    decoder or head, nothing shared. "none": nothing.
+    R costs with "preserve" a second pass of the whole input, and one of the initial model
+    without a gradient. Where there is no dropout, XLA computes the embedding and the first
+    block's queries, keys and values once. With "masked" it costs a pass of the visible input
+    and one of its decoder or head, nothing shared. With "none" it costs nothing.
     """
     if model.config.adaptor is None:
         raise UserError(
