@@ -163,7 +163,7 @@ def warmup_steps(config: Any, num_steps: int) -> int:
 def schedule(config: Any, num_steps: int) -> optax.Schedule:
     """Returns the learning rate by step (0 first): 0 -> lr over warm-up, then `schedule`.
 
-    `config`: optim section. Raises UserError for an unknown schedule.
+    `config`: optim section. Raises UserError for an unknown schedule or a negative warm-up.
     """
     warmup = warmup_steps(config, num_steps)
     checks.run(_SCHEDULE, config)

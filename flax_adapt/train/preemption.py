@@ -22,7 +22,7 @@ class Preemption:
     by `jax.distributed.initialize`) then catches the signal. It makes all of them stop at
     the poll after the last that any process made, and never at a later one. Polls are
     therefore counted here, over all stages, and nothing else may poll the service
-    (`checkpoint` prevents Orbax from it).
+    (`checkpoint` prevents Orbax from doing so).
     """
 
     def __init__(self) -> None:
