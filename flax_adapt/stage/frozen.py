@@ -99,7 +99,7 @@ def _check_classes(
 ) -> None:
     """Raises UserError unless the old classes are the first of the new ones.
 
-    where: the beginning of the message. A class without a name fits any other.
+    where: the beginning of the message. An old class without a name fits any new one.
     """
     for number, (one, other) in enumerate(zip(old or (), new, strict=False)):
         if one != other and not one.startswith(_LABEL_I):
