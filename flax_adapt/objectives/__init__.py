@@ -1,12 +1,14 @@
-"""Objectives: what is minimised. Each is a function with one signature.
+"""Objectives: the losses that training minimises. All have one signature.
 
     loss_fn(params, frozen, batch, key_B) -> (scalar loss, {"name": metric, ...})
 
-`params` trains, `frozen` holds what must not (the teacher), `key_B` holds one key for
-every example. The batch has "image" (float32, normalised) or "text" (`types.Text`), as
-the model's `modality` says; of images for `contrast` also "views", two. Metrics are sums
-(`metrics`), divided once. The metric "loss" is always there, a `metrics.Loss`: its terms
-are what parts of a batch are added up by. `penalties` go with any of them.
+`params` are the trained parameters. `frozen` holds arrays that get no gradient, such as
+the teacher's parameters. `key_B` holds one PRNG key for every example. The batch has
+"image" (float32, normalised) or "text" (`types.Text`), the model's `modality`; for
+`contrast` of images it also has "views", two images. Metrics are sums with counts
+(`metrics`), divided once. The metric "loss", a `metrics.Loss`, is always present: where a
+batch is run in parts, its terms are summed over the parts. Any objective can be combined
+with `penalties`.
 """
 
 from collections.abc import Callable
@@ -61,7 +63,7 @@ TASKS = {
     "contrast": "contrast",
     "glad": "classify",
 }
-# What an objective measures: what `eval.metric` may name.
+# The metrics of an objective; `eval.metric` names one of them.
 METRICS = {
     "reconstruct": ("loss", "reconstruct"),
     "mlm": ("loss", "mlm", "mlm_accuracy", "perplexity"),
@@ -70,26 +72,30 @@ METRICS = {
     "contrast": ("loss", "contrast", "contrast_accuracy"),
     "glad": ("loss", "accuracy", "macro_f1", "micro_f1", "matthews"),
 }
-# What an objective takes along from step to step.
+# Arrays that an objective updates at every step without a gradient (`types.Carry`).
 CARRIES = {"contrast": contrast.make_carry}
-# How an objective can read a mixed example; the others cannot mix.
+# The values of `mixing.reading` that an objective supports; the others do not mix examples.
 MIXES = {
     "reconstruct": ("instance",),
     "contrast": tuple(mixing.READINGS),
 }
 
-_MIX, _AUGMENT = 0x416, 0x417  # the second view's is one more
+# Constants that are folded into PRNG keys; the number of the view is added to _AUGMENT.
+_MIX, _AUGMENT = 0x416, 0x417
 
 
 def task_of(config: Any) -> str:
-    """The task that an objective trains; "distill" trains that of its masked part."""
+    """Returns the task that an objective trains; "distill" trains its masked objective's.
+
+    Raises UserError for an unknown name.
+    """
     distills = choose("objective.name", config.name, OBJECTIVES) is distill.make_loss
     name = config.masked.name if distills else config.name
     return choose("objective.masked.name", name, TASKS)
 
 
 def metrics_of(config: Any) -> tuple[str, ...]:
-    """What an objective measures: what `eval.metric` may name."""
+    """Returns the names of an objective's metrics, of which `eval.metric` is one."""
     if config.name == "distill":
         measured = METRICS[config.masked.name] if config.masked_weight else ("loss",)
         return (*measured, "distill")
@@ -97,17 +103,17 @@ def metrics_of(config: Any) -> tuple[str, ...]:
 
 
 def beside_of(config: Any) -> str | None:
-    """The task whose head is trained beside that of `task_of`, or None."""
+    """Returns the second task that is trained on the same encoder as `task_of`, or None."""
     return glad.beside_task(config) if config.name == "glad" else None
 
 
 def teacher_task(config: Any) -> str:
-    """The task of the teacher: of hidden states, the encoder does."""
+    """Returns the task of the teacher; "encoder" where hidden states are compared."""
     return task_of(config) if config.match == "predictions" else "encoder"
 
 
 def keeps_start(config: Any) -> bool:
-    """Whether the loss compares with the encoder as it starts, `frozen["start"]`."""
+    """Returns whether the loss needs the initial weights of the encoder, `frozen["start"]`."""
     return config.name == "glad" and config.regularizer == "preserve"
 
 
@@ -120,7 +126,9 @@ def build(
 ) -> LossFn:
     """Returns the loss of `config.name`. `train=False`: no dropout, mixing, smoothing.
 
-    beside: the model of `beside_of`, on the same parameters.
+    model: of the task `task_of(config)`. beside: the model of the task
+    `beside_of(config)`, which is applied to the same parameters. Raises UserError for an
+    unknown name, and for fields that are out of range or do not fit the model.
     """
     make = choose("objective.name", config.name, OBJECTIVES)
     given = (config, model, train)
@@ -130,9 +138,9 @@ def build(
 def build_carry(
     config: Any, num_steps: int, running: Params = MappingProxyType({})
 ) -> Carry:
-    """Returns what `config.name` takes along through `num_steps` optimizer steps.
+    """Returns the `Carry` of `config.name`: arrays that each of `num_steps` steps updates.
 
-    running: statistics of the model to begin with, see `models.batch_stats`.
+    running: initial running statistics of batch norm, see `models.batch_stats`.
     """
     carries = (
         [CARRIES[config.name](config, num_steps)] if config.name in CARRIES else []
@@ -143,9 +151,9 @@ def build_carry(
 
 
 def mixing_of(config: Any) -> Any | None:
-    """The mixing section of an objective, of "distill" that of its masked part.
+    """Returns the mixing section of an objective, None where no examples are mixed.
 
-    None where nothing is mixed.
+    For "distill" it is the section of its masked objective.
     """
     section = config.masked if config.name == "distill" else config
     if section.name not in MIXES or section.mixing.operator == "none":
@@ -154,7 +162,7 @@ def mixing_of(config: Any) -> Any | None:
 
 
 class _Choice(NamedTuple):
-    """What a section `eval` or `sweep` chooses by, and what the objective measures."""
+    """A section `eval` or `sweep`, its field, and the metrics that it may choose by."""
 
     field: str
     section: Any
@@ -168,7 +176,7 @@ def _choices(at: Context) -> list[_Choice]:
 
 
 class _Mixes(NamedTuple):
-    """A mixing section, the objective that reads the mixtures, and its stage."""
+    """A mixing section, the objective that trains on the mixtures, and its stage."""
 
     mixing: Any
     reader: str
@@ -199,7 +207,7 @@ _CHOSEN = (
         lambda it: unknown(f"{it.field}.mode", it.section.mode, ("max", "min")),
     ),
 )
-# A mixture is read in the objective's way; a partner from the source needs a source.
+# The objective must support the reading; partners from the source need a `replay`.
 _MIXED = (
     Row(
         lambda it: it.mixing.reading in MIXES[it.reader],
@@ -227,11 +235,12 @@ CHECKS = (
 def on_pixels(
     loss_fn: LossFn, config_objective: Any, config_data: Any, *, train: bool
 ) -> LossFn:
-    """The same loss for batches of uint8 images: augments and normalises on the device.
+    """Returns a loss of uint8 images [B, Y, X, C], which are augmented and normalised first.
 
-    With `data.views` the batch has all of them under "views", drawn in evaluation, too.
-    A mixture that is a new instance is made here, before it is augmented. Text comes as
-    the model takes it: its loss stays as it is.
+    This happens on the device. `loss_fn` finds one augmentation for each of `data.views`
+    under "views", in evaluation, too. With the mixing reading "instance" every image is
+    mixed with its partner before it is augmented. For text `loss_fn` itself is returned:
+    its batches have the form that the model needs.
     """
     if config_data.modality != "image":
         return loss_fn
@@ -257,7 +266,7 @@ def on_pixels(
 
 
 def _mix_pixels(batch: Batch, key_B: Key, config_mixing: Any) -> Array:
-    """Returns float32 pixels 0..255, every image mixed with its partner."""
+    """Returns float32 pixels 0..255 [B, Y, X, C], every image mixed with its partner."""
     key_B = keys.fold(key_B, _MIX)
     partner_B = mixing.partners(batch, key_B, config_mixing)
     pixels_BYXC = batch["image"].astype(jnp.float32)

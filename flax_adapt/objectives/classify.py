@@ -14,9 +14,9 @@ from flax_adapt.base.types import HANDED, Array, Batch, Key, LossFn, Metrics, Pa
 from flax_adapt.models import batch_stats
 from flax_adapt.objectives import mixing
 
-# A batch may bring what the model makes of it: penalties look at the same logits.
+# The entry of a batch for logits that the objective and its penalties share.
 LOGITS = "logits"
-# The objectives whose model tells classes, by logits_BN.
+# The objectives whose model predicts classes, with logits_BN.
 OF_CLASSES = ("classify", "glad")
 _MIX = 0x313
 
@@ -28,8 +28,8 @@ class _Projector(NamedTuple):
     objective: str
 
 
-# A classifier may stand on a projector; what it says of an example must not depend on
-# the batch.
+# A classifier may have a projector. Its logits of an example must not depend on the other
+# examples of the batch.
 _PROJECTOR = (
     Row(
         lambda it: it.objective in ("contrast", "classify"),
@@ -56,32 +56,35 @@ CHECKS = (Check(_projectors, _PROJECTOR),)
 
 
 def smooth(labels_B: Array, num_classes: int, smoothing: float) -> Array:
-    """One-hot targets_BN with `smoothing` of the mass spread over all classes."""
+    """Returns one-hot targets_BN, float32, `smoothing` of the mass spread over all classes.
+
+    labels_B: int, in [0, num_classes).
+    """
     targets_BN = jax.nn.one_hot(labels_B, num_classes, dtype=jnp.float32)
     return targets_BN * (1 - smoothing) + smoothing / num_classes
 
 
 def cross_entropy(logits_BN: Array, targets_BN: Array) -> Array:
-    """Returns loss_B. Logits (0, 0) and target (1, 0): log 2."""
+    """Returns the cross-entropy loss_B in nats. Logits (0, 0) and target (1, 0): log 2."""
     return -jnp.sum(targets_BN * jax.nn.log_softmax(logits_BN), axis=-1)
 
 
 def logits_of(
     model: nn.Module, params: Params, batch: Batch, key_B: Key | None
 ) -> Array:
-    """Returns logits_BN of a batch, float32, unless it brings them."""
+    """Returns logits_BN, float32: those in the batch if it has any, else the model's."""
     if LOGITS in batch:
         return batch[LOGITS]
     return model.apply({"params": params}, batch[model.modality], key_B)
 
 
 def without_logits(batch: Batch) -> Batch:
-    """The batch, of which the model has yet to say anything."""
+    """Returns the batch without stored logits, so that `logits_of` applies the model."""
     return {name: rows for name, rows in batch.items() if name != LOGITS}
 
 
 def _mixed(config: Any, batch, targets_BN: Array, key_B) -> tuple[Array, Array]:
-    """Images and targets mixed with the batch in reverse order (as timm pairs them)."""
+    """Returns images and targets, mixed with the reversed batch (as timm pairs them)."""
     image_BYXC, weight_B = batch["image"], batch["weight"]
     # A partner that could not be decoded is all zeros: mix with oneself instead.
     usable_B111 = (weight_B[::-1] > 0)[:, None, None, None]
@@ -101,14 +104,15 @@ def _mixed(config: Any, batch, targets_BN: Array, key_B) -> tuple[Array, Array]:
 def _outputs(
     model: nn.Module, params: Params, frozen: Params, batch: Batch, key_B: Key | None
 ) -> tuple[Array, Metrics]:
-    """Returns what the model says of a batch; HANDED, where it keeps statistics.
+    """Returns the outputs of the model, [B, N], and {HANDED: its new running statistics}.
 
-    A batch may bring what is said of it, see `logits_of`.
+    The dict is {} without batch norm and in evaluation. Logits that the batch has are
+    returned as they are, see `logits_of`.
     """
     if LOGITS in batch:
         return batch[LOGITS], {}
     variables = batch_stats.join_variables(model, params, frozen)
-    # Batch norm must know which rows count.
+    # Batch norm leaves out rows of weight 0.
     rows = {"weight_B": batch["weight"]} if model.keeps_statistics else {}
     train = key_B is not None
     outputs, variables = batch_stats.apply(
@@ -119,10 +123,12 @@ def _outputs(
 
 
 def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
-    """`config`: label_smoothing, mixup_alpha, cutmix_alpha (0: off; images only).
+    """Returns the cross-entropy loss of a classifier, for labels int32 [B].
 
-    Labels int32 [B]. F1 and Matthews correlation are measured in evaluation. A batch may
-    bring its own logits, see `logits_of`; those of mixed images are computed always.
+    `config`: label_smoothing, mixup_alpha, cutmix_alpha (0: off; images only). F1 and
+    Matthews correlation are measured in evaluation. Logits that the batch has are used
+    (see `logits_of`), except where images are mixed. Raises UserError for mixup or cutmix
+    of text.
     """
     smoothing = config.label_smoothing if train else 0.0
     mixes = max(config.mixup_alpha, config.cutmix_alpha) > 0
@@ -147,9 +153,10 @@ def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
 
 
 def make_regression(config: Any, model: nn.Module, train: bool) -> LossFn:
-    """Mean squared error of one number; `config` has no fields of its own.
+    """Returns the mean squared error of a model with one output, for labels float32 [B].
 
-    Labels float32 [B]. Spearman's correlation is measured in evaluation.
+    `config` has no fields of its own. Spearman's correlation is measured in evaluation.
+    Raises UserError unless `model.num_classes` is 1.
     """
     del config
     if model.num_classes != 1:

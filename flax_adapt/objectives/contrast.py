@@ -1,4 +1,4 @@
-"""Contrast: the query of one view is to find the key of the other among all keys.
+"""Contrastive learning: the query of one view is matched with the key of the other view.
 
 MoCo-v3 (Chen et al. 2021, algorithm 1, official code) and MoCo-v2 (He et al. 2020,
 algorithm 1; its head by Chen et al. 2020). Two views of a text differ by dropout, as in
@@ -32,18 +32,20 @@ from flax_adapt.objectives import contrast_rules, ema, mixing
 from flax_adapt.objectives.contrast_rules import Heads
 from flax_adapt.objectives.info_nce import FORMS, Keys, Soft, measure, normalize
 
-# Purposes of keys. The number of the view is added, to queries twice that of the term.
+# Constants that are folded into PRNG keys. The number of the view is added, for queries
+# also twice the number of the term of the loss.
 _QUERY, _KEY, _MIX = 0x5A0, 0x5B0, 0x5C0
 
-# The parts of a model that have a moving average; the predictor is the query's alone.
+# The parts of a model that have a moving average; only queries pass the predictor.
 AVERAGED = ("encoder", "projector")
 
-# What a model takes: (images,), (text,), or (text, how its embeddings are mixed).
+# The inputs of a model: (images,), (text,), or (text, function that mixes embeddings_BLD).
 View = tuple[Any, ...]
 Views = Sequence[View]
 
-# Reading -> (views of the keys, [(views of the queries, their labels), ...]): the terms
-# of the loss. Labels None: the own key. "none": nothing is mixed here.
+# Reading -> (views of the keys, [(views of the queries, their labels), ...]), one pair for
+# each term of the loss. Labels None: the positive is the key of the same example. "none":
+# nothing is mixed in this module.
 READINGS: dict[str, Callable[[Views, Any, Any], tuple[Views, Any]]] = {
     "none": lambda plain, mixed, soft: (plain, [(plain, None)]),
     "imix": lambda plain, mixed, soft: (plain, [(mixed, soft)]),
@@ -55,7 +57,7 @@ READINGS: dict[str, Callable[[Views, Any, Any], tuple[Views, Any]]] = {
 def _mix_images(
     views: Views, partner_B: Array, key_B: Key, config: Any
 ) -> tuple[Views, Array]:
-    """Both views get the same lambda, and the same box."""
+    """Returns both views, mixed with the same lambda and the same box, and lam_B."""
     mixed = [mixing.mix_images(view[0], partner_B, key_B, config) for view in views]
     return [(image_BYXC,) for image_BYXC, _ in mixed], mixed[0][1]
 
@@ -63,7 +65,7 @@ def _mix_images(
 def _mix_texts(
     views: Views, partner_B: Array, key_B: Key, config: Any
 ) -> tuple[Views, Array]:
-    """Embeddings are mixed, in the encoder; both views are the same mixture."""
+    """Returns both views, the same text whose embeddings the encoder will mix, and lam_B."""
     text = views[0][0]
     drawn = mixing.mix_tokens(text.segments_BL, partner_B, key_B, config)
 
@@ -74,7 +76,7 @@ def _mix_texts(
     return [(text._replace(segments_BL=drawn.segments_BL), mix)] * 2, drawn.lam_B
 
 
-# Modality -> (the two views of a batch, how they are mixed).
+# Modality -> (function of a batch that returns its two views, function that mixes them).
 MODALITIES: dict[str, tuple[Callable[[Batch], Views], Callable[..., Any]]] = {
     "image": (lambda batch: [(image,) for image in batch["views"]], _mix_images),
     "text": (lambda batch: [(batch["text"],)] * 2, _mix_texts),
@@ -84,9 +86,9 @@ MODALITIES: dict[str, tuple[Callable[[Batch], Views], Callable[..., Any]]] = {
 def _inputs(
     batch: Batch, key_B: Key, config_mixing: Any, modality: str, reading: str
 ) -> tuple[Views, Any]:
-    """Returns what `reading` makes of the batch; the partner is drawn once for both views.
+    """Returns (views of the keys, terms of the loss), see READINGS; `reading` is a key of it.
 
-    `reading`: a key of READINGS.
+    Every example has one partner, which is drawn once for both views.
     """
     two_views, mix = MODALITIES[modality]
     views, key_B = two_views(batch), keys.fold(key_B, _MIX)
@@ -104,7 +106,11 @@ def _check(config: Any) -> None:
 
 
 def _reading(config_mixing: Any, modality: str, train: bool) -> str:
-    """A key of READINGS. Images that are a new instance are mixed before their views."""
+    """Returns a key of READINGS.
+
+    It is "none" for images of the reading "instance": `objectives.on_pixels` has mixed
+    them before their views were augmented.
+    """
     if not train or config_mixing.operator == "none":
         return "none"
     elsewhere = modality == "image" and config_mixing.reading == "instance"
@@ -112,15 +118,17 @@ def _reading(config_mixing: Any, modality: str, train: bool) -> str:
 
 
 def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
-    """`config`: form, temperature, momentum, momentum_schedule, queue_size, mixing.
+    """Returns the contrastive loss, a mean over the queries of weight above 0.
 
-    A key encoder with batch norm goes by the batch always and keeps no statistics.
-    The mean over the queries that count. The batch has two inputs under "views", or one
-    "text", which is both; with replay also "domain". `frozen` holds what `make_carry`
-    carries; no gradient reaches it.
+    `config`: form, temperature, momentum, momentum_schedule, queue_size, mixing. The batch
+    has two images under "views", or one "text", which is both views; with replay also
+    "domain". `frozen` holds the arrays of `make_carry`; they get no gradient. Batch norm
+    in the key encoder always normalises by the batch and keeps no running statistics.
 
-    loss: "unmix" adds that of the mixed queries to that of the plain ones. contrast and
-    contrast_accuracy are of the plain ones, or of the mixed if there are no others.
+    The metric "loss": "unmix" adds the loss of mixed queries to that of plain ones.
+    "contrast" and "contrast_accuracy" measure the plain queries, or the mixed ones where
+    there are no plain ones. Raises UserError for fields that are out of range, and for a
+    projector that does not fit the form.
     """
     _check(config)
     checks.run(contrast_rules.HEADS, Heads(config.form, model.projector_config))
@@ -144,7 +152,7 @@ def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
             pairs = []
             for one, other in form.directions:
                 purpose = _QUERY + 2 * number + one
-                # Running statistics are those of one query after the other.
+                # The running statistics are updated by one query after the other.
                 query_BD, variables = encode(variables, views[one], purpose, "__call__")
                 pairs.append((query_BD, found[other]))
             measured.append(measure(pairs, soft, config.form, config.temperature))
@@ -168,9 +176,9 @@ def _encode(
     purpose: int,
     method: str,
 ) -> tuple[Array, Variables]:
-    """Returns x_BD of length 1, and the variables after that, see `batch_stats.apply`.
+    """Returns x_BD of length 1, and the variables after the pass, see `batch_stats.apply`.
 
-    `purpose` is folded into the keys of what is dropped.
+    `purpose` is folded into the keys of dropout.
     """
     (inputs, *mix), train = view, key_B is not None
     key_B = None if key_B is None else keys.fold(key_B, purpose)
@@ -194,13 +202,16 @@ def _carried_names(config: Any) -> tuple[str, ...]:
 
 
 def make_carry(config: Any, num_steps: int) -> Carry:
-    """Returns what is carried through `num_steps` optimizer steps.
+    """Returns the `Carry` of the key encoder and the queue, for `num_steps` optimizer steps.
 
-    key_encoder: a moving average of the encoder and the projector. It is taken after the
-    optimizer step; the official code of MoCo-v3 takes it before the next forward pass,
-    of the same parameters with the same m.
+    key_encoder: a moving average of the encoder and the projector. It is updated after the
+    optimizer step; the official code of MoCo-v3 updates it before the next forward pass,
+    by the same parameters with the same m.
     queue: only with the form "moco_v2", float32 [queue_size, width]; the keys of a step
     replace the oldest. It starts as random keys (He et al. 2020, official code).
+
+    Raises UserError for fields that are out of range; the steps raise it where queue_size
+    is not a multiple of the batch size.
     """
     _check(config)
     has_queue = FORMS[config.form].queue
@@ -233,19 +244,21 @@ def make_carry(config: Any, num_steps: int) -> Carry:
 
 
 def _select_averaged(params: Params) -> Params:
-    """The parts of a model that have a moving average; there may be no projector."""
+    """Returns the parts of a model that have a moving average; there may be no projector."""
     return {part: params[part] for part in AVERAGED if part in params}
 
 
 def _width(projector: Params) -> int:
-    """Of its last layer."""
+    """Returns the output width of the projector's last layer."""
     last = sum(name.startswith("layer_") for name in projector) - 1
     return projector[f"layer_{last}"]["kernel"].shape[1]
 
 
 def _enqueue(queue_KD: Array, key_BD: Array, weight_B: Array, number: Array) -> Array:
-    """Puts the keys of step `number` (0 first) where the oldest are; those that do not
-    count leave the old one. K is a multiple of B.
+    """Returns the queue, its oldest keys replaced by those of step `number` (0 first).
+
+    A key of weight 0 does not replace the old one. Raises UserError unless K is a multiple
+    of B.
     """
     (size, _), (count, _) = queue_KD.shape, key_BD.shape
     if size % count:

@@ -1,4 +1,4 @@
-"""What must hold of a stage whose objective is "contrast": of fields, heads and views."""
+"""Rules for a stage with the objective "contrast": for its fields, heads and views."""
 
 import math
 from typing import Any, NamedTuple
@@ -44,7 +44,7 @@ NO_PROJECTOR = (
     "model.projector.layers=0: a queue has the width of the projector; use "
     "objective.form='moco_v3', or layers of 1 or more"
 )
-# Rules of what stands on the encoder.
+# Rules of the heads on the encoder: projector and predictor.
 HEADS = (
     Row(
         lambda heads: (
@@ -71,7 +71,8 @@ def _heads(at: Context) -> list[Heads]:
     ]
 
 
-# A stage compares all examples of a batch, by heads, and two views of a text that differ.
+# Rules of the stage: it needs a projector section, whole batches (each example is compared
+# with all others), and for text dropout or drop path, which make the two views differ.
 _STAGE = (
     Row(
         lambda at: at.section.model.projector is not None,
@@ -103,7 +104,7 @@ class _Images(NamedTuple):
 
     @property
     def views(self) -> int:
-        """How many views of an image are compared; 0: the image itself is taken."""
+        """The number of views of an image that the objective compares; 0: it needs none."""
         return 2 if self.objective == "contrast" else 0
 
 

@@ -22,7 +22,7 @@ from flax_adapt.objectives import mlm, reconstruct
 
 
 def _cls(x_BLD: Array, layout: Layout) -> tuple[Array, Array]:
-    """The first token of every document (packed rows hold several), or of the image."""
+    """Selects the first token of every document (packed rows hold several), or image."""
     return x_BLD, layout.first_BL
 
 
@@ -31,7 +31,7 @@ def _tokens(x_BLD: Array, layout: Layout) -> tuple[Array, Array]:
 
 
 def _mean(x_BLD: Array, layout: Layout) -> tuple[Array, Array]:
-    """What pooling by "mean" gives each document, in the place of its first token."""
+    """Selects, in the place of each document's first token, its state pooled by "mean"."""
     segments_BL = layout.segments_BL
     same_BLM = segments_BL[:, :, None] == segments_BL[:, None]
     counts_BLM = (same_BLM & layout.pooled_BL[:, None]).astype(x_BLD.dtype)
@@ -39,14 +39,15 @@ def _mean(x_BLD: Array, layout: Layout) -> tuple[Array, Array]:
     return counts_BLM @ x_BLD / jnp.maximum(count_BL1, 1), layout.first_BL
 
 
-# What of the token states is compared: (states [B, L, D], true where they count [B, L]).
+# Which states are compared: (states, layout) -> (states [B, L, D], bool [B, L], true where
+# a state is compared).
 STATES: dict[str, Callable[[Array, Layout], tuple[Array, Array]]] = {
     "cls": _cls,
     "tokens": _tokens,
     "mean": _mean,
 }
 REDUCE = {"sum": jnp.sum, "mean": jnp.mean}
-# (params, teacher, batch, key_B) -> Mean
+# (params, parameters of the teacher, batch, key_B) -> Mean
 Distance = Callable[[Params, Params, Batch, Key], Mean]
 
 
@@ -71,10 +72,12 @@ def state_distance(
     state: str,
     reduce: str,
 ) -> Mean:
-    """Squared distance, reduced over features as asked, a mean over what counts.
+    """Returns the mean squared distance of the states of student and teacher.
 
-    Averaged over the layers given (ours; the reference has one). h = (1, 2),
-    h' = (3, 5), "sum": 4 + 9 = 13.
+    student, teacher: states [B, L, D] of each compared layer. state: a key of STATES,
+    selects tokens. reduce: a key of REDUCE, reduces over features. The mean is over the
+    selected tokens, weighted by weight_B, and over the layers (ours; the reference has
+    one). h = (1, 2), h' = (3, 5), "sum": 4 + 9 = 13.
     """
     select, over_features = STATES[state], REDUCE[reduce]
     total = Mean(jnp.float32(0), jnp.float32(0))
@@ -87,20 +90,20 @@ def state_distance(
 
 
 class Compared(NamedTuple):
-    """An objective that compares states, and how many the `encode` of its model gives."""
+    """An objective that compares states, and how many the model's `encode` returns."""
 
     objective: Any
     num_states: int
 
     @property
     def outside(self) -> list[int]:
-        """Those of `objective.layers` that are no state."""
+        """The entries of `objective.layers` that are no index of a state."""
         states = range(-self.num_states, self.num_states)
         return [layer for layer in self.objective.layers if layer not in states]
 
 
 def compared(at: Context, name: str) -> list[Compared]:
-    """Returns the subject of rows about the objective `name`, if the stage has it."""
+    """Returns the subject of rows about the objective `name`, [] if the stage has another."""
     if at.section.objective.name != name:
         return []
     config = ConfigDict(models.of_stage(at.config.model, at.section.model))
@@ -108,7 +111,7 @@ def compared(at: Context, name: str) -> list[Compared]:
 
 
 def weight_row(field: str) -> Row:
-    """Returns the row of a weight of a term of the loss."""
+    """Returns the rule that `objective.FIELD`, the weight of a loss term, is in [0, inf)."""
     return Row(
         lambda subject: 0 <= subject.objective[field] < math.inf,
         lambda subject: (
@@ -117,7 +120,7 @@ def weight_row(field: str) -> Row:
     )
 
 
-# What `state_distance` compares: `objective.state` of the states `objective.layers`.
+# Rules of the fields `objective.state` and `objective.layers`, see `state_distance`.
 STATE_ROWS = (
     one_of("objective.state", lambda subject: subject.objective.state, STATES),
     Row(
@@ -131,8 +134,10 @@ STATE_ROWS = (
 
 
 def _match_states(config: Any, model: nn.Module, train: bool) -> Distance:
-    """On the FULL unmasked input, without dropout: a student that is its teacher is at
-    distance 0 (ours; the reference trains without any).
+    """Returns the distance of hidden states on the FULL unmasked input, without dropout.
+
+    A student that equals its teacher is thus at distance 0 (ours; the reference trains
+    without any dropout).
     """
     del train
 
@@ -159,8 +164,8 @@ def _match_predictions(config: Any, model: nn.Module, train: bool) -> Distance:
     return MASKED[config.masked.name].make_distance(config.masked, model, train)
 
 
-# What of the student is to be near the teacher's. Predictions: an ablation of S1, for
-# which the teacher must be the whole model, decoder or head included.
+# Which outputs of student and teacher are compared. "predictions" is an ablation of S1: its
+# teacher must be the whole model, decoder or head included.
 MATCHES: dict[str, Callable[[Any, nn.Module, bool], Distance]] = {
     "states": _match_states,
     "predictions": _match_predictions,
@@ -168,12 +173,15 @@ MATCHES: dict[str, Callable[[Any, nn.Module, bool], Distance]] = {
 
 
 def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
-    """`config`: masked (an objective), masked_weight, match, state, layers, reduce, weight.
+    """Returns the loss of masked modelling with self-distillation.
 
-    L = masked_weight * L_masked + weight * distance(student, stop_gradient(teacher)). The
-    teacher is `frozen["teacher"]`. The defaults of the reference: both weights 1, states,
-    cls, after the last layer (its final LayerNorm included), sum over features.
-    masked_weight 0, an ablation of S1: the masked objective is left out.
+        L = masked_weight * L_masked + weight * distance(student, stop_gradient(teacher))
+
+    `config`: masked (the section of an objective), masked_weight, match, state, layers,
+    reduce, weight. The parameters of the teacher are `frozen["teacher"]`. The reference has
+    both weights 1, states, cls, after the last layer (its final LayerNorm included), sum
+    over features. With masked_weight 0, an ablation of S1, the masked objective is not
+    computed. Raises UserError for fields that are out of range.
     """
     masked = choose("objective.masked.name", config.masked.name, MASKED)
     masked_loss = masked.make_loss(config.masked, model, train)

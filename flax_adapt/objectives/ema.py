@@ -1,4 +1,4 @@
-"""Moving averages of parameters: of all of them, to be evaluated and exported (EMA weights).
+"""Exponential moving averages of parameters, which are evaluated and exported (EMA weights).
 
 A running average of the iterates generalises better than the last one (Polyak and
 Juditsky 1992; in the exponential form Tarvainen and Valpola 2017, equation 1).
@@ -16,7 +16,7 @@ from flax_adapt.base import checks
 from flax_adapt.base.checks import Check, Row, one_of, present
 from flax_adapt.base.types import AVERAGE, Array, Carry, Key, Params
 
-# 1 - m, what the average takes of the new parameters, by the share of the steps done.
+# (momentum, share of the steps done) -> 1 - m, the weight of the new parameters.
 SCHEDULES: dict[str, Callable[[float, Array], Any]] = {
     "constant": lambda momentum, done: 1 - momentum,
     # Chen et al. 2021, official code: m rises to 1.
@@ -36,26 +36,26 @@ CHECKS = (Check(lambda at: present(at.section.ema), ROWS),)
 
 
 def move_towards(average: Params, params: Params, rate: Array | float) -> Params:
-    """Returns average + rate * (params - average). 2, 5 and rate 1/3: 3."""
+    """Returns the tree average + rate * (params - average). 2, 5 and rate 1/3: 3."""
     return jax.tree.map(
         lambda known, new: known + rate * (new - known), average, params
     )
 
 
 def rate_at(config: Any, step: Array, num_steps: int) -> Array:
-    """Returns 1 - m, what the average takes of the parameters after step 1, 2, ...
+    """Returns 1 - m, the weight of the parameters after `step` (1, 2, ...) in the average.
 
-    With `warmup` m is (1 + step) / (10 + step) at most, as timm and TensorFlow have it:
-    the average then goes back over a ninth of the steps done, until `momentum` goes back
-    less far. Without it the initial weights, a random head among them, are most of the
-    average of a short stage.
+    `config`: momentum, schedule, warmup. step: float32. With `warmup` m is
+    (1 + step) / (10 + step) at most, as in timm and TensorFlow: the window of the average is
+    then a ninth of the steps done, until that of `momentum` is shorter. Without warm-up the
+    initial weights, a random head among them, are most of the average of a short stage.
     """
     rate = SCHEDULES[config.schedule](config.momentum, step / num_steps)
     return jnp.maximum(rate, 9 / (10 + step)) if config.warmup else jnp.asarray(rate)
 
 
 def share_of_start(config: Any, num_steps: int) -> float:
-    """Returns the share of the initial weights in the average after `num_steps`.
+    """Returns the share of the initial weights in the average after `num_steps` steps.
 
     Momentum 0.99 rising to 1 by cosine, 100 steps, no warm-up: 0.61.
     """
@@ -64,15 +64,16 @@ def share_of_start(config: Any, num_steps: int) -> float:
 
 
 def without_warmup(momentum: float, schedule: str) -> ConfigDict:
-    """Returns the section `ema` of an average that is a target, as a key encoder is."""
+    """Returns a section `ema` for an average that training uses, such as a key encoder."""
     return ConfigDict(dict(momentum=momentum, schedule=schedule, warmup=False))
 
 
 def make_carry(config: Any, num_steps: int) -> Carry:
-    """`config`: momentum, schedule, warmup. Carries "ema", an average of all parameters.
+    """Returns the `Carry` of "ema", a moving average of all parameters.
 
-    It begins as the initial weights, and follows the parameters after every one of
-    `num_steps` optimizer steps, see `rate_at`.
+    `config`: momentum, schedule, warmup. The average is the initial weights at step 0, and
+    is updated after every one of `num_steps` optimizer steps, see `rate_at`. Raises
+    UserError for fields that are out of range.
     """
     checks.run(ROWS, config)
 

@@ -2,8 +2,8 @@
 
     L = CE(head(f_adapted(x)), y) + lam * R(f(x))
 
-The path with adaptors solves the task, the one without keeps what is general; both have
-the same backbone. R, and its weight, are open in the paper: ours.
+The forward pass with adaptors learns the task. The pass without adaptors preserves general
+features. Both use the same backbone. The paper does not specify R and its weight: ours.
 """
 
 import functools
@@ -23,8 +23,8 @@ from flax_adapt.base.types import Array, Batch, Key, LossFn, Params
 from flax_adapt.objectives import classify, distill, mlm, reconstruct
 from flax_adapt.surgery import adaptors
 
-_MASKED = 0x61A  # purpose of keys
-# The masked objectives, and the tasks that are trained beside the classifier for them.
+_MASKED = 0x61A  # folded into the PRNG keys of the masked objective
+# The masked objectives, and their tasks, which are trained together with the classifier.
 MASKED = {
     "reconstruct": (reconstruct.make_loss, "mae"),
     "mlm": (mlm.make_loss, "mlm"),
@@ -32,9 +32,10 @@ MASKED = {
 
 
 class Unadapted(NamedTuple):
-    """R of the path without adaptors.
+    """What R, the regularizer of the pass without adaptors, is built from.
 
-    plain: the encoder without adaptors. beside: the model of the masked objective.
+    plain: the encoder without adaptors. beside: the model of the masked objective, None
+    where it is not trained. config: section `objective`.
     """
 
     plain: nn.Module
@@ -48,15 +49,16 @@ def _nothing(given: Unadapted) -> LossFn | None:
 
 
 def _preserve(given: Unadapted) -> LossFn:
-    """Squared distance of states to those of the initial model, `frozen["start"]`.
+    """Returns the squared distance of states to those of the initial model.
 
-    "features": states after the layers of `config.layers`; "attention": what every block
-    adds after its attention. A mean over features.
+    The parameters of that model are `frozen["start"]`. "features" compares the states
+    after the layers of `config.layers`, "attention" what the attention of every block adds
+    to the residual stream. The distance is a mean over features.
     """
     config, states_of = given.config, PRESERVED[given.config.preserve]
 
     def loss_fn(params: Params, frozen: Params, batch: Batch, key_B: Key):
-        del key_B  # nothing is dropped: the initial model is at distance 0
+        del key_B  # no dropout: the initial model is at distance 0
         inputs = batch[given.plain.modality]
         ours, theirs = (
             states_of(given.plain, part, inputs, config.layers)
@@ -87,7 +89,7 @@ def _attentions(plain, params, inputs, layers) -> list[Array]:
     ]
 
 
-# What of the unadapted path is to stay near the initial model's.
+# Which states of the pass without adaptors stay near those of the initial model.
 PRESERVED: dict[str, Callable[..., list[Array]]] = {
     "features": _features,
     "attention": _attentions,
@@ -95,9 +97,10 @@ PRESERVED: dict[str, Callable[..., list[Array]]] = {
 
 
 def _masked(given: Unadapted) -> LossFn:
-    """The masked-modelling loss; its decoder trains along.
+    """Returns the masked-modelling loss, which also trains its decoder or head.
 
-    Nothing is dropped: the dropout of `beside` is the classifier's, and MAE has none.
+    It has no dropout: the rates of `beside` are those of the classifier, and MAE has none.
+    Raises UserError where `beside` is None.
     """
     config = given.config
     make, task = MASKED[config.masked.name]
@@ -177,14 +180,14 @@ CHECKS = (
 
 
 def beside_task(config: Any) -> str | None:
-    """The task whose head is trained beside the classifier, or None."""
+    """Returns the masked task that is trained together with the classifier, or None."""
     if config.regularizer != "masked":
         return None
     return choose("objective.masked.name", config.masked.name, MASKED)[1]
 
 
 def _stop(params: Params) -> Params:
-    """No gradient to the backbone: head and adaptors alone solve the task."""
+    """Returns `params` without a gradient to the backbone, but to head and adaptors."""
 
     def stop(name: str, leaf: Array) -> Array:
         trains = adaptors.is_adaptor(name) or not name.startswith("encoder/")
@@ -196,14 +199,17 @@ def _stop(params: Params) -> Params:
 def make_loss(
     config: Any, model: nn.Module, train: bool, beside: nn.Module | None = None
 ) -> LossFn:
-    """`config`: regularizer, weight (lam), preserve, state, layers, masked,
-    stop_backbone, and the fields of `classify`.
+    """Returns the GLAD loss, cross-entropy with adaptors plus `weight` (lam) times R.
 
-    model: a classifier with adaptors. beside: with regularizer "masked" the model of that
-    task, without adaptors. What R costs: "preserve" a second pass of the whole input and
-    one of the initial model without a gradient, of which XLA computes the embedding and
-    the first block's queries, keys and values once where nothing is dropped; "masked" a
-    pass of what is visible and one of its decoder or head, nothing shared; "none" nothing.
+    `config`: regularizer, weight, preserve, state, layers, masked, stop_backbone, and the
+    fields of `classify`. model: a classifier with adaptors. beside: with regularizer
+    "masked" the model of that task, without adaptors. Raises UserError for a model without
+    adaptors and for fields that are out of range. Evaluation has no R.
+
+    R costs with "preserve" a second pass of the whole input, and one of the initial model
+    without a gradient. Where there is no dropout, XLA computes the embedding and the first
+    block's queries, keys and values once. With "masked" it costs a pass of the visible input
+    and one of its decoder or head, nothing shared. With "none" it costs nothing.
     """
     if model.config.adaptor is None:
         raise UserError(
@@ -221,7 +227,7 @@ def make_loss(
 
     def loss_fn(params: Params, frozen: Params, batch: Batch, key_B: Key):
         solving, solved = params, batch
-        if config.stop_backbone:  # logits that a batch brings have a gradient
+        if config.stop_backbone:  # logits in the batch have a gradient to the backbone
             solving, solved = _stop(params), classify.without_logits(batch)
         metrics = solve(solving, frozen, solved, key_B)[1]
         loss = metrics["loss"]

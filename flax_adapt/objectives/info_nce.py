@@ -1,4 +1,4 @@
-"""InfoNCE (van den Oord et al. 2018, equation 4) as MoCo-v2 and MoCo-v3 have it.
+"""InfoNCE (van den Oord et al. 2018, equation 4) as MoCo-v2 and MoCo-v3 compute it.
 
 All embeddings are float32 and of length 1; a cosine is their dot product.
 """
@@ -14,20 +14,20 @@ from flax_adapt.base.metrics import Mean
 from flax_adapt.base.types import Array
 
 _NO_LENGTH = 1e-12  # torch.nn.functional.normalize
-_NEVER = -1e30  # the cosine of a key that does not count; finite: 0 * it is 0
+_NEVER = -1e30  # replaces the cosine of a key of weight 0; finite: 0 * _NEVER is 0
 
 
 def normalize(x_BD: Array) -> Array:
-    """Returns x_BD of length 1; zeros stay zeros. (3, 4): (0.6, 0.8)."""
+    """Returns x_BD, every row scaled to length 1; zeros stay zeros. (3, 4): (0.6, 0.8)."""
     square_B1 = jnp.sum(jnp.square(x_BD), axis=-1, keepdims=True)
     return x_BD * jax.lax.rsqrt(jnp.maximum(square_B1, _NO_LENGTH**2))
 
 
 class Keys(NamedTuple):
-    """What queries are compared with.
+    """The keys that queries are compared with; all float32.
 
-    key [B, D] of the GLOBAL batch; weight [B], 0: does not count, as key and as query;
-    queue [K, D] of steps before (form "moco_v2"), or None.
+    key [B, D] of the GLOBAL batch; weight [B], 0: the row counts neither as a key nor as a
+    query; queue [K, D], keys of earlier steps (form "moco_v2"), or None.
     """
 
     key_BD: Array
@@ -36,14 +36,14 @@ class Keys(NamedTuple):
 
 
 class Soft(NamedTuple):
-    """Labels of mixed queries: lam of the own row's key, the rest of row partner's."""
+    """Labels of mixed queries: the own row's key has lam_B, that of row partner_B the rest."""
 
     partner_B: Array
     lam_B: Array
 
 
 def _cosines(query_BD: Array, key_MD: Array) -> Array:
-    """Returns cosine_BM, in full float32: they will be divided by a low temperature."""
+    """Returns cosine_BM, in full float32, as they are divided by a low temperature."""
     return jnp.matmul(query_BD, key_MD.T, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -68,13 +68,14 @@ def _among_both(query_BD: Array, keys: Keys, row_B: Array) -> tuple[Array, Array
 
 
 class Form(NamedTuple):
-    """What MoCo-v3 and MoCo-v2 differ in.
+    """The differences between MoCo-v3 and MoCo-v2.
 
     directions: (view of the query, view of the keys); their losses are summed.
-    scale: temperature -> what the loss is multiplied by.
-    similar: (query_BD, keys, row_B) -> (cosine_B with the key in row_B, with all of them)
-    similar_soft: the same for mixed queries, whose labels name two keys of the batch
-    queue: the negatives are keys of earlier steps; and there is no predictor.
+    scale: temperature -> factor of the loss.
+    similar: (query_BD, keys, row_B) -> (cosine_B with the key in row_B, cosine [B, M] with
+        all keys of the denominator)
+    similar_soft: the same for mixed queries, whose labels are two keys of the batch
+    queue: the negatives are keys of earlier steps, and there is no predictor.
     """
 
     directions: tuple[tuple[int, int], ...]
@@ -84,8 +85,8 @@ class Form(NamedTuple):
     queue: bool
 
 
-# Chen et al. 2021, algorithm 1 and official code; He et al. 2020, algorithm 1. Mixed
-# queries meet the keys of the batch and of the queue in both denominators: i-Mix's own
+# Chen et al. 2021, algorithm 1 and official code; He et al. 2020, algorithm 1. For mixed
+# queries both denominators are over the keys of the batch and of the queue: i-Mix's own
 # code (Lee et al. 2021, method "mocon").
 FORMS = {
     "moco_v3": Form(
@@ -104,10 +105,11 @@ def info_nce(
     *,
     is_soft: bool = False,
 ) -> tuple[Array, Array]:
-    """Returns (cross-entropy_B in nats, true where no key is nearer than that in row_B).
+    """Returns (cross-entropy_B in nats, bool [B]: no key is nearer than that in row_B).
 
-    Query (1, 0), own key (1, 0), other key (0, 1), temperature 1: log(1 + 1 / e), true.
-    is_soft: the queries are mixed, see `Form.similar_soft`.
+    row_B: int32, the positive key of every query. form: a key of FORMS. is_soft: the
+    queries are mixed, see `Form.similar_soft`. Query (1, 0), own key (1, 0), other key
+    (0, 1), temperature 1: log(1 + 1 / e), true.
     """
     how = FORMS[form].similar_soft if is_soft else FORMS[form].similar
     positive_B, cosine_BM = how(query_BD, keys, row_B)
@@ -121,9 +123,11 @@ def measure(
     form: str,
     temperature: float,
 ) -> tuple[Mean, Mean]:
-    """Returns (loss, accuracy) of queries and their keys, one pair for each direction.
+    """Returns (loss, accuracy), means over the queries of weight above 0.
 
-    A query is right where its own key is the nearest, also if it is mixed.
+    pairs: (query_BD, keys) of each direction of the form. soft: the labels of mixed
+    queries, None for plain ones. A query, mixed or plain, is right where the key of its own
+    row is the nearest.
     """
     errors, nearest = [], []
     for query_BD, keys in pairs:

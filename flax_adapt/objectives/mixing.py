@@ -1,6 +1,6 @@
-"""Mixup and cutmix of images and of tokens, and whom each example is mixed with.
+"""Mixup and cutmix of images and of tokens, and the draw of each example's partner.
 
-Every example has a lambda of its own: the share of the mixture that is still its own.
+Every example has a lambda of its own: its share of the mixture; the partner has the rest.
 """
 
 import functools
@@ -27,10 +27,10 @@ def mixup(image_BYXC: Array, partner_BYXC: Array, lam_B: Array) -> tuple[Array, 
 def _box(
     key: Key, lam: Array, height: int, width: int, *, whole: bool = False
 ) -> Array:
-    """Returns inside_YX: a box of area (1 - lam), centred anywhere, cut at the border.
+    """Returns inside_YX, bool: a box of area (1 - lam), centred anywhere, cut at the border.
 
-    whole: its sides are rounded down to whole pixels; else to the pixels whose centre
-    lies in the box, which may be half a pixel more.
+    whole: the sides are rounded down to whole pixels. Otherwise the box has the pixels
+    whose centre lies in it, which may be half a pixel more.
     """
     center_y, center_x = jax.random.uniform(key, (2,)) * jnp.float32([height, width])
     sides = jnp.sqrt(1 - lam) * jnp.float32([height, width])
@@ -49,10 +49,10 @@ def cutmix(
     *,
     whole: bool = False,
 ) -> tuple[Array, Array]:
-    """Pastes a box of the partner; lam_B is the share of pixels really kept.
+    """Returns images with a box of the partner, and lam_B: the share of their own pixels.
 
     Yun et al. 2019, algorithm 1, with lambda re-computed from the clipped box. `whole`:
-    the box is never larger than lam_B asks, as their code rounds it.
+    the box is never larger than the share 1 - lam_B asked for, as their code rounds it.
     """
     _, height, width, _ = image_BYXC.shape
     box = functools.partial(_box, height=height, width=width, whole=whole)
@@ -72,13 +72,12 @@ def mix(
     mixup_alpha: float,
     cutmix_alpha: float,
 ) -> tuple[Array, Array]:
-    """Mixes with lam ~ Beta(alpha, alpha); an alpha of 0 turns its operator off.
+    """Returns images mixed with lam ~ Beta(alpha, alpha), and lam_B, the own share.
 
-    With both on, a fair coin chooses for every example (timm's `elem` mode with a
-    switch probability of 0.5). Returns the mixed images and lam_B, the share of the
-    first image.
+    An alpha of 0 turns its operator off. With both on, a fair coin chooses for every
+    example (timm's `elem` mode with a switch probability of 0.5).
     """
-    # With neither, nothing is mixed.
+    # With both off, nothing is mixed.
     results = {"none": (image_BYXC, jnp.ones(len(image_BYXC), jnp.float32))}
     if mixup_alpha > 0:
         lam_B = _sample_lambda(keys.fold(key_B, _LAMBDA), mixup_alpha)
@@ -97,8 +96,10 @@ def mix(
 
 
 def _span(key: Key, lam: Array, count: Array, length: int) -> Array:
-    """Returns inside_L: (1 - lam) of the first `count` places in one piece, rounded down,
-    centred anywhere and cut at the ends; never the first place.
+    """Returns inside_L, bool: one span of (1 - lam) of the first `count` places.
+
+    Its length is rounded down. It is centred anywhere, cut at the ends and never has the
+    first place.
     """
     center = jax.random.uniform(key) * count
     half = jnp.floor((1 - lam) * count) / 2
@@ -107,7 +108,7 @@ def _span(key: Key, lam: Array, count: Array, length: int) -> Array:
 
 
 def _cut_tokens(either_BL: Array, lam_B: Array, key_B: Key) -> Array:
-    """Returns 0 in a span of the mixture, 1 beside it; float32 [B, L]."""
+    """Returns float32 [B, L]: 0 inside a span of the mixture, 1 outside."""
     count_B = jnp.sum(either_BL, axis=1, dtype=jnp.float32)
     span = functools.partial(_span, length=either_BL.shape[1])
     inside_BL = jax.vmap(span)(key_B, lam_B, count_B)
@@ -115,11 +116,11 @@ def _cut_tokens(either_BL: Array, lam_B: Array, key_B: Key) -> Array:
 
 
 class Operator(NamedTuple):
-    """How an example and its partner become one.
+    """How an example is mixed with its partner.
 
     images(image_BYXC, partner_BYXC, lam_B, key_B) -> (mixed_BYXC, lam_B)
-    tokens(either_BL, lam_B, key_B) -> share_BL: the own share, float32 [B, L], of a place
-        where both have a token; either_BL is true where one of the two has
+    tokens(either_BL, lam_B, key_B) -> share_BL, float32: the example's share of the places
+        where both have a token; either_BL, bool: true where at least one of them has
     """
 
     images: Callable[[Array, Array, Array, Key], tuple[Array, Array]]
@@ -147,11 +148,12 @@ OPERATORS: dict[str, Operator | None] = {
     "cutmix": Operator(_cut_images, _cut_tokens),
 }
 
-# Whom a row may draw: (domain of the row, of the other) -> bool; 0: target, 1: source.
+# Which partners a row may draw: (domain of the row, domain of the partner) -> bool; 0:
+# target, 1: source.
 PAIRINGS: dict[str, Callable[[Array, Array], Array | bool]] = {
-    # Ours: a source row draws a target, too.
+    # Ours: a source row draws a target row, too.
     "target_source": lambda own, other: own != other,
-    # Ours: a source row stays itself.
+    # Ours: a source row is not mixed.
     "target_target": lambda own, other: (own == 0) & (other == 0),
     "any": lambda own, other: True,
 }
@@ -161,9 +163,9 @@ def _larger_share(lam_B: Array) -> Array:
     return jnp.maximum(lam_B, 1 - lam_B)
 
 
-# The lambda to mix with, of the one that was drawn.
+# Reading -> the lambda to mix with, a function of the drawn one.
 READINGS: dict[str, Callable[[Array], Array]] = {
-    # Lee et al. 2021 (i-Mix), official code: a mixture is mostly the row's own.
+    # Lee et al. 2021 (i-Mix), official code: the row has the larger share of its mixture.
     "imix": _larger_share,
     "unmix": lambda lam_B: lam_B,
     "instance": lambda lam_B: lam_B,
@@ -186,11 +188,12 @@ ROWS = (
 def partner_rows(domain_B: Array, weight_B: Array, key_B: Key, pairing: str) -> Array:
     """Returns partner_B, int32: the row of the batch that each row is mixed with.
 
-    Each draws uniformly among the rows that `pairing` allows, that count (weight > 0)
-    and are not itself; where there are none, or it does not count, it gets itself. It
-    draws from its own key, in the whole batch: on any number of devices the same.
+    Each row draws uniformly among the other rows of weight above 0 that `pairing` allows.
+    Where there are none, and where its own weight is 0, it is its own partner. It draws
+    with its own key from the whole batch, so the result does not depend on the number of
+    devices.
 
-    domain_B int32 (0: target, 1: source), weight_B float32.
+    domain_B int32 (0: target, 1: source), weight_B float32. pairing: a key of PAIRINGS.
     """
     row_B, counts_B = jnp.arange(len(domain_B), dtype=jnp.int32), weight_B > 0
     others_BB = counts_B[:, None] & counts_B[None] & (row_B[:, None] != row_B[None])
@@ -201,7 +204,7 @@ def partner_rows(domain_B: Array, weight_B: Array, key_B: Key, pairing: str) -> 
 
 
 def partners(batch: Batch, key_B: Key, config_mixing: Any) -> Array:
-    """Returns `partner_rows` of a batch; without a "domain" all of it is the target."""
+    """Returns `partner_rows` of a batch; without "domain" all its rows are target rows."""
     weight_B = batch["weight"]
     domain_B = batch.get("domain", jnp.zeros(len(weight_B), jnp.int32))
     return partner_rows(domain_B, weight_B, key_B, config_mixing.pairing)
@@ -212,7 +215,7 @@ def _is_alone(partner_B: Array) -> Array:
 
 
 def _draw_lambda(partner_B: Array, key_B: Key, config_mixing: Any) -> Array:
-    """Returns lam_B ~ Beta(alpha, alpha) as the reading wants it; 1 for the alone."""
+    """Returns lam_B ~ Beta(alpha, alpha), changed by READINGS; 1 for rows without partner."""
     lam_B = _sample_lambda(keys.fold(key_B, _LAMBDA), config_mixing.alpha)
     return jnp.where(_is_alone(partner_B), 1, READINGS[config_mixing.reading](lam_B))
 
@@ -220,11 +223,11 @@ def _draw_lambda(partner_B: Array, key_B: Key, config_mixing: Any) -> Array:
 def mix_images(
     image_BYXC: Array, partner_B: Array, key_B: Key, config_mixing: Any
 ) -> tuple[Array, Array]:
-    """Mixes float32 images of any range with the rows `partner_B` of the same batch.
+    """Returns (mixed_BYXC, lam_B): images mixed with the rows `partner_B` of the batch.
 
-    Returns (mixed_BYXC, lam_B): lam_B, float32, is the row's own share, of cutmix after
-    its box was cut at the border. A row that is its own partner stays as it is, with a
-    lambda of 1. With the reading "imix" lambda is at least one half.
+    Images are float32, of any range. lam_B, float32, is the row's own share, for cutmix
+    after the box was cut at the border. A row that is its own partner is not changed and
+    has a lambda of 1. With the reading "imix" lambda is at least one half.
 
     `config_mixing`: operator, alpha, reading; see ROWS.
     """
@@ -238,10 +241,10 @@ def mix_images(
 
 
 class TokenMix(NamedTuple):
-    """How to mix embeddings: own * embedding of the row + (1 - own) * of its partner.
+    """How to mix embeddings: own * embedding of the row + (1 - own) * that of its partner.
 
     own       float32 [B, L] in [0, 1]
-    segments  int32 [B, L] of the mixture; 1: a token of the one or the other, 0: padding
+    segments  int32 [B, L] of the mixture; 1: the row or its partner has a token, 0: padding
     lam       float32 [B]; the mean of own over the tokens of the mixture
     """
 
@@ -253,16 +256,16 @@ class TokenMix(NamedTuple):
 def mix_tokens(
     segments_BL: Array, partner_B: Array, key_B: Key, config_mixing: Any
 ) -> TokenMix:
-    """Mixes padded rows of one document each with the rows `partner_B` of the batch.
+    """Returns how padded rows, one document each, are mixed with the rows `partner_B`.
 
-    Where only one of the two has a token the mixture has that one. Where both have,
-    mixup takes lambda of the own; cutmix takes (1 - lambda) of the mixture's length from
-    the partner, in one piece that is rounded down to whole tokens and cut at the ends.
-    A row that is its own partner keeps all.
+    Where only one of the two has a token, the mixture has that token. Where both have one,
+    mixup gives the row's own the share lambda. Cutmix takes (1 - lambda) of the mixture's
+    length from the partner, as one span that is rounded down to whole tokens and cut at the
+    ends. A row that is its own partner is not changed.
 
-    Ours: the first token, CLS, stays the row's own with cutmix (the partner has the
-    same one); lambda is measured on the mixture with both operators, so that a longer
-    partner counts for more and even with the reading "imix" it may be below one half.
+    Ours: with cutmix the first token, CLS, is always the row's own (the partner has the
+    same one). With both operators lambda is measured on the mixture, so that a longer
+    partner counts for more. It may then be below one half even with the reading "imix".
 
     segments_BL int32, 0: padding. `config_mixing`: operator, alpha, reading.
     """
@@ -280,7 +283,10 @@ def mix_tokens(
 
 
 def _token_mix(own_BL: Array, real_BL: Array) -> TokenMix:
-    """`real_BL`: true where the mixture has a token. Lambda is 1 where it has none."""
+    """Returns the TokenMix of own_BL; real_BL is true where the mixture has a token.
+
+    Lambda is 1 for a mixture without tokens.
+    """
     count_B = jnp.sum(real_BL, axis=1, dtype=jnp.float32)
     others_B = jnp.sum(jnp.where(real_BL, 1 - own_BL, 0), axis=1)
     lam_B = 1 - others_B / jnp.maximum(count_B, 1)

@@ -17,9 +17,9 @@ _MASK = 0x3A7
 
 
 def token_errors(logits_BMV: Array, targets_BM: Array) -> tuple[Array, Array]:
-    """Returns (cross-entropy_BM in nats, true where no logit is larger than the target's).
+    """Returns (cross-entropy_BM in nats, bool [B, M]: no logit is above the target's).
 
-    Logits (0, 0) and target 0: log 2, true.
+    targets_BM: int32, tokens. Logits (0, 0) and target 0: log 2, true.
     """
     target_BM1 = jnp.take_along_axis(logits_BMV, targets_BM[..., None], axis=-1)
     target_BM = target_BM1[..., 0]
@@ -45,7 +45,10 @@ def _check(config: Any, vocab_size: int) -> None:
 
 
 class Predicted(NamedTuple):
-    """Logits of the tokens at places of their row; weight 0: none is hidden there."""
+    """Logits of the tokens at the places at_BM of each row.
+
+    weight_BM: 0 where no token is hidden. overflow: how many hidden tokens have no logits.
+    """
 
     logits_BMV: Array
     at_BM: Array
@@ -56,8 +59,9 @@ class Predicted(NamedTuple):
 def _make_predict(
     config: Any, model: nn.Module, train: bool
 ) -> Callable[[Params, Batch, Key], Predicted]:
-    """The mask is drawn from the keys, unless the batch brings a `masking.Hidden` under
-    "hidden".
+    """Returns (params, batch, key_B) -> Predicted.
+
+    The mask is drawn with the keys, unless the batch has a `masking.Hidden` under "hidden".
     """
     vocab_size = model.config.vocab_size
     _check(config, vocab_size)
@@ -98,10 +102,10 @@ def divergence(logits_BMV: Array, teacher_BMV: Array) -> Array:
 def make_distance(
     config: Any, model: nn.Module, train: bool
 ) -> Callable[[Params, Params, Batch, Key], Mean]:
-    """(params, teacher, batch, key_B) -> mean divergence of the student's predictions.
+    """Returns (params, teacher's params, batch, key_B) -> mean KL(teacher, student).
 
-    Of the tokens hidden from both alike; ours, for an ablation of S1. The teacher drops
-    nothing.
+    Both predict the same hidden tokens; ours, for an ablation of S1. The teacher has no
+    dropout.
     """
     student, teacher = (_make_predict(config, model, drops) for drops in (train, False))
 
@@ -115,12 +119,12 @@ def make_distance(
 
 
 def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
-    """`config`: mask_rate, mask_token_id, mask_share, random_share, whole_word,
-    max_masked_fraction.
+    """Returns the masked language modelling loss, a mean over the hidden tokens of the batch.
 
-    The mean over all hidden tokens of the batch. Only `max_masked_fraction` of a row is
-    projected onto the vocabulary; what is hidden beyond that is not learnt from, and
-    counted as "overflow".
+    `config`: mask_rate, mask_token_id, mask_share, random_share, whole_word,
+    max_masked_fraction. At most the share `max_masked_fraction` of a row is projected onto
+    the vocabulary. Hidden tokens beyond that have no loss, and the metric "overflow" counts
+    them. Raises UserError for fields that are out of range.
     """
     predict = _make_predict(config, model, train)
 

@@ -1,7 +1,8 @@
-"""Penalties on what parameters are: how far they went, by leaves and by importance.
+"""Penalties on parameters: on their distance to initial values, plain or by importance.
 
-The same in every part of a batch: a mean over one thing, with count 1. The parts then
-add up to the penalty itself (`metrics.Loss`).
+A penalty has the same value in every part of a batch. It is a `Mean` with count 1, so that
+the parts add up to the penalty itself (`metrics.Loss`). All functions that build one take
+the section of the penalty, the model, and the names of the leaves that are new in the stage.
 """
 
 from collections.abc import Callable, Collection
@@ -20,12 +21,12 @@ START, EWC = "start", "ewc"
 
 
 def _once(value: Array) -> Mean:
-    """A penalty on the parameters: it does not depend on the examples."""
+    """Returns a value that does not depend on the examples as a mean with count 1."""
     return Mean(value, jnp.float32(1))
 
 
 def square_distance(params: Params, start: Params, names: Collection[str]) -> Array:
-    """Returns the sum of (w - w0)^2 over the leaves named. (1, 2) and (3, 5): 13."""
+    """Returns the sum of (w - w0)^2 over the leaves `names`. (1, 2) and (3, 5): 13."""
     ours, theirs = rules.named(params), rules.named(start)
     parts = [jnp.sum(jnp.square(ours[name] - theirs[name])) for name in sorted(names)]
     return sum(parts, start=jnp.float32(0))
@@ -36,10 +37,10 @@ def _known(params: Params, fresh: Collection[str]) -> list[str]:
 
 
 def weight_distance(config: Any, model: nn.Module, fresh: Collection[str]) -> Penalty:
-    """sum (w - w0)^2 over all leaves but new ones, w0 = `frozen["start"]`.
+    """Returns the penalty sum (w - w0)^2 over all leaves but new ones, w0 = `frozen["start"]`.
 
-    The ablation of S1 that holds on to the start in place of distillation (ours in what
-    it sums over: METHODS).
+    An ablation of S1: it keeps the weights near the initial ones in place of distillation
+    (ours in the leaves that it sums over: METHODS).
     """
     del config, model
 
@@ -51,10 +52,10 @@ def weight_distance(config: Any, model: nn.Module, fresh: Collection[str]) -> Pe
 
 
 def l2_sp(config: Any, model: nn.Module, fresh: Collection[str]) -> Penalty:
-    """alpha / 2 sum (w - w0)^2 + beta / 2 sum w^2 (Li et al. 2018).
+    """Returns the penalty alpha / 2 sum (w - w0)^2 + beta / 2 sum w^2 (Li et al. 2018).
 
-    The first sum is over leaves that the stage starts with, the second over those that
-    are new. `config`: alpha, beta.
+    The first sum is over leaves with loaded initial weights, w0 = `frozen["start"]`, the
+    second over new leaves. `config`: alpha, beta.
     """
     del model
 
@@ -70,11 +71,12 @@ def l2_sp(config: Any, model: nn.Module, fresh: Collection[str]) -> Penalty:
 
 
 def ewc(config: Any, model: nn.Module, fresh: Collection[str]) -> Penalty:
-    """sum F (theta - theta*)^2 (Kirkpatrick et al. 2017; METHODS has no 1/2).
+    """Returns the penalty sum F (theta - theta*)^2 (Kirkpatrick et al. 2017).
 
-    `frozen["ewc"]`: "fisher" and "center", trees of the leaves that are held. F is the
-    mean square of the gradient of the log-likelihood of one example (`fisher`). Of
-    several tasks: the sum of their penalties less its minimum (`fisher.together`).
+    METHODS has no 1/2. `frozen["ewc"]`: "fisher", F, and "center", theta*, trees of the
+    penalised leaves. F is the mean square of the gradient of the log-likelihood of one
+    example (`fisher`). For several tasks the penalty is the sum of their penalties less its
+    minimum (`fisher.together`).
     """
     del config, model, fresh
 

@@ -1,10 +1,10 @@
-"""Penalties: terms that go with any objective, as a stage's `penalties` lists them.
+"""Penalties: additional loss terms for any objective, as a stage's `penalties` lists them.
 
     loss_fn = penalties.add(loss_fn, config.penalties, model, fresh=report.fresh)
 
-Each section has a name, one of PENALTIES, and a weight; the loss has one more term for
-each, weight times what the metric of that name measures. What a penalty compares with is
-frozen: `frozen["start"]`, "ewc", "lwf", "der" (see each). Evaluation has no penalties.
+Each section has a name, one of PENALTIES, and a weight. It adds one term to the loss: the
+weight times the metric of that name. The arrays that a penalty compares with get no
+gradient: `frozen["start"]`, "ewc", "lwf", "der" (see each). Evaluation has no penalties.
 """
 
 import math
@@ -52,11 +52,11 @@ _LWF = (
 
 
 class Kind(NamedTuple):
-    """What a penalty is, and what it needs of its stage.
+    """How a penalty is built, and what it needs of its stage.
 
-    rows: rules of its own fields. starts: it needs weights to start from. classifies: logits of
-    classes. replays: rows of earlier tasks, which it takes from the objective. refers: its
-    `of` names earlier stages.
+    rows: rules of its own fields. starts: the stage must load initial weights. classifies:
+    the model must predict classes. replays: the batch must have replayed rows of earlier
+    tasks; the objective leaves these rows out. refers: its field `of` names earlier stages.
     """
 
     make: Callable[[Any, nn.Module, Collection[str]], Penalty]
@@ -84,10 +84,11 @@ def add(
     model: nn.Module,
     fresh: Collection[str] = (),
 ) -> LossFn:
-    """Returns the loss with a term for every section; metrics have them by name.
+    """Returns `loss_fn` with a term for every section; metrics have their values by name.
 
     fresh: names of the leaves that are new in this stage (`Report.fresh` of `weights`).
-    What an objective stops, such as a gradient into the backbone, no penalty stops.
+    Where an objective stops a gradient, such as that to the backbone, the penalties still
+    have it. Raises UserError for an unknown name.
     """
     if not sections:
         return loss_fn
@@ -116,13 +117,13 @@ def add(
 
 
 def _of_target(batch: Batch) -> Batch:
-    """The batch in which replayed rows do not count."""
+    """Returns the batch, the weights of its replayed rows set to 0."""
     weight_B = jnp.where(batch["domain"] == 0, batch["weight"], 0)
     return {**batch, "weight": weight_B}
 
 
 def references(section: Any) -> dict[str, tuple[str, ...]]:
-    """{penalty: what its `of` names}, of a stage."""
+    """Returns {name of a penalty: the references in its `of`} of the section of a stage."""
     return {
         penalty.name: (penalty.of,) if isinstance(penalty.of, str) else penalty.of
         for penalty in section.penalties
@@ -131,7 +132,7 @@ def references(section: Any) -> dict[str, tuple[str, ...]]:
 
 
 class _Of(NamedTuple):
-    """A penalty, what it is, and the stage that has it."""
+    """The section of a penalty, its kind, and the section of its stage."""
 
     penalty: Any
     kind: Kind
@@ -161,7 +162,7 @@ _ONCE = (
     ),
 )
 _KNOWN = (one_of("penalties.name", lambda penalty: penalty.name, PENALTIES),)
-# What any penalty needs of its stage.
+# Rules of every penalty: its weight, and what its kind needs of the stage.
 _FITS = (
     Row(
         lambda it: 0 <= it.penalty.weight < math.inf,
@@ -188,7 +189,7 @@ _FITS = (
 
 
 class _Der(NamedTuple):
-    """How many stages `of` of "der" names, and how many sources are replayed."""
+    """The number of stages that `of` of "der" names, and the number of replayed sources."""
 
     stages: int
     sources: int

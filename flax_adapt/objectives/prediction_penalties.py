@@ -1,4 +1,8 @@
-"""Penalties on what a classifier predicts: under noise, as it did before, of old examples."""
+"""Penalties on predictions: with noise (R3F), old ones (LwF), of replayed rows (ER, DER).
+
+All functions that build one take the section of the penalty, the model, and the names of the
+leaves that are new in the stage.
+"""
 
 import dataclasses
 from collections.abc import Callable, Collection
@@ -16,7 +20,7 @@ from flax_adapt.objectives.parameter_penalties import Penalty
 from flax_adapt.surgery import adaptors
 
 LWF, DER = "lwf", "der"
-# Purposes of keys: the noise, and what the noised pass drops.
+# Constants that are folded into PRNG keys: of the noise, and of dropout with noise.
 _NOISE, _DROP = 0x7F3, 0x7F4
 
 # How R3F draws noise, to be multiplied by eps.
@@ -36,12 +40,12 @@ def symmetric_kl(logits_BN: Array, others_BN: Array) -> Array:
 
 
 def r3f(config: Any, model: nn.Module, fresh: Collection[str]) -> Penalty:
-    """symKL(p(x), p(x with noise on its embeddings)) (Aghajanyan et al. 2020).
+    """Returns the penalty symKL(p(x), p(x with noise on its embeddings)).
 
-    `config`: noise (of NOISES), eps. Both passes drop units, each its own, as the released
-    code does it. Ours: the noise is added to what the first block is given, where the
-    code adds it to token embeddings alone; and both passes have a gradient. In bfloat16 a
-    noise of 1e-5 is lost beside numbers of size 1.
+    Aghajanyan et al. 2020. `config`: noise (a key of NOISES), eps. Each pass has dropout of
+    its own, as in the released code. Ours: the noise is added to the input of the first
+    block, where the code adds it to token embeddings alone; and both passes have a
+    gradient. In bfloat16 a noise of 1e-5 added to numbers of size 1 is rounded away.
     """
     del fresh
     draw = NOISES[config.noise]
@@ -74,11 +78,12 @@ def distillation(old_BN: Array, new_BN: Array, temperature: float) -> Array:
 
 
 def lwf(config: Any, model: nn.Module, fresh: Collection[str]) -> Penalty:
-    """Learning without forgetting (Li and Hoiem 2017): new examples, old predictions.
+    """Returns the penalty of learning without forgetting (Li and Hoiem 2017).
 
-    `frozen["lwf"]`: the parameters of the old classifier, which drops nothing. Its
-    classes are the first of the new one's, and compared alone. `config`: temperature.
-    Ours: where there are new classes, the objective's softmax is over the old ones, too.
+    It is the distance to the old classifier's predictions of the new examples.
+    `frozen["lwf"]`: the parameters of that classifier, which has no dropout. Its classes
+    are the first of the new model's; only they are compared. `config`: temperature. Ours:
+    where there are new classes, the objective's softmax is over the old ones, too.
     """
     del fresh
 
@@ -95,7 +100,7 @@ def lwf(config: Any, model: nn.Module, fresh: Collection[str]) -> Penalty:
 
 
 def _old_model(model: nn.Module, old: Params, count: int) -> nn.Module:
-    """The model without what is new in it: a projector, adaptors if `old` has none."""
+    """Returns the model without a projector, and without adaptors if `old` has none."""
     config = model.config
     if not adaptors.leaves_of(rules.names(old)):
         config = dataclasses.replace(config, adaptor=None)
@@ -103,14 +108,15 @@ def _old_model(model: nn.Module, old: Params, count: int) -> nn.Module:
 
 
 def _of_source(batch: Batch) -> Array:
-    """Weight_B of the rows that are replayed, 0 for the others."""
+    """Returns weight_B of the rows that are replayed, 0 for the others."""
     return jnp.where(batch["domain"] == 1, batch["weight"], 0)
 
 
 def er(config: Any, model: nn.Module, fresh: Collection[str]) -> Penalty:
-    """Experience replay: cross-entropy of the rows of earlier tasks (Buzzega et al. 2020).
+    """Returns the penalty of experience replay (Buzzega et al. 2020).
 
-    The objective itself is then of the other rows alone.
+    It is the cross-entropy of the replayed rows, those of earlier tasks. The objective
+    itself then leaves them out.
     """
     del config, fresh
 
@@ -125,12 +131,12 @@ def er(config: Any, model: nn.Module, fresh: Collection[str]) -> Penalty:
 
 
 def der(config: Any, model: nn.Module, fresh: Collection[str]) -> Penalty:
-    """Dark experience replay: mean squared distance to stored logits; with `er` DER++.
+    """Returns the penalty of dark experience replay (Buzzega et al. 2020).
 
-    Buzzega et al. 2020; ours: the same rows have both terms, and the
-    logits are those at the end of the row's task. `frozen["der"]`: "logits" [n, N] of
-    the rows that are replayed, "first", the index of the first of them. The objective is
-    then of the other rows alone.
+    It is the mean squared distance to stored logits; together with `er` it is DER++. Ours:
+    the same rows have both terms, and the logits are those at the end of the row's task.
+    `frozen["der"]`: "logits" float32 [n, N] of the rows that are replayed, and "first", the
+    index of the first of them. The objective itself then leaves these rows out.
     """
     del config, fresh
 

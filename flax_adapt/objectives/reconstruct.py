@@ -18,7 +18,10 @@ _EPS = 1e-6  # inside the root of the target's deviation, as in the reference co
 
 
 def patch_targets(image_BYXC: Array, patch_size: int, normalize: bool) -> Array:
-    """Returns target_BLP; normalised by each patch's mean and UNBIASED variance if asked."""
+    """Returns target_BLP, float32: the pixels of every patch.
+
+    normalize: each patch is normalised by its mean and UNBIASED variance.
+    """
     target_BLP = models.patchify(image_BYXC, patch_size)
     if not normalize:
         return target_BLP
@@ -30,7 +33,7 @@ def patch_targets(image_BYXC: Array, patch_size: int, normalize: bool) -> Array:
 def masked_error(
     prediction_BLP: Array, target_BLP: Array, hidden_BL: Array, weight_B: Array
 ) -> Mean:
-    """Mean squared error over the hidden patches of the whole batch.
+    """Returns the mean squared error over the hidden patches of the whole batch.
 
     Two patches with errors (1, 3) and (2, 2), the first hidden: (1 + 9) / 2 = 5.
     """
@@ -39,10 +42,10 @@ def masked_error(
 
 
 def _make_predict(config: Any, model: nn.Module, train: bool) -> Callable[..., Any]:
-    """(params, batch, key_B) -> (prediction_BLP, hidden_BL).
+    """Returns (params, batch, key_B) -> (prediction_BLP, hidden_BL).
 
-    The mask is drawn from the keys, unless the batch brings noise_BL float32 under
-    "noise" (the patches with the smallest values stay visible).
+    The mask is drawn with the keys, unless the batch has noise_BL, float32, under "noise"
+    (the patches with the smallest values stay visible).
     """
 
     def predict(params: Params, batch: Batch, key_B: Key) -> tuple[Array, Array]:
@@ -64,10 +67,10 @@ def _make_predict(config: Any, model: nn.Module, train: bool) -> Callable[..., A
 def make_distance(
     config: Any, model: nn.Module, train: bool
 ) -> Callable[[Params, Params, Batch, Key], Mean]:
-    """(params, teacher, batch, key_B) -> mean squared difference of their predictions.
+    """Returns (params, teacher's params, batch, key_B) -> mean squared difference.
 
-    Over the patches hidden from both alike; ours, for an ablation of S1. The teacher
-    drops nothing.
+    Both predict the same hidden patches; ours, for an ablation of S1. The teacher has no
+    dropout.
     """
     student, teacher = (_make_predict(config, model, drops) for drops in (train, False))
 
@@ -80,7 +83,10 @@ def make_distance(
 
 
 def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
-    """`config`: hidden_ratio, normalize_patches."""
+    """Returns the mean squared error of the hidden patches of a masked auto-encoder.
+
+    `config`: hidden_ratio, normalize_patches.
+    """
     arch, predict = model.config, _make_predict(config, model, train)
 
     def loss_fn(params, frozen, batch, key_B):

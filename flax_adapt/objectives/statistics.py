@@ -1,4 +1,4 @@
-"""Running statistics of batch norm on their way from step to step."""
+"""Running statistics of batch norm: the loss updates them at every step."""
 
 from typing import Any, NamedTuple
 
@@ -9,14 +9,14 @@ from flax_adapt.objectives import penalties
 
 
 class _Normed(NamedTuple):
-    """A stage whose model has batch norm, and what of the model that is."""
+    """A stage whose model has batch norm, and the name of the part that has it."""
 
     part: str
     section: Any
 
     @property
     def compares(self) -> list[str]:
-        """The penalties that look at some of the examples alone."""
+        """The names of the penalties that need the logits of some of the examples alone."""
         names = [penalty.name for penalty in self.section.penalties]
         return [name for name in names if penalties.PENALTIES[name].classifies]
 
@@ -29,7 +29,7 @@ def _normed(at: Context) -> list[_Normed]:
     return [_Normed(part, at.section) for part, is_there in parts.items() if is_there]
 
 
-# Batch norm goes by all examples of a batch, once.
+# Batch norm normalises by all examples of a batch, in one pass.
 _WHOLE_BATCHES = (
     Row(
         lambda it: it.section.optim.accum_steps == 1,
@@ -46,7 +46,10 @@ CHECKS = (Check(_normed, _WHOLE_BATCHES),)
 
 
 def make_carry(statistics: Params) -> Carry:
-    """Carries those that the loss hands over, which begin as `statistics`."""
+    """Returns the `Carry` of running statistics: `statistics` at step 0, then the loss's own.
+
+    The loss returns the new ones among its metrics, under `types.HANDED`.
+    """
 
     def init(params: Params, key: Key) -> dict[str, Any]:
         del params, key

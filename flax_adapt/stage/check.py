@@ -1,8 +1,8 @@
-"""Mistakes in a config that can be seen before anything runs, so that none shows up later.
+"""The check of a whole config before anything runs, so that no later stage fails by it.
 
-One pass over the stages, with the rows that modules list beside their code (CHECKS, see
-`base.checks`). What only opened data or loaded weights can tell is checked where they are
-opened: `stage.data`, `stage.weights`, `stage.frozen`.
+It is one pass over the stages with the CHECKS of all modules (see `base.checks`). Mistakes
+that only opened data or loaded weights can show are found where these are opened:
+`stage.data`, `stage.weights`, `stage.frozen`.
 """
 
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ from flax_adapt.train import anchors, lars, linear, optim, sgd
 from flax_adapt.train import fisher as train_fisher
 from flax_adapt.weights import reshape
 
-# Whose CHECKS are run, in this order: rows may rely on those before them.
+# The modules whose CHECKS are run, in this order: a row may rely on earlier ones.
 OWNERS: list[ModuleType] = [
     stage,
     objectives,
@@ -59,14 +59,14 @@ OWNERS: list[ModuleType] = [
 
 
 def experiment(config: Any) -> None:
-    """Raises UserError for the first mistake in a config."""
+    """Raises UserError for the first mistake in the config of an experiment."""
     mistake = first_mistake(config)
     if mistake is not None:
         raise UserError(mistake.text)
 
 
 def gather() -> Iterator[Check]:
-    """Yields the checks of all modules."""
+    """Yields the checks of all modules of OWNERS."""
     for owner in OWNERS:
         yield from owner.CHECKS
 

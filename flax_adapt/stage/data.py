@@ -1,6 +1,6 @@
-"""The examples of a stage: opened, fit for the model, and the same after a resume.
+"""Opens the examples of a stage, and checks that they fit its model and are the same on resume.
 
-CHECKS is what the config alone tells; the functions look at the data that was opened.
+CHECKS has the rules about the config alone; the functions check the opened data.
 """
 
 import logging
@@ -31,11 +31,12 @@ class _Measured(NamedTuple):
 
     @property
     def task(self) -> str:
+        """The task of the stage's model, a key of `models.TASKS[kind]`."""
         return objectives.task_of(self.at.section.objective)
 
     @property
     def modality(self) -> str:
-        """What the model takes."""
+        """The modality of the model's inputs: "image" or "text"."""
         return models.TASKS[self.at.config.model.kind][self.task].modality
 
 
@@ -64,7 +65,10 @@ CHECKS = (Check(checks.stage, _KIND), Check(_measured, _TASK))
 
 
 def open_examples(stage: Stage, config_data: Any) -> data.Examples:
-    """Opens a data section; undecodable files are named in the stage's log."""
+    """Returns the examples of a data section.
+
+    The names of undecodable files go to `bad_files.log` in the stage's folder.
+    """
     return data.open_examples(config_data, _bad_log(stage))
 
 
@@ -74,7 +78,11 @@ def _bad_log(stage: Stage) -> str:
 
 
 def open_training(stage: Stage) -> data.Examples:
-    """Opens the training examples of a stage, those that it replays included."""
+    """Returns the training examples of a stage, including those that it replays.
+
+    Raises UserError where a classifier replays other classes than its own, and for a queue
+    that does not fit the batches or the data.
+    """
     if stage.config.replay is None:
         examples = open_examples(stage, stage.config.data)
     else:
@@ -103,7 +111,8 @@ def _replayed(stage: Stage) -> str:
 def _check_queue(stage: Stage, count: int) -> None:
     """Raises UserError for a queue that does not fit the batches or the data.
 
-    One of more than half the data would hold keys of the queries' own examples.
+    count: the number of training examples. A queue of more than half of them would contain
+    keys of the queries' own examples.
     """
     objective, batch_size = stage.config.objective, stage.config.batch_size
     size = objective.queue_size if objective.name == "contrast" else 0
@@ -123,7 +132,8 @@ def _check_queue(stage: Stage, count: int) -> None:
 def num_classes(stage: Stage, examples: data.Examples) -> int:
     """Returns `model.num_classes`, or where it is 0 the number of classes of the data.
 
-    Raises UserError for labels that the objective cannot learn.
+    It is 1 for a regression and 0 where the model is no classifier. Raises UserError for
+    labels that the objective cannot learn, and for more classes than `model.num_classes`.
     """
     wanted, named = stage.config.model.num_classes, len(examples.class_names)
     if stage.task != "classify":
@@ -147,7 +157,7 @@ def num_classes(stage: Stage, examples: data.Examples) -> int:
 
 
 def _check_labels(stage: Stage, examples: data.Examples) -> None:
-    """Raises UserError unless labels are numbers for "regress", classes for others."""
+    """Raises UserError unless labels are numbers for "regress", classes for the others."""
     numbers = np.issubdtype(examples.labels.dtype, np.floating)
     if numbers != (stage.config.objective.name == "regress"):
         raise UserError(
@@ -160,7 +170,10 @@ def _check_labels(stage: Stage, examples: data.Examples) -> None:
 def check_text(
     stage: Stage, model: nn.Module, section: Any, examples: data.Examples
 ) -> None:
-    """Raises UserError unless rows and vocabulary of texts fit the model and objective."""
+    """Raises UserError unless rows and vocabulary of texts fit the model and objective.
+
+    section: the data section of `examples`. Examples of images are not checked.
+    """
     if isinstance(examples, data.ReplayExamples):
         replayed = data.replay_sections(stage.config.replay)[0]
         check_text(stage, model, section, examples.target)
@@ -192,14 +205,15 @@ def check_text(
 
 
 def _has_new_head(stage: Stage) -> bool:
-    """Whether the stage's own data are all that its classifier learns from."""
+    """Returns whether the classifier's head is new, so that it learns from this stage alone."""
     return stage.config.init_from == "scratch" or "head" in stage.config.model.fresh
 
 
 def check_same_classes(stage: Stage, train: data.Examples, test: data.Examples) -> None:
-    """Labels mean the same in both, and the classifier could learn each, or UserError.
+    """Raises UserError unless both have the same classes and all test examples a label.
 
-    A head that is kept may know classes from before, which are not asked for here.
+    A new head also needs a training example of every class in the test examples. A loaded
+    head may know a class from an earlier stage.
     """
     if stage.task != "classify":
         return
@@ -219,7 +233,7 @@ def check_same_classes(stage: Stage, train: data.Examples, test: data.Examples) 
 
 
 def check_test_classes(stage: Stage) -> None:
-    """`check_same_classes` before a sweep, none of whose runs opens the test data."""
+    """Runs `check_same_classes` before a sweep, whose runs do not open the test data."""
     config = stage.config
     if stage.task != "classify" or config.eval is None or config.replay is not None:
         return
@@ -232,8 +246,9 @@ def check_test_classes(stage: Stage) -> None:
 def check_same_data(stage: Stage, examples: data.Examples) -> None:
     """Raises UserError if a stage that resumes has other data than when it began.
 
-    An epoch is an order of the rows, so rows and classes are kept in data.json, and the
-    examples that were drawn for replay in replay.json.
+    The position in an epoch is one in an order of the rows. The number of rows, their
+    fingerprint and the classes are therefore stored in data.json, and the examples that
+    were drawn for replay in replay.json.
     """
     now: dict[str, Any] = {"rows": len(examples)}
     now |= {"class_names": list(examples.class_names), **examples.fingerprint()}
@@ -249,7 +264,7 @@ def _check_same(stage: Stage, name: str, source: str, now: dict[str, Any]) -> No
         before = logs.read_json(file)
         if not isinstance(before, dict):
             raise UserError(f"{file} is damaged: put it back, or delete {stage.folder}")
-        # A version before noted no fingerprint: then there is none to compare.
+        # Files of earlier versions have no fingerprint: then none is compared.
         unknown = {name: now[name] for name in FINGERPRINT if name in now}
         changes = configs.difference({**unknown, **before}, now)
         if changes:
@@ -264,7 +279,10 @@ def _check_same(stage: Stage, name: str, source: str, now: dict[str, Any]) -> No
 
 
 def warn_of_overflow(stage: Stage, values: dict[str, float]) -> bool:
-    """Logs that masked tokens were more than a row's limit; returns whether any were."""
+    """Returns whether masked tokens were over the limit of their row, and logs how many.
+
+    values: the metrics of training, see the objective "mlm".
+    """
     lost = int(values.get("overflow", 0))
     if lost:
         log.warning(

@@ -1,4 +1,4 @@
-"""Which part of its weights a stage exports: all of its model, or the encoder alone."""
+"""Decides which weights a stage exports: those of its whole model, or of the encoder alone."""
 
 from typing import Any
 
@@ -7,11 +7,12 @@ from flax_adapt.objectives import classify
 
 
 def task_without(section: Any, *parts: str) -> str:
-    """Returns the task of a stage whose model has none of `parts`.
+    """Returns the task of the weights of a stage after `parts` of its model are removed.
 
-    With one of them that is "encoder": what stands on a projector or on adaptors makes no
-    sense without them. Where a second task is trained on the plain encoder (GLAD's
-    regularizer "masked"), it is that.
+    parts: fields of the section `model`, such as "projector". If the model has one of them,
+    the task is "encoder", as a head that was trained on a projector or on adaptors does not
+    work without them. Where a second task is trained on the plain encoder (GLAD's
+    regularizer "masked"), it is that task.
     """
     beside = objectives.beside_of(section.objective)
     has_part = any(section.model[part] is not None for part in parts)

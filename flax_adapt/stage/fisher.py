@@ -1,4 +1,4 @@
-"""The Fisher information of a stage's export: written beside it, read by later stages."""
+"""The Fisher information of a stage's export: it is written next to it, for later stages."""
 
 import logging
 from collections.abc import Callable, Collection, Sequence
@@ -52,7 +52,7 @@ CHECKS = (Check(_with_fisher, _ROWS),)
 
 
 def inputs_of(model: nn.Module, config_data: Any) -> Callable[[Batch], Any]:
-    """Returns batch -> the model's inputs: images normalised and not augmented, or text."""
+    """Returns batch -> inputs of the model: images normalised but not augmented, or text."""
 
     def prepare(batch: Batch) -> Any:
         inputs = batch[model.modality]
@@ -68,8 +68,8 @@ def write(
 ) -> None:
     """Writes the Fisher information of the exported `params`, if the stage has `fisher`.
 
-    It is estimated on the stage's own examples: those that are replayed were counted by
-    the stages before. Process 0 writes, all take part.
+    It is estimated on the stage's own examples: replayed ones have been counted in earlier
+    stages. All processes must call it; process 0 writes.
     """
     section = stage.config.fisher
     if section is None:
@@ -98,7 +98,7 @@ def write(
 
 
 def _likelihood(stage: Stage, model: nn.Module) -> fisher.Likelihood:
-    """Of the classes of a classifier; of what is hidden from a masked model."""
+    """Returns the likelihood of a classifier's labels, or of a masked model's hidden input."""
     config = stage.config
     if stage.task == "classify":
         prepare = inputs_of(model, config.data)
@@ -117,9 +117,9 @@ def _rows(stage: Stage, examples: data.Examples) -> np.ndarray:
 
 
 def _load_penalty(stage: Stage) -> dict[str, np.ndarray]:
-    """Returns the Fisher information of the stage's own penalty "ewc", {} without one.
+    """Returns {name: F} that the stage's own penalty "ewc" refers to, {} without one.
 
-    Of several tasks that of the last.
+    If it refers to several stages, it is that of the last.
     """
     of = penalties.references(stage.config).get(EWC, ())
     return _load(stage, of[-1]) if of else {}
@@ -146,10 +146,12 @@ def _file(export: Path) -> Path:
 def load_anchor(
     stage: Stage, of: Sequence[str], params: Params, fresh: Collection[str]
 ) -> dict[str, Params]:
-    """Returns {"fisher": F, "center": theta*}, trees, of earlier stages, all in one.
+    """Returns {"fisher": F, "center": theta*}, trees: the penalties of earlier stages as one.
 
-    They have the leaves that one of those models has in the shape of `params`, without
-    those that are new in this stage (`fresh`); the log names the leaves that are free.
+    of: references to these stages, such as "stage:NAME". The trees have the leaves that one
+    of their models has in the same shape as `params`, without those that are new in this
+    stage (`fresh`). The log names the leaves without penalty. Raises UserError for a stage
+    without Fisher information, and for another architecture.
     """
     ours = strict.flatten(params)
     parts = [_held_by(stage, text, ours, fresh) for text in of]
@@ -160,14 +162,17 @@ def load_anchor(
     return {part: strict.unflatten(leaves) for part, leaves in trees.items()}
 
 
-# What only the parameters of one task have: how a Fisher file tells its task.
+# Prefixes of names that only one task has, by which the task of a Fisher file is recognised.
 _TASKS = {"head/": "classify", "decoder/": "mae", "mlm/": "mlm"}
 
 
 def _held_by(
     stage: Stage, text: str, ours: dict[str, Any], fresh: Collection[str]
 ) -> dict[str, dict[str, Any]]:
-    """Returns {"fisher": {name: F}, "center": {name: theta*}} of one earlier stage."""
+    """Returns {"fisher": {name: F}, "center": {name: theta*}} of one earlier stage.
+
+    text: a reference to that stage. ours: the leaves of this stage's model by name.
+    """
     export, importance = _export(stage, text), _load(stage, text)
     tasks = (
         task

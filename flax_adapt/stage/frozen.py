@@ -1,8 +1,8 @@
-"""The trees that a loss reads and nothing trains: teacher, initial weights, Fisher, logits.
+"""The trees that a loss reads without a gradient: teacher, initial weights, Fisher, logits.
 
-They follow from the config and from earlier stages alone, so that a run that resumes makes
-them again. That old classifiers fit this stage only their files tell: it is checked here,
-not by the rows of `stage.check`.
+They are built from the config and from earlier stages alone, so that a resumed run builds
+the same ones. Whether old classifiers fit this stage depends on their files: it is checked
+here, not by the rows of `stage.check`.
 """
 
 from collections.abc import Callable, Collection
@@ -31,8 +31,8 @@ _LABEL_I = "LABEL_"  # a class without a name
 class StageStart(NamedTuple):
     """A stage before its first step.
 
-    params: its initial parameters, without adaptors. fresh: names of the leaves of them
-    that are new. examples: its training examples.
+    params: its initial parameters, without LoRA. fresh: the names of those leaves of
+    `params` that are new in the stage. examples: its training examples.
     """
 
     stage: Stage
@@ -44,7 +44,10 @@ class StageStart(NamedTuple):
 
 
 def build_frozen(start: StageStart) -> dict[str, Any]:
-    """Returns `frozen` of the loss of the stage, {part: tree}, but what is carried."""
+    """Returns {part: tree}, the loss's argument `frozen` without the arrays of its `Carry`.
+
+    Raises UserError where a teacher or an old model does not fit the stage.
+    """
     found = stage_weights.load_teacher(start.stage)
     if objectives.keeps_start(start.stage.config.objective):
         found[START] = start.params
@@ -67,9 +70,10 @@ def _ewc(start: StageStart, section: Any) -> dict[str, Any]:
 def _old_classifier(
     start: StageStart, section: Any, text: str
 ) -> tuple[nn.Module, Params, int]:
-    """Returns (model, parameters, number of classes) of the classifier that `of` names.
+    """Returns (model, parameters, number of classes) of an earlier stage's classifier.
 
-    Raises UserError where its classes are not the first of the stage's, in order.
+    text: the reference to it in the field `of`. Raises UserError for another architecture,
+    and where its classes are not the first of the stage's, in the same order.
     """
     stage = start.stage
     folder = stages.locate(stage, f"penalties: `of` of {section.name!r}", text)
@@ -93,7 +97,10 @@ def _old_classifier(
 def _check_classes(
     where: str, old: tuple[str, ...] | None, new: tuple[str, ...]
 ) -> None:
-    """Raises UserError unless the old model's classes are the first of the new one's."""
+    """Raises UserError unless the old classes are the first of the new ones.
+
+    where: the beginning of the message. An old class without a name fits any new one.
+    """
     for number, (one, other) in enumerate(zip(old or (), new, strict=False)):
         if one != other and not one.startswith(_LABEL_I):
             raise UserError(
@@ -114,7 +121,7 @@ def _lwf(start: StageStart, section: Any) -> dict[str, Any]:
 
 
 def _der(start: StageStart, section: Any) -> dict[str, Any]:
-    """Returns the logits of all replayed rows, each by the model that learnt its source."""
+    """Returns the logits of all replayed rows, of the model that was trained on their source."""
     examples, wanted = start.examples, start.model.num_classes
     assert isinstance(examples, data.ReplayExamples)
     first, count = len(examples.target), len(examples.source)
@@ -135,7 +142,7 @@ def _der(start: StageStart, section: Any) -> dict[str, Any]:
 def _logits(
     start: StageStart, model: nn.Module, params: Params, rows: np.ndarray
 ) -> np.ndarray:
-    """Returns logits [m, N] of the examples `rows`, not augmented, on every host."""
+    """Returns logits [m, N] of the m examples `rows`, not augmented, on every process."""
     config, examples, mesh = start.stage.config, start.examples, start.mesh
     params = sharding.put(params, mesh)
     prepare = stage_fisher.inputs_of(model, config.data)

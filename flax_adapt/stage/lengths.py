@@ -1,8 +1,8 @@
-"""Constants that are counted in steps, against the length of a stage.
+"""Compares constants that are counted in steps with the length of a stage.
 
-What is published for hundreds of thousands of steps may fill a short stage or outlast
-it. Each rule of RULES looks at one such constant; what is cut or scaled elsewhere, or is
-too long and stays, is said in one line.
+A constant that is published for hundreds of thousands of steps may fill a short stage or be
+longer. Each rule of RULES is about one such constant. It returns one line for the log if the
+constant was cut or scaled elsewhere, or is too long and not changed, and "" otherwise.
 """
 
 from collections.abc import Callable
@@ -12,12 +12,12 @@ from flax_adapt.models.heads import PROBE_MOMENTUM
 from flax_adapt.objectives import ema
 from flax_adapt.train import anchors, optim
 
-# From which share on the initial weights, statistics or random keys are worth a line.
+# The share from which on initial weights, statistics or random keys are logged.
 _MUCH = 0.5
 
 
 def list_notes(section: Any) -> list[str]:
-    """Returns a line for every constant of a stage that does not fit its length."""
+    """Returns a line for the log for every constant that does not fit a stage's length."""
     found = (rule(section, section.num_steps) for rule in RULES)
     return [note for note in found if note]
 
@@ -100,8 +100,9 @@ def _head_norm(section: Any, num_steps: int) -> str:
     )
 
 
-# Warm-up of the learning rate, RecAdam's switch, averages of weights, the fill of a queue,
-# running statistics. Schedules of replay and of the learning rate are shares of a stage.
+# Rules about warm-up of the learning rate, RecAdam's t0, averages of weights, filling a
+# queue, and running statistics. Schedules of replay and of the learning rate need none:
+# they are shares of a stage.
 RULES: tuple[Callable[[Any, int], str], ...] = (
     _warmup,
     _recadam,

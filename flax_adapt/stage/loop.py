@@ -1,4 +1,4 @@
-"""One stage, from its config to a finished export: the table of contents of training."""
+"""The training loop of one stage, from its config to its export."""
 
 import contextlib
 import logging
@@ -27,11 +27,11 @@ log = logging.getLogger(__name__)
 
 
 def train_and_evaluate(stage: Stage, preemption: Preemption) -> dict[str, Any]:
-    """Runs one stage, or what is left of it, and returns its result.
+    """Trains one stage and returns its result; of a finished stage only the stored result.
 
-    Resumes from the stage's own checkpoint, else starts from `init_from`. Raises
-    Preempted after SIGTERM (a complete checkpoint is on disk) and NonFiniteError where
-    training broke down (the last good checkpoint is kept).
+    Training resumes from the stage's own checkpoint, else it starts from `init_from`. Raises
+    UserError where config, data or weights do not fit, Preempted after SIGTERM (a complete
+    checkpoint is on disk) and NonFiniteError (the last good checkpoint is on disk).
     """
     if is_done(stage):
         return read_result(stage)
@@ -48,8 +48,9 @@ def train_and_evaluate(stage: Stage, preemption: Preemption) -> dict[str, Any]:
 
 
 def _nothing_done(stage: Stage) -> dict[str, Any]:
-    """What a checkpoint keeps beside state and data position. The config is there to be
-    read by people; it names the folders that `frozen` came from.
+    """Returns the initial `progress` of a checkpoint.
+
+    The config is stored for human readers; it names the folders that `frozen` came from.
     """
     config = configs.plain(stage.experiment)
     done = {"seconds": 0.0, "evaluated": -1, "train": {}, "eval": {}, "meter": {}}
@@ -57,7 +58,7 @@ def _nothing_done(stage: Stage) -> dict[str, Any]:
 
 
 class Run:
-    """A stage while it runs: everything built from its config, and where it stands."""
+    """A running stage: all objects that are built from its config, and its progress."""
 
     def __init__(self, stage: Stage, preemption: Preemption):
         config = stage.config
@@ -103,7 +104,7 @@ class Run:
         self.eval_step = steps.make_eval_step(loss_fn, self.mesh)
 
     def _open_folder(self) -> None:
-        """Nothing is written before everything above was found to be right."""
+        """Opens the checkpoints; nothing is written before the checks of `__init__` passed."""
         from flax_adapt.train import checkpoint  # imports Orbax
 
         stage, config = self.stage, self.config
@@ -121,7 +122,10 @@ class Run:
             logs.write_json(stage.folder / "import_report.json", self.report.to_json())
 
     def restore(self) -> int:
-        """Returns the step to continue after: of the last checkpoint, or 0."""
+        """Restores the last checkpoint, if there is one, and returns its step, else 0.
+
+        Raises UserError for a checkpoint beyond `num_steps`, or if none can be read.
+        """
         if self.checkpoints.latest_step() is not None:
             self.state, position, self.progress = self.checkpoints.restore(self.state)
             self.batches.set_state(position)
@@ -153,14 +157,17 @@ class Run:
         return step
 
     def advance(self, step: int) -> None:
-        """One optimizer step. Its metrics are read while the next one runs."""
+        """Takes one optimizer step; its metrics are read while the next step runs."""
         batch = sharding.put_batch(next(self.batches), self.mesh)
         self.state, metrics = self.train_step(self.state, batch)
         self._collect()
         self.pending = (step, metrics)
 
     def settle_step(self, step: int) -> None:
-        """What is due after `step`: report, evaluate, save, stop."""
+        """Reports, evaluates, saves and stops, whatever is due after `step`.
+
+        Raises Preempted if a stop was requested, after saving.
+        """
         stops = self.preemption.requested()
         if step and self._due(step, self.stage.experiment.log_every_steps):
             self._report(step)
@@ -183,7 +190,10 @@ class Run:
         return config is not None and not done and self._due(step, config.every_steps)
 
     def _collect(self) -> None:
-        """Adds up the metrics of the step before, once it is known to be sound."""
+        """Adds the metrics of the last step to the meter.
+
+        Raises NonFiniteError if its loss, gradients or parameters are not finite.
+        """
         if self.pending is None:
             return
         step, metrics = self.pending[0], jax.device_get(self.pending[1])
@@ -196,7 +206,7 @@ class Run:
     def _give_up(self, step: int, bad_leaf: int) -> None:
         place = self.names[bad_leaf] if bad_leaf >= 0 else "none: the loss alone"
         if self.checkpoints.latest_step() == step - 1:
-            self.checkpoints.drop(step - 1)  # it is the one that led here
+            self.checkpoints.drop(step - 1)  # this step began with it
         good = self.checkpoints.latest_step()
         raise NonFiniteError(
             f"stage {self.stage.label}: loss, gradient or update is not finite at step "
@@ -208,7 +218,7 @@ class Run:
     def _report(self, step: int) -> None:
         self._collect()
         values = self.meter.values()
-        if not values:  # resumed right here: reported before
+        if not values:  # resumed at this step, which was reported before
             return
         (last, then), self.reported = self.reported, (step, time.perf_counter())
         speed = (step - last) * self.config.batch_size / (self.reported[1] - then)
@@ -221,7 +231,7 @@ class Run:
         self.meter = Meter()
 
     def _evaluate(self, step: int) -> None:
-        """Every example of the evaluation data once; given up on SIGTERM."""
+        """Evaluates every example of the evaluation data once; abandoned on SIGTERM."""
         sums = Meter()
         for batch in self.eval_batches():
             metrics = self.eval_step(
@@ -282,7 +292,7 @@ class Run:
         self.writer.write(step, values)
 
     def close(self) -> None:
-        """Closes all three, also where one of them cannot write what it holds."""
+        """Closes checkpoints, writer and progress bar, even if one of them raises."""
         with contextlib.ExitStack() as stack:
             stack.callback(self.checkpoints.close)
             for opened in (self.writer, self.bar):

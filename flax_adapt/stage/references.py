@@ -1,7 +1,7 @@
-"""What a stage refers to: the stages before it by name, the config's `init`, or a path.
+"""References of a stage: to earlier stages by name, to the config's `init`, or to a path.
 
-A stage that runs once is called NAME, one with several seeds NAME/seed_S for each.
-Whether a path exists, and what its weights are, only the stage that opens it can tell.
+A stage with one seed is called NAME, one with several seeds NAME/seed_S for each of them.
+Whether a path exists and has suitable weights is checked by the stage that opens it.
 """
 
 from collections.abc import Callable
@@ -14,12 +14,12 @@ from flax_adapt.stage import exported
 
 
 def label(section: Any, seed: int) -> str:
-    """NAME, or NAME/seed_S where the stage has several seeds."""
+    """Returns the name of a stage's run: NAME, or NAME/seed_S with several seeds."""
     return section.name if len(section.seeds) == 1 else f"{section.name}/seed_{seed}"
 
 
 def labels(section: Any) -> list[str]:
-    """What `stage:` may name once this stage is done."""
+    """Returns the names by which later stages refer to this stage's runs, as `stage:NAME`."""
     return [label(section, seed) for seed in section.seeds]
 
 
@@ -32,7 +32,7 @@ class _Reference(NamedTuple):
 
     @property
     def label(self) -> str | None:
-        """The stage that is meant, or None."""
+        """The name of the stage that the text refers to, None if it is no stage."""
         is_stage = self.text.startswith("stage:")
         return self.text.removeprefix("stage:") if is_stage else None
 
@@ -70,7 +70,7 @@ _EXISTS = (
 
 
 class _Left(NamedTuple):
-    """A penalty, what its `of` names, and the section of that stage, None: no stage."""
+    """A penalty, a reference of its `of`, and that stage's section (None: it is no stage)."""
 
     penalty: str
     text: str
@@ -91,8 +91,8 @@ def _of(*names: str) -> Callable[[Context], list[_Left]]:
     return lambda at: _left(at, *names)
 
 
-# What a penalty compares with is left by the stage that it names. Of weights that no stage
-# has made only they can tell.
+# A penalty compares with the export of the stage that it refers to. Weights from a path
+# can be checked only when they are opened.
 _FISHER = (
     Row(
         lambda it: it.section is not None and it.section.fisher is not None,

@@ -1,4 +1,4 @@
-"""Gives loaded weights the last block that a stage's `model.resize` asks for."""
+"""Replaces the last block of loaded weights by that of a stage's `model.resize`."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,7 +14,7 @@ from flax_adapt.surgery import SURGERY, Trained, last_block, moments
 from flax_adapt.train import sharding
 from flax_adapt.weights import strict
 
-_DRAW = 0x7FFFFFFD  # the key of what is drawn never meets those of steps
+_DRAW = 0x7FFFFFFD  # no step has this number, so the new block has a key of its own
 
 
 def resize(
@@ -25,10 +25,10 @@ def resize(
     components_dD: np.ndarray | None,
     seed: int,
 ) -> tuple[dict[str, Any], weights.Report, tuple[str, ...]]:
-    """Returns (parameters, report, names of leaves that start as fresh ones).
+    """Returns (parameters, report, names of new leaves, which have their values in `init`).
 
-    found: the model config of `loaded`. init: fresh parameters of the new model. section:
-    `model.resize`.
+    found: the model config of `loaded`. init: randomly initialised parameters of the new
+    model. section: `model.resize`. components_dD: see `principal_components`.
     """
     key = jax.random.fold_in(jax.random.key(seed), _DRAW)
     leaves = (strict.flatten(loaded), strict.flatten(init))
@@ -51,9 +51,10 @@ def principal_components(
     precision: str,
     mesh: Mesh,
 ) -> np.ndarray | None:
-    """Returns the principal components [D, width] for the init "pca", None for others.
+    """Returns principal components float64 [D, width] for the init "pca", None for others.
 
     They are of the features of all `examples`, in one pass without augmentation or masks.
+    found: the model config of `loaded`. section: `model.resize`.
     """
     if section.init != "pca":
         return None
@@ -71,7 +72,7 @@ def principal_components(
 def _batch_moments(
     found: Mapping[str, Any], section: Any, config_data: Any, precision: str
 ) -> Callable[[Params, Batch], tuple[Array, Array, Array]]:
-    """Returns (params, batch) -> `moments.of_batch` of the features of the last block."""
+    """Returns (params, batch) -> `moments.of_batch` of the last block's features."""
     model = models.build(
         models.bare(found),
         "encoder",

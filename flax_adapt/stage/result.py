@@ -1,4 +1,4 @@
-"""The result of a stage: with its export it says that the stage is done."""
+"""The result of a stage, result.json: a stage is done if it and the export exist."""
 
 from typing import Any
 
@@ -11,16 +11,16 @@ RESULT_FIELDS = ("stage", "seed", "metric", "value", "mode", "seconds", "train",
 
 
 def has_export(stage: Stage) -> bool:
-    """Whether the folder of weights that the stage left is there."""
+    """Returns whether the exported weights of the stage exist."""
     export = stage.folder / "export"
     return (export / "config.json").exists() and any(export.glob("*.safetensors"))
 
 
 def is_done(stage: Stage) -> bool:
-    """Whether there is a result and the export that belongs to it.
+    """Returns whether the result of the stage and its export exist.
 
-    An export that was deleted is made again from the last checkpoint. Raises UserError
-    where there is none.
+    An export that was deleted can be made again from the last checkpoint. Raises UserError
+    where the export and all checkpoints are missing.
     """
     if not (stage.folder / RESULT).exists():
         return False

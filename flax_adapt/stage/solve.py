@@ -1,7 +1,7 @@
-"""A stage that trains a head alone, solved exactly on features that are computed once.
+"""A stage that trains only a linear head, by an exact solution on features computed once.
 
-It has one step, which is the solution, and is evaluated, stored and exported like any
-other. `train.linear` solves it.
+Its single step is the solution (`train.linear`). The stage is evaluated, stored and
+exported like any other.
 """
 
 from typing import Any
@@ -30,10 +30,10 @@ _HEAD = {"head/kernel", "head/bias"}
 def make_step(
     stage: Stage, model: nn.Module, params: Params, examples: data.Examples, mesh: Mesh
 ) -> steps.TrainStep:
-    """Returns `step(state, batch)`, which puts the solved head into the state.
+    """Returns `step(state, batch) -> (state, metrics)`, which puts the solved head into a state.
 
-    It reads all examples, as they are, and not the batch. Raises UserError where more
-    than the head would train.
+    The step reads all `examples`, not augmented, and ignores the batch. Raises UserError
+    where `optim.freeze` does not freeze all other parameters.
     """
     section = stage.config.optim
     trains = rules.named(optim.trainable(section.freeze, params))
@@ -60,10 +60,10 @@ def make_step(
 def extract_features(
     stage: Stage, model: nn.Module, params: Params, examples: data.Examples, mesh: Mesh
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (features float32 [n, D], labels int32 [n]): what the head is given.
+    """Returns (features float32 [n, D], labels int32 [n]), the inputs and labels of the head.
 
-    Of every example that can be read, once, not augmented and without dropout, on every
-    process.
+    They are of every example that can be decoded, once, not augmented and without dropout.
+    Every process gets all of them.
     """
     width = params["head"]["kernel"].shape[0]
     # With the identity for a head the logits are the features.
@@ -91,7 +91,7 @@ def extract_features(
 
 
 def _with_head(state: TrainState, solved: linear.Solved, mesh: Mesh) -> TrainState:
-    """The state after the one step; batch norm standardises as the solver did."""
+    """Returns the state after the step, with the solver's mean and variance in batch norm."""
     leaves = {
         "head": {"kernel": solved.kernel, "bias": solved.bias},
         batch_stats.NAME: {"norm": {"mean": solved.mean, "var": solved.variance}},
@@ -106,7 +106,7 @@ def _with_head(state: TrainState, solved: linear.Solved, mesh: Mesh) -> TrainSta
 
 
 def _metrics(solved: linear.Solved, x_nD: np.ndarray, labels_n: np.ndarray) -> Metrics:
-    """Loss and accuracy of the training examples, and the penalty."""
+    """Returns loss and accuracy of the training examples, and the L2 penalty."""
     count = len(labels_n)
     right = np.sum(solved.logits(x_nD).argmax(axis=1) == labels_n)
     measured: dict[str, Any] = {

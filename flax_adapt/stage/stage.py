@@ -1,7 +1,7 @@
 """One stage of an experiment: its folder, the weights it refers to, its model.
 
-A stage that runs once lives in `stages/NAME`, one with several seeds in
-`stages/NAME/seed_S` each; `stage:NAME` and `stage:NAME/seed_S` refer to their exports.
+The folder of a stage with one seed is `stages/NAME`; with several seeds it is
+`stages/NAME/seed_S` for each. `stage:NAME` and `stage:NAME/seed_S` refer to their exports.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ from flax_adapt.base.paths import user_path
 from flax_adapt.stage import exported, references
 from flax_adapt.weights.formats import table as formats
 
-# What errors of `weights` name -> the fields of the config.
+# Names in error messages of `weights` -> the fields of the config.
 FIELDS = formats.rewordings("init=PATH and init_known.", "init=PATH and init_format")
 
 
@@ -26,7 +26,7 @@ _MAX_SEED = 2**31 - 1
 
 
 class _Seed(NamedTuple):
-    """The seeds of the experiment and of one run of a stage, which add up."""
+    """The seeds of the experiment and of one run of a stage; their sum is used."""
 
     experiment: int
     stage: int
@@ -80,27 +80,29 @@ class Stage(NamedTuple):
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the run of the first seed, which logs what all seeds share."""
+        """Whether this is the run of the first seed, which logs messages common to all."""
         return self.run_seed == self.config.seeds[0]
 
     @property
     def folder(self) -> Path:
+        """The folder of this run, `stages/LABEL` in the workdir."""
         return self.workdir / "stages" / self.label
 
     @property
     def seed(self) -> int:
-        """Seeds masks, dropout, the order of the data and new leaves."""
+        """The seed of masks, dropout, the order of the data and new leaves."""
         return self.experiment.seed + self.run_seed
 
     @property
     def architecture(self) -> dict[str, Any]:
-        """The model config of the stage: its last block resized, adaptors added."""
+        """The model config of the stage, with its resized last block and its adaptors."""
         return models.of_stage(
             configs.plain(self.experiment.model), configs.plain(self.config.model)
         )
 
     @property
     def task(self) -> str:
+        """The task that the stage's objective trains."""
         return objectives.task_of(self.config.objective)
 
     @property
@@ -110,21 +112,25 @@ class Stage(NamedTuple):
 
     @property
     def start_task(self) -> str:
-        """The task whose weights the stage starts from.
+        """The task of the stage's initial weights.
 
-        With a projector that is the encoder alone; adaptors begin as no change, so that a
-        head may come with the weights.
+        With a projector it is the encoder alone. With adaptors a head can be loaded, too, as
+        new adaptors change nothing.
         """
         return exported.task_without(self.config, "projector")
 
 
 def resolve(stage: Stage, field: str) -> Path:
-    """Returns the path that the field `init_from` or `teacher` refers to."""
+    """Returns the path that the field `init_from` or `teacher` refers to, see `locate`."""
     return locate(stage, field, stage.config[field])
 
 
 def locate(stage: Stage, field: str, text: str) -> Path:
-    """Returns the folder or file that `text` refers to; `field` names it in the error."""
+    """Returns the folder or file that `text` refers to.
+
+    text: "pretrained", "stage:NAME" or a path. Raises UserError, which names `field`, if it
+    does not exist.
+    """
     if text.startswith("stage:"):
         folder = stage.workdir / "stages" / text.removeprefix("stage:") / "export"
     else:
@@ -156,11 +162,11 @@ def check_architecture(
     *,
     is_teacher: bool = False,
 ) -> None:
-    """Raises UserError where weights were made for another model than the stage's.
+    """Raises UserError where weights are of another model than the stage's.
 
-    found: the model config of the weights at `path`. `model.reshape` names fields that may
-    differ; an ordinary last block may become that of `model.resize`; adaptors may be new.
-    A decoder that is missing or that shall be new is left to `weights.adopt`.
+    found: the model config of the weights at `path`. The fields that `model.reshape` names
+    may differ. So may an ordinary last block that `model.resize` replaces, and adaptors
+    that are new. A decoder that is missing, or is to be new, is checked by `weights.adopt`.
     """
     options = stage.config.model
     skipped = {"pooler", *weights.reshape.may_differ(options.reshape)}
@@ -191,12 +197,12 @@ def _how_to_reshape(changes: list[str]) -> str:
 
 
 def build_model(stage: Stage, classes: int) -> nn.Module:
-    """Returns the model of the stage's task; `classes`: of a classifier."""
+    """Returns the model of the stage's task; classes: the number of classes of its head."""
     return build(stage, stage.architecture, stage.task, classes)
 
 
 def build_beside(stage: Stage) -> nn.Module | None:
-    """Returns the model of a second task on the same parameters, None without one."""
+    """Returns the model of a second task on the same encoder (GLAD), None without one."""
     task = objectives.beside_of(stage.config.objective)
     if task is None:
         return None
@@ -204,6 +210,7 @@ def build_beside(stage: Stage) -> nn.Module | None:
 
 
 def build(stage: Stage, config: dict[str, Any], task: str, classes: int) -> nn.Module:
+    """Returns a model of a task, built from a model config and the stage's options."""
     options = stage.config.model
     return models.build(
         config,
@@ -219,5 +226,8 @@ def build(stage: Stage, config: dict[str, Any], task: str, classes: int) -> nn.M
 
 
 def resizes(stage: Stage, found: dict[str, Any]) -> bool:
-    """Returns whether weights of the model config `found` get another last block."""
+    """Returns whether `model.resize` replaces the last block of weights.
+
+    found: the model config of the weights.
+    """
     return stage.config.model.resize is not None and found["last_block"] is None

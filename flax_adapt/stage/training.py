@@ -1,4 +1,4 @@
-"""How a stage trains: initial state, loss, optimizer step, and what it writes at its end."""
+"""Builds what a stage trains with: initial state, loss and step; and writes its export."""
 
 import logging
 from collections.abc import Collection
@@ -32,10 +32,10 @@ from flax_adapt.train import step as steps
 from flax_adapt.train.state import TrainState
 
 log = logging.getLogger(__name__)
-_ADAPTORS = 0x7FFFFFFC  # the key of adaptors never meets those of steps
+_ADAPTORS = 0x7FFFFFFC  # no step has this number, so adaptors have a key of their own
 
 
-# What errors of `models.build` name -> the fields of the config.
+# Names in error messages of `models.build` -> the fields of the config.
 _FIELDS = {r"^(pooling|num_classes)=": r"model.\1=", "^dtype=": "precision="}
 
 
@@ -48,12 +48,12 @@ def _build(at: Context) -> None:
     make_loss(stage, model, at.section.data, train=True)
 
 
-# The last of all rules: what only the model and the loss themselves know of their fields.
+# The last of all rules: fields that only the constructors of model and loss check.
 CHECKS = (Check(checks.stage, (builds(_build),)),)
 
 
 class Begun(NamedTuple):
-    """A stage at step 0. report: None where it starts from scratch."""
+    """A stage at step 0: its state, training step and import report (None from scratch)."""
 
     state: TrainState
     step: steps.TrainStep
@@ -61,7 +61,11 @@ class Begun(NamedTuple):
 
 
 def begin(stage: Stage, model: nn.Module, examples: data.Examples, mesh: Mesh) -> Begun:
-    """Returns the state at step 0 and the training step, the same ones on every start."""
+    """Returns the state at step 0, the training step and the import report.
+
+    They are the same ones whenever the stage is started again. Raises UserError where
+    weights or data do not fit the config.
+    """
     config = stage.config
     for note in lengths.list_notes(config) if stage.is_first else ():
         log.warning("%s: %s", stage.label, note)
@@ -93,10 +97,11 @@ def make_loss(
     train: bool,
     fresh: Collection[str] = (),
 ) -> LossFn:
-    """Returns the loss of the trained parameters, on batches as the host makes them.
+    """Returns the loss of the trained parameters, for batches of the data pipeline.
 
-    fresh: names of leaves that are new in this stage, for penalties. Evaluation
-    (`train=False`) has no penalties.
+    It augments and normalises images, adds penalties and merges LoRA into the kernels.
+    config_data: the data section of the batches. fresh: names of leaves that are new in
+    this stage, for penalties. Evaluation (`train=False`) has no penalties.
     """
     config = stage.config
     beside = stages.build_beside(stage) if train else None
@@ -114,7 +119,7 @@ def finish(
     examples: data.Examples,
     mesh: Mesh,
 ) -> None:
-    """Writes the export, LoRA merged into the kernels, and its Fisher information."""
+    """Writes the export, with LoRA merged into the kernels, and its Fisher information."""
     merge = jax.jit(lambda params: lora.merge(params, stage.config.model.lora))
     params = merge(state.evaluated)
     stored = batch_stats.join(params, state.statistics)
@@ -133,7 +138,7 @@ def _carry(config: Any, statistics: Params) -> Carry:
 def _with_adaptors(
     stage: Stage, params: Params, fresh: Collection[str]
 ) -> tuple[Params, Any, Collection[str]]:
-    """Returns parameters, `optim` and what is new, as LoRA wants them if it is asked for."""
+    """Returns (parameters, `optim` section, names of new leaves), with LoRA if it is on."""
     config, section = stage.config.optim, stage.config.model.lora
     if section is None:
         return params, config, fresh

@@ -1,4 +1,4 @@
-"""The initial weights of a stage, its teacher, and the weights that it exports."""
+"""Loads the initial weights of a stage and its teacher, and exports its final weights."""
 
 import logging
 from pathlib import Path
@@ -25,7 +25,10 @@ log = logging.getLogger(__name__)
 
 
 def init_params(stage: Stage, model: nn.Module) -> dict[str, Any]:
-    """Fresh parameters of the stage's seed, of the model and of what is trained beside."""
+    """Returns randomly initialised parameters of the model, drawn by the stage's seed.
+
+    They include those of a second task that is trained on the same encoder (GLAD).
+    """
     key, beside = jax.random.key(stage.seed), stages.build_beside(stage)
     params = dict(models.init_params(model, key))
     if std := stage.config.model.head_init:
@@ -43,9 +46,9 @@ def warm_start(
     """Returns the initial (parameters, running statistics, report) of a stage.
 
     They are loaded from `init_from`; new leaves are drawn by the seed. examples: the
-    stage's, whose features the init "pca" of a last block is computed from. Statistics are
-    {} for a model without batch norm, the report None where `init_from` is "scratch".
-    Raises UserError for weights that do not fit the config.
+    training examples; the init "pca" of a resized last block is computed from their
+    features. Statistics are {} for a model without batch norm, the report is None where
+    `init_from` is "scratch". Raises UserError for weights that do not fit the config.
     """
     init = init_params(stage, model)
     if stage.config.init_from == "scratch":
@@ -82,14 +85,14 @@ def warm_start(
 
 
 def _reconstruction(stage: Stage) -> dict[str, Any]:
-    """How the stage trains its decoder, as `weights.save` takes it."""
+    """Returns the fields of the masked objective that the decoder is trained with."""
     objective = stage.config.objective
     masked = objective if objective.name == "reconstruct" else objective.masked
     return {name: masked[name] for name in weights.fields.OF_RECONSTRUCTION}
 
 
 def _tell_reconstruction(stage: Stage, path: Path, format: str | None) -> None:
-    """Says in one line that the decoder of `path` was trained otherwise than it is now."""
+    """Warns if the decoder at `path` was trained with other fields of its objective."""
     ours, theirs = _reconstruction(stage), weights.reconstruction(path, format=format)
     changes = configs.difference(theirs, {name: ours[name] for name in theirs})
     if changes and stage.is_first:
@@ -136,7 +139,7 @@ def _grow(
 def _drop_pooler(
     loaded: dict[str, Any],
 ) -> tuple[dict[str, Any], weights.Report]:
-    """Returns parameters without the pooler: a projector stands on the encoder itself."""
+    """Returns parameters without the pooler, as a projector is applied to the encoder."""
     kept = {name: leaves for name, leaves in loaded.items() if name != "pooler"}
     unused = {*loaded} - {*kept}
     rule = "pooler dropped: there is a projector"
@@ -144,7 +147,10 @@ def _drop_pooler(
 
 
 def load_teacher(stage: Stage) -> dict[str, Params]:
-    """Returns {"teacher": params} of the model that `teacher` refers to, {} for "none"."""
+    """Returns {"teacher": params} of the model that `teacher` refers to, {} for "none".
+
+    Raises UserError for weights that do not fit the stage's model.
+    """
     return {} if stage.config.teacher == "none" else {"teacher": _load(stage)}
 
 
@@ -166,8 +172,9 @@ def _exported(
 ) -> tuple[nn.Module, Params]:
     """Returns the model of `exported_task` and its parameters.
 
-    Projector, adaptors and `head_norm` are of training alone, and are left out or folded
-    in. params: as they are stored.
+    Projector, adaptors and `head_norm` are used in training only. The first two are left
+    out, the norm is folded into the head. params: with running statistics, see
+    `models.batch_stats`.
     """
     if stage.config.model.head_norm:
         model, params = model.clone(head_norm=False), heads.fold(params)
@@ -184,7 +191,8 @@ def export(
 ) -> Path:
     """Writes the Hugging Face folder `export` of the stage and returns its path.
 
-    Process 0 writes, all take part. params: as they are stored, see `models.batch_stats`.
+    All processes must call it; process 0 writes. params: with running statistics, see
+    `models.batch_stats`.
     """
     if jax.process_count() > 1:
         params = multihost_utils.process_allgather(params, tiled=True)

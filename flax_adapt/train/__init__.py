@@ -1,1 +1,1 @@
-"""The train step and what it is made of: optimizer, state, sharding, checkpoints."""
+"""The train step and its parts: optimizer, state, sharding and checkpoints."""

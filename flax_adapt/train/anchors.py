@@ -1,8 +1,8 @@
 """Optimizers that hold the weights near the initial ones: RecAdam and MARS.
 
 Both keep the initial weights in their state, so that these are laid out like the
-parameters and go into every checkpoint. The initial value of a leaf that is new in a
-stage is noise, which neither holds on to.
+parameters and go into every checkpoint. The initial value of a leaf that is new in a stage
+is random: neither optimizer holds it there.
 """
 
 import math
@@ -25,8 +25,8 @@ T0, K, SCALED_BELOW = 250.0, 0.5, 1_000
 
 # How MARS measures the distance of a leaf (Gouk et al. 2021, official code: weights of
 # Dense and Conv by their rows, scales of batch norm as a diagonal matrix, one number a
-# row). Biases are free in that code. Tokens and positions, which are looked up or added,
-# are in none of its models, and adaptors are new: free, too (ours).
+# row). FREE leaves have no bound: biases, as in that code; and tokens and positions (its
+# models have none) and adaptors, which are new in a stage (ours).
 ROWS, DIAGONAL, FREE = "rows", "diagonal", "free"
 BOUNDED = (
     (r"(?!lora/).*/kernel", ROWS),
@@ -38,7 +38,7 @@ BOUNDED = (
 
 
 def _rates(at: Context) -> list[ConfigDict]:
-    """The section `optim` with its learning rate, and with each that a sweep tries."""
+    """Returns the section `optim` with its learning rate, and with each rate of a sweep."""
     optim, sweep = at.section.optim, at.section.sweep
     rates = (optim.lr, *(() if sweep is None else sweep.lrs))
     return [ConfigDict({**optim, "lr": lr}) for lr in rates]
@@ -90,7 +90,7 @@ FIELD_ROWS = (
 
 
 class _Anchor(NamedTuple):
-    """A field of `optim` that holds on to initial weights, and the stage that has it."""
+    """A field of `optim` that holds weights near the initial ones, and its stage."""
 
     field: str
     section: Any
@@ -116,12 +116,12 @@ CHECKS = (Check(_rates, FIELD_ROWS), Check(_anchored, _ANCHORED))
 
 
 def _copies(params: Params) -> Params:
-    """Buffers of their own: those of the parameters are donated to the first step."""
+    """Returns a copy in its own buffers: the first step donates those of the parameters."""
     return jax.tree.map(jnp.copy, params)
 
 
 class RecAdamState(NamedTuple):
-    """step int32 []: steps done; mu, nu: Adam's moments; start: theta0."""
+    """State of RecAdam. step int32 []: steps done; mu, nu: Adam's moments; start: theta0."""
 
     step: Array
     mu: Params
@@ -130,9 +130,10 @@ class RecAdamState(NamedTuple):
 
 
 def recall_schedule(recall: Any, num_steps: int) -> tuple[float, float]:
-    """Returns (k, t0) of a stage: those of the config, where 0 scaled with its length.
+    """Returns (k, t0) of a stage: those of `recall`, section `optim.recadam`.
 
-    Published 0.5 and 250 from 1 000 steps on; at 100 steps 5 and 25: l = 1/2 is at a
+    Where one is 0 it is the published one, 0.5 or 250, from 1 000 steps on. In shorter
+    stages both are scaled (ours): 5 and 25 at 100 steps, so that l = 1/2 is reached at a
     quarter of the stage at the latest.
     """
     share = min(1.0, num_steps / SCALED_BELOW)
@@ -146,7 +147,7 @@ def recadam(
     fresh: Collection[str],
     num_steps: int,
 ) -> optax.GradientTransformation:
-    """Recall Adam (Chen et al. 2020), in the order of the official code.
+    """Returns Recall Adam (Chen et al. 2020), in the order of the official code.
 
     `config`: optim section; recadam has gamma, k, t0 (see `recall_schedule`). At step
     t = 1, 2, ... with lr of the schedule, lr_t = lr * sqrt(1 - b2^t) / (1 - b1^t),
@@ -156,8 +157,8 @@ def recadam(
         theta <- theta - lr * (1 - l) * gamma * (theta - theta0)
         theta <- theta - lr * weight_decay * theta
 
-    Leaves named in `fresh` get plain Adam: l = 1, always. decays: params -> tree of
-    bools, which leaves the last line is for.
+    The new leaves, named in `fresh`, get plain Adam: l = 1, always. decays: params -> tree
+    of bools, true where the last line applies.
     """
 
     def init(params: Params) -> RecAdamState:
@@ -180,7 +181,7 @@ def recadam(
 
 
 def _recall(config: Any, lr: Any, step: Array, num_steps: int) -> Callable[..., Array]:
-    """The three lines of `recadam` at step t, of one leaf: what is added to it."""
+    """Returns the update of one leaf at step t: the three lines of `recadam`."""
     recall, lr = config.recadam, jnp.asarray(lr, jnp.float32)
     k, t0 = recall_schedule(recall, num_steps)
     t = step.astype(jnp.float32)
@@ -206,16 +207,16 @@ def _blend(old: Params, new: Params, keep: float) -> Params:
 
 
 class Start(NamedTuple):
-    """The parameters at step 0."""
+    """State of MARS: the parameters at step 0."""
 
     start: Params
 
 
 def project(w: Array, start: Array | float, radius: float) -> Array:
-    """Returns w, drawn towards `start` until no output unit is further than `radius`.
+    """Returns w, moved towards `start` until no output unit is further than `radius`.
 
-    The distance of a unit is the sum of |w - start| over all that enters it, the rows of
-    the papers' matrices: our kernels are [in, out] or [Y, X, in, out]. Each unit is
+    The distance of a unit is the sum of |w - start| over all its inputs: a row of the
+    papers' matrices, while our kernels are [in, out] or [Y, X, in, out]. Each unit is
     scaled by itself: start + d / max(1, |d|_1 / radius). d = ((3, 1), (1, -1)), radius 2:
     units (3, 1) and (1, -1) at 4 and 2, so ((1.5, 1), (0.5, -1)). The scales of a norm,
     [D], are a diagonal matrix: every number is a row.
@@ -227,15 +228,17 @@ def project(w: Array, start: Array | float, radius: float) -> Array:
 
 
 def mars(config: Any, fresh: Collection[str]) -> optax.GradientTransformation:
-    """Bounds the distance to the initial weights (Gouk et al. 2021, official code).
+    """Returns a bound on the distance to the initial weights, MARS (Gouk et al. 2021).
 
-    `config`: optim section. To be the last of a chain: it projects what the update would
-    make of the parameters. The distance is the maximum absolute row sum, MARS.
+    As in the official code. `config`: optim section. It must be the last transformation of a
+    chain, as it projects the updated parameters. The distance is the maximum absolute row
+    sum (MARS).
 
-    mars_radius: of every kernel that is not in `fresh` (names of new leaves) from its
-    initial value; with mars_norms of every scale, too. mars_head_radius: of a new kernel
-    from ZERO, as that code has its classifier. The code bounds the scale of a batch norm
-    divided by the moving deviation; a LayerNorm has none (ours: the scale itself).
+    mars_radius bounds the distance of every kernel that is not in `fresh` (names of new
+    leaves) to its initial value, with mars_norms that of every scale, too.
+    mars_head_radius bounds the distance of a new kernel to ZERO, as that code bounds its
+    classifier. The code bounds the scale of a batch norm divided by the moving deviation; a
+    LayerNorm has no moving deviation (ours: the scale itself).
     """
     held = optax.masked(
         _project_around_start(config.mars_radius), _select_bounded(config, fresh)
@@ -247,7 +250,7 @@ def mars(config: Any, fresh: Collection[str]) -> optax.GradientTransformation:
 
 
 def _project_around_start(radius: float) -> optax.GradientTransformation:
-    """Projects every leaf around its value at step 0."""
+    """Returns the transformation that projects every leaf around its value at step 0."""
 
     def init(params: Params) -> Start:
         return Start(_copies(params))
@@ -264,7 +267,7 @@ def _project_around_start(radius: float) -> optax.GradientTransformation:
 
 
 def _project_around_zero(radius: float) -> Callable[[Params, Params | None], Params]:
-    """Projects every leaf around zero."""
+    """Returns (updates, params) -> updates that project every leaf around zero."""
 
     def update(updates: Params, params: Params | None) -> Params:
         return jax.tree.map(
@@ -275,7 +278,7 @@ def _project_around_zero(radius: float) -> Callable[[Params, Params | None], Par
 
 
 def _select_bounded(config: Any, fresh: Collection[str]) -> Callable[[Params], Any]:
-    """Returns params -> tree of bools: the leaves that are held to their initial value."""
+    """Returns params -> tree of bools: true where MARS bounds the distance to step 0."""
     kinds = {ROWS, *([DIAGONAL] if config.mars_norms else [])}
 
     def is_bounded(params: Params) -> Any:
@@ -288,7 +291,7 @@ def _select_bounded(config: Any, fresh: Collection[str]) -> Callable[[Params], A
 
 
 def _select_new_kernels(fresh: Collection[str]) -> Callable[[Params], Any]:
-    """Returns params -> tree of bools: the new kernels, but those of adaptors."""
+    """Returns params -> tree of bools: true for new kernels that are not of adaptors."""
 
     def is_new(name: str, leaf: Array) -> bool:
         return name in fresh and bool(re.fullmatch(r"(?!lora/).*/kernel", name))

@@ -1,10 +1,10 @@
-"""Checkpoints of a running stage: state, data position and what else is needed to go on.
+"""Checkpoints of a running stage: its state, its position in the data and its progress.
 
-Orbax, asynchronous; a step folder is complete or it is not there. `frozen` is stored by
-reference: the stage's config says where it came from.
+Orbax writes them asynchronously; the folder of a step is complete or does not exist.
+`frozen` is not stored: it is built again from the stage's config and from earlier stages.
 
-A power cut or a bad disk can damage a complete one. It is then moved beside the others,
-to `damaged_checkpoints`, and the newest that can be read is taken.
+A power cut or a bad disk can damage a complete checkpoint. It is then moved to the folder
+`damaged_checkpoints`, and the newest checkpoint that can be read is restored.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from flax_adapt.base.errors import UserError, choose
 from flax_adapt.train.state import TrainState
 
 log = logging.getLogger(__name__)
-_REVERSE = {"max": False, "min": True}  # BestN keeps the end of the sorted list
+_REVERSE = {"max": False, "min": True}  # BestN preserves the end of the sorted list
 
 
 def _policy(config: Any, metric: str, mode: str) -> Any:
@@ -43,10 +43,10 @@ def _policy(config: Any, metric: str, mode: str) -> Any:
 
 
 class _Manager(ocp.CheckpointManager):
-    """Leaves JAX's preemption service to `preemption`, which counts its own polls.
+    """A manager that does not poll JAX's preemption service, as `preemption` polls it.
 
-    Orbax asks it with step numbers, and from a thread: the agreement on where to stop
-    would then rest on a stale number, and SIGTERM could go unheard.
+    Orbax would poll it with step numbers, and from a thread. The processes would then agree
+    on a stale number as the step to stop at, and could miss SIGTERM.
     """
 
     def reached_preemption(self, step: int) -> bool:
@@ -60,7 +60,7 @@ def _is_said_once(record: logging.LogRecord) -> bool:
 
 
 def _quiet_orbax() -> None:
-    """What goes wrong in its threads is raised here; they also print it, many times."""
+    """Hides the repeated messages of Orbax's threads, whose errors are raised here anyway."""
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(_is_said_once)
     if not isinstance(sys.unraisablehook, _Unraisable):
@@ -68,7 +68,10 @@ def _quiet_orbax() -> None:
 
 
 class _Unraisable:
-    """Leaves out reads and writes that end after one failed, and find nobody waiting."""
+    """Hides errors of Orbax's coroutines that end after another one failed.
+
+    before: the hook that gets all other errors.
+    """
 
     def __init__(self, before: Callable[[Any], object]):
         self._before = before
@@ -83,7 +86,9 @@ class _Unraisable:
 class Checkpoints:
     """The checkpoints in one folder: the last `keep_last` and the `keep_best` best.
 
-    Every method raises UserError where the disk is full: what is complete stays.
+    config: section `checkpoint`. metric, mode: the best have its largest ("max") or
+    smallest ("min") value. `save` and `close` raise UserError where the disk is full;
+    complete checkpoints stay.
     """
 
     def __init__(self, folder: Path, config: Any, metric: str, mode: str):
@@ -96,10 +101,11 @@ class Checkpoints:
         self._manager = _Manager(self._folder, options=options)
 
     def latest_step(self) -> int | None:
+        """Returns the step of the newest checkpoint, None if there is none."""
         return self._manager.latest_step()
 
     def drop(self, step: int) -> None:
-        """Deletes a checkpoint that turned out bad, unless it is the only one."""
+        """Deletes the checkpoint of `step`, unless it is the only one."""
         self._manager.wait_until_finished()
         if len(self._manager.all_steps()) > 1:
             self._manager.delete(step)
@@ -111,7 +117,11 @@ class Checkpoints:
         progress: Mapping[str, Any],
         metrics: Mapping[str, float] | None,
     ) -> None:
-        """Starts saving; returns once the state may be donated. Once a step."""
+        """Starts saving, unless there is a checkpoint of this step already.
+
+        Returns as soon as the state may be donated. data: position in the data. progress:
+        JSON values. metrics: of an evaluation of this step, None without one.
+        """
         step = int(state.step)
         if step == self.latest_step():
             return
@@ -145,11 +155,11 @@ class Checkpoints:
         return [int(name) for name in names if name.isdigit()]
 
     def restore(self, state: TrainState) -> tuple[TrainState, Any, Any]:
-        """Returns (state, data position, progress) of the newest that can be read.
+        """Returns (state, data position, progress) of the newest readable checkpoint.
 
-        `state` gives structure, shardings and `frozen`; any number of devices will do.
-        What is newer and cannot be read is moved to `damaged_checkpoints`, and said.
-        Raises UserError if none can be read.
+        `state` has the structure, the shardings and `frozen` of the result; the number of
+        devices may differ from when it was saved. Newer checkpoints that cannot be read are
+        moved to `damaged_checkpoints`, with a warning. Raises UserError if none can be read.
         """
         reasons: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
@@ -186,7 +196,7 @@ class Checkpoints:
         return saved, data, progress
 
     def _set_aside(self, reasons: Mapping[int, str], good: int) -> None:
-        """Moves damaged steps away: they are in the way of new ones of the same number."""
+        """Moves damaged checkpoints away, as new ones of the same step need their folders."""
         for step, reason in reasons.items():
             target = self._folder.parent / "damaged_checkpoints" / str(step)
             log.warning(
@@ -203,6 +213,6 @@ class Checkpoints:
         self._manager.reload()
 
     def close(self) -> None:
-        """Waits until everything is on disk."""
+        """Waits until all checkpoints are on disk, and closes the manager."""
         with self._room():
             self._manager.close()

@@ -1,7 +1,7 @@
-"""How much a model's likelihood depends on each parameter: the Fisher information.
+"""The diagonal of the Fisher information: how much the likelihood depends on a parameter.
 
-Its diagonal, which elastic weight consolidation holds parameters by (Kirkpatrick et al.
-2017), from the exact gradient of every example; and the file that keeps it. The
+Elastic weight consolidation weighs its penalty by it (Kirkpatrick et al. 2017). It is
+computed from the exact gradient of every example, and stored in a safetensors file. The
 likelihood is that of a classifier, or without labels that of a masked model (`of_loss`).
 """
 
@@ -26,10 +26,10 @@ from flax_adapt.weights.files import writing
 
 FILE = "fisher.safetensors"
 _TINY = np.finfo(np.float32).tiny
-_LABEL = 0xF15  # the key of a drawn label meets no other of its example
+_LABEL = 0xF15  # folded into the PRNG key of drawn labels and masks
 
-# Whose label the likelihood is of: the example's own ("empirical Fisher"), or one that
-# the model draws (the Fisher information itself).
+# Which label the likelihood is of: the example's own ("empirical Fisher"), or one drawn
+# from the model's prediction (the Fisher information itself).
 LABELS: dict[str, Callable[[Array, Array, Key], Array]] = {
     "empirical": lambda logits_N, label, key: label,
     "model": lambda logits_N, label, key: jax.random.categorical(key, logits_N),
@@ -62,9 +62,9 @@ Likelihood: TypeAlias = Callable[[Params, Batch, Key], Array]
 def of_classes(
     model: nn.Module, prepare: Callable[[Batch], Any], labels: str
 ) -> Likelihood:
-    """log p(label | example) of a classifier. Nothing is dropped.
+    """Returns the log-likelihood log p(label | example) of a classifier, without dropout.
 
-    prepare(batch) makes the inputs that the model takes. labels: of LABELS.
+    prepare: batch -> inputs of the model. labels: a key of LABELS.
     """
 
     def log_likelihood(params: Params, one: Batch, key_1: Key) -> Array:
@@ -77,12 +77,12 @@ def of_classes(
 
 
 def of_loss(loss_fn: LossFn) -> Likelihood:
-    """The loss of an example, negative: of a masked model log p(hidden | visible).
+    """Returns the negative loss of an example, for a masked model log p(hidden | visible).
 
-    Exactly that for masked tokens, divided by their number. For pixels with a normal error
-    of variance 1/2, divided by the number of hidden ones, and up to a constant. Ours: the
-    published online EWC (Schwarz et al. 2018) is of policies and classifiers. One mask an
-    example is drawn from its key.
+    For masked tokens it is exactly that, divided by their number. For pixels it is that of
+    a normal error of variance 1/2, divided by the number of hidden pixels, up to a constant.
+    One mask per example is drawn from its key. Ours: the published online EWC (Schwarz et
+    al. 2018) is of policies and classifiers.
     """
     return lambda params, one, key_1: -loss_fn(params, {}, one, key_1)[0]
 
@@ -95,11 +95,12 @@ def estimate(
     seed: int,
     mesh: Mesh,
 ) -> Params:
-    """Returns the tree of F, float32: of every parameter the mean over the examples of
+    """Returns F, float32, a tree like `params`: the mean over the examples of
 
         (d log p(example) / d parameter)^2
 
-    batches: of the host, weight 0: does not count.
+    batches: numpy arrays of this process; examples of weight 0 do not count. Raises
+    UserError if no example counts.
     """
     laid_out = sharding.tree_shardings(params, mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
@@ -116,7 +117,7 @@ def estimate(
 
 
 def _adding(likelihood: Likelihood) -> Callable[..., tuple[Params, Array]]:
-    """(total, params, batch, seed) -> (total and the squares of a batch, their number)."""
+    """Returns (total, params, batch, seed) -> (total + squares, number of examples)."""
 
     def gradient(params: Params, example: Batch, key: Key) -> Params:
         one, key_1 = jax.tree.map(lambda leaf: leaf[None], (example, key))
@@ -141,8 +142,8 @@ def _adding(likelihood: Likelihood) -> Callable[..., tuple[Params, Array]]:
 def online(new: Params, old: Mapping[str, Any], decay: float) -> Params:
     """Returns decay * old + new (online EWC, Schwarz et al. 2018).
 
-    new: a tree. old: leaves by name of an earlier task, {} for none; those that the new
-    model has not, or in another shape, are left out.
+    new: a tree. old: {name: leaf} of an earlier task, {} for none. Its leaves that the new
+    model does not have, or has in another shape, are left out.
     """
     leaves = strict.flatten(new)
     for name in shared(leaves, old):
@@ -155,9 +156,9 @@ def together(
 ) -> dict[str, dict[str, np.ndarray]]:
     """Returns the penalties of several tasks as one, {"fisher": {name: F}, "center": ...}.
 
-    parts: the same of each task. sum_t F_t (theta - theta_t)^2 is, but for a constant,
-    F (theta - center)^2 with F = sum_t F_t and center = sum_t F_t theta_t / F; where F is
-    0 the last theta_t. F 1 and 3 around 2 and 6: 4 around 5.
+    parts: such a dict of each task. Up to a constant, sum_t F_t (theta - theta_t)^2 is
+    F (theta - center)^2 with F = sum_t F_t and center = sum_t F_t theta_t / F. Where F is
+    0, center is the last theta_t. F 1 and 3 around 2 and 6: 4 around 5.
     """
     sums: dict[str, np.ndarray] = {}
     centers: dict[str, np.ndarray] = {}
@@ -173,12 +174,12 @@ def together(
 
 
 def shared(leaves: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]:
-    """The names that both have, in the same shape."""
+    """Returns the names of the leaves that both have in the same shape."""
     return [k for k in leaves if k in others and leaves[k].shape == others[k].shape]
 
 
 def save(path: Path, tree: Params) -> None:
-    """Writes a safetensors file of all leaves by name, whole or not at all."""
+    """Writes all leaves by name to a safetensors file, float32, as a whole or not at all."""
     leaves = strict.flatten(tree)
 
     def tensors():
@@ -189,7 +190,7 @@ def save(path: Path, tree: Params) -> None:
 
 
 def load(path: Path) -> dict[str, np.ndarray]:
-    """Returns what `save` wrote, by name; any fault of the file is a UserError."""
+    """Returns {name: leaf} of a file of `save`; raises UserError for any fault of it."""
     with safetensors_file.open_tensors(path) as found:
         leaves = {name: tensor.get() for name, tensor in found.items()}
     for name, leaf in leaves.items():

@@ -32,12 +32,12 @@ def lars(
 
     `config`: optim section; lars has momentum, trust. With lr of the schedule, u = 0:
 
-        g <- g + weight_decay * theta          of leaves that `decays` names
-        g <- g * trust * |theta| / |g|         of matrices, unless one norm is 0
+        g <- g + weight_decay * theta          for leaves where `decays` is true
+        g <- g * trust * |theta| / |g|         for matrices, unless one norm is 0
         u <- momentum * u + g
         theta <- theta - lr * u
 
-    optax.lars has lr inside of u, which differs where lr changes.
+    optax.lars multiplies by lr before the momentum, which differs where lr changes.
     """
     scale = optax.scale_by_trust_ratio(trust_coefficient=config.lars.trust)
     return optax.chain(

@@ -1,7 +1,8 @@
 """A linear classifier of features, solved exactly: multinomial logistic regression.
 
-Minimised by L-BFGS (SciPy) in float64, so that no learning rate, number of epochs or
-initial value has a part in what a probe finds. The penalty is chosen on held-out labels.
+The loss is minimised by L-BFGS (SciPy) in float64, so that the result does not depend on a
+learning rate, a number of epochs or initial weights. The L2 penalty is chosen by the loss on
+held-out examples.
 """
 
 import logging
@@ -12,11 +13,11 @@ import numpy as np
 
 from flax_adapt.base.checks import Check, Row, present
 
-# Where the search for a penalty begins; it goes on where the best lies at an end.
+# The L2 penalties that are tried first; if the best is the first or last, further ones are.
 PENALTIES = tuple(10.0**power for power in range(-5, 2))
 _LIMITS = (1e-9, 1e5)
-# Taken where no class has two labels, so that none can be held out: that of the probe of
-# `flax-adapt eval` (ours).
+# The L2 penalty where no class has two examples, so that none can be held out: that of the
+# probe of `flax-adapt eval` (ours).
 PENALTY = 1e-3
 _EPS = 1e-6  # of the batch norm before a probe (He et al. 2022, main_linprobe.py)
 log = logging.getLogger(__name__)
@@ -25,8 +26,8 @@ log = logging.getLogger(__name__)
 class Solved(NamedTuple):
     """A linear head on standardised features: logits = (x - mean) / scale @ kernel + bias.
 
-    mean, variance float64 [D] of the training rows; kernel [D, N]; bias [N]; l2 of the
-    kernel; loss, mean cross-entropy in nats of the training rows.
+    mean, variance [D]: of the training features. kernel [D, N], bias [N]. All are float64.
+    l2: the penalty on the kernel. loss: mean cross-entropy in nats of the training examples.
     """
 
     mean: np.ndarray
@@ -56,7 +57,7 @@ _WITHOUT = ("replay", "ema", "sweep", "fisher")
 
 
 def _list_conflicts(section: Any) -> list[str]:
-    """What a stage has that would change more than its head, or try rates."""
+    """Returns the sections of a stage that would train more than its head, or try rates."""
     given = [name for name in _WITHOUT if section[name] is not None]
     return given + ["penalties"] * bool(section.penalties)
 
@@ -92,14 +93,15 @@ CHECKS = (
 def solve(
     x_nD: np.ndarray, labels_n: np.ndarray, num_classes: int, l2: float
 ) -> Solved:
-    """Minimises mean cross-entropy + l2 / 2 * |kernel|^2 over kernel and bias.
+    """Returns the head that minimises mean cross-entropy + l2 / 2 * |kernel|^2.
 
-    x_nD: features [n, D]; labels_n: int [n], below num_classes. The bias is free.
+    x_nD: features [n, D]; labels_n: int [n], below num_classes. The bias has no penalty.
     """
     x_nD = np.asarray(x_nD, np.float64)
     mean, variance = x_nD.mean(axis=0), x_nD.var(axis=0)
     x_nD = (x_nD - mean) / np.sqrt(variance + _EPS)
-    # The kernel is a sum of rows: with few of them, search among these sums alone.
+    # The optimal kernel is a linear combination of the rows of x_nD: with fewer rows than
+    # features the search is in their span.
     basis_rD = None
     if len(x_nD) < x_nD.shape[1]:
         u_nr, size_r, basis_rD = np.linalg.svd(x_nD, full_matrices=False)
@@ -118,7 +120,7 @@ def _minimise(
     (count, width), rows = x_nD.shape, np.arange(len(x_nD))
 
     def cross_entropy(weights_D1N: np.ndarray) -> tuple[float, np.ndarray]:
-        """Mean loss, and the share p - y of every logit."""
+        """Returns the mean loss, and its gradient (p - y) / n with respect to the logits."""
         logits = x_nD @ weights_D1N[:-1] + weights_D1N[-1]
         logits -= logits.max(axis=1, keepdims=True)
         log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
@@ -148,11 +150,12 @@ def choose_penalty(
     folds: int = 5,
     seed: int = 0,
 ) -> tuple[float, dict[float, float]]:
-    """Returns (the best l2, {l2: loss on held-out labels}), by cross-validation.
+    """Returns (the best l2, {l2: loss on held-out examples}), by cross-validation.
 
-    Every label is held out once, in one of `folds` parts, each with its share of every
-    class. Where the best of PENALTIES lies at an end, further ones are tried until it
-    does not.
+    x_nD: features [n, D]; labels_n: int [n]. The rows are split into at most `folds` parts,
+    stratified by class, each of which is held out once. Where the best of PENALTIES is the
+    first or the last, further ones are tried until it is not. Where no class has two
+    examples the result is (PENALTY, {}).
     """
     labels_n = np.asarray(labels_n)
     part_n = _parts(labels_n, folds, seed)
@@ -169,14 +172,14 @@ def choose_penalty(
 
 
 def _beyond(best: float, tried: list[float]) -> list[float]:
-    """The next penalty to try where the best is the first or the last so far."""
+    """Returns [the next penalty] where the best is the first or last so far, else []."""
     step = {tried[0]: 0.1, tried[-1]: 10.0}.get(best)
     further = [] if step is None else [float(f"{best * step:.0e}")]
     return [l2 for l2 in further if _LIMITS[0] <= l2 <= _LIMITS[1]]
 
 
 def _parts(labels_n: np.ndarray, folds: int, seed: int) -> np.ndarray | None:
-    """Returns the part of every row; None where no class has two labels to part."""
+    """Returns the part of every row, int64 [n]; None where no class has two rows."""
     most = np.bincount(labels_n).max()
     if most < 2:
         return None
@@ -195,7 +198,7 @@ def _held_out_loss(
     part_n: np.ndarray,
     l2: float,
 ) -> float:
-    """Mean cross-entropy of held-out rows, but of classes that the fit has not seen."""
+    """Returns the mean cross-entropy of held-out rows, without classes new to the fit."""
     losses = []
     for part in np.unique(part_n):
         fits = part_n != part
@@ -216,7 +219,10 @@ def fit(
     *,
     seed: int = 0,
 ) -> Solved:
-    """Returns the head of all rows. `config`: section `optim.solve`, l2 and folds."""
+    """Returns the head fitted to all rows.
+
+    `config`: section `optim.solve`, l2 (0: chosen by `choose_penalty`) and folds.
+    """
     l2 = config.l2
     if l2 == 0:
         given = (x_nD, labels_n, num_classes)

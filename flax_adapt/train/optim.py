@@ -1,6 +1,6 @@
-"""One optax transformation from tables: decay, freeze, layer decay, schedule, clipping.
+"""The optimizer, one optax transformation: decay, freeze, layer decay, schedule, clipping.
 
-AdamW, or the one of `OPTIMIZERS` whose section of `optim` is not None; with
+It is AdamW, or the one of `OPTIMIZERS` whose section of `optim` is not None. With
 `optim.mars_radius` the weights stay near the initial ones (`anchors`).
 """
 
@@ -18,10 +18,10 @@ from flax_adapt.base.errors import UserError
 from flax_adapt.base.types import LossFn, Params
 from flax_adapt.train import anchors, lars, sgd
 
-# Adaptors of LoRA are matrices like their kernels.
+# Adaptors of LoRA are matrices, and are decayed like their kernels.
 _LOW_RANK = (r"lora/.*", True)
 # Which leaves weight decay shrinks: True / False. Not GLAD's adaptors (ours): at zero they
-# are off already.
+# change nothing.
 DECAY = {
     # MAE pre-training: matrices and tokens, nothing 1-D (METHODS S1). BERT the same: not
     # biases and LayerNorms (Devlin et al. 2019, official code).
@@ -60,12 +60,12 @@ SCHEDULES = {
 }
 
 
-# What gradients are summed in over chips: float32, or what the model is computed in, see
-# `step.reduce_in_compute`.
+# The dtype in which gradients are summed over devices: float32, or the one in which the
+# model is computed, see `step.reduce_in_compute`.
 GRAD_REDUCE = ("float32", "compute")
 
-# Sections of `optim` that choose another optimizer than AdamW. Each is built from
-# (config, schedule, decays, names of the new leaves, num_steps).
+# Sections of `optim` that choose another optimizer than AdamW, and functions that build it:
+# (config, schedule, decays, names of the new leaves, num_steps) -> transformation.
 OPTIMIZERS: dict[str, Callable[..., Any]] = {
     "recadam": anchors.recadam,
     "lars": lambda config, rate, decays, *rest: lars.lars(config, rate, decays),
@@ -107,7 +107,7 @@ _PARTS = (
 )
 
 
-# Rule of `optim.layer_decay`: its layers are those of a transformer.
+# Rule of `optim.layer_decay`, which is defined for the blocks of a transformer only.
 _OF_RESNET = (
     Row(
         lambda decay: decay == 1.0,
@@ -156,9 +156,10 @@ CHECKS = (
 
 
 def warmup_steps(config: Any, num_steps: int) -> int:
-    """Returns `optim.warmup_steps`, cut to a tenth of a stage that it would fill (ours).
+    """Returns the number of warm-up steps: `optim.warmup_steps` if it is below num_steps.
 
-    500 of 10 000 steps: 500. 500 of 200 steps: 20.
+    Otherwise it is a tenth of num_steps (ours). 500 of 10 000 steps: 500. 500 of 200
+    steps: 20. Raises UserError for a negative number.
     """
     checks.run(_WARMUP, config)
     fits = config.warmup_steps < num_steps
@@ -166,7 +167,10 @@ def warmup_steps(config: Any, num_steps: int) -> int:
 
 
 def schedule(config: Any, num_steps: int) -> optax.Schedule:
-    """Learning rate by optimizer step (0 first): 0 -> lr over warm-up, then `schedule`."""
+    """Returns the learning rate by step (0 first): 0 -> lr over warm-up, then `schedule`.
+
+    `config`: optim section. Raises UserError for an unknown schedule or a negative warm-up.
+    """
     warmup = warmup_steps(config, num_steps)
     checks.run(_SCHEDULE, config)
     after = SCHEDULES[config.schedule](config.lr, num_steps - warmup)
@@ -177,7 +181,10 @@ def schedule(config: Any, num_steps: int) -> optax.Schedule:
 
 
 def trainable(freeze: tuple[str, ...], params: Params) -> Any:
-    """Returns the tree of bools: False where a pattern of `optim.freeze` matches."""
+    """Returns a tree of bools: False where a pattern of `optim.freeze` matches the name.
+
+    Raises UserError for a pattern that matches no parameter.
+    """
     for pattern in freeze:
         if not any(re.fullmatch(pattern, name) for name in rules.names(params)):
             raise UserError(
@@ -192,7 +199,7 @@ def _is_frozen(name: str, freeze: tuple[str, ...]) -> bool:
 
 
 def stop_frozen(loss_fn: LossFn, freeze: tuple[str, ...]) -> LossFn:
-    """The same loss, no gradient to what `optim.freeze` names: nothing is spent on it."""
+    """Returns the same loss without gradients to frozen leaves, so that none are computed."""
 
     def stop(name, leaf):
         return jax.lax.stop_gradient(leaf) if _is_frozen(name, freeze) else leaf
@@ -201,9 +208,9 @@ def stop_frozen(loss_fn: LossFn, freeze: tuple[str, ...]) -> LossFn:
 
 
 def layer_rules(decay: float, depth: int) -> rules.Rules[float]:
-    """lr multipliers decay^(L + 1 - l): l = 0 embeddings, 1..L blocks, L + 1 the rest.
+    """Returns lr multipliers decay^(L + 1 - l): l = 0 embeddings, 1..L blocks, L + 1 the rest.
 
-    Source: METHODS, layer-wise lr decay (MAE fine-tuning, BEiT).
+    depth: L. Source: METHODS, layer-wise lr decay (MAE fine-tuning, BEiT).
     """
     blocks = [
         (rf"(lora/)?encoder/block_{index:02d}/.*", decay ** (depth - index))
@@ -221,7 +228,10 @@ def _depth(params: Params) -> int:
 
 
 def scale_by_layer(decay: float, params: Params) -> optax.GradientTransformation:
-    """Multiplies the whole update (decay included) of every leaf by its layer's rate."""
+    """Returns a transformation that multiplies every update by the rate of its layer.
+
+    The update includes weight decay. Raises UserError for a resnet unless decay is 1.
+    """
     if "stem" in params["encoder"]:
         checks.run(_OF_RESNET, decay)
     table = layer_rules(decay, _depth(params))
@@ -235,7 +245,7 @@ def scale_by_layer(decay: float, params: Params) -> optax.GradientTransformation
 def _optimizer(
     config: Any, num_steps: int, fresh: Collection[str]
 ) -> optax.GradientTransformation:
-    """AdamW, or the one of OPTIMIZERS whose section of `optim` is not None."""
+    """Returns AdamW, or the one of OPTIMIZERS whose section of `optim` is not None."""
     table, rate = DECAY[config.decay], schedule(config, num_steps)
 
     def decays(tree: Params) -> Any:
@@ -256,7 +266,7 @@ def _optimizer(
 def _steps(
     config: Any, num_steps: int, params: Params, fresh: Collection[str]
 ) -> optax.GradientTransformation:
-    """What is done to the gradients of the leaves that train, one after the other."""
+    """Returns the transformation of trained leaves: clipping, optimizer, layer decay, MARS."""
     steps = []
     if config.clip_norm > 0:
         steps.append(optax.clip_by_global_norm(config.clip_norm))
@@ -271,12 +281,13 @@ def _steps(
 def build(
     config: Any, num_steps: int, params: Params, fresh: Collection[str] = ()
 ) -> optax.GradientTransformation:
-    """The optimizer of `config`; frozen leaves get no update and no optimizer state.
+    """Returns the optimizer of `config`; frozen leaves get no update and no optimizer state.
 
-    `params` may be arrays or their shapes. fresh: names of leaves that are new, which
-    RecAdam and MARS do not hold to their values (`Report.fresh` of `weights`). Raises
-    UserError for a leaf that is covered by no decay rule or by two, and for a freeze
-    pattern that matches nothing.
+    `config`: optim section. `params` may be arrays or their shapes. fresh: names of the
+    leaves that are new in a stage (`Report.fresh` of `weights`): RecAdam and MARS do not
+    hold them near their initial values. Raises UserError for fields that are out of range,
+    for a leaf that is covered by no decay rule or by two, for a freeze pattern that matches
+    no leaf, and where all leaves are frozen.
     """
     for rows in (ROWS, anchors.FIELD_ROWS, lars.ROWS, sgd.ROWS):
         checks.run(rows, config)

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: go on to the next safe point, save, end with exit code 0."""
+"""SIGTERM and Ctrl-C: training goes on to the next safe point, saves and exits with code 0."""
 
 import logging
 import os
@@ -13,15 +13,16 @@ log = logging.getLogger(__name__)
 
 
 class Preemption:
-    """Remembers SIGTERM and SIGINT (Ctrl-C); a second SIGINT ends the process at once.
+    """A context in which SIGTERM and SIGINT (Ctrl-C) request a stop of training.
 
-    `requested()` is polled after every step, `noted()` more often.
+    A second SIGINT ends the process at once. `requested()` is polled after every step,
+    `noted()` more often.
 
-    With several processes all of them must stop at the same poll: then JAX's own
-    preemption service (started by `jax.distributed.initialize`) holds the signal. It
-    lets everyone stop at the poll after the last that any process made, and never at a
-    later one; so polls are counted here, over all stages, and nothing else may poll it
-    (`checkpoint` keeps Orbax from that).
+    Several processes must all stop at the same poll. JAX's own preemption service (started
+    by `jax.distributed.initialize`) then catches the signal. It makes all of them stop at
+    the poll after the last that any process made, and never at a later one. Polls are
+    therefore counted here, over all stages, and nothing else may poll the service
+    (`checkpoint` prevents Orbax from doing so).
     """
 
     def __init__(self) -> None:
@@ -42,7 +43,7 @@ class Preemption:
             signal.signal(number, handler)
 
     def _interrupt(self, *_: object) -> None:
-        """Stops as SIGTERM does; from now on the system itself obeys the next Ctrl-C."""
+        """Sends SIGTERM to this process, and lets the next Ctrl-C end it at once."""
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         log.info("stopping with a checkpoint; Ctrl-C again ends at once, without one")
         os.kill(os.getpid(), signal.SIGTERM)
@@ -51,12 +52,15 @@ class Preemption:
         self._flag.set()
 
     def requested(self) -> bool:
-        """True once a signal came; with several processes, at the same poll on all."""
+        """Returns whether a signal came; with several processes, at the same poll on all."""
         if jax.process_count() > 1:
             self._num_polls += 1
             return multihost_utils.reached_preemption_sync_point(self._num_polls)
         return self._flag.is_set()
 
     def noted(self) -> bool:
-        """True once a signal came to this single process (for use between steps)."""
+        """Returns whether a signal came; always False with several processes.
+
+        It may be called between two steps, when processes are not at the same point.
+        """
         return self._flag.is_set()

@@ -29,11 +29,11 @@ def sgd(
 
     `config`: optim section; sgd has momentum, nesterov. With lr of the schedule, u = 0:
 
-        g <- g + weight_decay * theta          of leaves that `decays` names
+        g <- g + weight_decay * theta          for leaves where `decays` is true
         u <- momentum * u + g
         theta <- theta - lr * u                nesterov: lr * (g + momentum * u)
 
-    The decay goes through the momentum, and the learning rate stays outside of it.
+    The momentum includes the weight decay, but not the learning rate.
     """
     return optax.chain(
         optax.add_decayed_weights(config.weight_decay, decays),

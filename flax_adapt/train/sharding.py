@@ -1,4 +1,4 @@
-"""One mesh ("data", "fsdp", "tensor") and one (regex -> PartitionSpec) table."""
+"""Sharding: one mesh ("data", "fsdp", "tensor") and one table, regex -> PartitionSpec."""
 
 import math
 from typing import Any
@@ -13,7 +13,8 @@ from flax_adapt.base.types import Batch
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = PartitionSpec(("data", "fsdp"))
-# Names end alike in params and in the optimizer's moments: one table serves both.
+# Parameters and their optimizer moments have names with the same end, so one table is for
+# both.
 RULES = (
     (r".*/(query|key|value|up)/kernel", PartitionSpec("fsdp", "tensor")),
     (r".*/(out|down|shortcut|linear)/kernel", PartitionSpec("tensor", "fsdp")),
@@ -27,20 +28,20 @@ RULES = (
         PartitionSpec("fsdp", None),
     ),
     (r"(.*/)?(projector|predictor)/layer_\d+/kernel", PartitionSpec("fsdp", None)),
-    # Adaptors of values: these come in heads, split over "tensor", and go on so. Not over
+    # Adaptors of values, which are split by heads over "tensor" before and after. Not over
     # "fsdp": jaxlib 0.10.2 on CPUs then gets a D x D product wrong where the parts of an
     # accumulated batch have one row a device (a test compares).
     (r"(.*/)?adaptor/(channel_mixing|squeeze)", PartitionSpec("tensor", None)),
     (r"(.*/)?adaptor/widen", PartitionSpec(None, "tensor")),
     (r"(.*/)?adaptor/[^/]+(scale|shift)|(.*/)?adaptor/head_mixing", PartitionSpec()),
-    # Low-rank adaptors (`surgery.lora`): the long side as that of their kernel.
+    # Low-rank adaptors (`surgery.lora`): the long side is split as that of their kernel.
     (r"(.*/)?lora/.*/(query|key|value|up)/a", PartitionSpec("fsdp", None)),
     (r"(.*/)?lora/.*/(query|key|value|up)/b", PartitionSpec(None, "tensor")),
     (r"(.*/)?lora/.*/(out|down)/a", PartitionSpec("tensor", None)),
     (r"(.*/)?lora/.*/(out|down)/b", PartitionSpec(None, "fsdp")),
-    # Keys of earlier steps (`objectives.contrast`): rows as a batch has them.
+    # Keys of earlier steps (`objectives.contrast`): rows are split as those of a batch.
     (r"(.*/)?queue", BATCH),
-    # Logits of all rows that are replayed (`objectives.prediction_penalties`).
+    # Logits of all replayed rows (`objectives.prediction_penalties`).
     (r"(.*/)?der/(logits|first)", PartitionSpec()),
     (
         r".*/(bias|scale|cls_token|mask_token|position|token_type)",
@@ -52,7 +53,11 @@ RULES = (
 
 
 def make_mesh(config: Any, devices: Any = None) -> Mesh:
-    """`config`: data, fsdp, tensor; one of them may be -1 (all devices left)."""
+    """Returns the mesh of `devices`, by default all, with the axes of AXES.
+
+    `config`: data, fsdp, tensor, the sizes of the axes; one of them may be -1: all
+    remaining devices. Raises UserError unless the sizes multiply to the number of devices.
+    """
     devices = _by_process() if devices is None else devices
     sizes = [config[axis] for axis in AXES]
     known = math.prod(size for size in sizes if size != -1)
@@ -65,14 +70,15 @@ def make_mesh(config: Any, devices: Any = None) -> Mesh:
 
 
 def _by_process() -> list[jax.Device]:
-    """All devices, those of a process in one piece: it then feeds rows in one piece."""
+    """Returns all devices by process, so that each process feeds consecutive rows."""
     return sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
 
 
 def share_of_process(mesh: Mesh) -> tuple[int, int]:
-    """(index, count): this process feeds part `index` of `count` of a global batch.
+    """Returns (index, count): this process feeds part `index` of `count` of a global batch.
 
-    Processes that split a model between them (tensor wider than one) feed the same.
+    Processes that share the axis "tensor" feed the same part. Raises UserError unless its
+    size divides the devices of a process or is a multiple of them.
     """
     tensor, local = mesh.shape["tensor"], len(mesh.local_devices)
     if tensor % local and local % tensor:
@@ -87,12 +93,12 @@ def share_of_process(mesh: Mesh) -> tuple[int, int]:
 
 
 def one_device() -> Mesh:
-    """A mesh of the first local device, for work that is not worth spreading."""
+    """Returns a mesh of the first local device, for work that is too small to be sharded."""
     return Mesh(np.asarray(jax.local_devices()[:1]).reshape(1, 1, 1), AXES)
 
 
 def _fit(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """Drops an axis where its size does not divide the dimension (it is replicated)."""
+    """Returns `spec` without axes whose size does not divide the dimension (replicated)."""
     fits = [
         axes if size % _devices(axes, mesh) == 0 else None
         for axes, size in zip(spec, shape, strict=False)
@@ -101,13 +107,13 @@ def _fit(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> PartitionSp
 
 
 def _devices(axes: str | tuple[str, ...] | None, mesh: Mesh) -> int:
-    """Into how many parts one entry of a PartitionSpec divides a dimension."""
+    """Returns into how many parts one entry of a PartitionSpec divides a dimension."""
     names = (axes,) if isinstance(axes, str) else axes or ()
     return math.prod(mesh.shape[name] for name in names)
 
 
 def tree_shardings(tree: Any, mesh: Mesh) -> Any:
-    """Returns the NamedSharding of every leaf of params or of a TrainState."""
+    """Returns the NamedSharding of every leaf of params or of a TrainState, by RULES."""
     specs = rules.assign("sharding.RULES", RULES, tree)
     return jax.tree.map(
         lambda spec, leaf: NamedSharding(mesh, _fit(spec, np.shape(leaf), mesh)),
@@ -118,7 +124,7 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
 
 
 def put(tree: Any, mesh: Mesh) -> Any:
-    """Places a copy of host arrays (the same on every process) by the table."""
+    """Returns copies of host arrays (the same on every process), sharded by RULES."""
     shardings = tree_shardings(tree, mesh)
     if jax.process_count() == 1:
         # By way of a copy on the host: `may_alias=False` still aliases the source where
@@ -139,6 +145,7 @@ def put(tree: Any, mesh: Mesh) -> Any:
 
 
 def check_batch_size(batch_size: int, accum_steps: int, mesh: Mesh) -> None:
+    """Raises UserError unless each of `accum_steps` parts of a batch can be sharded evenly."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size % (shards * accum_steps):
         raise UserError(
@@ -148,13 +155,13 @@ def check_batch_size(batch_size: int, accum_steps: int, mesh: Mesh) -> None:
 
 
 def whole_batch_size(batch_size: int, mesh: Mesh) -> int:
-    """The next batch size that the devices can share."""
+    """Returns the smallest multiple of data x fsdp devices from `batch_size` on."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     return -(-batch_size // shards) * shards
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Batch:
-    """Makes one global batch of the rows that every process brings."""
+    """Returns one global batch of the rows of all processes, split over ("data", "fsdp")."""
     placed = NamedSharding(mesh, BATCH)
     return jax.tree.map(
         lambda rows: jax.make_array_from_process_local_data(placed, rows), batch

@@ -1,4 +1,4 @@
-"""The state of training: parameters, optimizer state, and what neither trains."""
+"""The state of training: parameters, optimizer state, and arrays that get no gradient."""
 
 from typing import Any
 
@@ -12,14 +12,15 @@ from flax_adapt.base.types import AVERAGE, NOTHING_CARRIED, Array, Carry, Params
 from flax_adapt.models import batch_stats
 from flax_adapt.train import sharding
 
-_CARRY = 0x7FFFFFFE  # its key never meets those of steps and of evaluation
+_CARRY = 0x7FFFFFFE  # folded into the key of a carry; no step and no evaluation has it
 
 
 class TrainState(struct.PyTreeNode):
-    """`frozen` (teacher ...) is never donated, and stored by reference, not by value.
+    """The state of training between two steps.
 
-    `extra` changes with every step but is not trained: the seed of all randomness, and
-    averages, queues and statistics of the objective (`types.Carry`).
+    `frozen` (teacher ...) is never donated and not stored in checkpoints. `extra` has no
+    gradient: the seed of all randomness, and the arrays that every step updates, such as
+    averages, queues and running statistics (`types.Carry`).
     """
 
     step: Array  # int32 []: optimizer steps done
@@ -30,18 +31,18 @@ class TrainState(struct.PyTreeNode):
 
     @property
     def loss_inputs(self) -> Params:
-        """What a loss reads and does not train: `frozen`, and averages, queues, statistics."""
+        """The argument `frozen` of a loss: `frozen`, and averages, queues and statistics."""
         carried = {name: leaf for name, leaf in self.extra.items() if name != "seed"}
         return {**self.frozen, **carried}
 
     @property
     def evaluated(self) -> Params:
-        """The parameters that are measured and exported: their average, if there is one."""
+        """The parameters to evaluate and export: their moving average, if there is one."""
         return self.extra.get(AVERAGE, self.params)
 
     @property
     def statistics(self) -> Params:
-        """Running statistics of batch norm, {} of a model without it."""
+        """The running statistics of batch norm, {} for a model without it."""
         return batch_stats.split(self.extra)[1]
 
 
@@ -54,7 +55,12 @@ def create(
     frozen: Params | None = None,
     carry: Carry = NOTHING_CARRIED,
 ) -> TrainState:
-    """Returns the state at step 0, every leaf placed on `mesh` by the sharding table."""
+    """Returns the state at step 0, every leaf placed on `mesh` by the sharding table.
+
+    params: initial parameters. seed: of all randomness. frozen: arrays that the loss reads
+    without a gradient, such as a teacher. carry: arrays that every step updates without a
+    gradient; `make_train_step` must get the same one.
+    """
     carried = carry.init(params, jax.random.fold_in(jax.random.key(seed), _CARRY))
     params = sharding.put(params, mesh)
     shapes = jax.eval_shape(tx.init, params)

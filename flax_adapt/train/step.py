@@ -27,14 +27,16 @@ from flax_adapt.train.state import TrainState
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 EvalStep = Callable[[Params, Params, Batch, Array | int], Metrics]
-# Metric that names the first parameter (by its place in the tree) that is not finite, or
-# whose gradient is not; -1: all are.
+# Metric: the index (in the tree) of the first parameter that is not finite, or whose gradient
+# is not; -1 where all are finite.
 BAD_LEAF = "bad_leaf"
-_EVAL = 0x7FFFFFFF  # keys of evaluation never meet those of a training step
+_EVAL = (
+    0x7FFFFFFF  # no step has this number, so evaluation has other keys than training
+)
 
 
 def _split(batch: Batch, num_parts: int, mesh: Mesh) -> Batch:
-    """[B, ...] -> [parts, B / parts, ...], every part spread over all devices."""
+    """Returns leaves [B, ...] as [parts, B / parts, ...], each part spread over all devices."""
 
     def split(rows):
         parts = rows.reshape(-1, num_parts, *rows.shape[1:]).swapaxes(0, 1)
@@ -45,8 +47,9 @@ def _split(batch: Batch, num_parts: int, mesh: Mesh) -> Batch:
 
 
 def _accumulate(loss_fn, params, frozen, batch, key_B, num_parts: int, mesh: Mesh):
-    """The gradient of the whole batch from its parts: every term of the loss is summed
-    over all parts and divided once.
+    """Returns (gradient, metrics) of the whole batch, computed from its parts.
+
+    Every term of the loss is summed over all parts and divided once.
     """
     inputs = (_split(batch, num_parts, mesh), _split(key_B, num_parts, mesh))
 
@@ -72,12 +75,12 @@ def _accumulate(loss_fn, params, frozen, batch, key_B, num_parts: int, mesh: Mes
 
 
 def _squares(tree: Params) -> jax.Array:
-    """The sum of squares of every leaf."""
+    """Returns the sums of squares of all leaves, [number of leaves]."""
     return jnp.stack([jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)])
 
 
 def _health(grads: Params, params: Params) -> dict[str, Mean]:
-    """The global gradient norm, and the first leaf that is not finite.
+    """Returns the metrics grad_norm (global) and bad_leaf, the first leaf not finite.
 
     A leaf is bad if the norm of its gradient, or of the updated leaf, is not finite.
     """
@@ -100,16 +103,16 @@ def _check_carried(state: TrainState, carry: Carry) -> None:
         )
 
 
-# Whose gradients cross chips in the precision of the model: `optim.grad_reduce="compute"`.
+# The parameters that `reduce_in_compute` casts, for `optim.grad_reduce="compute"`.
 _COMPUTED = r"(encoder|decoder|mlm)/.*kernel"
 
 
 def reduce_in_compute(loss_fn: LossFn, dtype: Any) -> LossFn:
-    """The same loss, of kernels that are cast to `dtype` before anything reads them.
+    """Returns the same loss, as a function of kernels that are first cast to `dtype`.
 
-    Their gradients are then of that dtype until they have been summed over the chips:
-    half of the traffic, and less exact. Models otherwise sum them in float32, see
-    `layers.matmul`.
+    Their gradients then have that dtype while they are summed over the devices. For
+    bfloat16 this halves the traffic and is less exact. Models otherwise sum them in
+    float32, see `layers.matmul`.
     """
 
     def cast(name: str, leaf: Array) -> Array:
@@ -125,13 +128,14 @@ def make_train_step(
     accum_steps: int = 1,
     carry: Carry = NOTHING_CARRIED,
 ) -> TrainStep:
-    """Returns `step(state, batch) -> (state, metrics)`; the state that comes in is consumed.
+    """Returns `step(state, batch) -> (state, metrics)`, which donates its argument `state`.
 
-    One jit; params, optimizer state and gradients are laid out by the sharding table,
-    the batch over ("data", "fsdp"). `accum_steps` parts of the batch are run one after
-    the other and give the gradient of the whole (mixup and cutmix pair examples of the
-    same part). `metrics` holds the loss's own, and grad_norm and bad_leaf. `carry` is
-    what the state was created with; that of an objective needs whole batches.
+    The step is one jit. Params, optimizer state and gradients are laid out by the sharding
+    table, the batch over ("data", "fsdp"). With `accum_steps` parts, these are run one after
+    the other and give the gradient of the whole batch (mixup and cutmix pair examples of the
+    same part). `metrics` has those of the loss, grad_norm and bad_leaf. `carry`: the one that
+    the state was created with, else the step raises UserError. Raises UserError for
+    accum_steps above 1 where `carry` needs whole batches.
     """
     if accum_steps > 1 and carry.whole_batches:
         raise UserError(
@@ -176,10 +180,10 @@ def make_train_step(
 def make_eval_step(loss_fn: LossFn, mesh: Mesh) -> EvalStep:
     """Returns `step(params, frozen, batch, seed) -> metrics`, the same on every process.
 
-    `frozen`: what the loss reads and does not train, `state.loss_inputs`.
+    `frozen`: arrays that the loss reads without a gradient, `state.loss_inputs`.
 
-    Keys come from the rows in the SOURCE, so a value depends on no batch size (that of
-    contrast does, which compares the rows of a batch).
+    Keys come from the rows in the SOURCE, so values do not depend on the batch size (except
+    for contrast, which compares the rows of a batch).
     """
 
     def evaluate(params: Params, frozen: Params, batch: Batch, seed: Any) -> Metrics:
