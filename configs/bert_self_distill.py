@@ -11,8 +11,10 @@ Run     flax-adapt run --workdir=runs/x \
                   it for masked pre-training
         ablation  what takes the place of self-distillation: no_masked (the rounds without
                   the masked loss), predictions (matched in place of hidden states),
-                  weight_distance (to the start, in place of distillation), twice (as
-                  many steps of further pre-training); none: nothing
+                  features (feature distillation: smooth L1 to the whitened tokens of
+                  the teacher, no masked loss), weight_distance (a penalty on the distance
+                  to the initial weights), twice (as many steps of further
+                  pre-training); none: nothing
         compare   also fine-tune the start and the further pre-trained model
         mlm_warmup  steps that train a NEW masked-language head, the encoder frozen: for
                   an `init` without one (0: it has one)

@@ -20,8 +20,10 @@ Run     flax-adapt run --workdir=runs/dtd \
         rounds    of self-distillation, each from the original weights (released code: 1)
         ablation  what takes the place of self-distillation: no_masked (the rounds without
                   the masked loss), predictions (matched in place of hidden states),
-                  weight_distance (to the start, in place of distillation), twice (as
-                  many steps of further pre-training); none: nothing
+                  features (feature distillation: smooth L1 to the whitened tokens of
+                  the teacher, no masked loss), weight_distance (a penalty on the distance
+                  to the initial weights), twice (as many steps of further
+                  pre-training); none: nothing
         compare   also fine-tune the start and the further pre-trained model
         per_class labels of every class to fine-tune on (0: all)
         test_split  what to test on; "rest": all that per_class left over

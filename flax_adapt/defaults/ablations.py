@@ -54,6 +54,10 @@ ABLATIONS: dict[str, Callable[[Any, int], Rounds]] = {
     "none": _distill(),
     "no_masked": _distill(masked_weight=0.0),
     "predictions": _distill(match="predictions"),
+    # Feature distillation (Wei et al. 2022): all tokens, no masked loss.
+    "features": _distill(
+        match="features", state="tokens", reduce="mean", masked_weight=0.0
+    ),
     "weight_distance": _weight_distance,
     "twice": _twice,
 }

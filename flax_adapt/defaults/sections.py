@@ -29,7 +29,8 @@ def reconstruct() -> dict[str, Any]:
 def distill(masked: dict[str, Any] | None = None) -> dict[str, Any]:
     """S1: squared distance of the final CLS states, summed over features, weight 1.
 
-    masked: the section of the masked loss; None: `reconstruct()`.
+    masked: the section of the masked loss; None: `reconstruct()`. beta: of match
+    "features" alone (Wei et al. 2022).
     """
     return dict(
         name="distill",
@@ -39,6 +40,7 @@ def distill(masked: dict[str, Any] | None = None) -> dict[str, Any]:
         state="cls",
         layers=(-1,),
         reduce="sum",
+        beta=2.0,
         weight=1.0,
     )
 

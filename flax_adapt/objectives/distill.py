@@ -3,6 +3,7 @@
 One implementation for images and text.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -47,6 +48,7 @@ STATES: dict[str, Callable[[Array, Layout], tuple[Array, Array]]] = {
     "mean": _mean,
 }
 REDUCE = {"sum": jnp.sum, "mean": jnp.mean}
+_WHITEN_EPS = 1e-5  # of torch's layer_norm, as in the official code
 # (params, parameters of the teacher, batch, key_B) -> Mean
 Distance = Callable[[Params, Params, Batch, Key], Mean]
 
@@ -71,22 +73,36 @@ def state_distance(
     weight_B: Array,
     state: str,
     reduce: str,
+    error: Callable[[Array], Array] = jnp.square,
 ) -> Mean:
-    """Returns the mean squared distance of the states of student and teacher.
+    """Returns the mean distance of the states of student and teacher.
 
     student, teacher: states [B, L, D] of each compared layer. state: a key of STATES,
     selects tokens. reduce: a key of REDUCE, reduces over features. The mean is over the
     selected tokens, weighted by weight_B, and over the layers (ours; the reference has
-    one). h = (1, 2), h' = (3, 5), "sum": 4 + 9 = 13.
+    one). error: of a difference. h = (1, 2), h' = (3, 5), "sum", squares: 4 + 9 = 13.
     """
     select, over_features = STATES[state], REDUCE[reduce]
     total = Mean(jnp.float32(0), jnp.float32(0))
     for x_BLD, y_BLD in zip(student, teacher, strict=True):
         (x_BLD, counts_BL), (y_BLD, _) = select(x_BLD, layout), select(y_BLD, layout)
-        error_BL = over_features(jnp.square(x_BLD - y_BLD), axis=-1)
+        error_BL = over_features(error(x_BLD - y_BLD), axis=-1)
         weight_BL = jnp.where(counts_BL, weight_B[:, None], 0)
         total = total.merge(Mean.of(error_BL, weight_BL))
     return total
+
+
+def smooth_l1(error: Array, beta: float) -> Array:
+    """Returns error^2 / (2 beta) where |error| < beta, else |error| - beta / 2."""
+    size = jnp.abs(error)
+    return jnp.where(size < beta, jnp.square(error) / (2 * beta), size - beta / 2)
+
+
+def whiten(x_BLD: Array) -> Array:
+    """Returns each token's features with mean 0 and variance 1, as LayerNorm makes them."""
+    centered_BLD = x_BLD - jnp.mean(x_BLD, axis=-1, keepdims=True)
+    variance_BL1 = jnp.mean(jnp.square(centered_BLD), axis=-1, keepdims=True)
+    return centered_BLD * jax.lax.rsqrt(variance_BL1 + _WHITEN_EPS)
 
 
 class Compared(NamedTuple):
@@ -134,12 +150,35 @@ STATE_ROWS = (
 
 
 def _match_states(config: Any, model: nn.Module, train: bool) -> Distance:
+    """Returns the squared distance of hidden states, see `_encoded_distance`.
+
+    A student that equals its teacher is at distance 0.
+    """
+    return _encoded_distance(config, model, lambda teacher_BLD: teacher_BLD, jnp.square)
+
+
+def _match_features(config: Any, model: nn.Module, train: bool) -> Distance:
+    """Returns the smooth L1 distance to the whitened states of the teacher.
+
+    Feature distillation (Wei et al. 2022, arXiv 2205.14141, section 3; official code). Its
+    linear projection of the student's tokens, which is dropped after training, is left
+    out: student and teacher are of one width here (ours).
+    """
+    error = functools.partial(smooth_l1, beta=config.beta)
+    return _encoded_distance(config, model, whiten, error)
+
+
+def _encoded_distance(
+    config: Any,
+    model: nn.Module,
+    target: Callable[[Array], Array],
+    error: Callable[[Array], Array],
+) -> Distance:
     """Returns the distance of hidden states on the FULL unmasked input, without dropout.
 
-    A student that equals its teacher is thus at distance 0 (ours; the reference trains
-    without any dropout).
+    (Ours; the reference trains without any dropout.) target: what becomes of the states
+    of the teacher [B, L, D]. error: of a difference.
     """
-    del train
 
     def states(params, inputs):
         hidden = model.apply({"params": params}, inputs, None, method="encode")
@@ -150,11 +189,12 @@ def _match_states(config: Any, model: nn.Module, train: bool) -> Distance:
         inputs = batch[model.modality]
         return state_distance(
             states(params, inputs),
-            jax.lax.stop_gradient(states(teacher, inputs)),
+            [target(x) for x in jax.lax.stop_gradient(states(teacher, inputs))],
             model.layout(inputs),
             batch["weight"],
             config.state,
             config.reduce,
+            error,
         )
 
     return distance
@@ -168,6 +208,7 @@ def _match_predictions(config: Any, model: nn.Module, train: bool) -> Distance:
 # teacher must be the whole model, decoder or head included.
 MATCHES: dict[str, Callable[[Any, nn.Module, bool], Distance]] = {
     "states": _match_states,
+    "features": _match_features,
     "predictions": _match_predictions,
 }
 
@@ -178,8 +219,8 @@ def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
         L = masked_weight * L_masked + weight * distance(student, stop_gradient(teacher))
 
     `config`: masked (the section of an objective), masked_weight, match, state, layers,
-    reduce, weight. The parameters of the teacher are `frozen["teacher"]`. The reference has
-    both weights 1, states, cls, after the last layer (its final LayerNorm included), sum
+    reduce, beta (of "features"), weight. The parameters of the teacher are
+    `frozen["teacher"]`. The reference has both weights 1, states, cls, after the last layer (its final LayerNorm included), sum
     over features. With masked_weight 0, an ablation of S1, the masked objective is not
     computed. Raises UserError for fields that are out of range.
     """
@@ -205,6 +246,10 @@ ROWS = (
     one_of("objective.match", lambda subject: subject.objective.match, MATCHES),
     *STATE_ROWS,
     one_of("objective.reduce", lambda subject: subject.objective.reduce, REDUCE),
+    Row(
+        lambda subject: 0 < subject.objective.beta < math.inf,
+        "objective.beta={0.objective.beta} must be above 0, and finite",
+    ),
     weight_row("masked_weight"),
     weight_row("weight"),
 )

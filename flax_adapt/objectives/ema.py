@@ -51,7 +51,8 @@ def rate_at(config: Any, step: Array, num_steps: int) -> Array:
     initial weights, a random head among them, are most of the average of a short stage.
     """
     rate = SCHEDULES[config.schedule](config.momentum, step / num_steps)
-    return jnp.maximum(rate, 9 / (10 + step)) if config.warmup else jnp.asarray(rate)
+    rate = jnp.broadcast_to(rate, jnp.shape(step))  # a constant has no shape of its own
+    return jnp.maximum(rate, 9 / (10 + step)) if config.warmup else rate
 
 
 def share_of_start(config: Any, num_steps: int) -> float:

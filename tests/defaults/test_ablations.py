@@ -229,3 +229,27 @@ def test_predictions_are_distilled_from_the_whole_teacher(files, name, tmp_path)
         for stage in ("further", "distill_1")
     )
     assert before.keys() == after.keys()
+
+
+def test_features_are_the_smooth_distance_to_whitened_tokens_by_numpy():
+    """Feature distillation: PyTorch's smooth_l1_loss(beta=2) and layer_norm, by NumPy."""
+    changes = dict(match="features", state="tokens", reduce="mean", masked_weight=0.0)
+    loss_fn, model, params, frozen, batch, key_B = made("image", beta=0.5, **changes)
+    ours, theirs = (
+        np.float64(
+            model.apply({"params": p}, batch["image"], None, method="encode")[-1]
+        )
+        for p in (params, frozen["teacher"])
+    )
+    center = theirs - theirs.mean(axis=-1, keepdims=True)
+    target = center / np.sqrt(np.mean(center**2, axis=-1, keepdims=True) + 1e-5)
+    size = np.abs(ours - target)
+    error = np.where(size < 0.5, size**2 / (2 * 0.5), size - 0.25)
+    assert (size < 0.5).any()
+    assert (size > 0.5).any()
+    loss, metrics = loss_fn(params, frozen, batch, key_B)
+    counted = error.mean(axis=-1)[np.asarray(batch["weight"]) > 0]
+    np.testing.assert_allclose(loss, counted.mean(), rtol=1e-5)
+    assert "reconstruct" not in metrics
+    toward = jax.grad(lambda frozen: loss_fn(params, frozen, batch, key_B)[0])(frozen)
+    assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(toward))

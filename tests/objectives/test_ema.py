@@ -93,6 +93,8 @@ def test_without_a_warm_up_a_short_stage_keeps_its_initial_weights():
     config = ConfigDict(defaults.ema(warmup=False))
     assert ema.share_of_start(config, 100) == pytest.approx(0.61, abs=0.005)
     assert ema.share_of_start(config, 300) == pytest.approx(0.22, abs=0.005)
+    constant = ConfigDict(defaults.ema(warmup=False, schedule="constant"))
+    assert ema.share_of_start(constant, 100) == pytest.approx(0.99**100, abs=1e-5)
 
 
 @pytest.mark.parametrize(("mesh", "accum_steps"), WAYS)
