@@ -24,5 +24,4 @@ from flax_adapt.base import config as configs
 
 def get_config(arguments: str = ""):
     args = configs.parse_arguments(arguments, **defaults.MAE_FINETUNE_ARGUMENTS)
-    data = defaults.S1Data(args)
-    return configs.build(data.experiment([defaults.mae_finetune_stage(data, args)]))
+    return configs.build(defaults.mae_finetune(args))

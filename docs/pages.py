@@ -41,7 +41,7 @@ NEEDED: dict[str, dict[str, Any]] = {
 }
 # Functions of `defaults` that make something else than one section.
 OTHERS = {
-    "mae_finetune_stage",
+    "mae_finetune",
     "dataset",
     "small_mae",
     "pixel_statistics",

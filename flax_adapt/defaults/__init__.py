@@ -28,8 +28,7 @@ from flax_adapt.defaults.chain import CHAIN_ARGUMENTS, Chain
 from flax_adapt.defaults.continual import CONTINUAL_ARGUMENTS, Continual
 from flax_adapt.defaults.finetuning import BASELINE_ARGUMENTS, Baselines
 from flax_adapt.defaults.glad import GLAD_ARGUMENTS, Glad
-from flax_adapt.defaults.mae_finetuning import MAE_FINETUNE_ARGUMENTS
-from flax_adapt.defaults.mae_finetuning import stage as mae_finetune_stage
+from flax_adapt.defaults.mae_finetuning import MAE_FINETUNE_ARGUMENTS, mae_finetune
 from flax_adapt.defaults.resizing import RESIZING_ARGUMENTS, Resizing
 from flax_adapt.defaults.sections import (
     NO_MIXING,
@@ -126,7 +125,7 @@ __all__ = [
     "l2_sp",
     "lora",
     "lwf",
-    "mae_finetune_stage",
+    "mae_finetune",
     "mars",
     "mlm",
     "pixel_statistics",

@@ -7,7 +7,7 @@ from flax_adapt.defaults import augment, sections, shared, vision
 
 # The arguments of mae_finetune, which explains them. 0: of the recipe.
 MAE_FINETUNE_ARGUMENTS = dict(
-    {**vision.S1_ARGUMENTS, "augment": "mae"},
+    {**vision.S1_ARGUMENTS, "dataset": "", "augment": "mae"},
     epochs=0,
     batch_size=1_024,
     blr=5e-4,
@@ -29,7 +29,15 @@ RECIPES = {1_024: Recipe(50, 0.75, 0.2), 1_280: Recipe(50, 0.75, 0.3)}
 BASE = Recipe(100, 0.65, 0.1)
 
 
-def stage(data: vision.S1Data, args: Any) -> dict[str, Any]:
+def mae_finetune(args: Any) -> dict[str, Any]:
+    """Returns the experiment of the arguments MAE_FINETUNE_ARGUMENTS."""
+    if not (args.dataset and args.init):
+        raise UserError("the config needs dataset=SOURCE with labels and init=PATH")
+    data = vision.S1Data(args)
+    return data.experiment([_stage(data, args)])
+
+
+def _stage(data: vision.S1Data, args: Any) -> dict[str, Any]:
     """Fine-tuning of `init` as MAE's; the rate is blr * batch / 256, to 0 (there 1e-6)."""
     recipe = RECIPES.get(data.model["width"], BASE)
     if (
@@ -41,7 +49,7 @@ def stage(data: vision.S1Data, args: Any) -> dict[str, Any]:
             f"epochs={args.epochs} and warmup_epochs={args.warmup_epochs} must be at least "
             f"0, batch_size={args.batch_size} and seeds={args.seeds} at least 1"
         )
-    images = shared.size(data.labelled)
+    images = shared.count_examples(data.labelled)
     epochs, batch_size = args.epochs or recipe.epochs, min(args.batch_size, images)
     steps_per_epoch = max(images // batch_size, 1)
     optim = shared.finetune_optim(
@@ -74,7 +82,9 @@ def stage(data: vision.S1Data, args: Any) -> dict[str, Any]:
         num_steps=epochs * steps_per_epoch,
         batch_size=batch_size,
         optim=optim,
-        data={**data.labelled, "augment": augment.of_images(args.augment)},
     )
-    kept = {name: section["model"][name] for name in ("reshape",)}
-    return {**section, "model": {**model, **kept}}
+    return {
+        **section,
+        "data": {**data.labelled, "augment": augment.of_images(args.augment)},
+        "model": {**model, "reshape": section["model"]["reshape"]},
+    }

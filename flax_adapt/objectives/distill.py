@@ -220,9 +220,10 @@ def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
 
     `config`: masked (the section of an objective), masked_weight, match, state, layers,
     reduce, beta (of "features"), weight. The parameters of the teacher are
-    `frozen["teacher"]`. The reference has both weights 1, states, cls, after the last layer (its final LayerNorm included), sum
-    over features. With masked_weight 0, an ablation of S1, the masked objective is not
-    computed. Raises UserError for fields that are out of range.
+    `frozen["teacher"]`. The reference has both weights 1, states, cls, after the last layer
+    (its final LayerNorm included), sum over features. With
+    masked_weight 0, an ablation of S1, the masked objective is not computed.
+    Raises UserError for fields that are out of range.
     """
     masked = choose("objective.masked.name", config.masked.name, MASKED)
     masked_loss = masked.make_loss(config.masked, model, train)

@@ -77,6 +77,7 @@ RUNS = {
     ),
 }
 NEEDS_INIT = {
+    "mae_finetune": "the config needs dataset=SOURCE with labels and init=PATH",
     "chain": "the config needs dataset=TARGET with labels and init=PATH",
     "small_adapt": "small_adapt needs init=PATH",
     "continual_pretrain": r"the config needs domains=A\+B\+..., .* and init=PATH",
