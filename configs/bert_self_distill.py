@@ -1,4 +1,4 @@
-"""S1 on text: further masked pre-training of a BERT on your texts, self-distil, fine-tune.
+"""Self-distillation (S1) on text: further pre-train a BERT, self-distil, fine-tune.
 
 Run     flax-adapt run --workdir=runs/x \
             --config=bert_self_distill:dataset=jsonl:PATH,init=PATH,rounds=1

@@ -1,4 +1,4 @@
-"""S4: learn a sequence of domains, and measure after each what transfers to all of them.
+"""Continual learning (S4): learn domains in sequence, measure the transfer to all after each.
 
 Run     flax-adapt run --workdir=runs/x \
             --config=continual_pretrain:domains=tfds:A+tfds:B+tfds:C,init=PATH

@@ -1,4 +1,4 @@
-"""S4: GLAD fine-tuning, which solves a task and keeps a backbone for the next one.
+"""GLAD fine-tuning (S4): solve a task, and keep a general backbone for the next one.
 
 Run     flax-adapt run --workdir=runs/x \
             --config=glad_finetune:dataset=folder:PATH,init=PATH,then=folder:NEXT
@@ -12,7 +12,7 @@ Run     flax-adapt run --workdir=runs/x \
                   several with + between: a run for each, all from init
         preserve  what regularizer=preserve keeps near the initial model: features |
                   attention
-        weight    of the regularizer: 0.1, 1, 10
+        weight    of the regularizer, such as 0.1, 1 or 10
         stop_backbone  True: the task's gradient trains adaptors and head alone
         adaptor   form of the adaptors: vector | mixing | bottleneck
         keywise   True: adaptor=vector and bottleneck also scale the channels of keys

