@@ -178,6 +178,7 @@ class Chain:
         return [{**stage, "objective": objective, "model": model}]
 
     def experiment(self) -> dict[str, Any]:
+        """Returns the whole config, with all stages."""
         args, start = self.args, self.start
         state = texts.STATES.get(self.pooling, self.pooling)
         return shared.experiment(

@@ -104,9 +104,11 @@ class Continual:
         return [f"task_{t}_{name}" for t, (name, _) in enumerate(pairs, start=1)]
 
     def rows(self) -> list[str]:
+        """Returns the rows of the transfer matrix: the initial weights, then every task."""
         return [START, *self.tasks()]
 
     def others(self) -> list[str]:
+        """Returns further measured models, which are not in the sequence."""
         return [JOINT] if self.args.joint else []
 
     def stages(self) -> list[dict[str, Any]]:
@@ -259,6 +261,7 @@ class Continual:
         )
 
     def experiment(self) -> dict[str, Any]:
+        """Returns the whole config, with all stages."""
         args, start = self.args, self.start
         measured = (*self.tasks(), *self.others())
         changes = dict(

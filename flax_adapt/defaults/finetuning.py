@@ -258,6 +258,7 @@ class Baselines:
         return {**stage, "data": train, "eval": evaluation, "model": model}
 
     def experiment(self) -> dict[str, Any]:
+        """Returns the whole config, with all stages."""
         return self.data.experiment(self.stages())
 
 

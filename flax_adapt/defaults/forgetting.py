@@ -30,10 +30,12 @@ class Tasks(NamedTuple):
     weight: float
 
     def replay(self) -> dict[str, Any]:
+        """Returns the section `replay` of all earlier tasks."""
         ratio, size = self.ratio or 1.0, self.buffer_size
         return sections.replay(self.data, ratio, buffer_size=size)
 
     def weighted(self, penalty: dict[str, Any]) -> dict[str, Any]:
+        """Returns the penalty with `weight`; 0: with its own weight."""
         return {**penalty, "weight": self.weight or penalty["weight"]}
 
 

@@ -172,6 +172,7 @@ class Glad:
         return self._masked(f"{name}_warmup", data, init_from, *how)
 
     def experiment(self) -> dict[str, Any]:
+        """Returns the whole config, with all stages."""
         args, start = self.args, self.start
         modality = "image" if start.is_image else "text"
         state = text.STATES[supervised.pooling_of(modality, args.pooling)]

@@ -31,7 +31,7 @@ FORMS = {
 
 
 # MoCo-v3 on a ResNet (Chen et al. 2021, official code): temperature 1.0, a projector of 2
-# layers, LARS at 0.3 for 256 images, no decay and no trust ratio of what is 1-D.
+# layers, LARS at 0.3 for 256 images, no decay and no trust ratio for 1-D parameters.
 OF_RESNET = Form(dict(temperature=1.0), dict(layers=2), FORMS["moco_v3"].fresh)
 LARS_LR = 0.3
 # The learning rate of AdamW: that of MoCo-v3 on a ViT, and of MAE in Lee et al. 2023.
@@ -56,10 +56,7 @@ HEADS = {
 
 
 class Images:
-    """Makes sections of images: data of the size and channels that a model takes.
-
-    model: its model section. `twice` and `masked` as in `Texts`.
-    """
+    """Makes sections of images, with the size and channels of the model section `model`."""
 
     objectives = ("contrast", "mae")
 
@@ -78,6 +75,7 @@ class Images:
         self.data_dir = args.data_dir
 
     def labelled(self, source: str, split: str, **changes: Any) -> dict[str, Any]:
+        """Returns the data section of a split; images are the same with and without labels."""
         fields = {"data_dir": self.data_dir, **self.fits, **changes}
         return vision.image_data(vision.dataset(source), split, **fields)
 
@@ -93,11 +91,7 @@ class Images:
 
 
 class Texts:
-    """Makes sections of texts; two views of a text differ by dropout alone.
-
-    `twice` returns a data section as it is; `masked` raises UserError for a section that
-    mixes examples.
-    """
+    """Makes sections of texts, for the tokenizer of the initial weights."""
 
     objectives = ("contrast", "mlm")
 
@@ -107,6 +101,7 @@ class Texts:
         self.layout = "packed" if objective == "mlm" else "padded"
 
     def labelled(self, source: str, split: str, **changes: Any) -> dict[str, Any]:
+        """Returns the data section of a split, with labels."""
         args = self.args
         fields = dict(
             data_dir=args.data_dir,
@@ -117,15 +112,19 @@ class Texts:
         return text.text_data(source, split, args.init, **{**fields, **changes})
 
     def plain(self, source: str, split: str, **changes: Any) -> dict[str, Any]:
+        """Returns the data section of a split without labels, one text a row."""
         return self.labelled(source, split, label_field="", **changes)
 
     def unlabelled(self, source: str, split: str) -> dict[str, Any]:
+        """Returns the data section of a split without labels; for "mlm" with packed rows."""
         return self.plain(source, split, layout=self.layout)
 
     def twice(self, section: dict[str, Any]) -> dict[str, Any]:
+        """Returns the data section unchanged: the two views of a text differ by dropout."""
         return section
 
     def masked(self, section: dict[str, Any]) -> dict[str, Any]:
+        """Returns the objective "mlm"; raises UserError for a section that mixes examples."""
         if section["operator"] != "none":
             raise UserError(
                 f"method={self.args.method} mixes examples, which objective=mlm cannot: "
@@ -138,8 +137,9 @@ class Start(NamedTuple):
     """The initial weights of a config, and the sections that fit them.
 
     args: the config's arguments. objective: that of training without labels. model: the
-    model section. known: what the config says of the weights. told: the same, as arguments
-    of `weights.load`. make: makes data sections and objectives.
+    model section. known: facts about the weights from the arguments, see UNKNOWN. told: the
+    arguments `format` and `known` of `weights.load`. make: makes data sections and
+    objectives.
     """
 
     args: Any

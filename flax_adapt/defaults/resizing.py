@@ -226,6 +226,7 @@ class Resizing:
         return {**optim, "warmup_steps": 0} if variant.freezes else optim
 
     def experiment(self) -> dict[str, Any]:
+        """Returns the whole config, with all stages."""
         args = self.args
         sets = [args.dataset, *filter(None, args.probe_on.split("+"))]
         stages = tuple(self.stages())

@@ -13,7 +13,7 @@ from flax_adapt.objectives import mixing
 
 
 class Method(NamedTuple):
-    """Whether a method of METHODS replays, mixes, and freezes the encoder."""
+    """A method: whether it replays source examples, mixes examples, freezes the encoder."""
 
     replays: bool
     mixes: bool
@@ -136,6 +136,7 @@ class Unsupervised:
         return sections.replay(source, args.rho, sampling=args.sampling)
 
     def experiment(self) -> dict[str, Any]:
+        """Returns the whole config, with all stages."""
         args = self.args
         source = self.make.plain(args.source, args.drift_split or args.source_split)
         return shared.experiment(

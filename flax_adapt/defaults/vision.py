@@ -43,7 +43,7 @@ def dataset(name: str) -> str:
 def architecture(init: str, size: str, told: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the model section of the weights `init`; without `init` of a MAE of `size`.
 
-    size: Ti, S, B, L, H, or "" for any. told: arguments of `weights.model_config`, see
+    size: Ti, S, B, L, H, or "" for any. told: arguments of `weights.model_config`, from
     `weights.source_options`. Raises UserError for weights of another size or no ViT.
     """
     if not init:
@@ -264,11 +264,13 @@ class S1Data:
         return [self._reshaping(stage) for stage in stages]
 
     def finetune_stage(self, name: str, init_from: str, **changes: Any) -> dict:
+        """Returns fine-tuning (Lee et al. 2023) from the weights `init_from`."""
         images = (self.labelled, self.test_images)
         fields = {"init_from": init_from, **changes}
         return self._reshaping(shared.finetune_stage(name, *images, **fields))
 
     def experiment(self, stages: list[dict[str, Any]]) -> dict[str, Any]:
+        """Returns the whole config with these stages."""
         return shared.experiment(
             init=self.init,
             init_format=self.args.init_format,
