@@ -184,7 +184,10 @@ def _read_beside(
 def _reconstruction(
     source: Path, told: Mapping[str, Any], task: str, fresh: Sequence[str]
 ) -> dict[str, Any] | None:
-    """Returns the settings that the decoder was trained with, if it is written; else None."""
+    """Returns the settings that the source's decoder was trained with.
+
+    None: the target has no decoder, or a new one, or the source does not have the settings.
+    """
     if task != "mae" or PARTS["mae"] in fresh:
         return None
     return weights.reconstruction(source, format=told["format"]) or None

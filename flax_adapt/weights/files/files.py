@@ -110,7 +110,7 @@ def one_line(path: Path, kind: str) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    except Exception as error:  # a stranger's bytes can upset a parser in any way
+    except Exception as error:  # wrong bytes can raise any error in a parser
         text = f"{type(error).__name__}: {str(error)[:LONGEST_TEXT]!a}"
         raise UserError(
             f"{path}: not a readable {kind} file ({text}); get it again"

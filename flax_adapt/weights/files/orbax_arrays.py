@@ -19,7 +19,7 @@ from flax_adapt.weights.files.npz import FREE_BYTES, MAX_RATIO
 from flax_adapt.weights.names.translate import LazyLeaf
 
 PARAMS, KIND = "params", "checkpoint"
-# Part of a checkpoint for training state that is not trained, such as running statistics.
+# Part of a checkpoint for state that training carries along, such as running statistics.
 EXTRA = "extra"
 
 

@@ -130,7 +130,7 @@ def write_file(path: Path, tensors: Tensors, save: Save) -> None:
 
 def save_safetensors(file: Path, tensors: Tensors) -> None:
     """Writes float32 tensors (format: see `safetensors_file`), one at a time."""
-    # transformers reads the key "format" to know who wrote the tensors.
+    # transformers reads the key "format", which names the library of the tensors.
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, array in tensors():

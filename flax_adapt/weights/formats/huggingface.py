@@ -100,7 +100,10 @@ def model_config(folder: Path, known: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def pooling(folder: Path, known: Mapping[str, Any]) -> str:
-    """Returns the pooling of a classifier: the field `pooling`, which is ours, or the family's."""
+    """Returns the pooling of a classifier: our field `pooling` of config.json, or the family's.
+
+    Raises UserError for a pooling that the kind of model does not have.
+    """
     del known
     theirs = config_file(folder)
     kind = KINDS[theirs["model_type"]]

@@ -90,7 +90,7 @@ def open_source(
     own: str,
     told: Collection[str],
 ) -> Iterator[translate.Opened]:
-    """Gives (model config, {leaf: what reads it}, fields of `strict.Report`).
+    """Yields (model config, {leaf: LazyLeaf}, fields of `strict.Report`).
 
     own: the pooling of the source. With another pooling its `fc_norm`, which normalises the
     pooled features, is a part of the head. told: fields besides those of `known` whose values

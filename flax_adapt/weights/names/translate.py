@@ -61,7 +61,7 @@ def to_leaves(
     renamed: dict[str, str] = {}
     ignored: dict[str, str] = {}
     converted: dict[str, str] = {}
-    # The leaves of a fused tensor are read one after the other: it is read once.
+    # The cache of one tensor: the leaves of a fused tensor are read one after the other.
     get = functools.lru_cache(maxsize=1)(lambda name: tensors[name].get())
     # Spares last: by then it is known whether the leaf's own tensor is present.
     for name in sorted(tensors, key=lambda name: table.spare_of(name) is not None):
