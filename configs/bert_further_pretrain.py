@@ -3,11 +3,12 @@
 Run     flax-adapt run --workdir=runs/x \
             --config=bert_further_pretrain:dataset=text:PATH,init=PATH
         dataset, init, seq_len, steps, mlm_warmup ...: as in bert_self_distill
-        heldout_split  texts to measure the perplexity of the result on ("": none)
-        finetune  also fine-tune the result on the labels of the dataset
+        heldout_split  held-out texts on which the perplexity of the result is measured
+                  ("": none)
+        finetune  True: also fine-tune the result on the labels of the dataset
 Expect  stages/further/export, a BertForMaskedLM or RobertaForMaskedLM folder with its
         tokenizer; results.json and metrics.jsonl have the perplexity of the masked
-        tokens, in training and held out, and how many they were.
+        tokens, in training and on held-out texts, and the number of these tokens.
 Source  Gururangan et al. 2020, Don't Stop Pretraining: 12 500 steps, AdamW 1e-4 to 0;
         batch 64 and packed rows are ours.
 """

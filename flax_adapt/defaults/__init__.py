@@ -1,7 +1,7 @@
 """Sections that the shipped configs share: complete, every value explicit.
 
-The values of S1 (Lee et al. 2023) are those of its released code, METHODS table; what the
-code leaves open, and all that concerns text, is said to be ours.
+The values of S1 (self-distillation, Lee et al. 2023) are those of its released code. Values
+that the code leaves open, and all values for text, are marked as ours.
 """
 
 from flax_adapt.defaults.ablations import self_distill_stages

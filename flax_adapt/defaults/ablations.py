@@ -1,4 +1,4 @@
-"""S1's ablations: stages in the place of the rounds of self-distillation (METHODS S1)."""
+"""Ablations of self-distillation (S1, Lee et al. 2023): stages that replace its rounds."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,14 +8,17 @@ from flax_adapt.defaults import baselines
 
 
 class Rounds(NamedTuple):
-    """Stages, and whether their teacher is the further pre-trained model."""
+    """Stages that train the student of S1 or replace it.
+
+    taught: whether the further pre-trained model is their teacher.
+    """
 
     stages: list[dict[str, Any]]
     taught: bool
 
 
 def _distill(**changes: Any) -> Callable[[Any, int], Rounds]:
-    """Returns a maker of the rounds with these fields of their objective changed."""
+    """Returns a function that makes the rounds, with `changes` of their objective."""
 
     def make(data: Any, rounds: int) -> Rounds:
         stages = data.distill_stages("further", rounds)
@@ -28,13 +31,13 @@ def _distill(**changes: Any) -> Callable[[Any, int], Rounds]:
 
 
 def _check_no_rounds(ablation: str, rounds: int) -> None:
-    """Raises UserError where rounds are asked of an ablation that has none."""
+    """Raises UserError for a number of rounds with an ablation that has no rounds."""
     if rounds != 1:
         raise UserError(f"rounds={rounds}: ablation={ablation} has none; leave it at 1")
 
 
 def _weight_distance(data: Any, rounds: int) -> Rounds:
-    """Further pre-training with a penalty on the distance to the initial weights."""
+    """Returns further pre-training with a penalty on the distance to the initial weights."""
     _check_no_rounds("weight_distance", rounds)
     stage = data.pretrain_stage("weight_distance")
     near = {**stage, "penalties": (baselines.weight_distance(),)}
@@ -42,7 +45,7 @@ def _weight_distance(data: Any, rounds: int) -> Rounds:
 
 
 def _twice(data: Any, rounds: int) -> Rounds:
-    """Further pre-training for as many steps as teacher and student take together."""
+    """Returns further pre-training for as many steps as teacher and student take together."""
     _check_no_rounds("twice", rounds)
     stage = data.pretrain_stage("twice")
     optim = {**stage["optim"], "warmup_steps": 2 * stage["optim"]["warmup_steps"]}
@@ -64,10 +67,12 @@ ABLATIONS: dict[str, Callable[[Any, int], Rounds]] = {
 
 
 def self_distill_stages(data: Any, args: Any, *, start: bool) -> list[dict[str, Any]]:
-    """Returns the stages of S1, or of an ablation; `args.compare` adds its baselines.
+    """Returns the stages of self-distillation, or of an ablation of it.
 
-    data: `S1Data` or `TextData`. args: rounds, compare, ablation. start: whether there
-    are initial weights, whose fine-tuning is then the first row of the table.
+    With `args.compare` the initial weights and the further pre-trained model are fine-tuned,
+    too. data: `S1Data` or `TextData`. args: has rounds, compare, ablation. start: whether
+    there are initial weights; their fine-tuning is then the first row of the table. Raises
+    UserError for an unknown ablation or a wrong number of rounds.
     """
     rounds = choose("ablation", args.ablation, ABLATIONS)(data, args.rounds)
     stages = []

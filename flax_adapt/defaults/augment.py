@@ -1,4 +1,4 @@
-"""Augmentation of images: sections `augment`, also by the names that configs take."""
+"""Augmentation of images: sections `augment`, and the names that configs have for them."""
 
 from typing import Any
 
@@ -23,10 +23,12 @@ NO_AUGMENT = dict(
     erase_probability=0.0,
 )
 
-NO_COLOURS = dict(saturation=0.0, hue=0.0, grey_probability=0.0)  # of RGB alone
-# In pixels of a 224 x 224 image.
+# Turns off the changes of colour, which only RGB images can have.
+NO_COLOURS = dict(saturation=0.0, hue=0.0, grey_probability=0.0)
+# Range of the blur's sigma, in pixels of a 224 x 224 image.
 MOCO_V3_SIGMA = (0.1, 2.0)
-# Chen et al. 2021 (MoCo-v3): BYOL's two, crops as its released code cuts them for ViTs.
+# Chen et al. 2021 (MoCo-v3): the two augmentations of BYOL, with the area of crops that
+# the released code has for ViTs.
 _MOCO_V3 = dict(
     flip=True,
     min_crop_area=0.08,
@@ -48,16 +50,16 @@ MOCO_V3_VIEWS: tuple[dict[str, Any], ...] = (
 
 
 def views(**changes: Any) -> tuple[dict[str, Any], ...]:
-    """MOCO_V3_VIEWS with these fields changed in both, as small images need it."""
+    """Returns MOCO_V3_VIEWS with `changes` in both, such as a blur for small images."""
     return tuple(sections.change(view, changes) for view in MOCO_V3_VIEWS)
 
 
-# The names that the argument `augment` of a config takes, for supervised training.
+# Value of a config's argument `augment`, for supervised training -> its section.
 AUGMENTS: dict[str, dict[str, Any]] = {
     "none": NO_AUGMENT,
-    # S1's fine-tuning (Lee et al. 2023, released code).
+    # Fine-tuning of Lee et al. 2023 (released code).
     "flip": {**NO_AUGMENT, "flip": True},
-    # ResNets on ImageNet (torch's reference recipe): 8 % of the area or more, and flips.
+    # ResNets on ImageNet (torch's reference recipe): crops of 8 % of the area or more, flips.
     "crop": {**NO_AUGMENT, "flip": True, "min_crop_area": 0.08},
     # He et al. 2022, official code: rand-m9-mstd0.5-inc1, erasing with probability 0.25.
     "mae": {
@@ -71,12 +73,15 @@ AUGMENTS: dict[str, dict[str, Any]] = {
 
 
 def of_images(name: str, default: str = "flip") -> dict[str, Any]:
-    """Returns the section of an argument `augment`; "": `default`."""
+    """Returns the section for a config's argument `augment`; "" means `default`.
+
+    Raises UserError for an unknown name.
+    """
     return choose("augment", name or default, AUGMENTS)
 
 
 def check_texts(name: str) -> None:
-    """Raises UserError unless an argument `augment` leaves texts as they are."""
+    """Raises UserError for an argument `augment` other than "" and "none"."""
     if name not in ("", "none"):
         raise UserError(
             f"augment={name!r} is of images; texts are not augmented: leave it out, or "

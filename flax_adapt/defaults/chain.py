@@ -1,8 +1,8 @@
-"""One recipe that chains the four methods; every step is an argument that can be left out.
+"""The config `chain`: the four methods one after another; every step can be left out.
 
-The order is ours, and so are its sizes: continual masked pre-training over domains (S4),
-unsupervised fine-tuning with replay (S2), another width of the last block (S3),
-self-distillation in rounds (S1), GLAD (S4).
+The steps are continual masked pre-training over domains (S4), unsupervised fine-tuning with
+replay (S2), another width of the last block (S3), self-distillation in rounds (S1) and GLAD
+(S4). The order and the sizes are ours.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from flax_adapt.base.errors import UserError
 from flax_adapt.defaults import continual, glad, modality, sections, shared, supervised
 from flax_adapt.defaults import text as texts
 
-# The arguments of chain, which explains them.
+# The arguments of the config `chain`; its docstring explains them.
 CHAIN_ARGUMENTS = dict(
     {**shared.ARGUMENTS_OF_WEIGHTS, **shared.ARGUMENTS_OF_DATA},
     dataset="",
@@ -35,7 +35,10 @@ CHAIN_ARGUMENTS = dict(
 
 
 class Chain:
-    """What the config `chain` makes of CHAIN_ARGUMENTS."""
+    """The experiment of the config `chain`, from CHAIN_ARGUMENTS.
+
+    Raises UserError for arguments that are missing or do not fit together.
+    """
 
     def __init__(self, args: Any):
         if not (args.dataset and args.init):
@@ -43,7 +46,7 @@ class Chain:
                 "the config needs dataset=TARGET with labels and init=PATH of weights"
             )
         self.args = args
-        # Masked modelling is what trains without labels in every step.
+        # Every step without labels trains by masked modelling.
         masked = dict(steps=args.pretrain_steps, lr=args.pretrain_lr)
         sized = ConfigDict({**args, **masked}).lock()
         self.start = modality.transformer(sized, objective="mlm")
@@ -58,12 +61,15 @@ class Chain:
             )
         kind = "image" if self.start.is_image else "text"
         self.pooling = supervised.pooling_of(kind, args.pooling)
-        # What the steps so far have left: a reference to weights, and their last block.
+        # The weights after the steps so far, as a reference, and their last block.
         self.before = "pretrained"
         self.resize: dict[str, Any] | None = None
 
     def stages(self) -> list[dict[str, Any]]:
-        """The steps in order; with `compare` each is followed by a fine-tuning."""
+        """Returns the stages of all steps; with `compare` fine-tuning follows each step.
+
+        Raises UserError where every step is left out.
+        """
         found = self._compared("start")
         for step in (self._domains, self._unsupervised, self._resized, self._rounds):
             stages = step()
@@ -78,7 +84,7 @@ class Chain:
         return [*found, *self._glad()]
 
     def _domains(self) -> list[dict[str, Any]]:
-        """S4: one domain after another, each from the weights that the last left."""
+        """Returns step 1 (S4): a stage for each domain, from the weights of the one before."""
         found: list[dict[str, Any]] = []
         before = self.before
         for t, domain in enumerate(filter(None, self.args.domains.split("+")), start=1):
@@ -88,7 +94,7 @@ class Chain:
         return found
 
     def _unsupervised(self) -> list[dict[str, Any]]:
-        """S2: the target with a sparse replay of the source."""
+        """Returns step 2 (S2): masked modelling of the target, with replay of the source."""
         args = self.args
         if not args.source:
             return []
@@ -97,7 +103,11 @@ class Chain:
         return [self._masked("unsupervised", args.dataset, replay=replay)]
 
     def _resized(self) -> list[dict[str, Any]]:
-        """S3: wider, the first features as they were; narrower, principal components."""
+        """Returns step 3 (S3): masked modelling with another width of the last block.
+
+        A wider block keeps the first features as they were; a narrower one has their
+        principal components.
+        """
         if not self.args.width:
             return []
         is_wider = self.args.width >= self.start.model["width"]
@@ -106,7 +116,7 @@ class Chain:
         return [self._masked("resized", self.args.dataset)]
 
     def _rounds(self) -> list[dict[str, Any]]:
-        """S1: a teacher from the weights so far; rounds from the same weights again."""
+        """Returns step 4 (S1): a teacher and rounds, all from the same current weights."""
         if not self.args.rounds:
             return []
         found = [self._masked("further", self.args.dataset)]
@@ -125,7 +135,7 @@ class Chain:
         return found
 
     def _masked(self, name: str, data: str, **changes: Any) -> dict[str, Any]:
-        """A stage of masked modelling from the weights so far."""
+        """Returns a stage of masked modelling from the current weights, with `changes`."""
         args, make = self.args, self.start.make
         fields = dict(
             objective=make.masked(sections.NO_MIXING),
@@ -139,7 +149,7 @@ class Chain:
         return shared.pretrain_stage(name, unlabelled, **{**fields, **changes})
 
     def _finetuned(self, name: str) -> dict[str, Any]:
-        """Fine-tuning from the weights so far, with the settings that all arms share."""
+        """Returns fine-tuning from the current weights; all rows share its settings."""
         args, make = self.args, self.start.make
         few = {**shared.ALL, "per_class": args.per_class}
         train = make.labelled(args.dataset, args.split, subset=few)
@@ -153,7 +163,7 @@ class Chain:
         return [self._finetuned(f"finetune_{step}")] if self.args.compare else []
 
     def _glad(self) -> list[dict[str, Any]]:
-        """S4: the task by adaptors, and a backbone that is left for the next."""
+        """Returns step 5 (S4): GLAD, or without a regularizer usual fine-tuning."""
         args = self.args
         if not args.regularizer:
             return [] if args.compare else [self._finetuned("finetune")]
@@ -168,6 +178,7 @@ class Chain:
         return [{**stage, "objective": objective, "model": model}]
 
     def experiment(self) -> dict[str, Any]:
+        """Returns the whole config, with all stages."""
         args, start = self.args, self.start
         state = texts.STATES.get(self.pooling, self.pooling)
         return shared.experiment(

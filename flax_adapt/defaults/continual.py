@@ -1,4 +1,7 @@
-"""A sequence of domains, and the transfer matrix after each of them (METHODS S4)."""
+"""The config `continual_pretrain`: a sequence of domains and its transfer matrix.
+
+S4, Yoon et al. 2023; see docs/methods/continual.md.
+"""
 
 from pathlib import PurePath
 from typing import Any
@@ -17,7 +20,7 @@ from flax_adapt.defaults import (
 )
 from flax_adapt.defaults.glad import check_names, check_start
 
-# The arguments of continual_pretrain, which explains them.
+# The arguments of the config continual_pretrain; its docstring explains them.
 CONTINUAL_ARGUMENTS = dict(
     {**shared.ARGUMENTS_OF_WEIGHTS, **shared.ARGUMENTS_OF_DATA},
     domains="",
@@ -45,7 +48,7 @@ CONTINUAL_ARGUMENTS = dict(
     pooling="cls",
 )
 START, JOINT = "pretrained", "joint"
-# How a supervised sequence learns: a new head for each task; one that grows; GLAD.
+# Supervised objectives: a new head for each task; one head that grows; GLAD.
 SUPERVISED = ("classify", "grow", "glad")
 
 
@@ -55,7 +58,10 @@ def name_of(source: str) -> str:
 
 
 class Continual:
-    """The experiment of continual_pretrain, from CONTINUAL_ARGUMENTS."""
+    """The experiment of continual_pretrain, from CONTINUAL_ARGUMENTS.
+
+    Raises UserError for arguments that are missing or do not fit together.
+    """
 
     def __init__(self, args: Any):
         if not (args.domains and args.init):
@@ -80,7 +86,7 @@ class Continual:
         self._check()
 
     def _check(self) -> None:
-        """Raises UserError for arguments that do not go with the objective."""
+        """Raises UserError for arguments that do not fit the objective."""
         args = self.args
         check_names(args.adaptor, (args.regularizer,))
         if args.objective == "glad":
@@ -98,13 +104,18 @@ class Continual:
         return [f"task_{t}_{name}" for t, (name, _) in enumerate(pairs, start=1)]
 
     def rows(self) -> list[str]:
+        """Returns the rows of the transfer matrix: the initial weights, then every task."""
         return [START, *self.tasks()]
 
     def others(self) -> list[str]:
+        """Returns further measured models, which are not in the sequence."""
         return [JOINT] if self.args.joint else []
 
     def stages(self) -> list[dict[str, Any]]:
-        """Returns the sequence, each stage from the one before; joint; every cell."""
+        """Returns the stages: the sequence, joint training, and all fine-tuning.
+
+        Each stage of the sequence starts from the weights of the one before.
+        """
         found, before = [], START
         for t, name in enumerate(self.tasks()):
             learn = self._supervised if self.supervised else self._masked
@@ -118,7 +129,7 @@ class Continual:
         return found
 
     def _against_forgetting(self, t: int) -> dict[str, Any]:
-        """Returns the fields of the stage of domain t that the method changes."""
+        """Returns the fields that the method against forgetting changes in stage t."""
         args, last = self.args, len(self.learned) - 1
         section = self._learnt if self.supervised else self._unlabelled
         tasks = forgetting.Tasks(
@@ -142,11 +153,15 @@ class Continual:
         return self.start.make.labelled(self.domains[d], split, **changes)
 
     def _learnt(self, d: int) -> dict[str, Any]:
-        """Returns the data section that a supervised sequence trains on for domain d."""
+        """Returns the labelled training data of domain d, of a supervised sequence."""
         return self._labelled(d, self.args.split)
 
     def _classes(self, t: int) -> dict[str, Any]:
-        """Returns the classes of the head of domain t: of one that grows, those so far."""
+        """Returns the field `classes` for domain t; {} without a head that grows.
+
+        A head that grows has the classes of all domains so far, or from the first domain
+        on those of all domains where the method needs it (`Method.all_classes`).
+        """
         if self.args.objective != "grow":
             return {}
         whole = forgetting.method_of(self.args).all_classes
@@ -166,7 +181,7 @@ class Continual:
         )
 
     def _supervised(self, name: str, t: int) -> dict[str, Any]:
-        """Returns the stage of a domain with labels: one run, the settings of every arm."""
+        """Returns the stage that learns domain t with labels, as a single run."""
         args, kind = self.args, self.args.objective
         sizes = dict(steps=args.steps, batch_size=args.batch_size, lr=args.lr, seeds=1)
         section = {**self._learnt(t), **self._classes(t)}
@@ -182,10 +197,10 @@ class Continual:
         return {**stage, **changes}
 
     def _joint(self) -> dict[str, Any]:
-        """Returns the stage of all domains at once, every example as often.
+        """Returns the stage that trains on all domains at once, every example equally often.
 
-        It takes as many steps as the sequence. With labels it has one head for the classes
-        of all domains: the upper bound of the sequence.
+        It takes as many steps as the whole sequence, and is its upper bound. With labels it
+        has one head for the classes of all domains.
         """
         count = len(self.learned)
         if self.supervised:
@@ -211,7 +226,7 @@ class Continual:
         return {**shared.ALL, "per_class": self.args.per_class}
 
     def _cell(self, model: str, d: int) -> dict[str, Any]:
-        """Returns the stage that fine-tunes a model on domain d: settings of every arm."""
+        """Returns the stage that fine-tunes a model on domain d; all models alike."""
         args = self.args
         sizes = dict(
             steps=args.finetune_steps,
@@ -222,7 +237,7 @@ class Continual:
         train = self._labelled(d, args.label_split, subset=self._few())
         name = _cell_name(model, self.names[d])
         stage = supervised.stage(name, train, test, ConfigDict({**args, **sizes}))
-        # The measure of probe and kNN, also for texts, which are fine-tuned by macro-F1.
+        # Accuracy as for probe and kNN, also for texts (text_finetune reports macro-F1).
         evaluation = {**stage["eval"], "metric": "accuracy", "every_steps": 0}
         start = model if model == START else f"stage:{model}"
         return {**stage, "eval": evaluation, "init_from": start}
@@ -246,6 +261,7 @@ class Continual:
         )
 
     def experiment(self) -> dict[str, Any]:
+        """Returns the whole config, with all stages."""
         args, start = self.args, self.start
         measured = (*self.tasks(), *self.others())
         changes = dict(

@@ -1,4 +1,4 @@
-"""Fine-tuning by every baseline from the same weights, of images and of texts."""
+"""The config `baseline_finetune`: every baseline from the same initial weights."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from flax_adapt.defaults import (
 PREVIOUS = "finetune_previous"
 OF = f"stage:{PREVIOUS}"
 
-# The arguments of baseline_finetune, which explains them.
+# The arguments of the config baseline_finetune; its docstring explains them.
 BASELINE_ARGUMENTS = dict(
     {k: v for k, v in vision.S1_ARGUMENTS.items() if k not in ("dataset", "augment")},
     dataset="",
@@ -39,11 +39,12 @@ BASELINE_ARGUMENTS = dict(
 
 
 class Sections(NamedTuple):
-    """What a method adds to a stage: penalties, fields, replay of the task before.
+    """The changes that a method makes to a stage of full fine-tuning.
 
-    needs_previous: the method holds on to a task before. compares_classes: both tasks
-    have the same classes. grows_head: the head grows by the classes of the new task; that
-    of other methods is new.
+    penalties: sections of penalties. fields: stage -> further fields. replays: examples of
+    the previous task are replayed. needs_previous: the method needs a previous task.
+    compares_classes: both tasks must have the same classes. grows_head: with other classes
+    the head grows by them; other methods then have a new head.
     """
 
     penalties: tuple[dict[str, Any], ...] = ()
@@ -71,16 +72,17 @@ def _adaptors(stage: dict[str, Any]) -> dict[str, Any]:
     return {"model": {**stage["model"], "adaptor": sections.adaptor()}, "optim": optim}
 
 
-# EWC holds weights of the task before; LwF, ER and DER its predictions or labels.
+# EWC penalises changes of the weights of the previous task; LwF, ER and DER compare with its
+# predictions or labels.
 METHODS = {
     "full": Sections(),
-    # A head on frozen features, by settings of its own.
+    # A head on frozen features; `Baselines._probe` makes its stage.
     "linear_probe": Sections(),
-    # Its head is fitted first, by a stage of its own (Kumar et al. 2022).
+    # A first stage trains the head (Kumar et al. 2022), see `Baselines._method`.
     "lp_ft": Sections(),
     "lora": Sections(fields=_lora),
     "adaptors": Sections(fields=_adaptors),
-    # In the place of weight decay, as Li et al. have it.
+    # The penalty replaces weight decay, as in Li et al. 2018.
     "l2_sp": Sections((baselines.l2_sp(),), _optim(weight_decay=0.0)),
     "recadam": Sections(fields=_optim(recadam=baselines.recadam())),
     "mars": Sections(fields=_optim(**baselines.mars())),
@@ -102,7 +104,10 @@ METHODS = {
 
 
 class Baselines:
-    """The experiment of baseline_finetune, from BASELINE_ARGUMENTS."""
+    """The experiment of baseline_finetune, from BASELINE_ARGUMENTS.
+
+    Raises UserError for arguments that are missing or do not fit together.
+    """
 
     def __init__(self, args: Any):
         if not (args.dataset and args.init):
@@ -142,7 +147,7 @@ class Baselines:
             )
 
     def _open(self, source: str) -> Any:
-        """Returns the sections of a data set, as the configs of its modality make them."""
+        """Returns S1Data or TextData of a data source, by the modality of the weights."""
         own, make = (
             (vision.S1_ARGUMENTS, vision.S1Data)
             if self.is_image
@@ -154,7 +159,7 @@ class Baselines:
         return make(ConfigDict({**own, **known, "dataset": source}))
 
     def stages(self) -> list[dict[str, Any]]:
-        """Returns the task before, if there is one; then the stages of every method."""
+        """Returns the stage of the previous task, if there is one, and those of all methods."""
         stages = [] if self.before is None else [self._previous(self.before)]
         for name in self.names:
             stages += self._method(name)
@@ -183,12 +188,12 @@ class Baselines:
         return [self._replaying(changed) if method.replays else changed]
 
     def _probe(self, stage: dict[str, Any]) -> dict[str, Any]:
-        """A new head on features that are frozen, and standardised by batch norm."""
+        """Returns the stage with a new head on frozen features, standardised by batch norm."""
         model = stage["model"]
         make = choose("probe", self.args.probe, PROBES)
         changes = make(self, stage)
-        # A pooler that was learnt is a part of the features; so is a new one, drawn at
-        # random, where the head is solved for.
+        # A trained pooler is a part of the frozen features. So is a new, random one with an
+        # exact probe, which trains nothing but the head.
         stays = "pooler" not in model["fresh"] or self.args.probe == "exact"
         if model["pooling"] == "pooler" and stays:
             changes["optim"]["freeze"] += ("pooler/.*",)
@@ -198,17 +203,20 @@ class Baselines:
         return {**stage, **changes, "model": model}
 
     def exact_probe(self, stage: dict[str, Any]) -> dict[str, Any]:
-        """Solved in one step; nothing of it is a rate to choose."""
+        """Returns the changes of a stage for a probe solved in one step; it needs no rate."""
         return dict(num_steps=1, optim=baselines.exact_probe_optim(), sweep=None)
 
     def lars_probe(self, stage: dict[str, Any]) -> dict[str, Any]:
-        """As published: by LARS, with a rate that is chosen."""
+        """Returns the changes of a stage for a probe trained by LARS, as published.
+
+        The learning rate is chosen among `probe_lrs`.
+        """
         args, size = self.args, stage["batch_size"]
         steps = max(1, args.probe_epochs * shared.count_examples(stage["data"]) // size)
         lrs = tuple(
             lr * size / 256 for lr in supervised.numbers("probe_lrs", args.probe_lrs)
         )
-        # By the loss, which a head that is fitted to frozen features does not outgrow.
+        # By the loss: a linear head on frozen features hardly overfits in it.
         by_loss = {**stage, "eval": dict(metric="loss", mode="min")}
         return dict(
             num_steps=steps,
@@ -218,7 +226,7 @@ class Baselines:
         )
 
     def _plain(self, name: str) -> dict[str, Any]:
-        """Full fine-tuning, from the weights or from the task before."""
+        """Returns full fine-tuning, from the initial weights or from the previous task."""
         start = "pretrained" if self.before is None else OF
         stage = supervised.settled(self.data.finetune_stage(name, start), self.args)
         stage = supervised.swept(stage, self.args.lrs)
@@ -231,14 +239,14 @@ class Baselines:
         return {**stage["model"], "fresh": ()}
 
     def _replaying(self, stage: dict[str, Any]) -> dict[str, Any]:
-        """Returns the stage with as many replayed examples in a batch as new ones."""
+        """Returns the stage with replay: half of each batch is of the previous task."""
         assert self.before is not None
         size = self.args.buffer_size
         replay = sections.replay(self.before.labelled, 1.0, buffer_size=size)
         return {**stage, "replay": replay, "batch_size": 2 * stage["batch_size"]}
 
     def _growing(self, stage: dict[str, Any]) -> dict[str, Any]:
-        """Returns the stage with one head: the classes of the task before, then the new."""
+        """Returns the stage with one head: classes of the previous task, then the new ones."""
         assert self.before is not None
         classes = shared.class_names(self.before.labelled, stage["data"])
         train, test = (
@@ -250,10 +258,11 @@ class Baselines:
         return {**stage, "data": train, "eval": evaluation, "model": model}
 
     def experiment(self) -> dict[str, Any]:
+        """Returns the whole config, with all stages."""
         return self.data.experiment(self.stages())
 
 
-# How the head of linear_probe and of lp_ft is found.
+# How the head of linear_probe and of lp_ft is trained.
 PROBES: dict[str, Callable[[Baselines, dict[str, Any]], dict[str, Any]]] = {
     "exact": Baselines.exact_probe,
     "lars": Baselines.lars_probe,

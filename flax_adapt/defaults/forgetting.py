@@ -1,7 +1,7 @@
-"""What a stage of a sequence of tasks does against forgetting the tasks before it.
+"""Methods against forgetting, for a stage in a sequence of tasks of any length.
 
-Each method changes penalties, replay and Fisher of a stage; values are those of
-`baselines`. Sequences may have any length.
+Each method changes the penalties, the replay and the section `fisher` of a stage; values are
+those of `baselines`.
 """
 
 from collections.abc import Callable
@@ -14,10 +14,11 @@ MASKED, CLASSIFY, GROW, GLAD = "masked", "classify", "grow", "glad"
 
 
 class Tasks(NamedTuple):
-    """The tasks before a stage: references to their stages, and their data sections.
+    """The tasks before a stage.
 
-    is_masked: they are learnt without labels; is_last: no task follows the stage. ratio,
-    buffer_size: of replay; weight: of the method's penalty; 0: the value of `baselines`.
+    of: references to their stages. data: their data sections. is_masked: they are learnt
+    without labels. is_last: no task follows the stage. ratio, buffer_size: of replay, see
+    `sections.replay`. weight: of the method's penalty; 0: the value of `baselines`.
     """
 
     of: tuple[str, ...]
@@ -29,10 +30,12 @@ class Tasks(NamedTuple):
     weight: float
 
     def replay(self) -> dict[str, Any]:
+        """Returns the section `replay` of all earlier tasks."""
         ratio, size = self.ratio or 1.0, self.buffer_size
         return sections.replay(self.data, ratio, buffer_size=size)
 
     def weighted(self, penalty: dict[str, Any]) -> dict[str, Any]:
+        """Returns the penalty with `weight`; 0: with its own weight."""
         return {**penalty, "weight": self.weight or penalty["weight"]}
 
 
@@ -41,7 +44,7 @@ def _none(tasks: Tasks) -> dict[str, Any]:
 
 
 def _er(tasks: Tasks) -> dict[str, Any]:
-    """Examples of earlier tasks; without labels they are learnt like the new ones."""
+    """Returns replay of earlier tasks; without labels their loss is that of new examples."""
     if not tasks.of:
         return {}
     own = () if tasks.is_masked else (tasks.weighted(baselines.er()),)
@@ -49,7 +52,7 @@ def _er(tasks: Tasks) -> dict[str, Any]:
 
 
 def _der(tasks: Tasks) -> dict[str, Any]:
-    """DER++: their logits and their labels."""
+    """Returns DER++: replay of earlier tasks, by their logits and their labels."""
     if not tasks.of:
         return {}
     both = (tasks.weighted(baselines.der(tasks.of)), baselines.er(weight=0.5))
@@ -62,17 +65,24 @@ def _lwf(tasks: Tasks) -> dict[str, Any]:
 
 
 def _ewc(tasks: Tasks) -> dict[str, Any]:
-    """A penalty for each earlier task, around its own weights (Kirkpatrick et al. 2017)."""
+    """Returns a penalty for each earlier task, around its weights (Kirkpatrick et al. 2017)."""
     return _held(tasks, tasks.of, decay=0.0)
 
 
 def _online_ewc(tasks: Tasks) -> dict[str, Any]:
-    """One penalty around the last weights, with the sum of all Fishers (Schwarz et al. 2018)."""
+    """Returns one penalty around the weights of the last task (Schwarz et al. 2018).
+
+    Its Fisher information is the sum of those of all earlier tasks.
+    """
     return _held(tasks, tasks.of[-1:], decay=1.0)
 
 
 def _held(tasks: Tasks, of: tuple[str, ...], decay: float) -> dict[str, Any]:
-    """decay: what is kept of the Fisher information that the stage itself is held by."""
+    """Returns the penalty of EWC, and the section `fisher` for the tasks that follow.
+
+    of: stages with a penalty each. decay: factor of the earlier Fisher information in that
+    of this stage; 0: only its own.
+    """
     labels = "empirical" if tasks.is_masked else "model"
     fisher = None if tasks.is_last else baselines.fisher(labels=labels, decay=decay)
     penalties = (tasks.weighted(baselines.ewc(of)),) if of else ()
@@ -80,11 +90,12 @@ def _held(tasks: Tasks, of: tuple[str, ...], decay: float) -> dict[str, Any]:
 
 
 class Method(NamedTuple):
-    """What a method adds to a stage, and what it goes with.
+    """A method against forgetting.
 
-    learns: ways to learn a task. replays: examples of earlier tasks. all_classes: the
-    head has those of the whole sequence from the first task on, since stored logits have
-    as many (Buzzega et al. 2020).
+    fields: earlier tasks -> fields of the stage. learns: the objectives that it supports.
+    replays: whether it replays examples of earlier tasks. all_classes: whether the head has
+    the classes of the whole sequence from the first task on, since stored logits have as
+    many (Buzzega et al. 2020).
     """
 
     fields: Callable[[Tasks], dict[str, Any]]
@@ -101,7 +112,7 @@ METHODS = {
     "ewc": Method(_ewc, (MASKED, CLASSIFY, GROW)),
     "online_ewc": Method(_online_ewc, (MASKED, CLASSIFY, GROW)),
 }
-# Why a way to learn a task does not go with a method that compares or holds.
+# Objective -> why a method that compares predictions or weights does not support it.
 _WHY = {
     MASKED: "has no predictions of classes to compare",
     CLASSIFY: "drops the head of their classes",
@@ -110,15 +121,18 @@ _WHY = {
 
 
 def method_of(args: Any) -> Method:
-    """The method that arguments name; rho alone asks for experience replay."""
+    """Returns the method that the arguments choose; rho alone means experience replay.
+
+    Raises UserError for an unknown method.
+    """
     method = choose("method", args.method, METHODS)
     return METHODS["er"] if args.rho and args.method == "none" else method
 
 
 def check(args: Any, learns: str) -> None:
-    """Raises UserError for arguments method, rho, buffer_size, penalty that mean nothing.
+    """Raises UserError for method, rho, buffer_size or penalty that do not fit together.
 
-    learns: MASKED, or the objective of a supervised sequence.
+    learns: MASKED, or the objective of a supervised sequence, which the method must support.
     """
     method = method_of(args)
     what = f"method={args.method}" if args.method != "none" else f"rho={args.rho}"

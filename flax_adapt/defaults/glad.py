@@ -1,4 +1,7 @@
-"""GLAD fine-tuning, and next tasks that start from the backbone it leaves (METHODS S4)."""
+"""The config `glad_finetune`: GLAD fine-tuning, and next tasks from its backbone.
+
+S4, Yoon et al. 2023; see docs/methods/glad.md.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +12,7 @@ from flax_adapt.defaults import modality, sections, shared, supervised, text
 from flax_adapt.models.adaptors import KINDS
 from flax_adapt.objectives.glad import PRESERVED, REGULARIZERS
 
-# The arguments of glad_finetune, which explains them.
+# The arguments of the config glad_finetune; its docstring explains them.
 GLAD_ARGUMENTS = dict(
     {**shared.ARGUMENTS_OF_WEIGHTS, **shared.ARGUMENTS_OF_DATA},
     dataset="",
@@ -28,32 +31,35 @@ GLAD_ARGUMENTS = dict(
     **supervised.SUPERVISED_ARGUMENTS,
 )
 
-# Examples in a batch of a next task that is learnt by masked modelling (ours).
+# Batch size of a next task that is learnt by masked modelling (ours).
 MASKED_BATCH = 32
 
 
 def check_names(adaptor: str, regularizers: Sequence[str]) -> None:
-    """Raises UserError for an adaptor or a regularizer that is unknown."""
+    """Raises UserError for an unknown adaptor or regularizer."""
     choose("adaptor", adaptor, KINDS)
     for name in regularizers:
         choose("regularizer", name, REGULARIZERS)
 
 
 def check_start(regularizers: Sequence[str], start: modality.Start) -> None:
-    """Raises UserError where the weights lack the head that a regularizer trains."""
+    """Raises UserError where the initial weights lack the head that a regularizer trains."""
     if "masked" in regularizers:
         start.check_head(start.masked_task, "regularizer=masked goes on with")
 
 
 class Glad:
-    """The experiment of glad_finetune, from GLAD_ARGUMENTS."""
+    """The experiment of glad_finetune, from GLAD_ARGUMENTS.
+
+    Raises UserError for arguments that are missing or do not fit together.
+    """
 
     def __init__(self, args: Any):
         if not (args.dataset and args.init):
             raise UserError(
                 "the config needs dataset=DATA with labels and init=PATH of weights"
             )
-        # The objective of the next tasks says how the sections of their data are made.
+        # The data sections of the next tasks depend on their objective.
         self.args = args
         self.start = modality.transformer(args, objective=args.then_by)
         choose("preserve", args.preserve, PRESERVED)
@@ -71,7 +77,7 @@ class Glad:
         return ("finetune", "glad", self.start.masked_task)
 
     def _architecture(self) -> dict[str, Any]:
-        """Returns the model section of the weights; with a decoder where a next task needs it."""
+        """Returns the model section of the weights, with a decoder if then_by needs one."""
         found = self.start.model
         return weights.reshape.resized_config(found, {}, self.args.then_by, None)
 
@@ -89,7 +95,7 @@ class Glad:
         return found
 
     def _supervised(self, name: str, data: str, init_from: str, **changes: Any) -> dict:
-        """Returns a stage with the settings that all arms of a comparison have alike."""
+        """Returns supervised training on `data`, with the settings that all stages share."""
         args, make = self.args, self.start.make
         few = {**shared.ALL, "per_class": args.per_class}
         train = make.labelled(data, args.split, subset=few)
@@ -118,7 +124,7 @@ class Glad:
     def _next(
         self, name: str, regularizer: str, data: str, init_from: str
     ) -> list[dict[str, Any]]:
-        """Returns the stages of a next task, which starts from the backbone of GLAD."""
+        """Returns the stages of a next task, from the backbone that GLAD has trained."""
         args, sizes = self.args, dict(steps=self.args.then_steps, lr=self.args.then_lr)
         if args.then_by == "finetune":
             return [supervised.sized(self._supervised(name, data, init_from), **sizes)]
@@ -158,14 +164,15 @@ class Glad:
     def _warmup(self, name: str, data: str, init_from: str) -> dict[str, Any]:
         """Returns the stage that trains a new decoder or head with the encoder frozen.
 
-        For a regularizer that trained none. Its rate is ours, not searched: higher, since
-        all parameters that train are new.
+        Regularizers other than "masked" need it, since they train no decoder. Its rate is
+        ours, not searched: higher, since all parameters that train are new.
         """
         part, _ = modality.HEADS[self.start.masked_task]
         how = (self.args.then_warmup, 5e-4, ("encoder/.*",), (part,))
         return self._masked(f"{name}_warmup", data, init_from, *how)
 
     def experiment(self) -> dict[str, Any]:
+        """Returns the whole config, with all stages."""
         args, start = self.args, self.start
         modality = "image" if start.is_image else "text"
         state = text.STATES[supervised.pooling_of(modality, args.pooling)]

@@ -1,4 +1,4 @@
-"""Sections of images and of texts that configs for both modalities are made of."""
+"""Sections of images and of texts, for configs that take either of them."""
 
 from typing import Any, NamedTuple
 
@@ -8,7 +8,11 @@ from flax_adapt.defaults import augment, sections, shared, text, vision
 
 
 class Form(NamedTuple):
-    """One of the forms of contrast: its own values of `contrast`, of `projector`."""
+    """A form of contrastive learning.
+
+    objective, heads: its own values of the sections `contrast` and `projector`. fresh: the
+    parts of the model that are new.
+    """
 
     objective: dict[str, Any]
     heads: dict[str, Any]
@@ -27,15 +31,15 @@ FORMS = {
 
 
 # MoCo-v3 on a ResNet (Chen et al. 2021, official code): temperature 1.0, a projector of 2
-# layers, LARS at 0.3 for 256 images, no decay and no trust ratio of what is 1-D.
+# layers, LARS at 0.3 for 256 images, no decay and no trust ratio for 1-D parameters.
 OF_RESNET = Form(dict(temperature=1.0), dict(layers=2), FORMS["moco_v3"].fresh)
 LARS_LR = 0.3
-# The rate of AdamW: of MoCo-v3 on a ViT, and of S1's MAE.
+# The learning rate of AdamW: that of MoCo-v3 on a ViT, and of MAE in Lee et al. 2023.
 ADAMW_LR = 1.5e-4
 
 
 def lars_optim(lr: float, batch_size: int) -> dict[str, Any]:
-    """What MoCo-v3 changes of `optim` on a ResNet. lr 0: the published one."""
+    """Returns the fields of `optim` of MoCo-v3 on a ResNet; lr 0: the published rate."""
     return dict(
         lr=lr or LARS_LR * batch_size / 256,
         lars=dict(momentum=0.9, trust=1e-3),
@@ -44,7 +48,7 @@ def lars_optim(lr: float, batch_size: int) -> dict[str, Any]:
     )
 
 
-# The head that masked modelling starts from, and how to get one.
+# Masked objective -> the head that it needs, and the config that trains such a head.
 HEADS = {
     "mae": ("decoder", "vit_further_pretrain:decoder_warmup=STEPS"),
     "mlm": ("mlm", "bert_further_pretrain:mlm_warmup=STEPS"),
@@ -52,7 +56,7 @@ HEADS = {
 
 
 class Images:
-    """Sections of images, as the weights take them."""
+    """Makes sections of images, with the size and channels of the model section `model`."""
 
     objectives = ("contrast", "mae")
 
@@ -63,7 +67,7 @@ class Images:
             args.init, channels, args.init_format or None
         )
         self.fits = dict(image_size=size, channels=channels, mean=mean, std=std)
-        # Only RGB has colours; the published sigmas are of images of 224 pixels.
+        # Only RGB has colours; the published sigmas are for images of 224 x 224 pixels.
         changes: dict[str, Any] = {} if channels == 3 else dict(augment.NO_COLOURS)
         changes["blur_sigma"] = tuple(s * size / 224 for s in augment.MOCO_V3_SIGMA)
         self.views = augment.views(min_crop_area=args.min_crop_area, **changes)
@@ -71,22 +75,23 @@ class Images:
         self.data_dir = args.data_dir
 
     def labelled(self, source: str, split: str, **changes: Any) -> dict[str, Any]:
+        """Returns the data section of a split; images are the same with and without labels."""
         fields = {"data_dir": self.data_dir, **self.fits, **changes}
         return vision.image_data(vision.dataset(source), split, **fields)
 
     plain = unlabelled = labelled
 
     def twice(self, section: dict[str, Any]) -> dict[str, Any]:
-        """With the two views that contrast and alignment compare."""
+        """Returns a data section with two views, which contrast and alignment compare."""
         return {**section, "views": self.views}
 
     def masked(self, section: dict[str, Any]) -> dict[str, Any]:
-        """The objective with this section `mixing`."""
+        """Returns the objective of masked modelling with this section `mixing`."""
         return {**sections.reconstruct(), "mixing": section}
 
 
 class Texts:
-    """Sections of texts, as the weights take them; two views differ by dropout."""
+    """Makes sections of texts, for the tokenizer of the initial weights."""
 
     objectives = ("contrast", "mlm")
 
@@ -96,6 +101,7 @@ class Texts:
         self.layout = "packed" if objective == "mlm" else "padded"
 
     def labelled(self, source: str, split: str, **changes: Any) -> dict[str, Any]:
+        """Returns the data section of a split, with labels."""
         args = self.args
         fields = dict(
             data_dir=args.data_dir,
@@ -106,15 +112,19 @@ class Texts:
         return text.text_data(source, split, args.init, **{**fields, **changes})
 
     def plain(self, source: str, split: str, **changes: Any) -> dict[str, Any]:
+        """Returns the data section of a split without labels, one text a row."""
         return self.labelled(source, split, label_field="", **changes)
 
     def unlabelled(self, source: str, split: str) -> dict[str, Any]:
+        """Returns the data section of a split without labels; for "mlm" with packed rows."""
         return self.plain(source, split, layout=self.layout)
 
     def twice(self, section: dict[str, Any]) -> dict[str, Any]:
+        """Returns the data section unchanged: the two views of a text differ by dropout."""
         return section
 
     def masked(self, section: dict[str, Any]) -> dict[str, Any]:
+        """Returns the objective "mlm"; raises UserError for a section that mixes examples."""
         if section["operator"] != "none":
             raise UserError(
                 f"method={self.args.method} mixes examples, which objective=mlm cannot: "
@@ -124,7 +134,13 @@ class Texts:
 
 
 class Start(NamedTuple):
-    """The weights that a config starts from, and the sections that fit them."""
+    """The initial weights of a config, and the sections that fit them.
+
+    args: the config's arguments. objective: that of training without labels. model: the
+    model section. known: facts about the weights from the arguments, see UNKNOWN. told: the
+    arguments `format` and `known` of `weights.load`. make: makes data sections and
+    objectives.
+    """
 
     args: Any
     objective: str
@@ -143,16 +159,16 @@ class Start(NamedTuple):
 
     @property
     def masked_task(self) -> str:
-        """The task of masked modelling."""
+        """The objective of masked modelling: "mae" or "mlm"."""
         return self.make.objectives[-1]
 
     @property
     def contrast_form(self) -> Form:
-        """MoCo-v3 as it is published for the model."""
+        """The form of MoCo-v3 published for a ViT, or for a ResNet."""
         return FORMS["moco_v3"] if self.is_transformer else OF_RESNET
 
     def choose_objective(self, choices: tuple[str, ...]) -> None:
-        """Says so where the weights cannot start `objective`, one of `choices`."""
+        """Raises UserError unless `objective` is in `choices` and the weights have its head."""
         choose("objective", self.objective, dict.fromkeys(choices))
         if self.objective in HEADS:
             can = "use objective=contrast, or " if "contrast" in choices else ""
@@ -160,8 +176,9 @@ class Start(NamedTuple):
             self.check_head(self.objective, what, can)
 
     def check_head(self, objective: str, what: str, can: str = "") -> None:
-        """The weights must have the head of `objective`. what: `what` a user asked for;
-        can: what can be done instead.
+        """Raises UserError where the weights lack the head of `objective`.
+
+        what: says in the error which argument needs the head. can: an alternative.
         """
         init, (part, how) = self.args.init, HEADS[objective]
         if not init:
@@ -172,11 +189,12 @@ class Start(NamedTuple):
             )
 
     def optim(self, *, freezes: bool) -> dict[str, Any]:
-        """AdamW to 0 after 10 % of warm-up; weight decay of MoCo-v3, and of S1's MAE.
+        """Returns `optim`: AdamW, 10 % of warm-up, then a cosine to 0.
 
+        Weight decay is that of MoCo-v3 for contrast, else that of MAE in Lee et al. 2023.
         MoCo-v3 decays every parameter of a ViT; on a ResNet it has LARS (`lars_optim`).
-        freezes: the encoder. Else positions of images are; in contrast the patch
-        embedding, too (MoCo-v3, 4.2).
+        freezes: whether the encoder is frozen. Otherwise only the positions of a ViT are,
+        and with contrast its patch embedding (MoCo-v3, 4.2).
         """
         args, contrasts = self.args, self.objective == "contrast"
         of_vit = (r".*/position", *[r"encoder/patch_embed/.*"] * contrasts)
@@ -196,7 +214,11 @@ class Start(NamedTuple):
         return {**optim, **changes}
 
     def evaluate(self, dataset: str, split: str, **changes: Any) -> dict[str, Any]:
-        """kNN and probe of a set, from `args.per_class` labels a class of a split."""
+        """Returns a section `evaluate`: kNN and linear probe on a data set.
+
+        They have `args.per_class` labels of every class of `split`, and are tested on
+        `args.test_split`.
+        """
         args, labelled = self.args, self.make.labelled
         few = {**shared.ALL, "per_class": args.per_class}
         test = self.make.twice(labelled(dataset, args.test_split))
@@ -205,9 +227,11 @@ class Start(NamedTuple):
 
 
 def start(args: Any, *, objective: str) -> Start:
-    """`args`: init, init_format and what it does not tell; what `Images`, `Texts` need.
+    """Returns the `Start` of a config.
 
-    objective: what trains without labels, if anything does.
+    args: its arguments, with init, init_format, the names of UNKNOWN, and those that `Images`
+    or `Texts` use. objective: that of training without labels, if there is any. Raises
+    UserError for an `init` that cannot be read.
     """
     known = {name: args[name] for name in shared.UNKNOWN}
     told = shared.describe_init(args.init, args.init_format, known)
@@ -219,7 +243,7 @@ def start(args: Any, *, objective: str) -> Start:
 
 
 def transformer(args: Any, *, objective: str) -> Start:
-    """As `start`; other models are refused."""
+    """Returns `start(args, ...)`; raises UserError for weights of a ResNet."""
     found = start(args, objective=objective)
     if not found.is_transformer:
         raise UserError(f"init={args.init} holds a resnet; this config takes none")
@@ -227,7 +251,7 @@ def transformer(args: Any, *, objective: str) -> Start:
 
 
 def from_scratch(args: Any, model: dict[str, Any], *, objective: str) -> Start:
-    """As `start`, of a model of images without weights."""
+    """Returns the `Start` of an image model without initial weights."""
     known, told = shared.UNKNOWN, shared.describe_init("", "", {})
     make = Images(args, model, objective)
     return Start(args, objective, model, known, told, make)

@@ -1,4 +1,7 @@
-"""Models with another width of the last block, several side by side (METHODS S3)."""
+"""The config `resize_last_block`: models with other widths of the last block, compared.
+
+S3, Bordes et al. 2023; see docs/methods/last_block.md.
+"""
 
 import functools
 from collections.abc import Callable
@@ -9,7 +12,7 @@ from flax_adapt.base.errors import UserError, choose
 from flax_adapt.defaults import baselines, modality, sections, shared, supervised
 from flax_adapt.surgery import last_block, matched
 
-# The arguments of resize_last_block, which explains them.
+# The arguments of the config resize_last_block; its docstring explains them.
 RESIZING_ARGUMENTS = dict(
     {**shared.ARGUMENTS_OF_WEIGHTS, **shared.ARGUMENTS_OF_DATA},
     dataset="",
@@ -38,10 +41,11 @@ SGD_LR = 0.1  # for 256 images
 
 
 class Variant(NamedTuple):
-    """One of VARIANTS: the last block of the encoder, and whether the encoder is frozen.
+    """How a variant resizes the last block.
 
-    kind: of `resize`; "": no resizing. mlp_dim: (model config, width) -> width of the MLP
-    of an extra block. start: of the new leaves; "": as the argument `start` says.
+    kind: of the section `resize`; "": no resizing. mlp_dim: (model config, width) -> width
+    of the MLP of an extra block. start: initial values of new parameters; "": those of the
+    argument `start`. freezes: whether the encoder is frozen.
     """
 
     kind: str
@@ -68,17 +72,17 @@ def _none(model: dict[str, Any], width: int) -> int:
 
 VARIANTS = {
     "resized": Variant("resized", _none, "", False),
-    # Controls: random features of the frozen encoder, a linear layer that is kept, and a
-    # block with as many parameters.
+    # Controls: random features of the frozen encoder; a linear layer that stays after
+    # training; an extra block with as many parameters as the resized one adds.
     "random": Variant("linear", _none, "random", True),
     "linear": Variant("linear", _none, "", False),
     "extra": Variant("extra", matched.mlp_dim, "", False),
-    # The model as it is, with the same training.
+    # The model's own last block, with the same training.
     "same": Variant("", _none, "", False),
 }
 
 
-# The variants of a ResNet, which the paper resizes; there are no controls of its shape.
+# The variants of a ResNet; the controls exist for transformers only.
 OF_RESNETS = {name: VARIANTS[name] for name in ("resized", "same")}
 # Models that can be trained from scratch: image size -> model section.
 SCRATCH: dict[str, Callable[[int], dict[str, Any]]] = {
@@ -88,7 +92,10 @@ SCRATCH: dict[str, Callable[[int], dict[str, Any]]] = {
 
 
 class Resizing:
-    """The experiment of resize_last_block, from RESIZING_ARGUMENTS."""
+    """The experiment of resize_last_block, from RESIZING_ARGUMENTS.
+
+    Raises UserError for arguments that are missing or do not fit together.
+    """
 
     def __init__(self, args: Any):
         if not args.dataset or bool(args.init) == bool(args.scratch):
@@ -103,7 +110,7 @@ class Resizing:
             unlabelled = ("contrast",)
         self.start.choose_objective((*unlabelled, SUPERVISED))
         self.labels = args.objective == SUPERVISED
-        # A ResNet from scratch on labels is trained as the paper's, see `_optim`.
+        # A ResNet from scratch with labels gets the usual training of ResNets, see `_optim`.
         self.is_published = bool(args.scratch and self.labels)
         self.is_published &= not self.start.is_transformer
         if args.augment and not self.labels:
@@ -115,7 +122,7 @@ class Resizing:
         self.widths = _widths(args.width)
 
     def stages(self) -> list[dict[str, Any]]:
-        """Returns a stage for every variant and width, each from `init`, same seeds."""
+        """Returns a stage for every variant and width, each from `init`, with the same seeds."""
         found = []
         for name in self.args.variant.split("+"):
             variant = choose("variant", name, self.variants)
@@ -145,7 +152,7 @@ class Resizing:
         )
 
     def _data(self) -> dict[str, Any]:
-        """Returns the training data: labelled and augmented, or in two views, or plain."""
+        """Returns the data section: labelled and augmented, with two views, or plain."""
         args, make = self.args, self.start.make
         if self.labels:
             name = args.augment or ("crop" if self.is_published else "")
@@ -164,7 +171,7 @@ class Resizing:
         if start == "auto" and args.init and self.start.is_transformer:
             start = "preserve" if width >= old else "pca"
         elif start == "auto":
-            start = "random"  # from scratch, or a ResNet, whose features cannot be kept
+            start = "random"  # from scratch, or a ResNet: no other start exists
         is_extra = variant.kind == "extra"
         if is_extra and not self.start.is_image:
             start = "random"  # a post-norm block cannot start as the identity
@@ -179,7 +186,11 @@ class Resizing:
         )
 
     def _heads(self) -> dict[str, Any] | None:
-        """MoCo-v3's; without a projector its predictor alone. Of labels: two layers."""
+        """Returns the section `projector`, or None.
+
+        For contrast the heads of MoCo-v3, without a projector the predictor alone; for labels
+        a projector of two layers.
+        """
         args = self.args
         if args.objective == "contrast":
             heads = self.start.contrast_form.heads if args.projector else {"layers": 0}
@@ -198,10 +209,10 @@ class Resizing:
         return self.start.make.masked(sections.NO_MIXING)
 
     def _optim(self, variant: Variant) -> dict[str, Any]:
-        """That of `Start.optim`; of a ResNet from scratch on labels SGD with momentum.
+        """Returns `Start.optim`; for a ResNet from scratch with labels SGD with momentum.
 
         Source: Goyal et al. 2017, the usual ResNet-50 on ImageNet: 0.1 for 256 images,
-        decay 1e-4; cosine in the place of steps, and a tenth of warm-up, are ours.
+        decay 1e-4. A cosine in the place of steps, and a tenth of warm-up, are ours.
         """
         args = self.args
         optim = self.start.optim(freezes=variant.freezes)
@@ -215,6 +226,7 @@ class Resizing:
         return {**optim, "warmup_steps": 0} if variant.freezes else optim
 
     def experiment(self) -> dict[str, Any]:
+        """Returns the whole config, with all stages."""
         args = self.args
         sets = [args.dataset, *filter(None, args.probe_on.split("+"))]
         stages = tuple(self.stages())

@@ -1,23 +1,28 @@
-"""Sections of a stage: its objective, its replay, and its changes of the model."""
+"""Sections of a stage: its objective, its replay, and its changes of the model.
+
+Functions that take fields to change by keyword raise TypeError for an unknown field.
+"""
 
 from typing import Any
 
 
 def change(section: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Returns the section with these fields changed; raises TypeError for unknown ones."""
+    """Returns the section with the fields of `changes`; raises TypeError for unknown ones."""
     unknown = sorted(set(changes) - set(section))
     if unknown:
         raise TypeError(f"no such fields: {unknown}")
     return {**section, **changes}
 
 
-# Data mixing (METHODS S2), turned off. For MAE a mixed image would be a new instance.
+# Data mixing (S2, `objectives.mixing`), turned off. With MAE a mixed image would be a new
+# example, hence the reading.
 NO_MIXING = dict(
     operator="none", alpha=1.0, pairing="target_source", reading="instance"
 )
 
 
 def reconstruct() -> dict[str, Any]:
+    """Returns the objective of MAE (He et al. 2022): 75 % of the patches are hidden."""
     return dict(
         name="reconstruct",
         hidden_ratio=0.75,
@@ -27,10 +32,11 @@ def reconstruct() -> dict[str, Any]:
 
 
 def distill(masked: dict[str, Any] | None = None) -> dict[str, Any]:
-    """S1: squared distance of the final CLS states, summed over features, weight 1.
+    """Returns the objective of self-distillation (S1, Lee et al. 2023).
 
-    masked: the section of the masked loss; None: `reconstruct()`. beta: of match
-    "features" alone (Wei et al. 2022).
+    The squared distance of the final CLS states, summed over features, with weight 1, and
+    the masked loss. masked: the section of the masked loss; None: `reconstruct()`. beta:
+    of match "features" alone (Wei et al. 2022).
     """
     return dict(
         name="distill",
@@ -46,7 +52,7 @@ def distill(masked: dict[str, Any] | None = None) -> dict[str, Any]:
 
 
 def contrast(**changes: Any) -> dict[str, Any]:
-    """MoCo-v3 as published."""
+    """Returns the contrastive objective of MoCo-v3 (Chen et al. 2021), as published."""
     section = dict(
         name="contrast",
         form="moco_v3",
@@ -60,7 +66,7 @@ def contrast(**changes: Any) -> dict[str, Any]:
 
 
 def projector(**changes: Any) -> dict[str, Any]:
-    """MoCo-v3's heads of a ViT: 3 layers 4096-4096-256 and a predictor of 2."""
+    """Returns MoCo-v3's heads for a ViT: 3 layers 4096-4096-256 and a predictor of 2."""
     section = dict(
         layers=3, hidden=4096, width=256, predictor_layers=2, batch_norm=True
     )
@@ -68,11 +74,12 @@ def projector(**changes: Any) -> dict[str, Any]:
 
 
 def replay(source: Any, ratio: float, **changes: Any) -> dict[str, Any]:
-    """`ratio` source examples for one of the target, the same share in every batch.
+    """Returns replay of `ratio` source examples for one of the target, in every batch.
 
-    source: a data section, or a tuple of them. buffer_size: draw so many in all (0: as
-    many as the ratio says); the ratio is then that of the batches alone. Ratio 0 with
-    sampling="joint": an epoch has every example of the target and the sources once.
+    source: a data section, or a tuple of them. buffer_size: number of source examples that
+    are drawn in all; 0: the number follows from the ratio; else the ratio is that of the
+    batches alone. Ratio 0 with sampling="joint": an epoch has every example of the target
+    and the sources once.
     """
     section = dict(
         data=source,
@@ -87,13 +94,15 @@ def replay(source: Any, ratio: float, **changes: Any) -> dict[str, Any]:
 
 
 def classify() -> dict[str, Any]:
+    """Returns the objective of classification: cross-entropy, no smoothing, no mixing."""
     return dict(name="classify", label_smoothing=0.0, mixup_alpha=0.0, cutmix_alpha=0.0)
 
 
 def glad(masked: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
-    """GLAD (METHODS S4); all values are ours. The weight is 1, of 0.1, 1 and 10.
+    """Returns the objective of GLAD (S4, Yoon et al. 2023); all values are ours.
 
-    masked: the section of the masked loss of regularizer "masked"; None: `reconstruct()`.
+    The weight is 1, of 0.1, 1 and 10. masked: the section of the masked loss of regularizer
+    "masked"; None: `reconstruct()`.
     """
     section = dict(
         classify(),
@@ -110,18 +119,19 @@ def glad(masked: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]
 
 
 def regress() -> dict[str, Any]:
+    """Returns the objective of regression: squared error of labels that are numbers."""
     return dict(name="regress")
 
 
 def sweep(lrs: tuple[float, ...], **changes: Any) -> dict[str, Any]:
-    """Learning rates to choose from by held-out examples, see `experiment.sweep`."""
+    """Returns a choice among learning rates by held-out examples, see `experiment.sweep`."""
     return change(dict(lrs=lrs, metric="accuracy", mode="max"), changes)
 
 
 def stage_model(**changes: Any) -> dict[str, Any]:
-    """A stage's changes of the model: no dropout, no new parts, no resizing.
+    """Returns a stage's changes of the model: no dropout, no new parts, no resizing.
 
-    head_init: deviation of a new head's kernel; 0: the model's own, 0.02.
+    head_init: standard deviation of a new head's kernel; 0: the model's own, 0.02.
     """
     section = dict(
         dropout=0.0,
@@ -142,12 +152,12 @@ def stage_model(**changes: Any) -> dict[str, Any]:
 
 
 def adaptor(**changes: Any) -> dict[str, Any]:
-    """GLAD attention (METHODS S4): a vector for the logits, one for the values; ours."""
+    """Returns adaptors of GLAD attention (S4): a vector for logits, one for values; ours."""
     return change(dict(kind="vector", keywise=False, hidden=0), changes)
 
 
 def resize(width: int, **changes: Any) -> dict[str, Any]:
-    """A last block of `width` features that starts as the model's own (METHODS S3).
+    """Returns a last block of `width` features, whose first ones stay as they were (S3).
 
     `surgery.last_block` explains the fields.
     """

@@ -1,4 +1,8 @@
-"""Sections that images and texts share: optimizers, stages, evaluation, the top level."""
+"""Sections that images and texts share: optimizers, stages, evaluation, the top level.
+
+Functions that take fields to change by keyword raise TypeError for an unknown field, but for
+`experiment`.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,12 +14,12 @@ from flax_adapt.base.errors import UserError
 from flax_adapt.defaults import sections
 from flax_adapt.weights.formats import table as formats
 
-# What a config may say of `init` that its files do not say; 0 or "": nothing.
+# Arguments for facts about `init` that its files may lack; 0 or "": not set.
 UNKNOWN: dict[str, Any] = {name: kind() for name, kind in weights.KNOWN.items()}
-# Names in errors of `weights` -> the arguments of the shipped configs.
+# Names of arguments in errors of `weights` -> their names in the shipped configs.
 ARGUMENTS = formats.rewordings("", "init_format")
-# The arguments of every config that starts from weights and takes images or texts; the
-# shipped configs explain them.
+# Arguments of every config that starts from weights and takes images or texts; the
+# docstrings of the configs explain them.
 ARGUMENTS_OF_WEIGHTS: dict[str, Any] = dict(init="", init_format="", **UNKNOWN)
 ARGUMENTS_OF_DATA: dict[str, Any] = dict(
     data_dir="",
@@ -31,7 +35,10 @@ ALL = dict(per_class=0, fraction=1.0, seed=0, part="chosen")
 
 
 def describe_init(init: str, format: str, known: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what a config says of `init`, as `weights.source_options` returns it."""
+    """Returns `format` and `known` of a config's `init`, as arguments of `weights.load`.
+
+    Raises UserError where there is something to describe but no `init`.
+    """
     found = weights.source_options(format, known)
     if not init and (found["format"] or found["known"]):
         raise UserError(
@@ -41,13 +48,13 @@ def describe_init(init: str, format: str, known: Mapping[str, Any]) -> dict[str,
 
 
 def count_examples(section: dict[str, Any]) -> int:
-    """Returns the number of examples of a data section, after `subset.per_class`."""
+    """Returns the number of examples that `subset.per_class` of a data section selects."""
     source, per_class = _opened(section), section["subset"]["per_class"]
     return per_class * len(source.class_names) if per_class else len(source)
 
 
 def class_names(*sections: dict[str, Any]) -> tuple[str, ...]:
-    """Returns the classes of several data sections, in the order in which they first appear."""
+    """Returns the class names of several data sections, each once, in order of appearance."""
     named = (_opened(section).class_names for section in sections)
     return tuple(dict.fromkeys(name for names in named for name in names))
 
@@ -56,7 +63,7 @@ def _opened(section: dict[str, Any]) -> Any:
     return data.source.open_source(ConfigDict(section))
 
 
-# Fields that every optimizer of the shipped configs starts from: AdamW, nothing frozen.
+# Fields that all optimizers of the shipped configs share: AdamW.
 _OPTIM = dict(
     schedule="linear",
     eps=1e-8,
@@ -75,7 +82,7 @@ _OPTIM = dict(
 
 
 def pretrain_optim(**changes: Any) -> dict[str, Any]:
-    """S1's optimizer of teacher and student."""
+    """Returns the optimizer of further pre-training and self-distillation (Lee et al. 2023)."""
     section = dict(
         _OPTIM,
         lr=1.5e-4,
@@ -90,7 +97,7 @@ def pretrain_optim(**changes: Any) -> dict[str, Any]:
 
 
 def finetune_optim(**changes: Any) -> dict[str, Any]:
-    """S1's optimizer of fine-tuning."""
+    """Returns the optimizer of fine-tuning (Lee et al. 2023)."""
     section = dict(
         _OPTIM,
         lr=1e-4,
@@ -104,7 +111,7 @@ def finetune_optim(**changes: Any) -> dict[str, Any]:
     return sections.change(section, changes)
 
 
-# Fields of a stage that neither replays nor holds on to anything, from `init`.
+# Fields of a stage from the initial weights, without replay and penalties.
 _STAGE: dict[str, Any] = dict(
     replay=None,
     penalties=(),
@@ -117,7 +124,7 @@ _STAGE: dict[str, Any] = dict(
 
 
 def pretrain_stage(name: str, data: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    """S1's further pre-training: 20 000 steps of 64 images from the pretrained model."""
+    """Returns further pre-training (Lee et al. 2023): 20 000 steps of 64 images, from `init`."""
     section = dict(
         _STAGE,
         name=name,
@@ -136,7 +143,11 @@ def pretrain_stage(name: str, data: dict[str, Any], **changes: Any) -> dict[str,
 def distill_stages(
     data: dict[str, Any], first_teacher: str, rounds: int, **changes: Any
 ) -> list[dict[str, Any]]:
-    """S1's rounds: each starts from the ORIGINAL weights; its teacher is the round before."""
+    """Returns the rounds of self-distillation (Lee et al. 2023), one stage each.
+
+    Each starts from the ORIGINAL weights; its teacher is the round before, of the first round
+    the stage `first_teacher`. Raises UserError for less than one round.
+    """
     if rounds < 1:
         raise UserError(f"rounds={rounds} must be at least 1")
     stages, teacher = [], first_teacher
@@ -154,9 +165,10 @@ def distill_stages(
 def finetune_stage(
     name: str, data: dict[str, Any], test_data: dict[str, Any], **changes: Any
 ) -> dict[str, Any]:
-    """S1's fine-tuning: 10 000 steps of 32 images, new linear head on CLS, 5 seeds.
+    """Returns fine-tuning (Lee et al. 2023): 10 000 steps of 32 images, 5 seeds.
 
-    Test accuracy is taken after the last step (and every 1 000 steps, ours).
+    The head is a new linear layer on CLS. Test accuracy is measured after the last step (and
+    every 1 000 steps, ours).
     """
     section = dict(
         _STAGE,
@@ -182,14 +194,15 @@ def finetune_stage(
 def evaluate(
     train: dict[str, Any], test: dict[str, Any], **changes: Any
 ) -> dict[str, Any]:
-    """A section of what `flax-adapt eval` measures; kNN as DINO's, the rest is ours.
+    """Returns the section of the measures of `flax-adapt eval`; kNN as DINO's, the rest ours.
 
-    source: the data that the model was pre-trained on, or None. With it, drift is measured
-    on `test` and `source` (alignment: between the two views of `test`, or of texts between
-    two dropout masks at `view_dropout`). wide: see `wide`, or None. models_at_once: how
-    many models share a pass over the data; all of them are in memory. compare: also
-    measure CKA and distance of weights to the first model. stages: names of the stages
-    whose exports are measured (in all evaluations); (): all.
+    train, test: data sections with labels. source: data that the initial weights were
+    pre-trained on, or None. With a source, drift is measured on `test` and `source`
+    (alignment: between the two views of `test`, of texts between two dropout masks at
+    `view_dropout`). wide: see `wide`, or None. models_at_once: number of models that share
+    a pass over the data; all of them are in memory. compare: also measure CKA and the
+    distance of the weights to the first model. stages: names of the stages whose exports
+    are measured (in all evaluations); (): all.
     """
     section = dict(
         train=train,
@@ -211,7 +224,7 @@ def evaluate(
 
 
 def wide(**changes: Any) -> dict[str, Any]:
-    """Further measures for wide features (METHODS S3); the values are ours.
+    """Returns the section of further measures for wide features (S3); the values are ours.
 
     The share of zeros, a probe on features binarised to h != 0, and a probe with a hidden
     layer, with the penalty of the linear one.
@@ -221,11 +234,11 @@ def wide(**changes: Any) -> dict[str, Any]:
 
 
 def experiment(**sections: Any) -> dict[str, Any]:
-    """The top level of a config, to which `init`, `model`, `evaluate`, `stages` are added.
+    """Returns a whole config; `sections` must have init, model, evaluate and stages.
 
-    init_format "": detected from `init`. init_known: see `weights`. more_evaluations:
-    further sections like `evaluate`, for other data. transfer: see
-    `experiment.transfer`, or None.
+    init_format "": detected from `init`. init_known: facts that `init` lacks, see `known` in
+    `weights`. more_evaluations: further sections like `evaluate`, for other data. transfer:
+    see `experiment.transfer`, or None.
     """
     section = dict(
         init_format="",

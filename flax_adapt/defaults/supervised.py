@@ -1,7 +1,7 @@
-"""Training settings of supervised stages: one source for every arm of a comparison.
+"""Training settings of supervised stages: all methods of a comparison have the same.
 
-What a config does not give is S1's for images (`shared.finetune_stage`) and Gururangan et
-al.'s for texts (`text.text_finetune_stage`). A method adds its own fields to that.
+Defaults are those of Lee et al. 2023 for images (`shared.finetune_stage`) and of Gururangan
+et al. 2020 for texts (`text.text_finetune_stage`). A method adds its own fields.
 """
 
 from typing import Any
@@ -9,8 +9,8 @@ from typing import Any
 from flax_adapt.base.errors import UserError, choose
 from flax_adapt.defaults import augment, sections, shared, text
 
-# The arguments of every config that compares ways to fine-tune; baseline_finetune
-# explains them. 0 or "": the value of vit_finetune or text_finetune.
+# Arguments of every config that compares methods of fine-tuning; the docstring of
+# baseline_finetune explains them. 0 or "": the value of vit_finetune or text_finetune.
 SUPERVISED_ARGUMENTS: dict[str, Any] = dict(
     augment="",
     seeds=3,
@@ -21,18 +21,24 @@ SUPERVISED_ARGUMENTS: dict[str, Any] = dict(
     dropout=0.1,
     pooling="",
 )
-# What the head can stand on, and what it stands on where a config does not say.
+# Modality -> the features that a head can read; the first is the default.
 POOLING = {"image": ("cls", "mean"), "text": ("pooler", "cls", "mean")}
 
 
 def pooling_of(modality: str, name: str) -> str:
-    """Returns the pooling that an argument names, of a modality; "": its first."""
+    """Returns the pooling for an argument `pooling`; "" means the first of the modality.
+
+    Raises UserError for a pooling that the modality does not have.
+    """
     first, *others = POOLING[modality]
     return choose("pooling", name or first, {one: one for one in (first, *others)})
 
 
 def augmented(section: dict[str, Any], name: str) -> dict[str, Any]:
-    """Returns a data section for supervised training, as the argument `augment` says."""
+    """Returns a data section with the augmentation of a config's argument `augment`.
+
+    Raises UserError for texts with augmentation, and for an unknown name.
+    """
     if section["modality"] == "text":
         augment.check_texts(name)
         return section
@@ -42,7 +48,7 @@ def augmented(section: dict[str, Any], name: str) -> dict[str, Any]:
 def stage(
     name: str, train: dict[str, Any], test: dict[str, Any], args: Any
 ) -> dict[str, Any]:
-    """Full fine-tuning of `init` as the arguments of SUPERVISED_ARGUMENTS say."""
+    """Returns the stage of full fine-tuning of `init`; args: has SUPERVISED_ARGUMENTS."""
     if train["modality"] == "image":
         return settled(shared.finetune_stage(name, train, test), args)
     pooling = pooling_of("text", args.pooling)
@@ -50,7 +56,7 @@ def stage(
 
 
 def settled(section: dict[str, Any], args: Any) -> dict[str, Any]:
-    """Returns a stage of fine-tuning with the settings that all arms have alike."""
+    """Returns a stage of fine-tuning with the settings in `args`, which all methods share."""
     data = augmented(section["data"], args.augment)
     pooling = pooling_of(data["modality"], args.pooling)
     model = {**section["model"], "dropout": args.dropout, "pooling": pooling}
@@ -62,9 +68,9 @@ def settled(section: dict[str, Any], args: Any) -> dict[str, Any]:
 def sized(
     section: dict[str, Any], *, steps: int = 0, batch_size: int = 0, lr: float = 0.0
 ) -> dict[str, Any]:
-    """Returns a stage with these sizes where they are not 0.
+    """Returns a stage with other steps, batch size or learning rate; 0: unchanged.
 
-    The warm-up takes the same share of the steps as before.
+    The warm-up keeps its share of the steps.
     """
     optim, before = section["optim"], section["num_steps"]
     steps = steps or before
@@ -78,7 +84,7 @@ def sized(
 
 
 def swept(section: dict[str, Any], lrs: str) -> dict[str, Any]:
-    """Returns a stage that chooses among the learning rates of an argument `lrs`."""
+    """Returns a stage that chooses among learning rates; lrs: as in "1e-4+3e-4", or ""."""
     if not lrs:
         return section
     rates = numbers("lrs", lrs)
@@ -87,7 +93,11 @@ def swept(section: dict[str, Any], lrs: str) -> dict[str, Any]:
 
 
 def sweep(lrs: tuple[float, ...], section: dict[str, Any]) -> dict[str, Any] | None:
-    """A section `sweep` that chooses by what the stage is evaluated by; one rate: None."""
+    """Returns a section `sweep` with the metric of the stage's evaluation, or None.
+
+    None: there is one rate only. Raises UserError where per_class=1 leaves no label to hold
+    out.
+    """
     if len(lrs) == 1:
         return None
     if section["data"]["subset"]["per_class"] == 1:
@@ -100,7 +110,7 @@ def sweep(lrs: tuple[float, ...], section: dict[str, Any]) -> dict[str, Any] | N
 
 
 def numbers(name: str, text: str) -> tuple[float, ...]:
-    """Returns the numbers of an argument such as `lrs=1e-4+3e-4`."""
+    """Returns the numbers of an argument such as `lrs=1e-4+3e-4`, or raises UserError."""
     try:
         return tuple(float(one) for one in text.split("+"))
     except ValueError:

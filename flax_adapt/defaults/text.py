@@ -1,6 +1,6 @@
-"""Sections of configs for text. The released code of S1 has none: the values are ours,
-after Gururangan et al. 2020 (Don't Stop Pretraining, task-adaptive pre-training) where
-they have one.
+"""Sections of configs for text. The released code of Lee et al. 2023 has no text part: the
+values are those of Gururangan et al. 2020 (Don't Stop Pretraining, task-adaptive
+pre-training) where they have one, else ours.
 """
 
 from typing import Any
@@ -12,9 +12,9 @@ from flax_adapt.defaults.shared import ALL
 
 
 def text_data(source: str, split: str, tokenizer: str, **changes: Any) -> dict:
-    """A data section: field "text", class names in "label", a text a row, 128 tokens.
+    """Returns a data section: field "text", classes in "label", a text a row, 128 tokens.
 
-    tokenizer: a model folder. `data` explains the layouts.
+    tokenizer: path of a model folder. `data` explains the layouts.
     """
     section = dict(
         modality="text",
@@ -37,10 +37,10 @@ def text_data(source: str, split: str, tokenizer: str, **changes: Any) -> dict:
 
 
 def mlm(mask_token_id: int) -> dict[str, Any]:
-    """Devlin et al. 2019: 15 % of the tokens; 80 % masked, 10 % random, 10 % kept.
+    """Returns the objective of BERT (Devlin et al. 2019): 15 % of the tokens are predicted.
 
-    A quarter of a row is projected at most (ours): of the rows of 128 tokens one in 1 000
-    has more hidden.
+    Of these 80 % are masked, 10 % random, 10 % unchanged. The head is applied to a quarter of
+    a row at most (ours): of the rows of 128 tokens one in 1 000 has more hidden.
     """
     return dict(
         name="mlm",
@@ -54,7 +54,7 @@ def mlm(mask_token_id: int) -> dict[str, Any]:
 
 
 def text_optim(num_steps: int, **changes: Any) -> dict[str, Any]:
-    """Gururangan et al. 2020: 1e-4 to 0 after 6 % of warm-up, AdamW as RoBERTa's."""
+    """Returns `optim` of Gururangan et al. 2020: 1e-4 to 0, 6 % warm-up, RoBERTa's AdamW."""
     section = shared.pretrain_optim(
         lr=1e-4,
         warmup_steps=num_steps * 6 // 100,
@@ -67,7 +67,7 @@ def text_optim(num_steps: int, **changes: Any) -> dict[str, Any]:
 
 
 def text_finetune_optim(num_steps: int, **changes: Any) -> dict[str, Any]:
-    """Gururangan et al. 2020: 2e-5 to 0 after 6 % of warm-up; no decay of LayerNorms."""
+    """Returns `optim` of Gururangan et al. 2020: 2e-5 to 0, 6 % warm-up, no LayerNorm decay."""
     section = shared.finetune_optim(
         lr=2e-5, warmup_steps=num_steps * 6 // 100, decay="pretrain"
     )
@@ -77,7 +77,7 @@ def text_finetune_optim(num_steps: int, **changes: Any) -> dict[str, Any]:
 def text_pretrain_stage(
     name: str, texts: dict[str, Any], mask_token_id: int, **changes: Any
 ) -> dict[str, Any]:
-    """Further masked pre-training: 12 500 steps of 64 rows, dropout 0.1."""
+    """Returns further masked pre-training: 12 500 steps of 64 rows, dropout 0.1."""
     num_steps = changes.get("num_steps", 12_500)
     section = shared.pretrain_stage(
         name,
@@ -91,17 +91,17 @@ def text_pretrain_stage(
 
 
 def text_model(**changes: Any) -> dict[str, Any]:
-    """Dropout 0.1, as BERT and RoBERTa were pre-trained; nothing new."""
+    """Returns `sections.stage_model` with dropout 0.1, as BERT and RoBERTa were pre-trained."""
     return sections.stage_model(**{"dropout": 0.1, **changes})
 
 
 def text_finetune_stage(
     name: str, texts: dict[str, Any], test: dict[str, Any], pooling: str, **changes: Any
 ) -> dict[str, Any]:
-    """Fine-tuning: 1 000 steps of 16 texts (10 epochs of 1 600), macro-F1.
+    """Returns fine-tuning: 1 000 steps of 16 texts (10 epochs of 1 600), macro-F1.
 
-    pooling: what the new head stands on, "pooler" (BERT's and RoBERTa's own: a tanh
-    layer on CLS, new for all since masked pre-training has none), "cls" or "mean".
+    pooling: features that the new head reads, "pooler" (BERT's and RoBERTa's own: a tanh
+    layer on CLS, always new since masked pre-training has none), "cls" or "mean".
     """
     num_steps = changes.get("num_steps", 1_000)
     section = shared.finetune_stage(
@@ -122,7 +122,7 @@ def text_finetune_stage(
     return sections.change(section, changes)
 
 
-# The arguments that all configs of text take; bert_self_distill explains them.
+# Arguments of all configs of text; the docstring of bert_self_distill explains them.
 TEXT_ARGUMENTS = dict(
     dataset="",
     init="",
@@ -147,12 +147,12 @@ TEXT_ARGUMENTS = dict(
     augment="",
 )
 
-# The state that self-distillation compares: what the head will stand on.
+# Pooling of the head -> the state that self-distillation compares.
 STATES = {"pooler": "cls", "cls": "cls", "mean": "mean"}
 
 
 class TextData:
-    """What the configs of text make of TEXT_ARGUMENTS."""
+    """Makes the stages of the configs of text, from TEXT_ARGUMENTS."""
 
     def __init__(self, args: Any):
         if not args.dataset or not args.init:
@@ -183,7 +183,7 @@ class TextData:
         )
 
     def _unlabelled(self, split: str) -> dict[str, Any]:
-        """Rows for masked pre-training: packed, but a pair keeps a row to itself."""
+        """Returns texts for masked pre-training: packed into rows; of pairs one a row."""
         layout = "padded" if self.args.pair_field else "packed"
         return self._section(split, label_field="", layout=layout)
 
@@ -203,11 +203,14 @@ class TextData:
 
     @property
     def start(self) -> str:
-        """Where all masked pre-training starts: the weights with an MLM head."""
+        """The weights that all masked pre-training starts from: those with an MLM head."""
         return "stage:mlm_warmup" if self.args.mlm_warmup else "pretrained"
 
     def warmup_stages(self) -> list[dict[str, Any]]:
-        """A new MLM head trained with the encoder frozen, if `mlm_warmup` asks for it."""
+        """Returns the stage that trains a new MLM head with the encoder frozen, or [].
+
+        Raises UserError without `mlm_warmup` for weights without an MLM head.
+        """
         steps = self.args.mlm_warmup
         if not steps and "mlm" not in weights.parts(self.init, "mlm", **self.told):
             raise UserError(
@@ -226,7 +229,7 @@ class TextData:
         return [stage]
 
     def pretrain_stage(self, name: str) -> dict[str, Any]:
-        """Masked pre-training from `start`."""
+        """Returns masked pre-training from `start`."""
         return self._pretrain(name, init_from=self.start)
 
     def _pretrain(self, name: str, **changes: Any) -> dict[str, Any]:
@@ -234,7 +237,7 @@ class TextData:
         return text_pretrain_stage(name, self.texts, self.mask_token_id, **fields)
 
     def _sizes(self) -> dict[str, Any]:
-        """What all masked pre-training shares."""
+        """Returns the fields that all masked pre-training shares."""
         args, heldout = self.args, None
         if args.heldout_split:
             heldout = dict(
@@ -252,7 +255,7 @@ class TextData:
         )
 
     def distill_stages(self, first_teacher: str, rounds: int) -> list[dict[str, Any]]:
-        """S1's rounds on text: the masked part is `mlm`."""
+        """Returns the rounds of self-distillation on text; the masked loss is `mlm`."""
         state = choose("pooling", self.args.pooling, STATES)
         objective = {**sections.distill(mlm(self.mask_token_id)), "state": state}
         return shared.distill_stages(

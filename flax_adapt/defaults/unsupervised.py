@@ -1,7 +1,8 @@
-"""Unsupervised fine-tuning with replay and mixing (METHODS S2), of images and of texts.
+"""The config `unsup_finetune`: unsupervised fine-tuning with replay and mixing.
 
-The paper's loss, ratios and operators are not known: the grid and its values are ours,
-those of the contrastive objective after MoCo-v3 (Chen et al. 2021, official code).
+S2, Li et al. 2021; see docs/methods/unsupervised.md. The paper's loss, ratios and operators
+are not known: the methods and their values are ours, those of the contrastive objective
+after MoCo-v3 (Chen et al. 2021, official code).
 """
 
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from flax_adapt.objectives import mixing
 
 
 class Method(NamedTuple):
-    """Whether a method of METHODS replays, mixes, and freezes the encoder."""
+    """A method: whether it replays source examples, mixes examples, freezes the encoder."""
 
     replays: bool
     mixes: bool
@@ -28,7 +29,7 @@ METHODS = {
 }
 
 
-# The arguments of unsup_finetune, which explains them.
+# The arguments of the config unsup_finetune; its docstring explains them.
 UNSUPERVISED_ARGUMENTS = dict(
     {**shared.ARGUMENTS_OF_WEIGHTS, **shared.ARGUMENTS_OF_DATA},
     dataset="",
@@ -56,7 +57,10 @@ UNSUPERVISED_ARGUMENTS = dict(
 
 
 class Unsupervised:
-    """The experiment of unsup_finetune, from UNSUPERVISED_ARGUMENTS."""
+    """The experiment of unsup_finetune, from UNSUPERVISED_ARGUMENTS.
+
+    Raises UserError for arguments that are missing or do not fit together.
+    """
 
     def __init__(self, args: Any):
         if not (args.dataset and args.source and args.init):
@@ -77,7 +81,7 @@ class Unsupervised:
         self.contrasts = args.objective == "contrast"
 
     def stages(self) -> list[dict[str, Any]]:
-        """Returns a stage for every method, each from `init`, with the same seeds."""
+        """Returns a stage for every method, each from `init` and with the same seeds."""
         names = self.args.method.split("+")
         return [self._stage(name, choose("method", name, METHODS)) for name in names]
 
@@ -111,7 +115,10 @@ class Unsupervised:
         )
 
     def _mixing(self, method: Method, reading: str) -> dict[str, Any]:
-        """Returns the section `mixing`: with replay a target is mixed with a source example."""
+        """Returns the section `mixing`; by default replay mixes target with source examples.
+
+        reading: the default of the argument `reading`.
+        """
         args = self.args
         pairing = "target_source" if method.replays else "target_target"
         return dict(
@@ -129,6 +136,7 @@ class Unsupervised:
         return sections.replay(source, args.rho, sampling=args.sampling)
 
     def experiment(self) -> dict[str, Any]:
+        """Returns the whole config, with all stages."""
         args = self.args
         source = self.make.plain(args.source, args.drift_split or args.source_split)
         return shared.experiment(

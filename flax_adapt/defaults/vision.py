@@ -1,4 +1,4 @@
-"""Sections of configs for images: data, the model of a folder, what S1 makes of both."""
+"""Sections of configs for images: data, models, and the stages of self-distillation (S1)."""
 
 import functools
 import statistics
@@ -26,7 +26,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def dataset(name: str) -> str:
-    """Returns the data source of a short name; a source stays as it is."""
+    """Returns the data source of a short name such as "dtd", or a data source unchanged.
+
+    Raises UserError for an unknown short name.
+    """
     if name in DATASETS:
         return DATASETS[name]
     if ":" not in name:
@@ -38,10 +41,10 @@ def dataset(name: str) -> str:
 
 
 def architecture(init: str, size: str, told: Mapping[str, Any]) -> dict[str, Any]:
-    """The model section: of the weights `init`, or a MAE of `size` if there are none.
+    """Returns the model section of the weights `init`; without `init` of a MAE of `size`.
 
-    `size` (Ti, S, B, L, H; "" for any) must be that of the weights if both are given.
-    told: see `weights.source_options`.
+    size: Ti, S, B, L, H, or "" for any. told: arguments of `weights.model_config`, from
+    `weights.source_options`. Raises UserError for weights of another size or no ViT.
     """
     if not init:
         return models.mae_config(size or "B", image_size=224, patch_size=16, channels=3)
@@ -60,10 +63,10 @@ def architecture(init: str, size: str, told: Mapping[str, Any]) -> dict[str, Any
 def small_mae(
     *, width: int, depth: int, heads: int, decoder: Mapping[str, int], **pixels: int
 ) -> dict[str, Any]:
-    """The model section of a MAE that trains in minutes on CPU cores (ours).
+    """Returns the model section of a MAE that trains in minutes on CPU cores (ours).
 
-    Of a MAE of size B in its other values; MLPs four times as wide as their stream.
-    decoder: width, depth, heads. pixels: image_size, patch_size, channels.
+    Its MLPs are four times as wide as the hidden states; its other values are those of size
+    B. decoder: width, depth, heads. pixels: image_size, patch_size, channels.
     """
 
     def sizes(width: int, depth: int, heads: int) -> dict[str, int]:
@@ -76,9 +79,10 @@ def small_mae(
 def pixel_statistics(
     init: str, channels: int, format: str | None
 ) -> tuple[tuple, tuple]:
-    """(mean, std) that a model was trained with: its folder's, or ImageNet's.
+    """Returns (mean, std) of pixels, one number a channel: those of the folder of `init`.
 
-    One channel for weights of several: the average of theirs. format: see `weights`.
+    A grey image for weights of several channels has the average of theirs. If `init` does
+    not say: those of ImageNet for 3 channels, else 0.5. format: see `weights`.
     """
     known = weights.pixel_statistics(init, format=format) if init else None
     if known is not None and len(known[0]) == channels:
@@ -87,7 +91,7 @@ def pixel_statistics(
         mean, std = map(statistics.fmean, known)
         return (mean,), (std,)
     if known is not None and len(known[0]) < channels:
-        # The known channels as the weights saw them; the new ones like their mean.
+        # Known channels keep their numbers; new ones have the mean of these.
         new = channels - len(known[0])
         means, stds = ((*values, *[statistics.fmean(values)] * new) for values in known)
         return means, stds
@@ -97,9 +101,9 @@ def pixel_statistics(
 
 
 def image_data(source: str, split: str, **changes: Any) -> dict[str, Any]:
-    """A data section: 224 x 224, ImageNet mean and std, no augmentation, all examples.
+    """Returns a data section: 224 x 224, ImageNet mean and std, no augmentation, all examples.
 
-    views: none, or the two sections `augment` of a contrastive objective.
+    views: (), or the two sections `augment` of a contrastive objective.
     """
     section = dict(
         modality="image",
@@ -121,7 +125,7 @@ def image_data(source: str, split: str, **changes: Any) -> dict[str, Any]:
     return sections.change(section, changes)
 
 
-# The arguments that all configs of S1 take; vit_self_distill explains them.
+# Arguments of all configs of S1 on images; the docstring of vit_self_distill explains them.
 S1_ARGUMENTS = dict(
     dataset="dtd",
     data_dir="",
@@ -137,13 +141,13 @@ S1_ARGUMENTS = dict(
     test_split="test",
     augment="",
 )
-# Those of them that pre-train, too.
+# Arguments of those of them that pre-train.
 S1_PRETRAIN_ARGUMENTS = dict(**S1_ARGUMENTS, decoder_warmup=0)
 WARMUP = "decoder_warmup"
 
 
 class S1Data:
-    """What the configs of S1 make of S1_ARGUMENTS."""
+    """Makes the stages of the configs of S1 on images, from S1_ARGUMENTS."""
 
     def __init__(self, args: Any):
         source, train = dataset(args.dataset), "train"
@@ -182,7 +186,7 @@ class S1Data:
 
     @functools.cached_property
     def has_decoder(self) -> bool:
-        """Whether `init` holds one: its config.json may size one that is not there."""
+        """Whether `init` holds a decoder; its config.json may describe an absent one."""
         parts = weights.parts(self.init, "mae", **self.told) if self.init else set()
         return "decoder" in parts
 
@@ -190,7 +194,7 @@ class S1Data:
         return any(self.found[name] != self.model[name] for name in names)
 
     def _reshaping(self, stage: dict[str, Any], **changes: Any) -> dict[str, Any]:
-        """The stage, allowed to make the weights fit the sizes that were asked for."""
+        """Returns the stage with rules to resize the weights to the requested sizes."""
         rules = {
             "position": self._changed("image_size", "patch_size"),
             "patch": self._changed("patch_size"),
@@ -201,12 +205,12 @@ class S1Data:
 
     @property
     def original(self) -> str:
-        """What fine-tuning compares with: the weights as they are."""
+        """The reference to the initial weights, without a new decoder."""
         return "pretrained" if self.init else "scratch"
 
     @property
     def start(self) -> str:
-        """Where all masked pre-training starts: the weights with a decoder that fits."""
+        """The weights that all masked pre-training starts from: those with a decoder."""
         if self.args.decoder_warmup:
             return f"stage:{WARMUP}"
         missing = {
@@ -225,10 +229,10 @@ class S1Data:
         return self.original
 
     def warmup_stages(self) -> list[dict[str, Any]]:
-        """A new decoder trained with the encoder frozen, if `decoder_warmup` asks for it.
+        """Returns the stage that trains a new decoder with the encoder frozen, or [].
 
-        Its rate is ours, not searched: higher, since all that learns is new. Where the
-        weights bring a decoder for other pixels only its last layer is new.
+        Its rate is ours, not searched: higher, since all trained parameters are new. If
+        `init` has a decoder for other pixels, only the last layer of it is new.
         """
         steps = self.args.decoder_warmup
         if not steps:
@@ -247,24 +251,26 @@ class S1Data:
         return [self._reshaping(stage, fresh=(new,))]
 
     def pretrain_stage(self, name: str, **changes: Any) -> dict[str, Any]:
-        """S1's further pre-training, from `start`."""
+        """Returns further pre-training (Lee et al. 2023) from `start`."""
         fields = {"init_from": self.start, **changes}
         return self._reshaping(shared.pretrain_stage(name, self.images, **fields))
 
     def distill_stages(
         self, first_teacher: str, rounds: int, **changes: Any
     ) -> list[dict[str, Any]]:
-        """S1's rounds, each from `start`."""
+        """Returns the rounds of self-distillation (Lee et al. 2023), each from `start`."""
         fields = {"init_from": self.start, **changes}
         stages = shared.distill_stages(self.images, first_teacher, rounds, **fields)
         return [self._reshaping(stage) for stage in stages]
 
     def finetune_stage(self, name: str, init_from: str, **changes: Any) -> dict:
+        """Returns fine-tuning (Lee et al. 2023) from the weights `init_from`."""
         images = (self.labelled, self.test_images)
         fields = {"init_from": init_from, **changes}
         return self._reshaping(shared.finetune_stage(name, *images, **fields))
 
     def experiment(self, stages: list[dict[str, Any]]) -> dict[str, Any]:
+        """Returns the whole config with these stages."""
         return shared.experiment(
             init=self.init,
             init_format=self.args.init_format,

@@ -1,4 +1,4 @@
-"""Surgery on trained models: another width of the last block, adaptors of two kinds.
+"""Surgery on trained models: another width of the last block, GLAD's adaptors, LoRA.
 
 check_resize(section, config.model, init_from)
 surgery = SURGERY[config.model.kind]
@@ -45,9 +45,9 @@ __all__ = [
 
 
 class Surgery(Protocol):
-    """What differs between the kinds of models: the modules `last_block` and `resnet`."""
+    """Resizing of one kind of model: the modules `last_block` and `resnet` have it."""
 
-    # Rules of a `model.resize`: their subject is a `Wanted`.
+    # Rules of a section `model.resize`; each is checked on a `Wanted`.
     ROWS: Sequence[Row]
 
     def resize(self, trained: Trained) -> Resized: ...
@@ -63,7 +63,11 @@ SURGERY: dict[str, Surgery] = {
 
 
 class Wanted(NamedTuple):
-    """A section `model.resize`, the model config as it was, where its weights come from."""
+    """A requested resizing, for checks.
+
+    section: `model.resize` of a stage. model: the model config before. init_from: of the
+    stage, such as "pretrained" or "scratch".
+    """
 
     section: Any
     model: Any
@@ -89,6 +93,9 @@ CHECKS = (
 
 
 def check_resize(section: Any, config_model: Any, init_from: str) -> None:
-    """Raises UserError for a `model.resize` that cannot be made of the model."""
+    """Raises UserError for a section `model.resize` that the model or its weights cannot have.
+
+    config_model: the model config before. init_from: the stage's.
+    """
     rows = (*last_block.OF_ANY, *SURGERY[config_model["kind"]].ROWS, *_BUILDS)
     checks.run(rows, Wanted(section, config_model, init_from))

@@ -1,4 +1,4 @@
-"""Dropping the adaptors of GLAD attention (`models.AdaptorConfig`; METHODS S4)."""
+"""Drops the adaptors of GLAD attention (`models.AdaptorConfig`; S4, Yoon et al. 2023)."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -10,17 +10,17 @@ PATTERN = re.compile(r"(.*/)?adaptor/.*")
 
 
 def is_adaptor(name: str) -> bool:
-    """Whether a leaf, as in `encoder/block_00/attention/adaptor/logit_scale`, is of one."""
+    """Whether a leaf is an adaptor's, as `encoder/block_00/attention/adaptor/logit_scale`."""
     return PATTERN.fullmatch(name) is not None
 
 
 def leaves_of(names: Iterable[str]) -> tuple[str, ...]:
-    """Returns those that are of adaptors."""
+    """Returns those of the leaf names that are of adaptors, in the same order."""
     return tuple(name for name in names if is_adaptor(name))
 
 
 def drop(params: Params) -> dict[str, Any]:
-    """Returns the backbone: the same tree, to the leaf, as of a model without adaptors."""
+    """Returns the parameters without adaptors: the tree of the model without adaptors."""
     return {
         name: drop(part) if isinstance(part, Mapping) else part
         for name, part in params.items()

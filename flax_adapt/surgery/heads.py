@@ -1,4 +1,4 @@
-"""Heads of classifiers: one that grows for a sequence of tasks; batch norm folded into one."""
+"""Heads of classifiers: adds classes for a next task; folds batch norm into the head."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,11 +14,14 @@ from flax_adapt.models import batch_stats
 from flax_adapt.models.heads import PROBE_EPS
 
 LEAVES = ("head/kernel", "head/bias")
-INIT_STD = 0.02  # of the kernel of a new head (`layers.NORMAL`)
+INIT_STD = 0.02  # standard deviation of the kernel of a new head (`layers.NORMAL`)
 
 
 def _grows(at: Context) -> bool:
-    """Whether a head of weights can grow: it is not new, and nothing hides or drops it."""
+    """Whether the stage has a head that can grow: a trained one that the stage keeps.
+
+    The objective is "classify", without projector and adaptor; "head" is not in model.fresh.
+    """
     options = at.section.model
     dropped = options.projector is not None or options.adaptor is not None
     is_new = "head" in options.fresh
@@ -60,11 +63,12 @@ def grow(
     old_classes: Sequence[str],
     new_classes: Sequence[str],
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Returns the leaves with a head of more classes, and leaf -> what was done.
+    """Returns (leaves with a head of more classes, {leaf: what was done}).
 
-    The logits of the old classes stay as they are; those of new ones begin as `init`,
-    fresh parameters of the larger model, has them. The old classes are the first of the
-    new ones, in the same order, or it is a UserError.
+    leaves: {name: array} of the trained model. init: the same of new parameters of the larger
+    model. The head, float32, gives the old classes the same logits; the columns of new
+    classes are those of `init`. Raises UserError unless new_classes begins with old_classes,
+    in the same order.
     """
     count = len(old_classes)
     if tuple(new_classes[:count]) != tuple(old_classes):
@@ -82,10 +86,10 @@ def grow(
 
 
 def fold(stored: Params) -> Params:
-    """Returns the parameters of the classifier without `head_norm` that does the same.
+    """Returns parameters of an equivalent classifier without `head_norm`.
 
-    stored: see `batch_stats`. By the running statistics: the head's kernel is scaled, and
-    its bias moved.
+    stored: parameters with running statistics, see `batch_stats`. The statistics scale the
+    head's kernel and shift its bias.
     """
     params, statistics = batch_stats.split(stored)
     mean_D, var_D = (statistics["norm"][name] for name in ("mean", "var"))

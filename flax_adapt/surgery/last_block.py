@@ -1,17 +1,17 @@
-"""Expand or narrow the representation: another width of the last block (METHODS S3).
+"""Expand or narrow the representation: another width of the last block (S3).
 
 Bordes et al. 2023 (arXiv 2304.05369) resize the last block of a ResNet before training;
-for transformers, and for a start from trained weights, all is ours.
+for transformers, and for resizing trained weights, all is ours.
 
 A section `model.resize` of a stage:
 
     kind      "resized", or a control: "linear", "extra" (`models.LastBlock`)
-    width     D, of the new features; of "extra" that of the model
+    width     D, the number of new features; of "extra" that of the model
     relu      a ReLU on the final states, so that they can be sparse
     mlp_dim   of "extra", 0 for the others: see `matched.mlp_dim`
-    init      how the new leaves start, one of INITS
-    noise     of "preserve": the deviation of new features, in that of old ones
-    tokens    of "pca": whose features are looked at, one of TOKENS
+    init      initial values of new parameters, one of INITS
+    noise     of "preserve": standard deviation of new features, relative to the old ones
+    tokens    of "pca": tokens whose features are analysed, one of TOKENS
 """
 
 import math
@@ -27,22 +27,22 @@ from flax_adapt.base.types import Array, Key, Layout
 
 Leaves = Mapping[str, Any]
 
-# Which tokens of a `Layout` the components of "pca" are of, bool [B, L].
+# Name -> the tokens of a `Layout` whose features "pca" analyses, bool [B, L].
 TOKENS: dict[str, Callable[[Layout], Array]] = {
     "all": lambda layout: layout.segments_BL > 0,
     "first": lambda layout: layout.first_BL,
     "pooled": lambda layout: layout.pooled_BL,
 }
-# What reads the final states: their kernels have a row for each feature.
+# Kernels of the layers that read the final states; they have a row for each feature.
 READERS = r"(decoder/embed|mlm/transform|pooler|head)/kernel"
 
 
 class Trained(NamedTuple):
-    """Trained weights with an ordinary last block, and what that block shall become.
+    """Trained weights with an ordinary last block, and the last block to make of it.
 
-    leaves: of the model `config_model`. init: fresh ones of the new model. section:
-    `model.resize`, of which the rows of its kind hold. key: draws the features that are
-    new. components_dD: of the init "pca", `moments.principal_components`; None for others.
+    leaves: {name: array} of the model `config_model`. init: the same of new parameters of the
+    resized model. section: a checked `model.resize`. key: draws the new features.
+    components_dD: for init "pca" `moments.principal_components` [d, D], else None.
     """
 
     leaves: Leaves
@@ -54,22 +54,22 @@ class Trained(NamedTuple):
 
     @property
     def where(self) -> "Places":
-        """The leaves of a transformer that its last block changes."""
+        """The leaves of a transformer that resizing changes."""
         return places(self.config_model)
 
     @property
     def readers(self) -> list[str]:
-        """The leaves that have a row for each feature; a pooler hides those from a head."""
+        """The leaves with a row for each feature; a head behind a pooler has none."""
         found = [leaf for leaf in self.leaves if re.fullmatch(READERS, leaf)]
         hidden = "head/kernel" if "pooler/kernel" in found else ""
         return [leaf for leaf in found if leaf != hidden]
 
 
 class Resized(NamedTuple):
-    """Weights of the new model.
+    """Weights of the resized model.
 
-    leaves: those that were kept or changed. rules: leaf -> how it was changed. fresh: names
-    of leaves that start as new ones.
+    leaves: {name: array}, unchanged or resized. rules: {leaf: how it was resized}. fresh:
+    names of leaves that keep their new initial values.
     """
 
     leaves: dict[str, Any]
@@ -78,7 +78,7 @@ class Resized(NamedTuple):
 
 
 class Places(NamedTuple):
-    """The leaves that a last block changes, and how wide the features were."""
+    """Names of the leaves or layers that resizing changes, and the old width."""
 
     width: int
     down: str
@@ -89,9 +89,9 @@ class Places(NamedTuple):
 
 
 def places(config_model: Mapping[str, Any]) -> Places:
-    """`config_model`: of the model as it was."""
+    """Returns the `Places` of a transformer; config_model: before resizing."""
     block = f"encoder/block_{config_model['depth'] - 1:02d}"
-    # Post-norm blocks end in their norm; there is none after the last.
+    # Post-norm blocks end in a norm of their own; there is no norm after the last block.
     is_vit = config_model["kind"] == "vit"
     return Places(
         config_model["width"],
@@ -104,8 +104,10 @@ def places(config_model: Mapping[str, Any]) -> Places:
 
 
 def features_of(states: Sequence[Array], sums: Any, section: Any) -> Array:
-    """Returns x_BLd, what "pca" looks at: of "linear" the final states, else what the
-    last block hands to its norm. sums: the collection `models.SUMS`.
+    """Returns x_BLd, the features that "pca" analyses.
+
+    For kind "linear" these are the final states, else the input of the last block's norm.
+    sums: the collection `models.SUMS`.
     """
     if section["kind"] == "linear":
         return states[-1]
@@ -115,28 +117,28 @@ def features_of(states: Sequence[Array], sums: Any, section: Any) -> Array:
 
 
 def resize(trained: Trained) -> Resized:
-    """Returns the leaves of a model with another last block.
+    """Returns the weights of the model with the requested last block, by the section's init.
 
-    "preserve" leaves the first d features what they were, to the digit: W_2 = [W_2 | N],
-    W_s = [I | N], and the norm goes by the mean and variance of the first d alone
-    (`LastBlock.norm_width`); what reads the features gets rows of zeros, so that the
-    whole model computes what it did. (A ReLU, which follows, is not undone.)
-    "pca" keeps what the principal components P keep: W_2 = W_2 P, W_s = P, readers P' K;
-    the norm is new: that of D features is another one than that of d. Only directions are
-    kept: readers start without the old norm's scale and bias, and without the mean.
-    "random": leaves that are new or of another shape start as fresh ones.
+    "preserve" keeps the first d features exactly: W_2 = [W_2 | N], W_s = [I | N], and the
+    norm takes the mean and variance of the first d features alone (`LastBlock.norm_width`).
+    Layers that read the features get rows of zeros, so that the model's outputs stay the
+    same. (A ReLU after the norm still changes them.)
+    "pca" projects on the principal components P: W_2 = W_2 P, W_s = P, readers P' K. The norm
+    is new, since that of D features differs from that of d. Only the directions are kept:
+    readers start without the old norm's scale and bias, and without the mean.
+    "random": leaves that are new or of another shape get new initial values.
     """
     return INITS[trained.section["init"]].make(trained)
 
 
 def _draw_noise(key: Key, rows: int, columns: int, scale: float) -> np.ndarray:
-    """float32 [rows, columns]: features of unit scale in, features of `scale` out."""
+    """Returns float32 [rows, columns]: maps features of unit scale to features of `scale`."""
     drawn = jax.random.normal(key, (rows, columns), np.float32)
     return np.asarray(drawn) * np.float32(scale / math.sqrt(rows))
 
 
 def _widen(array: Any, more: np.ndarray) -> np.ndarray:
-    """More columns (of a vector: entries) after those there are."""
+    """Returns the array, float32, with more columns (of a vector: entries) at the end."""
     return np.concatenate([np.asarray(array, np.float32), more], axis=-1)
 
 
@@ -183,7 +185,7 @@ def _expand_linear(trained: Trained) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _add_block(trained: Trained) -> tuple[dict[str, Any], dict[str, str]]:
-    """What the new block adds to the residual stream is zero at first."""
+    """Returns (leaves, rules) with one more block, which at first adds zero to its input."""
     block = trained.where.extra
     ends = rf"{block}/(attention/out|mlp/down)/(kernel|bias)"
     changed = {
@@ -231,7 +233,11 @@ def _start_anew(trained: Trained) -> Resized:
 
 
 class Init(NamedTuple):
-    """How new leaves start; `fits(width, old width)`, and `what` says when it does."""
+    """A way to initialise new leaves.
+
+    fits: whether (width, old width) are possible; what: says in errors which widths are.
+    make: does it.
+    """
 
     fits: Callable[[int, int], bool]
     what: str
@@ -246,12 +252,12 @@ INITS = {
     "random": Init(lambda new, old: True, "any width", _start_anew),
 }
 
-# Rules of a `model.resize` of any kind of model.
+# Rules of a section `model.resize`, for all kinds of models.
 OF_ANY = (
     one_of("model.resize.init", lambda it: it.section["init"], INITS),
     one_of("model.resize.tokens", lambda it: it.section["tokens"], TOKENS),
 )
-# ... and of a transformer.
+# Further rules for transformers.
 ROWS: Sequence[Row] = (
     Row(
         lambda it: 0 <= it.section["noise"] < math.inf,

@@ -1,13 +1,13 @@
-"""LoRA: low-rank adaptors of kernels, which train in their place (Hu et al. 2021).
+"""LoRA: low-rank adaptors of kernels; they are trained, the kernels are not (Hu et al. 2021).
 
 A section `model.lora` of a stage:
 
     rank     r, the columns of a and the rows of b
-    alpha    the change is alpha / r * a b
+    alpha    the kernel changes by alpha / r * a b
     targets  the layers of every block that are adapted, of TARGETS
 
-The adaptors are a part of the parameters, beside the model's own: the model never sees
-them. A loss gets merged kernels; so do evaluation, export and all that reads checkpoints.
+The parameters of a stage have the adaptors as a part of their own. The model itself has none:
+losses, evaluation, exports and readers of checkpoints get kernels with the adaptors merged.
 """
 
 import math
@@ -25,12 +25,12 @@ from flax_adapt.base.types import Key, LossFn, Params
 from flax_adapt.weights import lora as pairs
 from flax_adapt.weights import strict
 
-# Layer -> the part of a block that it is in.
+# Layer -> the part of a transformer block that contains it.
 TARGETS = {
     **dict.fromkeys(("query", "key", "value", "out"), "attention"),
     **dict.fromkeys(("up", "down"), "mlp"),
 }
-# What trains beside the adaptors and what is new: a head is of its task.
+# Leaves that train apart from new ones: the adaptors, and the head, which is the task's.
 TRAINED = (f"{pairs.PART}/.*", "head/.*")
 
 
@@ -68,10 +68,11 @@ CHECKS = (
 
 
 def add(params: Params, config: Any, key: Key) -> dict[str, Any]:
-    """Returns the parameters with adaptors, which change nothing at first.
+    """Returns the parameters with adaptors, which do not change the model at first.
 
-    a: uniform in +-1 / sqrt(in), Kaiming's with the slope sqrt 5 of torch's layers, as in
-    the official code; b: zeros. float32 both.
+    a [in, r]: uniform in +-1 / sqrt(in), Kaiming's with the slope sqrt 5 of torch's layers,
+    as in the official code; b [r, out]: zeros; both float32. config: the section. Raises
+    UserError where the model has none of the targets.
     """
     layers = "|".join(f"{TARGETS[name]}/{name}" for name in config.targets)
     pattern = rf"encoder/block_\d+/({layers})/kernel"
@@ -96,9 +97,9 @@ def add(params: Params, config: Any, key: Key) -> dict[str, Any]:
 
 
 def merge(params: Params, config: Any) -> Params:
-    """Returns the parameters of the model itself, the adaptors merged into its kernels.
+    """Returns the parameters of the model itself, with the adaptors merged into its kernels.
 
-    config: the section, or None: nothing is to be merged.
+    config: the section `model.lora`; None: the parameters have no adaptors.
     """
     if config is None:
         return params
@@ -111,13 +112,16 @@ def merge(params: Params, config: Any) -> Params:
 
 
 def merged(loss_fn: LossFn, config: Any) -> LossFn:
-    """The loss of merged parameters; config as for `merge`."""
+    """Returns a loss of parameters with adaptors: `loss_fn` of the merged ones.
+
+    config: as for `merge`.
+    """
     if config is None:
         return loss_fn
     return lambda params, *rest: loss_fn(merge(params, config), *rest)
 
 
 def freeze_pattern(fresh: Collection[str]) -> str:
-    """What `optim.freeze` has to name: all but TRAINED and the leaves named in `fresh`."""
+    """Returns the pattern for `optim.freeze`: all leaves but TRAINED and those in `fresh`."""
     trains = "|".join((*TRAINED, *map(re.escape, fresh)))
     return rf"(?!({trains})$).*"

@@ -1,4 +1,4 @@
-"""An extra block with as many parameters as a resized one: a control of METHODS S3."""
+"""Size of an extra block with as many parameters as resizing adds: a control of S3; ours."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,9 +7,10 @@ from flax_adapt.base.errors import UserError
 
 
 def mlp_dim(config_model: Mapping[str, Any], width: int) -> int:
-    """Returns the mlp_dim of an extra block with as many parameters as a resized one has.
+    """Returns the mlp_dim of an extra block with as many parameters as resizing adds.
 
-    To the next smaller whole number. A UserError where a block without an MLP has more.
+    The number is rounded down. config_model: before resizing. width: of the resized last
+    block. Raises UserError where a block without an MLP already has more parameters.
     """
     d, hidden = config_model["width"], config_model["mlp_dim"]
     is_vit = config_model["kind"] == "vit"

@@ -1,7 +1,7 @@
 """Principal components of features, from one pass over the data.
 
-Every batch gives its count, mean and scatter on the device; batches are merged on the
-host, in float64 (Chan, Golub and LeVeque 1983). Nothing is sampled or approximated.
+The device computes count, mean and scatter matrix of every batch; the host merges batches in
+float64 (Chan, Golub and LeVeque 1983). Nothing is sampled or approximated.
 """
 
 from typing import NamedTuple
@@ -15,14 +15,18 @@ from flax_adapt.base.types import Array
 
 
 class Moments(NamedTuple):
-    """rows, how many; mean [D]; scatter [D, D], the sum of (x - mean)(x - mean)'."""
+    """Moments of feature vectors x.
+
+    rows: their number. mean_D: float64 [D]. scatter_DD: float64 [D, D], the sum of
+    (x - mean)(x - mean)'.
+    """
 
     rows: float
     mean_D: np.ndarray
     scatter_DD: np.ndarray
 
     def merge(self, other: "Moments") -> "Moments":
-        """The moments of both sets of rows together."""
+        """Returns the moments of both sets of rows together."""
         rows = self.rows + other.rows
         if rows == 0:
             return self
@@ -36,19 +40,19 @@ class Moments(NamedTuple):
 
     @property
     def covariance_DD(self) -> np.ndarray:
-        """float64, divided by their number."""
+        """Covariance, float64 [D, D]: the scatter divided by the number of rows."""
         return self.scatter_DD / self.rows
 
 
 def empty(width: int) -> Moments:
-    """Of no rows."""
+    """Returns the moments of no rows, for features of a width."""
     return Moments(0.0, np.zeros(width), np.zeros((width, width)))
 
 
 def of_batch(x_BLD: Array, counts_BL: Array) -> tuple[Array, Array, Array]:
     """Returns (count, mean_D, scatter_DD), float32, of the tokens where counts_BL is 1.
 
-    To be jitted; of a batch that is sharded it is the moments of all of it.
+    For use under jit; for a sharded batch these are the moments of the whole batch.
     """
     x_RD = x_BLD.reshape(-1, x_BLD.shape[-1]).astype(jnp.float32)
     weight_R1 = counts_BL.reshape(-1, 1).astype(jnp.float32)
@@ -61,17 +65,18 @@ def of_batch(x_BLD: Array, counts_BL: Array) -> tuple[Array, Array, Array]:
 
 
 def fetch(count: Array, mean_D: Array, scatter_DD: Array) -> Moments:
-    """Of what `of_batch` gave."""
+    """Returns the `Moments` of one result of `of_batch`, on the host."""
     arrays = (np.asarray(x, np.float64) for x in (mean_D, scatter_DD))
     return Moments(float(count), *arrays)
 
 
 def principal_components(moments: Moments, width: int) -> np.ndarray:
-    """Returns P [D, width], float64: the directions that lose least of the features.
+    """Returns P [D, width], float64: the principal components of the features.
 
     Its columns are orthonormal, the one of most variance first. Of all maps of that width
     x -> mean + P P' (x - mean) has the least squared error (Pearson 1901). The largest
-    entry of a column is positive: so the same features give the same columns.
+    entry of a column is positive: so the same features give the same columns. Raises
+    UserError unless there are more rows than components.
     """
     if moments.rows <= width:
         raise UserError(

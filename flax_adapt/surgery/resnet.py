@@ -1,8 +1,8 @@
-"""Another width of the last block of a ResNet (Bordes et al. 2023, METHODS S3).
+"""Another width of the last block of a ResNet (S3, Bordes et al. 2023).
 
-As the paper has it: of the last block conv3 ends in D features, and the shortcut projects
-to them. The paper trains all of it from scratch; to take the other weights from a
-checkpoint is ours.
+As in the paper, conv3 of the last block has D output features, and the shortcut projects to
+D. The paper trains the whole model from scratch; to load the other weights from a checkpoint
+is ours.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ NEW = ("conv3", "norm3", "shortcut")
 READER = "head/kernel"
 
 
-# Rules of a `model.resize` of a ResNet.
+# Rules of a section `model.resize` for a ResNet.
 ROWS: Sequence[Row] = (
     Row(
         lambda it: it.section["init"] == "random",
@@ -29,10 +29,10 @@ ROWS: Sequence[Row] = (
 
 
 def resize(trained: Trained) -> Resized:
-    """Returns the leaves of a model with another last block, as `last_block.resize` does.
+    """Returns the weights of a ResNet with the requested last block.
 
-    "random": leaves that are new or of another shape start as fresh ones, with their
-    running statistics; so does the kernel of a head where the width differs.
+    Leaves that are new or of another shape get new initial values, with their running
+    statistics; so does the kernel of a head where the width differs.
     """
     leaves, config_model = trained.leaves, trained.config_model
     depths = config_model["depths"]

@@ -1,14 +1,15 @@
-"""Weights in and out, strictly checked, in every format of `formats.FORMATS`.
+"""Loads and saves weights, strictly checked, in every format of `formats.FORMATS`.
 
     config, loaded, report = weights.load(path, "classify", pooling="cls")  # renames
     params, report = weights.adopt(init, loaded, ("head",))  # compares with the model
 
-`fit` between the two resizes weights of another image size, patch size or number of
-channels. `from_pretrained` and `save_pretrained` do all of it for library users.
+`fit`, called between these two, resizes weights of another image size, patch size or number
+of channels. `from_pretrained` and `save_pretrained` do all of it for library users.
 
-format: one of FORMATS; None: the one that `path` is detected to have. known: what a file
-does not say: "heads", "decoder_heads", "gelu", "layer_norm_eps" of a ViT without a config;
-"weights", the name of one set of weights where a torch file holds several.
+Arguments that many functions have: format, one of FORMATS; None: detected from `path`.
+known: {field: value} that the files lack: "heads", "decoder_heads", "gelu",
+"layer_norm_eps" of a ViT without a config; "weights", the name of the set of weights to load
+where a torch file holds several.
 """
 
 from flax_adapt.weights import reshape as reshape

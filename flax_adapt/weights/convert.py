@@ -14,9 +14,10 @@ from flax_adapt.data.texts import tokenizer
 from flax_adapt.weights import fields, loading, strict
 from flax_adapt.weights.formats import table as formats
 
-# Task -> the part of the parameters that only it has; the first that a file has is taken.
+# Task -> the part of the parameters that only it has. The first task whose part is in a file
+# is the default.
 PARTS = {"mae": "decoder", "mlm": "mlm", "classify": "head"}
-# Formats that hold weights alone: anything else of a source is left out, and named.
+# Formats that hold weights alone: names of classes and the like are left out, and reported.
 BARE = ("facebook_mae", "big_vision", "torchvision")
 NO_TOKENIZER = (*BARE, "timm")
 # Names of arguments in errors of `weights` -> flags of the command.
@@ -30,7 +31,11 @@ FLAGS = {
 
 
 class Converted(NamedTuple):
-    """The task of what was written, the report, and what the target has no place for."""
+    """Result of a conversion.
+
+    task: of the written model. report: of loading. left_out: contents that the target's
+    format cannot hold, such as "tokenizer".
+    """
 
     task: str
     report: weights.Report
@@ -50,13 +55,13 @@ def convert(
     num_classes: int,
     seed: int,
 ) -> Converted:
-    """Writes the weights of `source` to `target`, a folder or file that is not there yet.
+    """Writes the weights of `source` to `target`, a folder or file that does not exist yet.
 
-    source_format None: what it looks like. task None: the one that needs all that the
-    source has. known: see `weights`. changes: fields of the model config that are written
-    with another value, where the target's readers know one value only; no tensor changes.
-    fresh: leaves or prefixes that `seed` draws, such as "head" of `num_classes` (0: the
-    source's). Errors are in the words of the command.
+    source_format None: detected. task None: the one that uses all parts of the source. known:
+    see `weights`. changes: {field: value} of the model config to write another value, where
+    the target's format has one value only; no tensor changes. fresh: leaves or prefixes to
+    initialise anew with `seed`, such as "head" of `num_classes` (0: the source's). Raises
+    UserError, with the flags of the command `convert` in its text.
     """
     if target.exists() or target.is_symlink():
         raise UserError(f"--to={target}: is there already; delete it or choose another")
@@ -88,7 +93,7 @@ def convert(
 def _choose_task(
     source: Path, told: Mapping[str, Any], task: str | None, fresh: Sequence[str]
 ) -> str:
-    """Returns `task`, or the one with a place for every part of the source and of `fresh`."""
+    """Returns `task`; for None the task that has all parts of the source and of `fresh`."""
     kind = weights.model_config(source, **told)["kind"]
     if task is not None:
         kept = [one for one in models.KEPT_TASKS if one in models.TASKS[kind]]
@@ -139,7 +144,7 @@ def _adopt(
     fresh: Sequence[str],
     seed: int,
 ) -> tuple[dict[str, Any], weights.Report]:
-    """Returns the parameters, not read yet, with those that are fresh; the report."""
+    """Returns (parameters, report); loaded ones are not read yet, fresh ones are drawn."""
     try:
         adopted, report = weights.adopt(weights.shapes(model), params, fresh)
     except UserError as error:
@@ -149,7 +154,7 @@ def _adopt(
         drawn = strict.flatten(models.init_params(model, key))
         return {leaf: drawn[leaf] for leaf in report.fresh}
 
-    # Compiled as a whole: what is not returned is not made.
+    # One jit of it all: XLA removes the parameters that are not returned.
     new = jax.jit(draw)(jax.random.key(seed)) if fresh else {}
     return strict.unflatten({**strict.flatten(adopted), **new}), report
 
@@ -179,14 +184,17 @@ def _read_beside(
 def _reconstruction(
     source: Path, told: Mapping[str, Any], task: str, fresh: Sequence[str]
 ) -> dict[str, Any] | None:
-    """Returns how the decoder was trained, where it is written and the source says it."""
+    """Returns the settings that the source's decoder was trained with.
+
+    None: the target has no decoder, or a new one, or the source does not have the settings.
+    """
     if task != "mae" or PARTS["mae"] in fresh:
         return None
     return weights.reconstruction(source, format=told["format"]) or None
 
 
 def _names_left_out(target_format: str, beside: Mapping[str, Any]) -> tuple[str, ...]:
-    """Returns the names in `beside` that the target format has no place for."""
+    """Returns the names of contents in `beside` that the target format cannot hold."""
     no_place = {
         "class_names": BARE,
         "tokenizer": NO_TOKENIZER,

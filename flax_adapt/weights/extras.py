@@ -1,4 +1,4 @@
-"""Parts of a model config that nobody else knows: `LastBlock` and `AdaptorConfig`."""
+"""Parts of a model config that other libraries do not have: `LastBlock`, `AdaptorConfig`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from flax_adapt.base.errors import UserError
 from flax_adapt.weights import fields
 
 FIELD, NOTE_FIELD = "last_block", "flax_adapt_note"
-# Makes a model_type that transformers has not: it would leave tensors out with a warning.
+# Gives a model_type that transformers rejects; else it would ignore tensors with a warning.
 SUFFIX = "_resized"
 NOTE = (
     "The last block of this model is not an ordinary one (last_block; kind 'resized': "
@@ -23,7 +23,7 @@ MAX_SIZE = 1 << 17
 
 
 def check(where: str, config: Mapping[str, Any]) -> None:
-    """Says which field of a stranger's model config cannot be built."""
+    """Raises UserError for fields of a file's model config that cannot be built."""
     for part, kinds in PARTS.items():
         _check_part(where, part, config.get(part), kinds)
 
@@ -46,14 +46,17 @@ def _check_part(where: str, part: str, value: Any, kinds: Mapping[str, type]) ->
 
 
 def read(where: str, theirs: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the parts of our model config that a config.json may tell."""
+    """Returns the fields last_block and adaptor of our model config, from a config.json.
+
+    theirs: content of the config.json. Raises UserError for wrong values.
+    """
     found = {FIELD: theirs.get(FIELD), "adaptor": None}
     check(where, found)
     return found
 
 
 def to_json(config: Mapping[str, Any], model_type: str) -> dict[str, Any]:
-    """Returns the fields of config.json that a model config with a last block changes."""
+    """Returns the fields that config.json has for a resized last block; else {}."""
     if config[FIELD] is None:
         return {}
     return {

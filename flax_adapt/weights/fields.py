@@ -1,4 +1,4 @@
-"""Checks the fields of a config.json; every error names the field."""
+"""Checks the fields of a config.json; wrong values raise a UserError that names the field."""
 
 import math
 import reprlib
@@ -10,7 +10,7 @@ from flax_adapt.base.errors import UserError, choose
 
 NUMBERS = {bool: "bool", int: "positive whole number", float: "positive float"}
 GELU = {"gelu": "erf", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
-# What the config.json of all families of transformers have: defaults, and our names.
+# Fields that config.json has for all families of transformers: defaults, and our names.
 DEFAULTS: dict[str, Any] = dict(
     hidden_size=768,
     num_hidden_layers=12,
@@ -26,16 +26,16 @@ NAMES = dict(
     mlp_dim="intermediate_size",
     layer_norm_eps="layer_norm_eps",
 )
-# What a user may say of weights: fields of the model config that they do not tell, and
-# which set of weights of a file to take.
+# Types of the argument `known`: fields of the model config that files may lack, and the name
+# of the set of weights to load.
 KNOWN = dict(heads=int, decoder_heads=int, gelu=str, layer_norm_eps=float, weights=str)
 # Fields of a ResNet that no tensor shows; no file with other values is known.
 OF_RESNET = ("image_size", "batch_norm_eps", "batch_norm_momentum")
 HIDDEN_ACT = {"erf": "gelu", "tanh": "gelu_pytorch_tanh"}
-# How a masked autoencoder was trained: fields of its objective.
+# Fields of the objective that a masked autoencoder was trained with.
 OF_RECONSTRUCTION = ("normalize_patches", "hidden_ratio")
-# The largest values of a model config that are built: larger ones would take minutes and
-# all memory before they are compared with the tensors.
+# Largest accepted values of a model config: larger models would take minutes and all memory
+# before they are compared with the tensors.
 LARGEST: dict[str, float] = dict(
     image_size=8192,
     patch_size=1024,
@@ -52,15 +52,15 @@ LARGEST: dict[str, float] = dict(
     batch_norm_eps=1.0,
     batch_norm_momentum=1.0,
 )
-# The same of fields that have a number for each stage of a ResNet.
+# The same for fields that have a number for each stage of a ResNet.
 LARGEST_OF_STAGES = dict(planes=1 << 14, depths=48)
-# Kind of model -> fields that must be there before any can be compared.
+# Kind of model -> fields that other checks use, and that must be there.
 NEEDED = {
     "vit": ("image_size", "patch_size"),
     "resnet": ("image_size", "channels", "planes", "depths"),
 }
 MAX_POSITION_SIZE = 1 << 24  # patches times width: 1024 pixels, patch 8 and width 1024
-# An encoder cannot be larger than the file that it is in; a decoder may be fresh.
+# The file limits the size of an encoder; a fresh decoder needs a limit of its own.
 MAX_DECODER_SIZE = 1 << 28
 _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxother = _repr.maxlong = 100
@@ -72,7 +72,7 @@ def check_numbers(
     defaults: Mapping[str, Any],
     names: Iterable[str],
 ) -> None:
-    """Every named field must be of the type of its default, and positive."""
+    """Checks that every named field has the type of its default, and is positive."""
     for name in names:
         kind, value = type(defaults[name]), theirs[name]
         wrong = type(value) is not kind
@@ -81,7 +81,7 @@ def check_numbers(
 
 
 def square(what: str, value: Any) -> int:
-    """Returns the side of N or [N, N]; of anything else, a UserError."""
+    """Returns N of a value N or [N, N]; raises UserError for anything else."""
     sides = value if isinstance(value, list) else [value, value]
     if [*map(type, sides)] != [int, int] or sides[0] != sides[1]:
         raise UserError(f"{what}={show(value)}: only squares are supported")
@@ -89,7 +89,7 @@ def square(what: str, value: Any) -> int:
 
 
 def check_sizes(where: str, config: Mapping[str, Any]) -> None:
-    """No size of our model config may be beyond LARGEST; nor may those of a decoder."""
+    """Checks that the sizes of our model config and of its decoder are within LARGEST."""
     decoder = config.get("decoder") or {}
     if not isinstance(decoder, dict):
         raise UserError(f"{where}: decoder={show(decoder)} must be an object")
@@ -113,7 +113,7 @@ def check_sizes(where: str, config: Mapping[str, Any]) -> None:
 
 
 def check_stages(where: str, config: Mapping[str, Any]) -> None:
-    """Those of LARGEST_OF_STAGES that a config has must be whole numbers within it."""
+    """Checks that fields in LARGEST_OF_STAGES are whole numbers within these limits."""
     for name, largest in LARGEST_OF_STAGES.items():
         found = config.get(name, [])
         numbers = [*found] if isinstance(found, list | tuple) else [None]
@@ -124,7 +124,7 @@ def check_stages(where: str, config: Mapping[str, Any]) -> None:
 
 
 def check_model(where: str, config: Mapping[str, Any]) -> None:
-    """A model config that stands in a file must be one that can be built."""
+    """Checks that a model config from a file can be built."""
     _check_text(where, config, "kind")
     choose(f"{where}: kind", config["kind"], models.TASKS)
     if config["kind"] != "resnet":
@@ -145,20 +145,20 @@ def _is_within(value: Any, largest: float) -> bool:
 
 
 def _num_weights(part: Mapping[str, Any]) -> int:
-    """Of the kernels in the blocks."""
+    """Returns the number of weights of the kernels in the blocks."""
     depth, width, mlp_dim = (part.get(k, 0) for k in ("depth", "width", "mlp_dim"))
     return depth * width * (4 * width + 2 * mlp_dim)
 
 
 def show(value: Any) -> str:
-    """A stranger's value in an error: short, one line, whatever it is."""
+    """Returns any value from a file as short text of one line, for errors."""
     return _repr.repr(value)
 
 
 def check_supported(
     where: str, theirs: Mapping[str, Any], supported: Mapping[str, Any]
 ) -> None:
-    """A named field that is there must have the only value that can be built."""
+    """Checks that fields, where present, have the only value that our models support."""
     for name, value in supported.items():
         if name in theirs and theirs[name] != value:
             raise UserError(
@@ -167,20 +167,20 @@ def check_supported(
 
 
 def gelu(where: str, hidden_act: Any) -> str:
-    """Returns which GELU of ours an activation is."""
+    """Returns our name, "erf" or "tanh", of an activation in config.json."""
     return choose(f"{where}: hidden_act", text(hidden_act), GELU)
 
 
 def text(value: Any) -> str:
-    """A field that should be a name; anything else becomes a short name of no meaning."""
+    """Returns the value of a field that should be a name; other values as short text."""
     return value if isinstance(value, str) and len(value) < 100 else show(value)
 
 
 def labels_json(num_classes: int, class_names: tuple[str, ...] | None) -> dict:
     """Returns id2label and label2id; classes without a name are LABEL_0, LABEL_1, ...
 
-    Names may repeat, as "crane" does in ImageNet's; label2id then has the last, as that
-    of transformers.
+    Names may repeat, as "crane" does in ImageNet; label2id then has the last one, as in
+    transformers.
     """
     named = class_names or ()
     if len(named) > num_classes:
@@ -240,7 +240,7 @@ def _is_pixel(value: Any) -> bool:
 def check_reconstruction(
     where: str, found: Mapping[str, Any], names: Mapping[str, str]
 ) -> None:
-    """Raises UserError for values of another type; names: how the file calls them."""
+    """Raises UserError for values of another type; names: our name -> the file's."""
     normalize, ratio = found.get("normalize_patches"), found.get("hidden_ratio")
     if type(normalize) not in (bool, type(None)):
         name = names["normalize_patches"]
@@ -279,10 +279,10 @@ def check_known(
 def assumed_values(
     config: Mapping[str, Any], pooling: str, told: Collection[str], task: str
 ) -> dict[str, Any]:
-    """Returns {field: value} of the fields that no tensor shows and no config said.
+    """Returns {field: value} of the fields whose values are only assumed.
 
-    Fields of KNOWN or OF_RESNET, and the `pooling` of a classifier. told: the fields that
-    a config or the user said.
+    These are fields of KNOWN or OF_RESNET, which no tensor shows, and the `pooling` of a
+    classifier. told: the fields whose values come from a config or the user.
     """
     names = OF_RESNET if config["kind"] == "resnet" else KNOWN
     values = {name: config[name] for name in names if name in config}

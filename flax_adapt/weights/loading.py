@@ -1,4 +1,4 @@
-"""Weights from a folder or file of any format: model config, parameters, report."""
+"""Loads weights from a folder or file of any format: model config, parameters, report."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +24,10 @@ Known = Mapping[str, Any]
 def model_config(
     path: PathLike, *, format: str | None = None, known: Known = NOTHING
 ) -> dict[str, Any]:
-    """Returns the model config (see `models`) of a folder or file."""
+    """Returns the model config (see `models`) of a folder or file.
+
+    Raises UserError for a source that is damaged, or whose model ours cannot compute.
+    """
     return formats.find(user_path(path), format).model_config(user_path(path), known)
 
 
@@ -36,7 +39,10 @@ def class_names(path: PathLike) -> tuple[str, ...] | None:
 def parts(
     path: PathLike, task: str, *, format: str | None = None, known: Known = NOTHING
 ) -> set[str]:
-    """Returns the parts of `task` that a source holds: encoder, mlm, ...; reads no tensor."""
+    """Returns the parts of a model of `task` that a source has, such as "encoder" and "mlm".
+
+    Reads no values of tensors.
+    """
     with open_weights(path, task, pooling=None, format=format, known=known) as found:
         return set(found[1])
 
@@ -51,11 +57,11 @@ def load(
 ) -> tuple[dict[str, Any], dict[str, Any], Report]:
     """Returns (model config, parameters as float32 numpy arrays, report).
 
-    Tensors that `task` has no place for are ignored by a rule that the report names. A
-    tensor of an unknown name is carried along; `adopt` then says that it is unexpected.
-    pooling: of a classifier; one of text has a pooler with "pooler" only. None: the
-    source's. Raises UserError for a source that is damaged, holds NaN or infinities, or a
-    model that ours cannot compute.
+    Tensors of parts that `task` does not have are ignored; the report names the rule. A tensor
+    of an unknown name stays among the parameters, and `adopt` reports it as unexpected.
+    pooling: of a classifier; None: the source's. A classifier of text has a pooler only with
+    pooling "pooler". Raises UserError for a source that is damaged, that holds NaN or
+    infinities, or whose model ours cannot compute.
     """
     with open_weights(path, task, pooling=pooling, format=format, known=known) as found:
         config, params, report = found
@@ -71,9 +77,10 @@ def open_weights(
     format: str | None = None,
     known: Known = NOTHING,
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any], Report]]:
-    """As `load`, for files larger than memory: `numpy.asarray` reads a parameter.
+    """Yields what `load` returns, but `numpy.asarray(parameter)` reads each parameter.
 
-    Until then a parameter has a shape alone, which is enough for `adopt` and `save`.
+    This is for files larger than memory. A parameter that is not read has a shape, which is
+    enough for `adopt` and `save`. The files are open until the end of the context.
     """
     path = user_path(path)
     source = formats.find(path, format)
@@ -92,9 +99,9 @@ def fit(
     wanted: Mapping[str, Any],
     rules: Sequence[str],
 ) -> tuple[dict[str, Any], Report]:
-    """Returns the parameters of a model config `found`, resized for the config `wanted`.
+    """Returns (parameters resized from config `found` to config `wanted`, report).
 
-    rules: names of what may be resized, see `reshape`; the report lists what was.
+    rules: names of rules of `reshape`; the report lists the resized leaves.
     """
     leaves = strict.flatten(loaded_params)
     fitted, reshaped = reshape.fit(leaves, found, wanted, rules)
@@ -104,7 +111,7 @@ def fit(
 def plain_model(
     config: Mapping[str, Any], task: str, pooling: str, num_classes: int
 ) -> nn.Module:
-    """Returns the model of a task in float32, which drops nothing."""
+    """Returns the model of a task in float32, without dropout."""
     return models.build(
         config,
         task,
@@ -117,15 +124,15 @@ def plain_model(
 
 
 def shapes(model: nn.Module) -> Params:
-    """Returns the parameters of a model as shapes and dtypes alone."""
+    """Returns the tree of a model's parameters, as `jax.ShapeDtypeStruct`s."""
     return jax.eval_shape(lambda key: models.init_params(model, key), jax.random.key(0))
 
 
 def reconstruction(path: PathLike, *, format: str | None = None) -> dict[str, Any]:
-    """Returns how a masked autoencoder was trained, as far as the source tells.
+    """Returns the settings that a masked autoencoder was trained with, if the source has any.
 
-    normalize_patches: whether the pixels of each patch were normalised (norm_pix_loss);
-    hidden_ratio: the share of patches that were hidden (mask_ratio). {}: nothing.
+    Keys: normalize_patches, whether the pixels of each patch were normalised
+    (norm_pix_loss); hidden_ratio, the share of hidden patches (mask_ratio).
     """
     return formats.reconstruction(user_path(path), format)
 
@@ -133,5 +140,5 @@ def reconstruction(path: PathLike, *, format: str | None = None) -> dict[str, An
 def pixel_statistics(
     path: PathLike, *, format: str | None = None
 ) -> tuple[list[float], list[float]] | None:
-    """Returns (mean, std) of pixels in [0, 1] that a model was trained with, if known."""
+    """Returns (mean, std) of pixels in [0, 1] that a model was trained with, or None."""
     return formats.find(user_path(path), format).pixel_statistics(user_path(path))

@@ -1,7 +1,7 @@
-"""Low-rank adaptors of kernels (LoRA, Hu et al. 2021) and how they are merged.
+"""Low-rank adaptors of kernels (LoRA, Hu et al. 2021): their names, and merging.
 
-The parameters of a stage with `model.lora` have a part PART: for each kernel [in, out]
-that is adapted, PART/.../a [in, r] and PART/.../b [r, out] in the place of its `kernel`.
+The parameters of a stage with `model.lora` have a part PART: for each adapted kernel
+x/kernel [in, out] the leaves PART/x/a [in, r] and PART/x/b [r, out].
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ _A, _B, _KERNEL = "/a", "/b", "/kernel"
 
 
 def pair_of(kernel: str) -> tuple[str, str]:
-    """`encoder/x/kernel` -> the names of its a and b."""
+    """Returns the names of a and b of a kernel such as `encoder/x/kernel`."""
     layer = f"{PART}/{kernel.removesuffix(_KERNEL)}"
     return layer + _A, layer + _B
 
@@ -39,7 +39,9 @@ def without_adaptors(leaves: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def merge_kernel(kernel: Any, a: Any, b: Any, alpha: float) -> Any:
-    """Returns kernel + alpha / r * a b, in full float32; r is that of a [in, r].
+    """Returns kernel + alpha / r * a b [in, out], in full float32.
+
+    kernel [in, out], a [in, r], b [r, out].
 
     x kernel' = x kernel + alpha / r * (x a) b: the papers' W + alpha / r * B A with
     W = kernel', A = a', B = b' (transposed).
@@ -51,10 +53,10 @@ def merge_kernel(kernel: Any, a: Any, b: Any, alpha: float) -> Any:
 def merge_lazy(
     where: object, tensors: Mapping[str, LazyTensor], section: Any
 ) -> dict[str, LazyTensor]:
-    """Returns the tensors of an ordinary model; nothing is read before it is asked for.
+    """Returns the tensors of the model without adaptors, merged only when they are read.
 
-    section: what the run's config says under model.lora. Without what merging needs the
-    tensors are refused: a model less its adaptors would be another one.
+    section: `model.lora` of the run's config. Raises UserError where there are adaptors and
+    the section has no alpha: leaving the adaptors out would change the model.
     """
     kernels = adapted_kernels(tensors)
     if not kernels:

@@ -1,4 +1,4 @@
-"""Models with their weights, as users of the library read and write them."""
+"""Loads and saves models with their weights, for users of the library."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -38,13 +38,16 @@ def from_pretrained(
     format: str | None = None,
     known: Known = NOTHING,
 ) -> tuple[nn.Module, Params, Report]:
-    """Returns (model, parameters, report) of a folder or file.
+    """Returns (model, parameters, report) of a folder or file; parameters are float32.
 
-    fresh: leaves or prefixes that the source lacks, such as ("head",); `key` draws
-    them, `num_classes` sizes a fresh head, `decoder` (width, depth, heads, mlp_dim) a
-    fresh decoder; None: the paper's. image_size, patch_size, channels: of the model;
-    `reshape` names what may be made to fit, such as ("position",), see `reshape`.
-    Everything else that is None is the source's.
+    task: "encoder", "classify", "mae" or "mlm". fresh: names or prefixes of leaves to
+    initialise anew, such as ("head",), in place of loading them; `key` draws them,
+    `num_classes` sizes a fresh head, `decoder` (width, depth, heads, mlp_dim) a fresh
+    decoder; None: the paper's. image_size, patch_size, channels: of the model; `reshape`
+    names the rules by which weights of other sizes are resized, such as ("position",), see
+    the module `reshape`. dtype: of the model's computation. format, known: see `weights`.
+    Everything else that is None is taken from the source. Raises UserError for a source that
+    is damaged or does not fit the model.
     """
     found, loaded, report = loading.load(
         path, task, pooling=pooling, format=format, known=known
@@ -88,9 +91,10 @@ def save_pretrained(
 ) -> None:
     """Writes model and parameters as a folder or file of a format (see `save`).
 
-    mean, std of pixels in [0, 1], one a channel: also writes preprocessor_config.json.
-    tokenizer: a model folder whose tokenizer is copied. class_names: of the head.
-    reconstruction: how a masked autoencoder was trained, see `save`.
+    mean, std: of pixels in [0, 1], one number a channel; with both, preprocessor_config.json
+    is written, too. tokenizer: a model folder whose tokenizer is copied. class_names: of the
+    head's classes. reconstruction: how a masked autoencoder was trained, see `save`. Raises
+    UserError where the format cannot hold the model.
     """
     images = None
     if mean is not None and std is not None:
@@ -110,7 +114,7 @@ def save_pretrained(
 
 
 def _num_classes(path: PathLike, task: str, loaded: Mapping[str, Any]) -> int:
-    """The size of the head in the folder; a task without a head has 0."""
+    """Returns the number of outputs of the loaded head; 0 for a task without a head."""
     if task != "classify":
         return 0
     if "head" not in loaded:

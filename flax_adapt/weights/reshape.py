@@ -1,21 +1,22 @@
-"""Weights for another image size, patch size or number of channels.
+"""Resizes weights for another image size, patch size or number of channels.
 
     loaded, reshaped = reshape.fit(loaded, found, wanted, ("position", "channels:sum"))
 
-Only what is named in the rules is reshaped, and `reshaped` says how. RULES:
+Only leaves that a rule names are resized, and `reshaped` says how. The RULES:
 
-position  the tables of positions of encoder and decoder, bicubically, CLS as it is.
-    MAE's fixed sin-cos tables too, as its official fine-tuning code does: computed anew
-    for a larger grid they would hold places that the encoder has never seen. Who wants
-    that names them fresh.
-patch  the patch embedding, by FlexiViT's pseudo-inverse.
-channels:sum, channels:average  the patch embedding. To one channel: the sum of the old
-    ones, so that a grey image gives the tokens that it gave in all channels; or their
-    average. From three to more: the old ones stay, each further one is their sum or
-    average, and an image that is 0 there (its mean) gives the tokens it gave before.
+position  resizes the position tables of encoder and decoder bicubically; the row of CLS is
+    unchanged. MAE's fixed sin-cos tables are resized, too, as its official fine-tuning code
+    does: computed anew for a larger grid they would hold places that the encoder has never
+    seen. To compute them anew, name them in `fresh`.
+patch  resizes the patch embedding, by FlexiViT's pseudo-inverse.
+channels:sum, channels:average  change the patch embedding. To one channel: the sum of the
+    old channels, so that a grey image gives the same tokens as the same image repeated in
+    all channels; or their average. From three to more: the old channels stay, each further
+    one is their sum or average. An image that is 0 there (its mean) gives the same tokens
+    as before.
 
-The decoder's last layer has a number for every pixel of a patch. It cannot be reshaped:
-with another patch size or number of channels it must be fresh.
+The decoder's last layer has an output for every pixel of a patch. It cannot be resized: with
+another patch size or number of channels it must be fresh.
 """
 
 import math
@@ -34,15 +35,15 @@ POSITIONS, KERNEL = (
     "encoder/patch_embed/kernel",
 )
 PREDICT = "decoder/predict"
-# Rule -> the fields of the model config that may then differ from the source's. Half
-# the patch size for half the image size is the same grid.
+# Rule -> the fields of the model config that may then differ from the source's. "patch" has
+# image_size, too: half the patch size and half the image size have the same grid.
 RULES: dict[str, tuple[str, ...]] = {
     "position": ("image_size",),
     "patch": ("image_size", "patch_size"),
     "channels:sum": ("channels",),
     "channels:average": ("channels",),
 }
-# Kind of model -> the fields that no tensor depends on, so that they may always differ.
+# Kind of model -> fields that may always differ, since no tensor depends on them.
 FREE = {"resnet": ("image_size", "batch_norm_momentum")}
 FIELDS = ("image_size", "patch_size", "channels")
 CHANNELS: dict[str, Callable[..., np.ndarray]] = {"sum": np.sum, "average": np.mean}
@@ -52,7 +53,7 @@ def _no_rule(rules: Sequence[str]) -> list[str]:
     return [rule for rule in rules if rule not in RULES]
 
 
-# Rules of a tuple of names of RULES, such as a stage's `model.reshape`.
+# Checks of a tuple of names of RULES, such as a stage's `model.reshape`.
 ROWS = (
     Row(
         lambda rules: not isinstance(rules, str),
@@ -71,13 +72,16 @@ CHECKS = (Check(lambda at: [at.section.model.reshape], ROWS),)
 
 
 def may_differ(rules: Sequence[str]) -> set[str]:
-    """Returns the fields of the model config that may differ from the source's."""
+    """Returns the fields of the model config that may differ from the source's.
+
+    rules: names of RULES; raises UserError for others.
+    """
     checks.run(ROWS, rules)
     return {field for rule in rules for field in RULES[rule]}
 
 
 def free_fields(kind: str) -> set[str]:
-    """Returns the fields that no tensor of a kind of model depends on."""
+    """Returns the config fields of a kind of model that no tensor depends on."""
     return {*FREE[kind]} if kind in FREE else set()
 
 
@@ -92,10 +96,10 @@ def resized_config(
     task: str,
     decoder: Mapping[str, int] | None,
 ) -> dict[str, Any]:
-    """Returns the model config `found` with those of `sizes` that are not None.
+    """Returns the model config `found`, changed by those of `sizes` that are not None.
 
-    A masked autoencoder also needs a decoder: `decoder`, or that of `found`, or the
-    paper's.
+    task "mae" also needs a decoder: it is `decoder`, or that of `found`, or the paper's.
+    Raises UserError for a size that the kind of model does not have.
     """
     changes: dict[str, Any] = {k: size for k, size in sizes.items() if size is not None}
     if unknown := sorted(set(changes) - set(found)):
@@ -112,10 +116,11 @@ def fit(
     wanted: Mapping[str, Any],
     rules: Sequence[str],
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Returns leaves that fit `wanted`, and {leaf: what was done to it}.
+    """Returns ({name: array} for the config `wanted`, {leaf: how it was resized}).
 
-    leaves: {name: array} of the model config `found`. Where no rule is named, or a leaf
-    is not what `found` says, it stays as it is: `strict.adopt` will name it.
+    leaves: {name: array} of the model config `found`. rules: names of RULES. A leaf without
+    a rule, or of another shape than `found` says, is unchanged; `strict.adopt` will report
+    it. Raises UserError for unknown rules, and for rules on a model without patches.
     """
     checks.run(ROWS, rules)
     if not rules:
@@ -169,7 +174,7 @@ def _change(old: int, new: int) -> str:
 
 
 def hint_at_rules(wrong: Iterable[str]) -> str:
-    """Returns the end of an error that names the rules for wrong shapes; "" without one."""
+    """Returns the end of an error on wrong shapes: the rules that would help, or ""."""
     leaves = set(wrong)
     rules = ["'position'"] if leaves & set(POSITIONS) else []
     rules += ["'patch'", "'channels:sum'"] if KERNEL in leaves else []
@@ -180,9 +185,11 @@ def hint_at_rules(wrong: Iterable[str]) -> str:
 
 
 def resize_positions(position_1LD: np.ndarray, grid: int) -> np.ndarray:
-    """Returns the table for `grid` x `grid` patches; float32, the row of CLS as it is.
+    """Returns the table [1, 1 + grid * grid, D] for `grid` x `grid` patches, float32.
 
-    What torch.nn.functional.interpolate does with mode="bicubic", align_corners=False.
+    The row of CLS is unchanged; the others are resized as torch.nn.functional.interpolate
+    does with mode="bicubic", align_corners=False. Raises UserError unless the old patches
+    are a square grid.
     """
     _, length, width = position_1LD.shape
     side = math.isqrt(length - 1)
@@ -201,8 +208,8 @@ def resize_patches(
     """Returns the kernel [new * new * channels, D] for patches of another size; float32.
 
     FlexiViT (Beyer et al. 2023, section 3.4): with B the bilinear resize of a patch, the
-    kernel (B^T)^+ w. A larger patch B x gives the very token of x; a smaller one the
-    nearest on average over white noise.
+    kernel (B^T)^+ w. A larger patch B x gives exactly the token of x; a smaller one gives the
+    nearest token on average over white noise.
     """
     # The pseudo-inverse of a Kronecker product is that of its factors: rows, columns.
     factor = np.linalg.pinv(_resize_matrix(_linear, 1, old, new).T)
@@ -212,7 +219,7 @@ def resize_patches(
 
 
 def check_channels(old: int, new: int) -> None:
-    """Raises UserError where a patch embedding cannot be made to fit."""
+    """Raises UserError for a change of channels that has no rule."""
     if new not in (1, old) and not (old == 3 and new > 3):
         raise UserError(
             f"channels {old} -> {new}: only to 1, and from 3 to more, can a patch "
@@ -221,7 +228,10 @@ def check_channels(old: int, new: int) -> None:
 
 
 def change_channels(kernel_PD: np.ndarray, old: int, new: int, how: str) -> np.ndarray:
-    """Returns the kernel for `new` channels; `how` ("sum", "average"): see above."""
+    """Returns the kernel [pixels * new, D] for `new` channels; how: "sum" or "average".
+
+    See the rules above. Raises UserError for numbers of channels without a rule.
+    """
     reduce = choose("how", how, CHANNELS)
     check_channels(old, new)
     if old == new:
@@ -235,7 +245,7 @@ def change_channels(kernel_PD: np.ndarray, old: int, new: int, how: str) -> np.n
 def _resize_matrix(
     kernel: Callable[[np.ndarray], np.ndarray], reach: int, old: int, new: int
 ) -> np.ndarray:
-    """Returns [new, old], float64: pixels weighted by their distance, edges repeated."""
+    """Returns [new, old], float64: weights of old pixels by distance, edges repeated."""
     centre = (np.arange(new) + 0.5) * (old / new) - 0.5
     first = np.floor(centre).astype(int)
     matrix = np.zeros((new, old))
@@ -250,7 +260,10 @@ def _linear(distance: np.ndarray) -> np.ndarray:
 
 
 def _cubic(distance: np.ndarray) -> np.ndarray:
-    """Keys 1981 with a = -0.75, as PyTorch and OpenCV have it; 0 beyond 2."""
+    """Returns the cubic kernel of Keys 1981 with a = -0.75, as PyTorch and OpenCV have it.
+
+    For distances of at most 2; beyond it the kernel is 0.
+    """
     a, x = -0.75, distance
     near = ((a + 2) * x - (a + 3)) * x**2 + 1
     far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a

@@ -1,4 +1,4 @@
-"""Weights to a folder or file of any format that can be written."""
+"""Saves weights to a folder or file, in any format that can be written."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,15 +28,17 @@ def save(
 ) -> None:
     """Writes a folder or file in one of WRITERS, whole or not at all.
 
-    "timm" is a folder, "big_vision" a .npz file, "facebook_mae" and "torchvision" are ones
-    of safetensors; they cannot hold every config, and the error says which field. "orbax"
-    is a folder that holds all. Of "huggingface" the class is that of `task` in
-    transformers: ViTMAEForPreTraining, BertForMaskedLM, ...; "encoder" is ViTModel, or
+    format "timm" is a folder, "big_vision" a .npz file, "facebook_mae" and "torchvision" are
+    files of safetensors. They cannot hold every config; a UserError then names the field.
+    "orbax" is a folder for any config. "huggingface" is a folder for the transformers class
+    of `task`: ViTMAEForPreTraining, BertForMaskedLM, ...; for "encoder" ViTModel, or
     ViTMAEModel where the config has a decoder, BertModel, RobertaModel or ResNetModel.
-    pooling: matters to "classify" only; transformers ignores one that is not its own,
-    `from_pretrained` does not. tokenizer: a folder whose tokenizer is copied.
-    class_names: of the first classes; the others are LABEL_i. reconstruction: how a masked
-    autoencoder was trained, `normalize_patches` and `hidden_ratio` of the objective.
+    pooling: used for "classify" only; transformers ignores one that is not its own,
+    `from_pretrained` reads it. preprocessor: preprocessor_config.json, see `preprocessor`.
+    tokenizer: a folder whose tokenizer is copied. class_names: of the first classes; the
+    others are LABEL_i. reconstruction: how a masked autoencoder was trained,
+    `normalize_patches` and `hidden_ratio` of the objective. Raises UserError also for
+    parameters that do not fit the config, and for an unknown format.
     """
     leaves = strict.flatten(params)
     bias = leaves.get("head/bias")
@@ -59,5 +61,8 @@ def save(
 def preprocessor(
     config: Mapping[str, Any], mean: Sequence[float], std: Sequence[float]
 ) -> dict[str, Any]:
-    """Returns preprocessor_config.json, as `save` takes it; `config` is the model's."""
+    """Returns the content of preprocessor_config.json, for `save`.
+
+    config: the model's. mean, std: of pixels in [0, 1], one number a channel.
+    """
     return hf_vit.preprocessor_json(config["image_size"], tuple(mean), tuple(std))

@@ -13,10 +13,10 @@ from flax_adapt.base.types import Params
 from flax_adapt.weights import reshape
 
 _UNKNOWN = "unknown/"
-# The number of a block, in our names and in theirs.
+# The number of a block, in our names and in those of other libraries.
 _BLOCK = re.compile(r"(?<=[._])\d+(?=[./]|$)")
 DECODER = "decoder"
-# A leaf that does not fit -> what it may mean.
+# Leaf that is missing or unexpected -> what the error says of it.
 HINTS = {
     "encoder/norm": "a source whose norm follows its pooling (fc_norm) is read with "
     "pooling='mean_norm'",
@@ -27,13 +27,13 @@ HINTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What became of every tensor of a source and of every leaf of a model.
+    """A record of every tensor of a source and every leaf of a model.
 
-    renamed: source name -> leaf, or leaves with ", " between. used: leaves taken.
-    ignored: source name -> the rule. fresh: leaves that keep their initial value.
-    converted: source name -> the dtype it had before it became float32. reshaped: leaf
-    -> the rule (see `reshape`). assumed: field that neither tensors nor a config show, such
-    as the heads of a file alone -> the value taken; `known` sets another.
+    renamed: source name -> leaf, or leaves with ", " between. used: leaves with loaded values.
+    ignored: source name -> the rule by which it was ignored. fresh: leaves with their initial
+    values. converted: source name -> its dtype before conversion to float32. reshaped: leaf
+    -> the rule (see `reshape`). assumed: config field that neither tensors nor a config show,
+    such as the number of heads of a file alone -> the assumed value; `known` sets another.
     """
 
     renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -59,7 +59,7 @@ class Report:
         )
 
     def summary(self) -> str:
-        """One line: `150 tensors used, 132 ignored (decoder dropped ...), ...`."""
+        """Returns one line: `150 tensors used, 132 ignored (decoder dropped ...), ...`."""
         parts = [f"{len(self.used)} tensors used"]
         for rule in sorted(set(self.ignored.values())):
             count = sum(name == rule for name in self.ignored.values())
@@ -78,11 +78,11 @@ class Report:
         return ", ".join(parts)
 
     def table(self) -> str:
-        """One row a tensor: source name, leaf, what happened."""
+        """Returns text with a row for each tensor: source name, leaf, what happened."""
         return _columns(("source", "leaf", ""), self._rows())
 
     def overview(self) -> str:
-        """As `table`, with one row for what happened alike to every block."""
+        """Returns `table` with one row for tensors that are alike in every block."""
         counts = collections.Counter(
             (_BLOCK.sub("*", source), _BLOCK.sub("*", leaf), note)
             if note != "assumed"
@@ -110,7 +110,7 @@ class Report:
         return rows + [("-", f"{k}={v}", "assumed") for k, v in self.assumed.items()]
 
     def to_json(self) -> dict[str, Any]:
-        """Returns plain dicts and lists."""
+        """Returns the report as plain dicts and lists."""
         return {
             name: dict(value) if isinstance(value, Mapping) else list(value)
             for name, value in vars(self).items()
@@ -137,7 +137,7 @@ def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unknown(name: str) -> str:
-    """Returns the leaf that carries a tensor of an unknown name to `adopt`."""
+    """Returns the leaf name under which `adopt` reports a tensor of an unknown name."""
     return _UNKNOWN + name.replace("/", ".")
 
 
@@ -146,10 +146,9 @@ def adopt(
 ) -> tuple[dict[str, Any], Report]:
     """Returns the loaded parameters in the order of `init_params`, and the report.
 
-    fresh: leaves, or prefixes such as "head", that keep their value of `init_params`
-    (shapes will do where nothing is fresh); what the source has there is ignored, and
-    the report says so. Anything else that does not fit is a UserError that lists all
-    problems at once.
+    fresh: leaves, or prefixes such as "head", that keep their value of `init_params`. The
+    report lists the source's tensors for them as ignored. Without fresh leaves `init_params`
+    may hold shapes alone. Raises UserError for any other difference, and lists all of them.
     """
     init, loaded = flatten(init_params), flatten(loaded_params)
     replaced = [k for k in loaded if any(_is_under(k, name) for name in fresh)]
@@ -174,8 +173,8 @@ def _check_decoder(
 ) -> None:
     """Raises UserError for a source without any decoder where the model needs one.
 
-    Most files of masked autoencoders hold the encoder alone. A part of a decoder named
-    fresh does not mean that all of it may be.
+    Most files of masked autoencoders hold the encoder alone. If `fresh` names a part of the
+    decoder, the other parts must still be in the source.
     """
     needed = any(_is_under(leaf, DECODER) for leaf in init) and DECODER not in fresh
     if needed and not any(_is_under(leaf, DECODER) for leaf in loaded):

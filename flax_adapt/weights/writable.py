@@ -1,4 +1,7 @@
-"""What is written, and what a format has no place for: refused before anything is."""
+"""The content of a model to write, and checks that a format can hold it.
+
+All checks run before anything is written.
+"""
 
 import dataclasses
 from collections.abc import Collection, Mapping
@@ -8,17 +11,17 @@ from typing import Any
 from flax_adapt.base.errors import UserError
 from flax_adapt.weights.fields import KNOWN
 
-# What stands beside the parameters; not every format has a place for it.
+# Contents other than config and parameters; not every format can hold them.
 BESIDE = ("preprocessor", "tokenizer", "class_names", "reconstruction")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Content:
-    """What is written: a model, and what stands beside its parameters, or None.
+    """A model to write, with its tokenizer and the like.
 
-    config: the model's. leaves: {name: parameter}. preprocessor: preprocessor_config.json.
-    tokenizer: a folder to copy it from. reconstruction: how a masked autoencoder was
-    trained, see `saving.save`.
+    config: the model's. leaves: {name: parameter}. preprocessor: content of
+    preprocessor_config.json. tokenizer: a folder to copy it from. reconstruction: how a
+    masked autoencoder was trained, see `saving.save`. None: the model has none.
     """
 
     config: Mapping[str, Any]
@@ -32,14 +35,18 @@ class Content:
 
     @property
     def num_classes(self) -> int:
-        """The size of the head; 0 without one."""
+        """The number of outputs of the head; 0 without a head."""
         return len(self.leaves["head/bias"]) if "head/bias" in self.leaves else 0
 
 
 def check_config(
     where: object, source: str, content: Content, fixed: Mapping[str, Any], *, kind: str
 ) -> None:
-    """Raises UserError for fields that a format cannot hold and its readers assume otherwise."""
+    """Raises UserError for a model config that a format cannot hold.
+
+    kind: the kind of model of the format. fixed: fields that the format does not hold, with
+    the values that its readers assume.
+    """
     config = content.config
     if config["kind"] != kind:
         raise UserError(
@@ -62,7 +69,10 @@ def check_config(
 def check_nothing_beside(
     where: object, source: str, content: Content, allowed: Collection[str] = ()
 ) -> None:
-    """A format of weights alone has no place for anything beside them."""
+    """Raises UserError for contents of BESIDE that a format cannot hold.
+
+    allowed: those that it can hold.
+    """
     refused = [name for name in BESIDE if name not in allowed]
     given = [name for name in refused if getattr(content, name) is not None]
     if given:
@@ -70,13 +80,13 @@ def check_nothing_beside(
 
 
 def check_file(path: Path, source: str, suffix: str) -> None:
-    """A format of one file has its ending."""
+    """Raises UserError for a path that does not end in the suffix of a format."""
     if path.suffix != suffix:
         raise UserError(f"{path}: {source} is written as a file; end it in {suffix}")
 
 
 def check_class_names(path: Path, content: Content) -> None:
-    """Names of classes are those of a head."""
+    """Raises UserError for names of classes without a head."""
     if content.class_names and not content.num_classes:
         raise UserError(
             f"{path}: class_names need a head, which task {content.task} has not"
@@ -84,7 +94,7 @@ def check_class_names(path: Path, content: Content) -> None:
 
 
 def check_no_decoder(path: Path, source: str, content: Content) -> None:
-    """A format without a decoder can hold the encoder of a masked autoencoder alone."""
+    """Raises UserError for task "mae" in a format that cannot hold a decoder."""
     if content.task == "mae":
         raise UserError(f"{path}: {source} has no decoder; save the task 'encoder'")
 
@@ -92,7 +102,7 @@ def check_no_decoder(path: Path, source: str, content: Content) -> None:
 def check_pooling(
     path: Path, source: str, content: Content, allowed: Collection[str]
 ) -> None:
-    """Raises UserError for a pooling that no reader of the format has."""
+    """Raises UserError for a pooling that readers of the format do not have."""
     pooling = content.pooling
     matters = content.task == "classify" or pooling == "mean_norm"
     if matters and pooling not in allowed:

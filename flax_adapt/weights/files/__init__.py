@@ -1,1 +1,1 @@
-"""Reading and writing the files that hold tensors, none of which can run code."""
+"""Reads and writes files of tensors; no file can run code."""

@@ -13,24 +13,24 @@ import numpy as np
 
 from flax_adapt.base.errors import UserError
 
-# No header, pickle or directory of a real model is as long; parsed, one takes up to 25
-# times its bytes.
+# Largest length of a header, pickle or directory; those of real models are shorter. Parsing
+# takes up to 25 times as much memory.
 MAX_PART = 16 << 20
 CHUNK = 8 << 20
 LONGEST_NAME = 300
-# Types that weights have. Integers are ids and counters; 8-bit floats need scales.
+# Dtypes of weights. Integers are ids and counters; 8-bit floats need scales.
 WEIGHTS = ("float16", "bfloat16", "float32", "float64")
-# A large name in an error would hide the rest of the line.
+# Longest text from a file in an error.
 LONGEST_TEXT = 200
 BFLOAT16 = np.dtype(jnp.bfloat16)
 
 
 @dataclass(frozen=True, eq=False)
 class LazyTensor:
-    """A tensor in a file that is open; `read` gives it in the file's own dtype.
+    """A tensor in an open file; `read` returns it in the file's own dtype.
 
-    what: "FILE: NAME", for errors. dtype: NumPy's name, such as "bfloat16". name: what
-    the file calls it, where its key is another; else "".
+    what: "FILE: NAME", for errors. dtype: NumPy's name, such as "bfloat16". name: its name in
+    the file, where the dict that holds it has another key; else "".
     """
 
     what: str
@@ -40,10 +40,10 @@ class LazyTensor:
     name: str = ""
 
     def get(self) -> np.ndarray:
-        """Returns a float32 array; a tensor that is no weight is a UserError.
+        """Returns the tensor as float32.
 
-        So is one with NaN or an infinity, whoever asks for it: a model with such weights
-        computes nothing, and a converted copy would hand them on.
+        Raises UserError for a dtype that weights do not have, and for NaN or infinities: a
+        model with such weights is useless, and a converted copy would have them, too.
         """
         if self.dtype not in WEIGHTS:
             raise UserError(
@@ -63,7 +63,7 @@ class LazyTensor:
 
 
 def _check_finite(what: str, array: np.ndarray) -> None:
-    """The smallest and the largest number tell, without an array of answers."""
+    """Raises UserError for NaN or infinities; min and max show them without another array."""
     if array.size and not np.isfinite([array.min(), array.max()]).all():
         count = array.size - np.count_nonzero(np.isfinite(array))
         raise UserError(
@@ -74,7 +74,7 @@ def _check_finite(what: str, array: np.ndarray) -> None:
 
 
 class SmallReads(io.BufferedReader):
-    """Reads little at once: no length in a file can make us take all memory."""
+    """A reader with a limit for each read: a wrong length in a file cannot fill the memory."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is None or size < 0:
@@ -89,14 +89,14 @@ class SmallReads(io.BufferedReader):
 
 
 def open_file(path: Path) -> SmallReads:
-    """Opens a regular file; a pipe or a device, which may never end, is a UserError."""
+    """Opens a regular file; raises UserError for pipes and devices, which may never end."""
     if not is_file(path):
         raise UserError("there is no such file")
     return SmallReads(io.FileIO(path))
 
 
 def is_file(path: Path) -> bool:
-    """As `Path.is_file`, and False for a name that no file can have."""
+    """As `Path.is_file`, but False in place of an error for a name that no file can have."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -110,7 +110,7 @@ def one_line(path: Path, kind: str) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    except Exception as error:  # a stranger's bytes can upset a parser in any way
+    except Exception as error:  # wrong bytes can raise any error in a parser
         text = f"{type(error).__name__}: {str(error)[:LONGEST_TEXT]!a}"
         raise UserError(
             f"{path}: not a readable {kind} file ({text}); get it again"
@@ -118,13 +118,13 @@ def one_line(path: Path, kind: str) -> Iterator[None]:
 
 
 def check_name(name: str) -> None:
-    """Names of tensors are printed and become leaves: they must be short, plain text."""
+    """Raises UserError for a tensor's name that is not short, printable text."""
     if not name.isprintable() or len(name) > LONGEST_NAME:
         raise UserError(f"{name[:80]!a} is no name of a tensor")
 
 
 def read_bytes(part: IO[bytes], size: int) -> bytearray:
-    """Returns `size` bytes, which the file has been checked to have."""
+    """Returns the next `size` bytes; the caller has checked that the file has as many."""
     buffer = bytearray(size)
     rest = memoryview(buffer)
     while rest:

@@ -1,11 +1,11 @@
-"""Files of numpy.savez, read without trusting what they say of themselves.
+"""Reads files of numpy.savez without trusting the sizes in their headers.
 
     with npz_file.open_tensors(path) as tensors:
         array = tensors["Transformer/encoder_norm/scale"].get()
 
-`numpy.load` makes an array as large as a header says and unpacks a part as far as it
-goes. Here every size is compared with the file before anything is made, and a part of
-Python objects is refused by name.
+`numpy.load` makes an array as large as a header says, and unpacks all of a member. Here every
+size is compared with the file before memory is allocated, and arrays of Python objects are
+refused.
 """
 
 import contextlib
@@ -24,16 +24,16 @@ from flax_adapt.weights.files.files import LazyTensor, SmallReads
 KIND = ".npz"
 SUFFIX = ".npy"
 MAX_HEADER, MAX_DIMENSIONS = 1000, 32
-# Zeros pack well, trained weights hardly: what all parts may have once unpacked.
+# Limits of the unpacked size: zeros pack well, trained weights hardly.
 MAX_RATIO, FREE_BYTES, MAX_ARRAYS = 16, 64 << 20, 10_000
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-# How numpy.save writes bfloat16, which it does not know (big_vision reads it back so).
+# The dtype that numpy.save writes for bfloat16 (big_vision reads it back so).
 BFLOAT16 = np.dtype("V2")
 
 
 @contextlib.contextmanager
 def open_tensors(path: Path) -> Iterator[dict[str, LazyTensor]]:
-    """Gives the arrays of a file by name; any fault of the file is a UserError."""
+    """Yields the arrays of a file by name; any fault of the file is a UserError."""
     with contextlib.ExitStack() as stack:
         with files.one_line(path, KIND):
             file = stack.enter_context(files.open_file(path))
@@ -80,7 +80,7 @@ def _lazy(
 
 
 def _header(part: IO[bytes], name: str) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Returns shape, whether it is in Fortran order, and dtype."""
+    """Returns (shape, whether the array is in Fortran order, dtype)."""
     if np.lib.format.read_magic(part) != (1, 0):
         raise UserError(f"{name}: is no plain array of numpy.save")
     shape, fortran, dtype = np.lib.format.read_array_header_1_0(part, MAX_HEADER)

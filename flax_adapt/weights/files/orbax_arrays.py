@@ -1,4 +1,4 @@
-"""Arrays of an Orbax checkpoint, read and written one at a time (see `orbax_folder`)."""
+"""Reads and writes the arrays of an Orbax checkpoint one at a time (see `orbax_folder`)."""
 
 import functools
 import math
@@ -19,18 +19,18 @@ from flax_adapt.weights.files.npz import FREE_BYTES, MAX_RATIO
 from flax_adapt.weights.names.translate import LazyLeaf
 
 PARAMS, KIND = "params", "checkpoint"
-# What training carries; running statistics are there.
+# Part of a checkpoint for state that training carries along, such as running statistics.
 EXTRA = "extra"
 
 
 class _OneByOne(ocp.type_handlers.NumpyHandler):
-    """Orbax's handler of arrays, which would take all of them at once.
+    """Orbax's handler of arrays, but for one array at a time.
 
-    With all at once memory grows with the checkpoint; and of a damaged one every array
-    but the first that fails prints a traceback of its own.
+    Orbax handles all arrays at once: memory then grows with the checkpoint, and each array of
+    a damaged one prints a traceback, but for the first that fails.
     """
 
-    _array_metadata_store = None  # else Orbax warns that ours keeps none
+    _array_metadata_store = None  # else Orbax warns that there is no metadata of arrays
 
     async def metadata(self, infos: Sequence[Any]) -> Sequence[Any]:
         return [(await super(_OneByOne, self).metadata([info]))[0] for info in infos]
@@ -46,7 +46,7 @@ class _OneByOne(ocp.type_handlers.NumpyHandler):
 
 
 class _Registry(ocp.type_handlers.TypeHandlerRegistry):
-    """Whatever the type of a leaf is called, it is an array."""
+    """Has one handler for leaves of all types: all are arrays."""
 
     def __init__(self) -> None:
         self._handler = _OneByOne(deepcopy_host_arrays=False)
@@ -61,9 +61,9 @@ class _Registry(ocp.type_handlers.TypeHandlerRegistry):
 
 
 def _handler() -> ocp.PyTreeCheckpointHandler:
-    """Writes a folder for each array: OCDBT's files need memory for each that is written.
+    """Returns the handler of checkpoints; it reads both formats, with and without OCDBT.
 
-    What it reads may be either.
+    It writes a folder for each array: files of OCDBT need memory for all written arrays.
     """
     return ocp.PyTreeCheckpointHandler(
         type_handler_registry=_Registry(), use_ocdbt=False
@@ -71,7 +71,7 @@ def _handler() -> ocp.PyTreeCheckpointHandler:
 
 
 def open_tensors(state: Path) -> dict[str, LazyTensor]:
-    """Returns the weights by leaf; any fault of the folder is a UserError."""
+    """Returns {leaf: LazyTensor}; any fault of the folder is a UserError."""
     with files.one_line(state, KIND):
         tensors = {}
         for place, found in _weights(_handler().metadata(epath.Path(state)).tree):
@@ -85,7 +85,7 @@ def open_tensors(state: Path) -> dict[str, LazyTensor]:
 
 
 def _weights(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Gives the parameters and running statistics of a checkpoint: place, what it is."""
+    """Yields (place, metadata) of the parameters and running statistics of a checkpoint."""
     for leaf, found in strict.flatten(tree[PARAMS]).items():
         yield f"{PARAMS}/{leaf}", found
     for leaf, found in strict.flatten(tree.get(EXTRA, {})).items():
@@ -94,7 +94,7 @@ def _weights(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _check_size(state: Path, tensors: Mapping[str, LazyTensor]) -> None:
-    """A shape is only a few digits in a file."""
+    """Raises UserError for shapes that are far larger than the files of the checkpoint."""
     length = sum(file.stat().st_size for file in state.rglob("*") if file.is_file())
     size = sum(4 * math.prod(tensor.shape) for tensor in tensors.values())
     if size > MAX_RATIO * length + FREE_BYTES:
@@ -102,7 +102,7 @@ def _check_size(state: Path, tensors: Mapping[str, LazyTensor]) -> None:
 
 
 def _read(state: Path, place: str) -> np.ndarray:
-    """Orbax wants the tree of what is to be read; a value in it matters to nobody."""
+    """Returns one array. Orbax needs a tree with its place; it ignores the value there."""
     with files.one_line(state, KIND):
         item = strict.unflatten({place: np.empty(0)})
         what = ocp.args.PyTreeRestore(item, partial_restore=True)

@@ -1,8 +1,8 @@
-"""A pickle read as data: a machine that knows few opcodes and can call nothing.
+"""Reads a pickle as data, on a stack machine with few opcodes that runs no code of the file.
 
-`pickle.Unpickler`, even with an allow-list of globals, hashes what a file builds (a key
-of nested tuples takes for ever) and makes its memo as long as a file says. Here only the
-opcodes that torch writes are known, keys are scalars, and a global is a name.
+`pickle.Unpickler`, even with an allow-list of globals, hashes objects of the file (a key of
+nested tuples takes for ever) and makes its memo as long as the file says. This machine has
+only the opcodes that torch writes, keys are scalars, and a global is only a name.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ MAX_STEPS = 1_000_000
 SCALARS = (str, int, float, bool, bytes, type(None))
 LARGEST_KEY = 1 << 60  # larger numbers can be made to share one hash
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-# Opcodes that push what stands behind them, and those without effect.
+# Opcodes that push their argument; opcodes without effect.
 ARGUMENTS = frozenset(
     (
         *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
@@ -32,14 +32,14 @@ NOTHING = frozenset(("PROTO", "FRAME", "STOP"))
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Global:
-    """A name in a pickle, and what a call of it makes; None: it is not to be called."""
+    """A name in a pickle; call: the function of ours to call in its place, None: no call."""
 
     name: str
     call: Callable[..., Any] | None
 
 
 class Opaque:
-    """An object that is of no interest; whatever it is made of is dropped."""
+    """Replaces an object that is not needed; its content is dropped."""
 
 
 def load(
@@ -49,8 +49,8 @@ def load(
 ) -> Any:
     """Returns the value of the pickle at the position of `stream`, which moves past it.
 
-    known: dotted name -> what stands in for a call of it. Another name is a UserError.
-    persistent: turns a persistent id into its object.
+    known: dotted name -> function that is called in its place. persistent: returns the object
+    of a persistent id. Raises UserError for other names and for unknown opcodes.
     """
     machine = _Machine(known, persistent)
     for opcode, argument, _ in pickletools.genops(stream):
@@ -70,7 +70,7 @@ class _Machine:
         self.steps = 0
 
     def count(self, steps: int) -> None:
-        """Work is bounded: a short pickle could otherwise copy a list for ever."""
+        """Limits the work: without it a short pickle could copy a list for ever."""
         self.steps += steps
         if self.steps > MAX_STEPS:
             raise UserError(f"its pickle takes more than {MAX_STEPS} steps")
@@ -94,7 +94,7 @@ class _Machine:
         self.stack.append(Global(name, self.known[name]))
 
     def pop(self, count: int) -> list[Any]:
-        """Returns the topmost items, the topmost last."""
+        """Removes and returns the `count` topmost items, the topmost last."""
         if count > len(self.stack):
             raise ValueError("the stack is empty")
         items = self.stack[len(self.stack) - count :]
@@ -125,7 +125,7 @@ class _Machine:
         self.stack.append(function.call(*arguments))
 
     def build(self) -> None:
-        """The state of an object is dropped: none that is of interest has any."""
+        """Drops the state of an object: objects that are needed have none."""
         self.pop(1)
         if type(self.stack[-1]) not in (dict, Opaque):
             raise ValueError(f"a state for a {type(self.stack[-1]).__name__}")

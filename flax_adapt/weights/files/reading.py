@@ -1,4 +1,4 @@
-"""Reads the tensors of a model, in one file or in shards, one by one, and JSON files.
+"""Reads the tensors of a model one by one, from one file or from shards; reads JSON files.
 
 with reading.open_tensors(folder) as tensors:
     array = tensors["vit.layernorm.weight"].get()  # float32
@@ -22,15 +22,15 @@ from flax_adapt.weights.files.files import LazyTensor
 FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 TORCH_FILE, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
-# All are open at once; the largest models of the hub have fewer. So it is with tensors:
-# a name costs the time to look for its leaf.
+# Limits above the largest models of the hub: all shards are open at once, and each name costs
+# the time to find its leaf.
 MAX_SHARDS, MAX_TENSORS = 250, 50_000
 MAX_DEPTH = 50
 NUM_NAMED = 5
-# What wrappers put before every name, in any order and depth: torch's
-# DistributedDataParallel and `compile`, and classes of training scripts.
+# Prefixes that wrappers add to every name, in any order and depth: those of torch's
+# DistributedDataParallel and `compile`, and of classes in training scripts.
 WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.", "net.")
-# The field of what is known of a file that says which of its sets of weights to take.
+# The field of `known` that names the set of weights to load from a file with several.
 WEIGHTS = "weights"
 NOTHING: Mapping[str, Any] = types.MappingProxyType({})
 
@@ -38,7 +38,7 @@ NOTHING: Mapping[str, Any] = types.MappingProxyType({})
 def _open_safetensors(
     path: Path, place: str | None
 ) -> AbstractContextManager[dict[str, LazyTensor]]:
-    """As `torch_file.open_tensors`; there is one set of weights in such a file."""
+    """As `torch_file.open_tensors`; raises UserError for a place: the file has one set."""
     if place:
         raise UserError(
             f"{path}: known={WEIGHTS!r} cannot be given here: it holds one set of weights"
@@ -47,7 +47,7 @@ def _open_safetensors(
 
 
 Open = Callable[[Path, str | None], AbstractContextManager[dict[str, LazyTensor]]]
-# Suffix -> what opens such a file and gives its tensors by name.
+# Suffix -> the function that opens such a file and yields its tensors by name.
 FORMATS: dict[str, Open] = {
     ".safetensors": _open_safetensors,
     ".bin": torch_file.open_tensors,
@@ -57,7 +57,7 @@ FORMATS: dict[str, Open] = {
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Returns the object in a JSON file; anything else is a UserError."""
+    """Returns the object in a JSON file; raises UserError for any other content."""
     if not files.is_file(path):
         raise UserError(
             f"{path.parent}: there is no {path.name}; give a Hugging Face model folder"
@@ -77,7 +77,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _is_deep(value: Any) -> bool:
-    """Whether printing a value, as errors do, could need more than Python's stack."""
+    """Whether a value is nested so deeply that printing it could overflow the stack."""
     level = [value]
     for _ in range(MAX_DEPTH):
         children = [v.values() if isinstance(v, dict) else v for v in level]
@@ -89,11 +89,12 @@ def _is_deep(value: Any) -> bool:
 def open_tensors(
     path: Path, known: Mapping[str, Any] = NOTHING
 ) -> Iterator[Mapping[str, LazyTensor]]:
-    """Gives the tensors of a Hugging Face folder, or of one file, by name.
+    """Yields the tensors of a Hugging Face folder, or of one file, by name.
 
-    None is read before its `get()`; the files stay open until the end. Prefixes of
-    WRAPPERS that all names have are left out; `name` of a tensor still has them.
-    known: WEIGHTS names the set of weights of a torch file that holds several.
+    `get()` reads a tensor; the files stay open until the end of the context. Prefixes of
+    WRAPPERS that all names have are removed; `name` of a tensor still has them. known: its
+    field WEIGHTS names the set of weights of a torch file that holds several. Raises
+    UserError for files that are damaged or incomplete.
     """
     with _open_place(path, known.get(WEIGHTS) or None) as tensors:
         yield tensors
@@ -130,9 +131,11 @@ def _unwrapped(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
 
 
 def _wrappers_of_all(names: Collection[str]) -> str:
-    """Returns the WRAPPERS, one after the other, that every name begins with."""
+    """Returns the longest prefix of all names that is made of WRAPPERS."""
     first, last = min(names, default=""), max(names, default="")
-    end = 0  # what the first and the last in order begin with, all begin with
+    end = (
+        0  # a common prefix of the first and the last name in order is one of all names
+    )
     while found := next((w for w in WRAPPERS if first.startswith(w, end)), None):
         if not last.startswith(first[: end + len(found)]):
             break
@@ -141,16 +144,17 @@ def _wrappers_of_all(names: Collection[str]) -> str:
 
 
 def tensor_names(path: Path, known: Mapping[str, Any] = NOTHING) -> list[str]:
-    """Names of all tensors, without reading them.
+    """Returns the names of all tensors, without reading them.
 
-    Of a file with several sets of weights where none is `known`: those of the first.
+    For a file with several sets of weights, of which `known` names none: those of the
+    default set, or else of the first.
     """
     with _open_place(path, known.get(WEIGHTS, torch_file.ANY)) as tensors:
         return list(tensors)
 
 
 def sets_of_weights(path: Path) -> list[str]:
-    """Returns the places of the sets of weights in a torch file; [] of other files."""
+    """Returns the places of the sets of weights in a torch file; [] for other files."""
     folder_of_torch = path.is_dir() and not files.is_file(path / FILE)
     file = path / TORCH_FILE if folder_of_torch else path
     is_torch = (
@@ -160,7 +164,7 @@ def sets_of_weights(path: Path) -> list[str]:
 
 
 def _parts(path: Path) -> tuple[list[Path], dict[str, str] | None]:
-    """The files of tensors of a model, and its index where it has one."""
+    """Returns (files of tensors, {tensor: file name} of the index or None)."""
     if files.is_file(path):
         return [path], None
     for file, index in ((FILE, INDEX), (TORCH_FILE, TORCH_INDEX)):
@@ -181,7 +185,7 @@ def _format(file: Path) -> Open:
 
 
 def _shards(index: Path) -> tuple[list[Path], dict[str, str]]:
-    """The files that an index names, each of them in the folder of the index."""
+    """Returns (files, {tensor: file name}) of an index; all files are in its folder."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index}: has no weight_map; download it again")
@@ -190,8 +194,8 @@ def _shards(index: Path) -> tuple[list[Path], dict[str, str]]:
     if len(names) > MAX_SHARDS:
         raise UserError(f"{index}: names {len(names)} shards, more than {MAX_SHARDS}")
     for name in names:
-        # An index is data: it must not point out of its folder. A link in the folder
-        # may: the cache of the hub is made of such links.
+        # An index must not name files outside of its folder. Links in the folder may lead
+        # outside: the cache of the hub consists of such links.
         plain = name == Path(name).name and "\\" not in name
         if not plain or not name.endswith(suffix):
             shown = ascii(name[: files.LONGEST_TEXT])
@@ -205,7 +209,7 @@ def _shards(index: Path) -> tuple[list[Path], dict[str, str]]:
 def _check_index(
     file: Path, found: Mapping[str, Any], weight_map: Mapping[str, str]
 ) -> None:
-    """Every tensor must be in the shard that the index names."""
+    """Raises UserError unless every tensor is in the shard that the index names."""
     wrong = [name for name in found if weight_map.get(name) != file.name]
     here = [name for name, shard in weight_map.items() if shard == file.name]
     wrong += [name for name in here if name not in found]
@@ -214,7 +218,7 @@ def _check_index(
 
 
 def _few(names: list[str]) -> str:
-    """The first names, in one line that can be read."""
+    """Returns the first names as one readable line."""
     shown = [name if name.isprintable() else ascii(name) for name in names[:NUM_NAMED]]
     more = f" and {len(names) - NUM_NAMED} more" if len(names) > NUM_NAMED else ""
     return ", ".join(name[: files.LONGEST_TEXT] for name in shown) + more

@@ -1,15 +1,15 @@
-"""Files of safetensors, read tensor by tensor into memory of our own.
+"""Reads safetensors files tensor by tensor, without the library of that name.
 
     with safetensors_file.open_tensors(path) as tensors:
         array = tensors["vit.layernorm.weight"].get()
 
-The library is not used: it maps the file, so that all of it counts as memory and a file
-that is cut short while it is read ends the process (SIGBUS), takes the last of two tensors
-of one name, and writes only what is in memory as a whole.
+The library maps the file into memory. All of the file then counts as memory, and if the file
+is cut short during reading the process ends (SIGBUS). The library also uses the last of two
+tensors of one name, and writes only tensors that are all in memory.
 
-The format (huggingface/safetensors, README): the length of a header, 8 bytes
-little-endian; the header, a JSON object {name: {dtype, shape, data_offsets}} with offsets
-[begin, end) into what follows, where the tensors leave no gap.
+The format (huggingface/safetensors, README): the length of a header, 8 bytes little-endian;
+the header, a JSON object {name: {dtype, shape, data_offsets}}; the tensors without gaps. The
+offsets [begin, end) count from the end of the header.
 """
 
 import contextlib
@@ -55,7 +55,7 @@ DTYPES = {
 
 @contextlib.contextmanager
 def open_tensors(path: Path) -> Iterator[dict[str, LazyTensor]]:
-    """Gives the tensors of a file by name; any fault of the file is a UserError."""
+    """Yields the tensors of a file by name; any fault of the file is a UserError."""
     with contextlib.ExitStack() as stack:
         with files.one_line(path, KIND):
             file = stack.enter_context(files.open_file(path))
@@ -82,7 +82,7 @@ def _tensors(path: Path, file: files.SmallReads) -> dict[str, LazyTensor]:
 
 
 def _header(file: files.SmallReads) -> tuple[dict[str, Any], int]:
-    """Returns the header without its metadata, and where the tensors begin."""
+    """Returns (header without its metadata, position of the first byte of the tensors)."""
     (size,) = struct.unpack("<Q", file.read(8))
     if size > min(files.MAX_PART, file.length - 8):
         raise ValueError(f"a header of {size} bytes")
@@ -101,7 +101,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _entry(name: str, entry: Any) -> tuple[np.dtype, tuple[int, ...], int, int]:
-    """Returns dtype, shape, begin and end of a tensor."""
+    """Returns (dtype, shape, begin, end) of a tensor, from its entry in the header."""
     if type(entry) is not dict or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{name} has no dtype, shape and data_offsets")
     dtype, shape, span = entry["dtype"], entry["shape"], entry["data_offsets"]

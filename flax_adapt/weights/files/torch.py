@@ -1,14 +1,14 @@
-"""Files of torch.save, zip and legacy, read without torch and without running anything.
+"""Reads files of torch.save, zip and legacy, without torch and without running any code.
 
     with torch_file.open_file(path) as file:
         array = file.get_tensor(file.keys()[0])
 
 A file of a training script may hold several state dicts, such as "state_dict" and
-"state_dict_ema"; `open_file` takes one of them (see `torch_objects.choose_state_dict`).
+"state_dict_ema"; `open_file` opens one of them (see `torch_objects.choose_state_dict`).
 
-Zip: NAME/data.pkl, NAME/byteorder, and a storage in each NAME/data/KEY. Legacy: pickles
-of a magic number, a version, facts about the machine, the object, and the keys of its
-storages; then those, each with the number of its elements in front.
+Zip format: NAME/data.pkl, NAME/byteorder, and a storage in each NAME/data/KEY. Legacy format:
+pickles of a magic number, a version, facts about the machine, the object, and the keys of its
+storages; then the storages, each after the number of its elements.
 """
 
 import contextlib
@@ -27,29 +27,29 @@ from flax_adapt.weights.files.torch_objects import StateDict, Storage
 
 ZIP, MAGIC, VERSION = b"PK\x03\x04", 0x1950A86A20F9469CFC6C, 1001
 KIND = "torch"
-# Tied and shared weights are written once; a file cannot hold much more than its bytes.
+# Largest size of all tensors, in lengths of the file; tied weights are stored once.
 MAX_SHARING = 4
 BIG_ENDIAN = "was not written on a little-endian machine; save it again on one"
 
 Read = Callable[[Storage], bytearray]
 Contents = tuple[dict[str, StateDict], Read]
-# Stands for the place of a state dict: the one taken by default, else just the first.
+# As the place of a state dict: the default one, or else the first.
 ANY = ""
 
 
 class TorchFile:
-    """The tensors in a file; each is read when it is asked for."""
+    """The tensors of an open file; each is read on request."""
 
     def __init__(self, path: Path, tensors: StateDict, read: Read):
         self._path, self._tensors, self._read = path, tensors, read
         self._last: tuple[Storage, bytearray] | None = None
 
     def keys(self) -> list[str]:
-        """Names of the tensors."""
+        """Returns the names of the tensors."""
         return list(self._tensors)
 
     def get_tensor(self, name: str) -> np.ndarray:
-        """Returns a tensor in the type that it has in the file."""
+        """Returns a tensor as an array, in the dtype of the file."""
         with files.one_line(self._path, KIND):
             tensor = self._tensors[name]
             if tensor.is_whole:
@@ -61,7 +61,7 @@ class TorchFile:
             return tensor.view(self._last[1]).copy()
 
     def lazy(self, name: str) -> LazyTensor:
-        """Returns shape and dtype of a tensor, and how to read it."""
+        """Returns a tensor with shape and dtype, to be read later."""
         with files.one_line(self._path, KIND):
             files.check_name(name)
         tensor = self._tensors[name]
@@ -75,11 +75,10 @@ class TorchFile:
 
 @contextlib.contextmanager
 def open_file(path: Path, place: str | None = None) -> Iterator[TorchFile]:
-    """Gives the tensors of a file; any fault of the file is a UserError.
+    """Yields the tensors of a file; any fault of the file is a UserError.
 
-    place: of the state dict to take, see `state_dicts`. None: the usual one, or the only
-    one; where there are several and none is usual, that is a UserError. ANY: in that case
-    the first.
+    place: of the state dict to open, see `state_dicts`. None: the usual one, or the only one;
+    several state dicts without a usual one are a UserError. ANY: as None, but then the first.
     """
     with _contents(path) as (file, found, read):
         with files.one_line(path, KIND):
@@ -94,7 +93,7 @@ def open_file(path: Path, place: str | None = None) -> Iterator[TorchFile]:
 
 @contextlib.contextmanager
 def _contents(path: Path) -> Iterator[tuple[SmallReads, dict[str, StateDict], Read]]:
-    """Gives the open file, its state dicts by place, and what reads a storage."""
+    """Yields (open file, {place: state dict}, function that reads a storage)."""
     with contextlib.ExitStack() as stack:
         with files.one_line(path, KIND):
             file = stack.enter_context(files.open_file(path))
@@ -112,7 +111,7 @@ def state_dicts(path: Path) -> list[str]:
 
 @contextlib.contextmanager
 def open_tensors(path: Path, place: str | None) -> Iterator[dict[str, LazyTensor]]:
-    """As `open_file`, and gives the tensors by name."""
+    """Yields the tensors of a file by name; place: as in `open_file`."""
     with open_file(path, place) as file:
         yield {name: file.lazy(name) for name in file.keys()}  # noqa: SIM118
 
@@ -172,7 +171,7 @@ def _open_legacy(file: SmallReads) -> Contents:
 
 
 def _places(file: SmallReads, start: int, storages: list[Storage]) -> dict[str, int]:
-    """Returns where the bytes of each storage begin; all are within the file."""
+    """Returns {key: position of the first byte} of the storages; all are within the file."""
     places: dict[str, int] = {}
     for storage in storages:
         file.seek(start)

@@ -1,4 +1,4 @@
-"""What a pickle of torch may hold: storages, tensors that view them, plain containers."""
+"""Objects that a pickle of torch may hold: storages, tensors (views of them), containers."""
 
 import dataclasses
 import io
@@ -32,18 +32,19 @@ DTYPES: dict[str, np.dtype] = {
     }.items()
 }
 MAX_DIMENSIONS = 32
-# What a file with its tensors at the top is called, and where training scripts keep the
-# parameters beside other things: the first that is there is taken.
+# TOP: place of tensors at the top of a file. USUAL: places where training scripts save the
+# parameters; the first one that exists is the default.
 TOP = "."
 USUAL = ("model", "state_dict", TOP)
-# How deep state dicts lie in others, and how small one may be beside the largest.
+# The depth to which dicts are searched for state dicts, and the smallest number of tensors
+# of a state dict, as a share of the largest one's.
 MAX_NESTING, SMALLEST_SHARE = 3, 0.5
 MAX_LISTED = 10
 
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """A run of `size` elements somewhere in the file."""
+    """A contiguous run of `size` elements in the file, found by `key`."""
 
     key: str
     dtype: np.dtype
@@ -56,7 +57,10 @@ class Storage:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tensor:
-    """A view of a storage, all in elements; it stays inside."""
+    """A view of a storage. offset, strides: in elements.
+
+    Raises ValueError for a view that reaches outside of its storage.
+    """
 
     storage: Storage
     offset: int
@@ -71,7 +75,7 @@ class Tensor:
             raise ValueError("a tensor of negative or of no size")
         sizes = zip(self.shape, self.strides, strict=True)
         last = self.offset + sum((size - 1) * stride for size, stride in sizes)
-        # More elements than the storage has: a stride of 0 makes one of them millions.
+        # No more elements than the storage: a stride of 0 could repeat one a million times.
         if self.size and (last >= self.storage.size or self.size > self.storage.size):
             raise ValueError("a tensor reaches outside of its storage")
 
@@ -85,11 +89,11 @@ class Tensor:
 
     @property
     def is_whole(self) -> bool:
-        """Whether it is as large as its storage, so that a view of it wastes nothing."""
+        """Whether the tensor is as large as its storage, so that a view wastes no memory."""
         return self.size == self.storage.size
 
     def view(self, buffer: bytearray) -> np.ndarray:
-        """Returns the tensor as a view of the bytes of its storage."""
+        """Returns the tensor as an array, a view of `buffer`, the bytes of its storage."""
         dtype = self.storage.dtype
         if not self.size:
             return np.empty(self.shape, dtype)
@@ -104,7 +108,7 @@ StateDict = dict[str, Tensor]
 def _tensor(
     storage: Any, offset: Any, shape: Any, strides: Any, *others: Any
 ) -> Tensor:
-    """torch._utils._rebuild_tensor and _v2; others: gradients and hooks, dropped."""
+    """Replaces torch._utils._rebuild_tensor and _v2; others: gradients and hooks, ignored."""
     if type(storage) is not Storage or type(shape) is not tuple or len(others) > 3:
         raise ValueError("a tensor without a storage or a shape")
     if type(strides) is not tuple:
@@ -126,7 +130,7 @@ def _size(sizes: Any) -> tuple:
 
 
 def _ordered_dict(rows: Any = ()) -> dict:
-    """Python 2 wrote the items as a list of lists."""
+    """Replaces collections.OrderedDict; Python 2 wrote the items as a list of lists."""
     if type(rows) not in (tuple, list):
         raise ValueError("an OrderedDict of no list")
     if any(type(row) not in (tuple, list) or len(row) != 2 for row in rows):
@@ -134,7 +138,7 @@ def _ordered_dict(rows: Any = ()) -> dict:
     return pickle_data.pairs([item for row in rows for item in row])
 
 
-# All that a file may name; what is called is ours.
+# Name in a pickle -> the function of ours that is called in its place. Other names are errors.
 KNOWN: dict[str, Callable[..., Any] | None] = {
     **dict.fromkeys(DTYPES),
     "torch._utils._rebuild_tensor": _tensor,
@@ -147,7 +151,7 @@ KNOWN: dict[str, Callable[..., Any] | None] = {
 
 
 def load(stream: io.BytesIO, storages: dict[str, Storage]) -> Any:
-    """Returns the object of a pickle; adds the storages that it names."""
+    """Returns the object of a pickle; adds its storages to `storages`, by key."""
 
     def persistent(found: Any) -> Storage:
         storage = _storage(found)
@@ -159,7 +163,10 @@ def load(stream: io.BytesIO, storages: dict[str, Storage]) -> Any:
 
 
 def _storage(found: Any) -> Storage:
-    """("storage", type, key, device, number of elements[, view: always None])."""
+    """Returns the storage of a persistent id.
+
+    found: ("storage", type, key, device, number of elements[, view: always None]).
+    """
     if type(found) is not tuple or len(found) not in (5, 6) or found[0] != "storage":
         raise ValueError("a persistent id that is no storage")
     _, kind, key, _, size, *view = found
@@ -176,10 +183,10 @@ def _storage(found: Any) -> Storage:
 
 
 def state_dicts(value: Any) -> dict[str, StateDict]:
-    """Returns every state dict in the object of a file by its place: "model", "a.b".
+    """Returns {place: state dict} of the object in a file, with places as "model", "a.b".
 
-    Left out are those with less than SMALLEST_SHARE of the tensors of the largest, such
-    as the scale of a loss; not those in USUAL places.
+    State dicts with less than SMALLEST_SHARE of the tensors of the largest one, such as the
+    scale of a loss, are left out, unless they are in a USUAL place.
     """
     found = dict(_nested(value, "", set()))
     largest = max(map(len, found.values()), default=0)
@@ -191,7 +198,7 @@ def state_dicts(value: Any) -> dict[str, StateDict]:
 
 
 def _nested(value: Any, place: str, seen: set[int]) -> Iterator[tuple[str, StateDict]]:
-    """Gives (place, state dict) of a dict and of the dicts in it, each of them once."""
+    """Yields (place, state dict) of a dict and of the dicts in it, each of them once."""
     if type(value) is not dict or id(value) in seen or place.count(".") >= MAX_NESTING:
         return
     seen.add(id(value))
@@ -204,7 +211,10 @@ def _nested(value: Any, place: str, seen: set[int]) -> Iterator[tuple[str, State
 
 
 def choose_state_dict(found: Mapping[str, StateDict], place: str | None) -> StateDict:
-    """Returns the state dict of a place; None: of the first USUAL place, or the only one."""
+    """Returns the state dict of a place; None: of the first USUAL place, or the only one.
+
+    Raises UserError where there is none, or no default among several.
+    """
     if not found:
         raise UserError("holds no tensors with names")
     if place is not None and place not in found:
@@ -225,6 +235,6 @@ def _listed(places: Collection[str]) -> str:
 
 
 def default_place(found: Collection[str]) -> str | None:
-    """Returns the place that is taken where none is chosen; None: one must be."""
+    """Returns the default place; None: there is none, the user must choose one."""
     only = next(iter(found)) if len(found) == 1 else None
     return next((place for place in USUAL if place in found), only)

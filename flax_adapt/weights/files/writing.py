@@ -19,16 +19,16 @@ from flax_adapt.weights.files.reading import CONFIG, FILE, PREPROCESSOR
 from flax_adapt.weights.names.translate import Tensors
 
 Save = Callable[[Path, Tensors], None]
-# The header's length is a multiple of it, so that the numbers are aligned.
+# The length of the header is a multiple of ALIGNMENT bytes, so that the tensors are aligned.
 ALIGNMENT = 8
-# Of a folder with an Orbax checkpoint: the arrays, and what model they are.
+# Names in a folder with an Orbax checkpoint: of the arrays, and of the model config.
 STATE, MODEL = "state", "model.json"
-# A time for every member: the same weights give the same file.
+# A fixed time for every member of a .npz file: the same weights give the same bytes.
 NO_TIME = (1980, 1, 1, 0, 0, 0)
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
-    """The files of a model folder that make its tokenizer; none is a UserError."""
+    """Returns the tokenizer files of a model folder; raises UserError if there are none."""
     files = [folder / name for name in tokenizer.FILES if (folder / name).is_file()]
     if not files:
         raise UserError(f"{folder}: holds no tokenizer ({', '.join(tokenizer.FILES)})")
@@ -41,7 +41,7 @@ def write(
     jsons: Mapping[str, Any],
     copied: list[Path],
 ) -> None:
-    """Writes a folder of safetensors, see `write_folder`."""
+    """Writes a model folder with its tensors in one safetensors file, see `write_folder`."""
     write_folder(
         folder, lambda fresh: save_safetensors(fresh / FILE, tensors), jsons, copied
     )
@@ -53,10 +53,10 @@ def write_folder(
     jsons: Mapping[str, Any],
     copied: list[Path],
 ) -> None:
-    """Writes a model folder whole or not at all; replaces one written before.
+    """Writes a model folder whole or not at all; replaces a model folder written before.
 
-    save: writes the tensors into a folder. jsons: file name -> object. copied: files to
-    copy beside them. Another folder that is in the way is a UserError.
+    save: writes the tensors into a folder. jsons: {file name: object}. copied: files to copy
+    into the folder. Raises UserError where the folder exists with other files.
     """
     folder = Path(folder).absolute()
     if folder.exists():
@@ -65,7 +65,7 @@ def write_folder(
     fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         for file in copied:
-            # Without the mark of UTF-8 (BOM): not everyone who reads it is as tolerant.
+            # Without the byte order mark (BOM) of UTF-8, which some readers reject.
             content = file.read_bytes().removeprefix(codecs.BOM_UTF8)
             (fresh / file.name).write_bytes(content)
         for name, value in jsons.items():
@@ -90,7 +90,7 @@ def _check_replaceable(folder: Path) -> None:
 
 
 def _swap(fresh: Path, folder: Path) -> None:
-    """Renames `fresh` to `folder`; what was there goes away only after that."""
+    """Renames `fresh` to `folder`; an old folder is deleted only after that."""
     if not folder.exists():
         os.rename(fresh, folder)
         return
@@ -101,17 +101,20 @@ def _swap(fresh: Path, folder: Path) -> None:
 
 
 def _share(folder: Path) -> None:
-    """Gives the usual rights: mkdtemp makes private folders."""
+    """Sets the usual permissions: mkdtemp makes private folders."""
     mask = os.umask(0)
     os.umask(mask)
     folder.chmod(0o777 & ~mask)
     for file in folder.iterdir():
-        if file.is_file():  # a folder of Orbax's has the usual rights
+        if file.is_file():  # Orbax's folder has the usual permissions
             file.chmod(0o666 & ~mask)
 
 
 def write_file(path: Path, tensors: Tensors, save: Save) -> None:
-    """Writes a single file whole or not at all; replaces one written before."""
+    """Writes a single file whole or not at all; replaces an existing file.
+
+    Raises UserError where `path` is a folder.
+    """
     path = Path(path).absolute()
     if path.is_dir():
         raise UserError(f"{path}: is a folder; give the name of a file")
@@ -127,7 +130,7 @@ def write_file(path: Path, tensors: Tensors, save: Save) -> None:
 
 def save_safetensors(file: Path, tensors: Tensors) -> None:
     """Writes float32 tensors (format: see `safetensors_file`), one at a time."""
-    # transformers reads the key "format" to know who wrote the tensors.
+    # transformers reads the key "format", which names the library of the tensors.
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, array in tensors():

@@ -1,1 +1,1 @@
-"""The formats that weights come in: how each is found, read and written."""
+"""Formats of weights: each is detected, read and written by a module."""

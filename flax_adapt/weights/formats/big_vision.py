@@ -1,6 +1,6 @@
-"""ViTs of big_vision and vision_transformer (AugReg): .npz, in both directions.
+"""Reads and writes ViTs of big_vision and vision_transformer (AugReg), files of .npz.
 
-Their GELU is flax's default, the tanh form, and their LayerNorm's eps 1e-6.
+Their GELU is flax's default, the tanh form; the eps of their LayerNorm is 1e-6.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ FIXED = dict(
 KNOWN = ("gelu", "layer_norm_eps")
 POOLING = "cls"
 DROPPED = {"mae": ("head", "pooler"), "encoder": ("head",), "classify": ()}
-# Where training scripts keep the parameters beside other things.
+# Prefixes of the parameters in files of training scripts, which hold other arrays, too.
 PREFIXES = ("params/", "opt/target/", "optimizer/target/")
 STACK = "Transformer/encoderblock/"
 Tensors = Mapping[str, LazyTensor]
@@ -37,13 +37,13 @@ _shape = functools.partial(translate.shape_of, "plain ViT of big_vision")
 
 
 def detect(path: Path) -> bool:
-    """Whether it is a .npz file."""
+    """Whether a path is a .npz file."""
     return path.suffix == SUFFIX and path.is_file()
 
 
 @contextlib.contextmanager
 def _open_tensors(path: Path) -> Iterator[dict[str, LazyTensor]]:
-    """Gives the tensors of a file as the published files name and shape them."""
+    """Yields the tensors of a file, with the names and shapes of the published files."""
     with npz_file.open_tensors(path) as found:
         tensors: dict[str, LazyTensor] = {}
         whole = functools.lru_cache(maxsize=1)(lambda name: tensors_of[name].read())
@@ -67,7 +67,7 @@ def _without_prefix(name: str) -> str:
 
 
 def _unstacked(name: str, tensor: LazyTensor, whole: Any) -> dict[str, LazyTensor]:
-    """big_vision's scan keeps all blocks in one tensor, along the first axis."""
+    """Returns a tensor for each block: big_vision's scan stacks them on the first axis."""
     depth, *shape = tensor.shape
     layer = name.removeprefix(STACK)
 
@@ -79,7 +79,7 @@ def _unstacked(name: str, tensor: LazyTensor, whole: Any) -> dict[str, LazyTenso
 
 
 def _with_cls(tensor: LazyTensor) -> LazyTensor:
-    """big_vision puts CLS in after the positions: its own is then zero."""
+    """Returns the positions with a row of zeros for CLS: big_vision adds no position to it."""
     _, rows, width = tensor.shape
 
     def read() -> np.ndarray:
@@ -131,18 +131,18 @@ def _config(where: Path, tensors: Tensors, known: Mapping[str, Any]) -> dict[str
 
 
 def pooling(path: Path, known: Mapping[str, Any]) -> str:
-    """Returns the pooling of its classifiers, the others' being refused."""
+    """Returns the only supported pooling of such classifiers."""
     del path, known
     return POOLING
 
 
 def class_names(path: Path) -> None:
-    """A file has no names of classes."""
+    """Returns None: a file has no names of classes."""
     del path
 
 
 def pixel_statistics(path: Path) -> tuple[list[float], list[float]]:
-    """Their images are in [-1, 1]."""
+    """Returns (mean, std), 0.5 for every channel: these models see images in [-1, 1]."""
     with _open_tensors(path) as tensors:
         channels = _config(path, tensors, {})["channels"]
     return [0.5] * channels, [0.5] * channels
@@ -152,7 +152,7 @@ def pixel_statistics(path: Path) -> tuple[list[float], list[float]]:
 def open_source(
     path: Path, task: str, pooling: str, known: Mapping[str, Any]
 ) -> Iterator[translate.Opened]:
-    """Gives (model config, {leaf: what reads it}, fields of `strict.Report`)."""
+    """Yields (model config, {leaf: LazyLeaf}, fields of `strict.Report`)."""
     with _open_tensors(path) as tensors:
         config = _config(path, tensors, known)
         fields.check_task(path, config, task)
@@ -164,7 +164,7 @@ def open_source(
 
 
 def write(path: Path, content: Content) -> None:
-    """Writes a .npz file as those of AugReg."""
+    """Writes a .npz file like those of AugReg; raises UserError for what it cannot hold."""
     writable.check_config(path, SOURCE, content, FIXED, kind="vit")
     writable.check_nothing_beside(path, SOURCE, content)
     writable.check_file(path, SOURCE, SUFFIX)

@@ -1,6 +1,6 @@
 """Facebook's MAE: encoder alone, `mae_visualize_*` with the decoder, or fine-tuned.
 
-A file of torch, the tensors in "model". Written is a file of safetensors with the same
+We read files of torch, with the tensors in "model", and write a safetensors file with the same
 names, for `model.load_state_dict(safetensors.torch.load_file(path))`.
 """
 
@@ -26,12 +26,12 @@ FIXED = dict(
     adaptor=None,
 )
 SOURCE = "Facebook's MAE"
-# Whether the states are normalised after pooling -> how they are pooled.
+# Whether the file has a norm after the pooling -> the pooling.
 POOLING = {False: "cls", True: "mean_norm"}
 
 
 def detect(path: Path) -> bool:
-    """Whether it is a file with the decoder; without, it is like one of timm's."""
+    """Whether a file has the decoder; files without it look like those of timm."""
     return torch_vit.is_vit(path) and torch_vit.has_decoder(path)
 
 
@@ -47,25 +47,25 @@ def pooling(path: Path, known: Mapping[str, Any]) -> str:
 
 
 def class_names(path: Path) -> None:
-    """A file has no names of classes."""
+    """Returns None: a file has no names of classes."""
     del path
 
 
 def pixel_statistics(path: Path) -> None:
-    """A file has no mean and std of pixels."""
+    """Returns None: a file has no mean and std of pixels."""
     del path
 
 
 def open_source(
     path: Path, task: str, pooling: str, known: Mapping[str, Any]
 ) -> AbstractContextManager[translate.Opened]:
-    """Gives (model config, {leaf: what reads it}, fields of `strict.Report`)."""
+    """Yields (model config, {leaf: LazyLeaf}, fields of `strict.Report`)."""
     own = POOLING[torch_vit.has_fc_norm(path, known)]
     return torch_vit.open_source(path, TABLE, known, task, pooling, own, ())
 
 
 def write(path: Path, content: Content) -> None:
-    """Writes a file of safetensors; a classifier is one of POOLING."""
+    """Writes a safetensors file; raises UserError for a model that it cannot hold."""
     writable.check_config(path, SOURCE, content, FIXED, kind="vit")
     writable.check_nothing_beside(path, SOURCE, content)
     writable.check_file(path, SOURCE, SUFFIX)

@@ -1,4 +1,4 @@
-"""config.json of Hugging Face's BERT and RoBERTa, in both directions."""
+"""Reads and writes config.json of Hugging Face's BERT and RoBERTa."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from flax_adapt.base.errors import UserError
 from flax_adapt.weights import extras, fields
 from flax_adapt.weights.names import bert as bert_names
 
-# What BertForSequenceClassification does; another `pooling` in config.json is ours.
+# The pooling of BertForSequenceClassification; another `pooling` in config.json is ours.
 POOLING = "pooler"
 
 # Defaults of transformers' BertConfig and RobertaConfig: old files leave some out.
@@ -26,7 +26,7 @@ FIELDS = dict(
     token_types="type_vocab_size",
     **fields.NAMES,
 )
-# The only values that our model can build.
+# Fields of config.json with the only value that our models support.
 SUPPORTED = dict(
     position_embedding_type="absolute",
     is_decoder=False,
@@ -44,7 +44,7 @@ names = bert_names.names
 
 
 def ignored(task: str, pooling: str) -> tuple[str, ...]:
-    """Returns the parts of the parameters that a task has no place for."""
+    """Returns the parts of the parameters that a task does not have; they are ignored."""
     if task == "classify":
         return ("mlm",) if pooling == "pooler" else ("mlm", "pooler")
     return ("head", "pooler") if task == "mlm" else ("head", "mlm")
@@ -53,7 +53,10 @@ def ignored(task: str, pooling: str) -> tuple[str, ...]:
 def model_config(
     where: str, kind: str, theirs: Mapping[str, Any], found: Iterable[str]
 ) -> dict[str, Any]:
-    """Returns our model config; `pooler` is read off the names of the tensors."""
+    """Returns our model config of a config.json; raises UserError where we cannot build it.
+
+    theirs: content of the config.json. found: names of the tensors, which show a pooler.
+    """
     defaults = {**DEFAULTS, **KIND_DEFAULTS[kind]}
     theirs = {**defaults, **theirs}
     fields.check_numbers(where, theirs, defaults, FIELDS.values())
@@ -76,14 +79,14 @@ def model_config(
 
 
 def architecture(config: Mapping[str, Any], task: str) -> str:
-    """Returns the transformers class that a model is written as."""
+    """Returns the name of the transformers class for a model of a task."""
     return CLASSES[config["kind"]] + ARCHITECTURES[task]
 
 
 def config_json(
     config: Mapping[str, Any], task: str, num_classes: int
 ) -> dict[str, Any]:
-    """Returns the config.json of a model, but for what all families share.
+    """Returns the config.json of a model, without the fields that all families share.
 
     The rates of dropout are those that BERT and RoBERTa were trained with.
     """

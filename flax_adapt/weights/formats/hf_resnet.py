@@ -1,7 +1,7 @@
-"""config.json of Hugging Face's ResNet, in both directions.
+"""Reads and writes config.json of Hugging Face's ResNet.
 
-Fields that transformers has not are ours: `image_size`, and eps and momentum of batch
-norm, which are torch's defaults there. A resized last block is of `extras`.
+Some fields are ours, which transformers does not have: `image_size`, and eps and momentum of
+batch norm (in transformers they are torch's defaults). For a resized last block see `extras`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,9 +14,9 @@ from flax_adapt.weights.formats.torch_resnet import ASSUMED
 from flax_adapt.weights.names.names import Names
 from flax_adapt.weights.names.resnet import HUGGING_FACE
 
-# transformers knows no other, nor do our models.
+# The only pooling in transformers and of our models.
 POOLING = "mean"
-# What a task has no place for.
+# Task -> parts of the parameters that it does not have.
 IGNORED = {"encoder": ("head",), "classify": ()}
 # Defaults of transformers' ResNetConfig, and ours.
 DEFAULTS: dict[str, Any] = dict(
@@ -33,7 +33,7 @@ FIELDS = dict(
     batch_norm_eps="batch_norm_eps",
     batch_norm_momentum="batch_norm_momentum",
 )
-# The only values that our model can build.
+# Fields of config.json with the only value that our models support.
 SUPPORTED: dict[str, Any] = dict(
     layer_type="bottleneck",
     hidden_act="relu",
@@ -44,13 +44,13 @@ ARCHITECTURES = {"encoder": "ResNetModel", "classify": "ResNetForImageClassifica
 
 
 def names(kind: str, task: str) -> Names:
-    """Returns the table of names; the same for all."""
+    """Returns the table of names; it is the same for all kinds and tasks."""
     del kind, task
     return HUGGING_FACE
 
 
 def ignored(task: str, pooling: str) -> tuple[str, ...]:
-    """Returns the parts of the parameters that a task has no place for."""
+    """Returns the parts of the parameters that a task does not have; they are ignored."""
     del pooling
     return IGNORED[task]
 
@@ -58,7 +58,7 @@ def ignored(task: str, pooling: str) -> tuple[str, ...]:
 def model_config(
     where: str, kind: str, theirs: Mapping[str, Any], found: Iterable[str]
 ) -> dict[str, Any]:
-    """Returns our model config."""
+    """Returns our model config of a config.json; raises UserError where we cannot build it."""
     del found
     theirs = {**DEFAULTS, **theirs}
     fields.check_numbers(where, theirs, DEFAULTS, FIELDS.values())
@@ -86,7 +86,7 @@ def _check_stages(what: str, value: Any) -> None:
 
 
 def architecture(config: Mapping[str, Any], task: str) -> str:
-    """Returns the transformers class that a model is written as."""
+    """Returns the name of the transformers class for a model of a task."""
     del config
     return ARCHITECTURES[task]
 
@@ -94,7 +94,7 @@ def architecture(config: Mapping[str, Any], task: str) -> str:
 def config_json(
     config: Mapping[str, Any], task: str, num_classes: int
 ) -> dict[str, Any]:
-    """Returns the config.json of a model, but for what all families share."""
+    """Returns the config.json of a model, without the fields that all families share."""
     del task, num_classes
     return {
         "model_type": "resnet",

@@ -1,4 +1,4 @@
-"""config.json of Hugging Face's ViT and ViTMAE, in both directions."""
+"""Reads and writes config.json of Hugging Face's ViT and ViTMAE."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -8,10 +8,10 @@ from flax_adapt.weights import extras, fields
 from flax_adapt.weights.names import vit as vit_names
 from flax_adapt.weights.names.names import Names
 
-# transformers knows no other; `pooling` in config.json is ours.
+# The only pooling in transformers; the field `pooling` in config.json is ours.
 POOLING = "cls"
 
-# Leaves of the source that a task has no place for.
+# Task -> parts of the parameters that it does not have.
 IGNORED = {
     "mae": ("head", "pooler"),
     "encoder": ("decoder", "head"),
@@ -39,7 +39,7 @@ FIELDS = dict(
     **fields.NAMES,
     qkv_bias="qkv_bias",
 )
-# How a masked autoencoder was trained: fields of the objective -> theirs.
+# Settings that a masked autoencoder was trained with: field of the objective -> theirs.
 RECONSTRUCTION = dict(normalize_patches="norm_pix_loss", hidden_ratio="mask_ratio")
 DECODER_FIELDS = dict(
     width="decoder_hidden_size",
@@ -50,13 +50,13 @@ DECODER_FIELDS = dict(
 
 
 def names(kind: str, task: str) -> Names:
-    """Returns the table of names; the same for all."""
+    """Returns the table of names; it is the same for all kinds and tasks."""
     del kind, task
     return vit_names.VIT
 
 
 def ignored(task: str, pooling: str) -> tuple[str, ...]:
-    """Returns the parts of the parameters that a task has no place for."""
+    """Returns the parts of the parameters that a task does not have; they are ignored."""
     del pooling
     return IGNORED[task]
 
@@ -64,7 +64,10 @@ def ignored(task: str, pooling: str) -> tuple[str, ...]:
 def model_config(
     where: str, kind: str, theirs: Mapping[str, Any], found: Iterable[str]
 ) -> dict[str, Any]:
-    """Returns our model config; `pooler` is read off the names of the tensors."""
+    """Returns our model config of a config.json; raises UserError where we cannot build it.
+
+    theirs: content of the config.json. found: names of the tensors, which show a pooler.
+    """
     theirs = {**DEFAULTS, **theirs}
     for size in ("image_size", "patch_size"):
         theirs[size] = fields.square(f"{where}: {size}", theirs[size])
@@ -92,7 +95,7 @@ def _check_pooler(where: str, theirs: Mapping[str, Any]) -> None:
 
 
 def architecture(config: Mapping[str, Any], task: str) -> str:
-    """Returns the transformers class that a model is written as."""
+    """Returns the name of the transformers class for a model of a task."""
     encoder = "ViTModel" if config["decoder"] is None else "ViTMAEModel"
     return {
         "mae": "ViTMAEForPreTraining",
@@ -104,7 +107,7 @@ def architecture(config: Mapping[str, Any], task: str) -> str:
 def config_json(
     config: Mapping[str, Any], task: str, num_classes: int
 ) -> dict[str, Any]:
-    """Returns the config.json of a model, but for what all families share."""
+    """Returns the config.json of a model, without the fields that all families share."""
     del num_classes
     is_mae = "MAE" in architecture(config, task)
     theirs = {
@@ -122,7 +125,10 @@ def config_json(
 
 
 def reconstruction(where: str, theirs: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns those of RECONSTRUCTION that a config.json tells, by our names."""
+    """Returns the fields of RECONSTRUCTION in a config.json, by our names.
+
+    Raises UserError for wrong values.
+    """
     named = {
         ours: name
         for ours, name in RECONSTRUCTION.items()
@@ -134,14 +140,17 @@ def reconstruction(where: str, theirs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def reconstruction_json(found: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Returns the fields of config.json that tell what `reconstruction` reads."""
+    """Returns the fields of config.json that `reconstruction` reads."""
     return {RECONSTRUCTION[ours]: value for ours, value in (found or {}).items()}
 
 
 def preprocessor_json(
     image_size: int, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> dict[str, Any]:
-    """Returns preprocessor_config.json: bilinear resize to a square, mean and std."""
+    """Returns preprocessor_config.json: bilinear resize to a square, mean and std.
+
+    mean, std: of pixels in [0, 1], one number a channel.
+    """
     return {
         "image_processor_type": "ViTImageProcessor",
         "do_resize": True,

@@ -1,4 +1,4 @@
-"""Folders of Hugging Face models: one way to read and write, a table of families."""
+"""Reads and writes folders of Hugging Face models, of all FAMILIES."""
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,7 +16,7 @@ from flax_adapt.weights.writable import Content
 
 
 class Family(Protocol):
-    """What differs between the families: the modules `hf_vit`, `hf_bert`, `hf_resnet`."""
+    """A family of models: the modules `hf_vit`, `hf_bert`, `hf_resnet` have these functions."""
 
     POOLING: str
 
@@ -41,7 +41,7 @@ FAMILIES: dict[str, Family] = {
     "roberta": hf_bert,
     "resnet": hf_resnet,
 }
-# Fields of a model config that no tensor shows -> theirs; old files leave some out.
+# Field of a model config that no tensor shows -> field of config.json; old files lack some.
 UNSEEN = dict(
     heads="num_attention_heads",
     decoder_heads="decoder_num_attention_heads",
@@ -62,9 +62,9 @@ KINDS = {
 
 
 def config_file(folder: Path) -> dict[str, Any]:
-    """Returns config.json, always with a model_type that we know.
+    """Returns config.json, always with a model_type of KINDS, or raises UserError.
 
-    The oldest files of BERT and RoBERTa have none; the tensors' prefix then tells.
+    The oldest files of BERT and RoBERTa have no model_type; the tensors' prefix shows it.
     """
     theirs = reading.read_json(folder / reading.CONFIG)
     found = theirs.get("model_type")
@@ -82,13 +82,13 @@ def config_file(folder: Path) -> dict[str, Any]:
 
 
 def detect(path: Path) -> bool:
-    """Whether it is a folder with a config.json, which is not timm's."""
+    """Whether a path is a folder with a config.json that is not timm's."""
     file = path / reading.CONFIG
     return files.is_file(file) and "architecture" not in reading.read_json(file)
 
 
 def model_config(folder: Path, known: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns our model config of a folder, whose config.json tells all."""
+    """Returns our model config of a folder, from its config.json."""
     fields.check_known(folder, known, (reading.WEIGHTS,))
     theirs = config_file(folder)
     kind = KINDS[theirs["model_type"]]
@@ -100,7 +100,10 @@ def model_config(folder: Path, known: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def pooling(folder: Path, known: Mapping[str, Any]) -> str:
-    """Returns the pooling of a folder's classifier: the family's, or what we wrote."""
+    """Returns the pooling of a classifier: our field `pooling` of config.json, or the family's.
+
+    Raises UserError for a pooling that the kind of model does not have.
+    """
     del known
     theirs = config_file(folder)
     kind = KINDS[theirs["model_type"]]
@@ -110,13 +113,13 @@ def pooling(folder: Path, known: Mapping[str, Any]) -> str:
 
 
 def class_names(folder: Path) -> tuple[str, ...] | None:
-    """Returns the names of the classes; None if they have none but LABEL_i."""
+    """Returns the names of the classes; None if these are only LABEL_i."""
     where = f"{folder}/{reading.CONFIG}"
     return fields.class_names(where, reading.read_json(folder / reading.CONFIG))
 
 
 def pixel_statistics(folder: Path) -> tuple[list[float], list[float]] | None:
-    """Returns (mean, std) of pixels in [0, 1], if a folder tells."""
+    """Returns (mean, std) of pixels in [0, 1], or None if the folder has none."""
     if not files.is_file(folder / reading.PREPROCESSOR):
         return None
     where = f"{folder}/{reading.PREPROCESSOR}"
@@ -129,7 +132,7 @@ def pixel_statistics(folder: Path) -> tuple[list[float], list[float]] | None:
 def open_source(
     folder: Path, task: str, pooling: str, known: Mapping[str, Any]
 ) -> Iterator[translate.Opened]:
-    """Gives (model config, {leaf: what reads it}, fields of `strict.Report`)."""
+    """Yields (model config, {leaf: LazyLeaf}, fields of `strict.Report`)."""
     config = model_config(folder, known)
     fields.check_task(folder, config, task)
     family, theirs = FAMILIES[config["kind"]], config_file(folder)
@@ -151,7 +154,7 @@ def write(folder: Path, content: Content) -> None:
         )
     writable.check_class_names(folder, content)
     table = FAMILIES[config["kind"]].names(config["kind"], task)
-    # A base model is the encoder alone: its names go without the prefix.
+    # A base model is the encoder alone: its names have no prefix.
     prefix = table.prefix if task == "encoder" else ""
     tensors = translate.to_tensors(table, content.leaves, config, prefix)
     jsons = {reading.CONFIG: _config_json(content)}
@@ -181,7 +184,7 @@ def _config_json(content: Content) -> dict[str, Any]:
 
 
 def reconstruction(folder: Path) -> dict[str, Any]:
-    """Returns how a masked autoencoder was trained, as far as config.json tells."""
+    """Returns the settings a masked autoencoder was trained with, if config.json has them."""
     theirs = config_file(folder)
     is_mae = theirs["model_type"] == "vit_mae"
     return hf_vit.reconstruction(f"{folder}/{reading.CONFIG}", theirs) if is_mae else {}

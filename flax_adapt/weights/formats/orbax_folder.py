@@ -1,9 +1,9 @@
-"""Checkpoints of our own runs, and folders of one that `save` writes.
+"""Checkpoints of our own runs, and folders with one checkpoint that `save` writes.
 
-A path is WORKDIR/stages/NAME/checkpoints (its latest step) or .../checkpoints/STEP; the
-WORKDIR's config.json tells what model it is, and the optimizer's state is not read. The
-parameters are those that train, not an average of them (`ema`). Or a folder that was
-written here: model.json beside the parameters.
+The path of a run's checkpoint is WORKDIR/stages/NAME/checkpoints (the latest step) or
+.../checkpoints/STEP. The model config is in the WORKDIR's config.json; the optimizer's state is
+not read. The parameters are the trained ones, not their average (`ema`). A folder of `save`
+has a model.json and the parameters.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from flax_adapt.weights.names import translate
 from flax_adapt.weights.writable import Content
 
 STAGES, RECONSTRUCTION = "stages", "reconstruction"
-# Leaves that a task has no place for; a pooler belongs to some classifiers of text.
+# Task -> parts of the parameters that it has; "pooler" only in some classifiers of text.
 KEPT = {
     "mae": ("encoder", "decoder"),
     "mlm": ("encoder", "mlm"),
@@ -31,9 +31,11 @@ KEPT = {
 
 
 class _Folder(NamedTuple):
-    """A checkpoint and what its run says of it. pixels: image_mean and image_std, if known.
+    """A checkpoint and its description in the config of its run.
 
-    lora: the stage's section, or None. reconstruction: fields of its objective.
+    where: the JSON file with the config. state: the folder of the arrays. pixels: image_mean
+    and image_std, or None. labels: has the names of classes, if any. lora: the stage's
+    section, or None. reconstruction: fields of the stage's objective.
     """
 
     where: Path
@@ -46,7 +48,7 @@ class _Folder(NamedTuple):
     reconstruction: dict[str, Any]
 
     def tensors(self) -> dict[str, LazyTensor]:
-        """By leaf; low-rank adaptors are merged into their kernels."""
+        """Returns {leaf: LazyTensor}; low-rank adaptors are merged into their kernels."""
         from flax_adapt.weights.files import orbax_arrays  # imports Orbax
 
         return lora.merge_lazy(
@@ -55,7 +57,7 @@ class _Folder(NamedTuple):
 
 
 def detect(path: Path) -> bool:
-    """Whether it is a folder of checkpoints, or one of them."""
+    """Whether a path is a folder of checkpoints, or one checkpoint."""
     return path.is_dir() and (_is_written(path) or _step_folder(path) is not None)
 
 
@@ -108,14 +110,14 @@ def _read_folder(path: Path) -> _Folder:
 
 
 def _masked(objective: dict[str, Any]) -> dict[str, Any]:
-    """The part of an objective that reconstructs, of other objectives nothing."""
+    """Returns the fields OF_RECONSTRUCTION of an objective with a part of MAE; else {}."""
     reconstructs = objective.get("name") == "reconstruct"
     part = objective if reconstructs else _section(objective, "masked")
     return {name: part[name] for name in fields.OF_RECONSTRUCTION if name in part}
 
 
 def _model_of(model: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    """The model of a stage, which may have a last block and adaptors of its own."""
+    """Returns the model config of a stage, with its own last block and adaptors, if any."""
     parts = {name: options.get(name) for name in ("resize", "adaptor")}
     try:
         return models.of_stage(model, parts)
@@ -153,7 +155,7 @@ def model_config(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
 def _config(
     path: Path, found: _Folder, tensors: Mapping[str, LazyTensor]
 ) -> dict[str, Any]:
-    """The model of the run, less the parts that this checkpoint does not have."""
+    """Returns the model config of the run, without parts that the checkpoint lacks."""
     parts = {leaf.split("/")[0] for leaf in tensors}
     absent = {"pooler": False, "decoder": None}
     absent = {k: v for k, v in absent.items() if k in found.model and k not in parts}
@@ -171,19 +173,19 @@ def pooling(path: Path, known: Mapping[str, Any]) -> str:
 
 
 def class_names(path: Path) -> tuple[str, ...] | None:
-    """A run's checkpoint has no names of classes; the stage's export has them."""
+    """Returns the names of classes or None. A run's checkpoint has none, but the export has."""
     found = _read_folder(path)
     return fields.class_names(str(found.where), found.labels)
 
 
 def pixel_statistics(path: Path) -> tuple[list[float], list[float]] | None:
-    """Returns (mean, std) of the stage's images."""
+    """Returns (mean, std) of the stage's images, or None."""
     pixels = _read_folder(path).pixels
     return None if pixels is None else fields.pixel_statistics(str(path), pixels)
 
 
 def reconstruction(path: Path) -> dict[str, Any]:
-    """Returns how a masked autoencoder was trained, as far as the folder tells."""
+    """Returns the settings that a masked autoencoder was trained with, if the folder has them."""
     found = _read_folder(path)
     names = {name: name for name in fields.OF_RECONSTRUCTION}
     fields.check_reconstruction(str(found.where), found.reconstruction, names)
@@ -194,7 +196,7 @@ def reconstruction(path: Path) -> dict[str, Any]:
 def open_source(
     path: Path, task: str, pooling: str, known: Mapping[str, Any]
 ) -> Iterator[translate.Opened]:
-    """Gives (model config, {leaf: what reads it}, fields of `strict.Report`)."""
+    """Yields (model config, {leaf: LazyLeaf}, fields of `strict.Report`)."""
     fields.check_known(path, known, ())
     found = _read_folder(path)
     tensors = found.tensors()
@@ -220,7 +222,7 @@ def open_source(
 
 
 def write(path: Path, content: Content) -> None:
-    """Writes a folder that tells its model by itself; any config and task will do."""
+    """Writes a folder with the model config in it; it can hold any config and task."""
     from flax_adapt.weights.files import orbax_arrays  # imports Orbax
 
     writable.check_class_names(path, content)

@@ -1,4 +1,4 @@
-"""Formats of weights by table: how each is recognised, read and written."""
+"""The table of all formats of weights, and functions that choose one."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -20,7 +20,7 @@ from flax_adapt.weights.writable import Content
 
 
 class Format(Protocol):
-    """What a module of a format does; `known`: see `weights.load`."""
+    """A format: its module has these functions; `known`: see `weights`."""
 
     def detect(self, path: Path) -> bool: ...
 
@@ -41,7 +41,7 @@ class Format(Protocol):
     def write(self, path: Path, content: Content) -> None: ...
 
 
-AFTER = "mean_norm"
+AFTER = "mean_norm"  # the pooling with a norm after it
 FORMATS: dict[str, Format] = {
     "huggingface": huggingface,
     "timm": timm,
@@ -50,12 +50,12 @@ FORMATS: dict[str, Format] = {
     "big_vision": big_vision,
     "orbax": orbax_folder,
 }
-# All of them can be written. FIXED of a module: fields of the model config that a file of
-# it cannot hold, with the values that all its readers assume.
+# All formats can be written. FIXED of a module: fields of the model config that a file of that
+# format does not hold, with the values that all its readers assume.
 WRITERS = FORMATS
 
 
-# Formats that can tell how a masked autoencoder was trained.
+# Formats that can hold the settings that a masked autoencoder was trained with.
 RECONSTRUCTIONS = {
     "huggingface": huggingface.reconstruction,
     "orbax": orbax_folder.reconstruction,
@@ -63,16 +63,16 @@ RECONSTRUCTIONS = {
 
 
 def reconstruction(path: Path, format: str | None) -> dict[str, Any]:
-    """Returns the fields of the objective a masked autoencoder was trained by.
+    """Returns the settings that a masked autoencoder was trained with, if the source has any.
 
-    normalize_patches: bool, hidden_ratio: number; those that the source tells.
+    Keys: normalize_patches, a bool; hidden_ratio, a number.
     """
     name = detect(path) if format is None else format
     return RECONSTRUCTIONS[name](path) if name in RECONSTRUCTIONS else {}
 
 
 def detect(path: Path) -> str:
-    """Returns the name of the one format that a folder or file has."""
+    """Returns the name of the format of a folder or file; raises UserError if there is none."""
     if not path.exists():
         raise UserError(
             f"{path}: there is no such file, and no config.json as in a model folder"
@@ -97,10 +97,11 @@ def detect(path: Path) -> str:
 
 
 def pooling_of(own: str, task: str, asked: str | None) -> str:
-    """Returns the pooling that a source with pooling `own` is read with.
+    """Returns the pooling to read a source with.
 
-    None asks for its own. A norm that follows the pooling ("mean_norm") is that of a
-    classifier: a decoder never saw it, and an encoder has it only if it is asked for.
+    own: the source's pooling. asked: the user's, or None for the source's. The norm of
+    "mean_norm", which follows the pooling, belongs to classifiers: decoders were not trained
+    with it, and an encoder gets it only if the user asks for it.
     """
     if own == AFTER and (task == "mae" or (asked is None and task != "classify")):
         return "cls"
@@ -110,7 +111,7 @@ def pooling_of(own: str, task: str, asked: str | None) -> str:
 def without_norm(
     leaves: dict[str, Any], found: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns leaves and report without a norm that follows the pooling."""
+    """Returns leaves and fields of the report, with a norm after the pooling ignored."""
     rule = "follows the pooling (mean_norm), which was not asked for"
     norm = {leaf for leaf in leaves if leaf.startswith("encoder/norm/")}
     sources = {name for name, leaf in found["renamed"].items() if leaf in norm}
@@ -121,9 +122,9 @@ def without_norm(
 
 
 def other_sets(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the fields of `strict.Report` that name the sets of weights of a file.
+    """Returns the fields of `strict.Report` that list the sets of weights in a file.
 
-    Nothing of a file that holds one, as most do.
+    {} for a file with one set, as most have.
     """
     places = reading.sets_of_weights(path)
     if len(places) < 2:
@@ -138,9 +139,9 @@ def other_sets(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def source_options(format: str, known: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the arguments `format` and `known` of `load` from a config or from flags.
+    """Returns the arguments `format` and `known` of `load`, for values of a config or flags.
 
-    Fields that are "" or 0 are not set.
+    There "" and 0 mean that a value is not set.
     """
     given = {name: value for name, value in known.items() if value}
     return {"format": format or None, "known": given}
@@ -149,8 +150,9 @@ def source_options(format: str, known: Mapping[str, Any]) -> dict[str, Any]:
 def rewordings(known: str, format: str) -> dict[str, str]:
     """Returns {regular expression: replacement} for the errors of `weights`, see `reworded`.
 
-    They name the arguments `known` and `format`; a command or a config has other names.
-    known: what stands before the name of a field, as in "--known=". format: the flag.
+    These errors name the arguments `known` and `format`; commands and configs have other
+    names. known: text before the name of a field, as "--known=". format: name of the flag or
+    argument.
     """
     return {
         r"known=\{'(\w+)': (NUMBER|NAME)\}": rf"{known}\1=\2",
@@ -162,5 +164,5 @@ def rewordings(known: str, format: str) -> dict[str, str]:
 
 
 def find(path: Path, name: str | None) -> Format:
-    """Returns the format of that name, or of None the one that `path` has."""
+    """Returns the format of a name, for None the detected one; raises UserError for others."""
     return choose("format", detect(path) if name is None else name, FORMATS)

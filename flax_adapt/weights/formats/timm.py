@@ -1,7 +1,7 @@
-"""timm's ViTs: folders as on its hub, or one file of tensors, in both directions.
+"""Reads and writes timm's ViTs: folders as on its hub; reads also single files of tensors.
 
-A folder has config.json with `architecture`, `global_pool`, `model_args`. Of a file
-alone the architecture is read off the tensors (see `torch_vit`).
+A folder has config.json with `architecture`, `global_pool`, `model_args`. For a file alone the
+model config follows from the tensors (see `torch_vit`).
 """
 
 import math
@@ -21,17 +21,17 @@ from flax_adapt.weights.names import translate
 from flax_adapt.weights.writable import Content
 
 TABLE = timm_names.TIMM
-# What a file cannot say otherwise; a folder can say which GELU.
+# Fields that a file does not hold, with the values that are assumed; a folder has the GELU.
 FIXED = dict(layer_norm_eps=torch_vit.LAYER_NORM_EPS, last_block=None, adaptor=None)
 GELU = {None: "erf", "gelu": "erf", "gelu_tanh": "tanh"}
 ACT_LAYER = {"erf": "gelu", "tanh": "gelu_tanh"}
-# Pooling of ours -> timm's; "mean_norm" also has `fc_norm`.
+# Our pooling -> timm's; "mean_norm" also has `fc_norm`.
 GLOBAL_POOL = {"cls": "token", "mean": "avg", "mean_norm": "avg"}
-# Arguments whose other values leave no trace in the tensors.
+# Arguments of timm with the only supported value; the tensors do not show others.
 SUPPORTED: dict[str, Any] = dict(
     norm_layer=None, pool_include_prefix=False, block_fn=None, attn_layer=None
 )
-# timm knows a model by the name of an architecture; all of them are one class.
+# Our size -> an architecture of timm; all of these have the same class.
 ARCHITECTURES = {
     "Ti": "vit_tiny_patch16_224",
     "S": "vit_small_patch16_224",
@@ -39,28 +39,28 @@ ARCHITECTURES = {
     "L": "vit_large_patch16_224",
     "H": "vit_huge_patch14_224",
 }
-# Those that `torchvision` reads, or refuses by name.
+# Architectures that the module `torchvision` reads, or refuses by name.
 RESNET = re.compile(r"(?!vit_).*resne[xs]?t")
 MEAN, STD = "mean", "std"
 SOURCE = "timm"
-# What a folder has a place for beside the parameters.
+# Contents besides config and parameters that a folder can hold.
 PLACES = ("preprocessor", "class_names")
 
 
 def detect(path: Path) -> bool:
-    """Whether it is a folder of timm's, or a file of a ViT with timm's names."""
+    """Whether a path is a folder of timm with a ViT, or a file with timm's names."""
     if path.is_dir():
         return _architecture(path) is not None and not has_resnet(path)
     return torch_vit.is_vit(path) and not torch_vit.has_decoder(path)
 
 
 def has_resnet(folder: Path) -> bool:
-    """Whether it is a folder of timm's, not with a ViT but with a kind of ResNet."""
+    """Whether a folder is one of timm with a kind of ResNet."""
     return bool(RESNET.match(fields.text(_architecture(folder))))
 
 
 def _architecture(folder: Path) -> Any:
-    """What config.json says; None: it is no folder of timm's."""
+    """Returns `architecture` of config.json; None: this is no folder of timm."""
     file = folder / reading.CONFIG
     if not files.is_file(file):
         return None
@@ -68,7 +68,7 @@ def _architecture(folder: Path) -> Any:
 
 
 def config_json(path: Path) -> dict[str, Any]:
-    """Returns config.json with a dict of `model_args`; of a file, {}."""
+    """Returns config.json with dicts `model_args` and `pretrained_cfg`, empty for a file."""
     if not path.is_dir():
         return {"model_args": {}, "pretrained_cfg": {}}
     theirs = reading.read_json(path / reading.CONFIG)
@@ -87,9 +87,10 @@ def model_config(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def image_side(path: Path) -> int | None:
-    """Returns the side of the images that config.json tells of, if it does.
+    """Returns the side of the images in config.json, or None if it has none.
 
-    Of 16 x 64 pixels the patches are as many as of 32 x 32: tensors do not tell.
+    Raises UserError for images that are not square. Tensors do not show this: 16 x 64 pixels
+    have as many patches as 32 x 32.
     """
     theirs, where = config_json(path), f"{path}/{reading.CONFIG}"
     size = theirs["pretrained_cfg"].get("input_size")
@@ -134,9 +135,9 @@ def pooling(path: Path, known: Mapping[str, Any]) -> str:
 
 
 def _pooling(path: Path, known: Mapping[str, Any]) -> tuple[str, bool]:
-    """Returns the pooling of a classifier, and whether config.json tells it.
+    """Returns (pooling of a classifier, whether config.json has it).
 
-    Of a file alone it is the mean where there is a norm for that, else taken to be CLS.
+    For a file alone it is the mean if there is a norm after the pooling, else assumed CLS.
     """
     theirs, has_norm = config_json(path), torch_vit.has_fc_norm(path, known)
     found = theirs["model_args"].get("global_pool", theirs.get("global_pool"))
@@ -148,7 +149,7 @@ def _pooling(path: Path, known: Mapping[str, Any]) -> tuple[str, bool]:
 
 
 def class_names(path: Path) -> tuple[str, ...] | None:
-    """Returns the names of the classes, if a folder has them in order."""
+    """Returns the names of the classes, or None if the folder has no list of them."""
     found = config_json(path).get("label_names")
     if found is None or isinstance(found, dict):
         return None
@@ -158,7 +159,7 @@ def class_names(path: Path) -> tuple[str, ...] | None:
 
 
 def pixel_statistics(path: Path) -> tuple[list[float], list[float]] | None:
-    """Returns (mean, std) of pixels in [0, 1], if a folder tells."""
+    """Returns (mean, std) of pixels in [0, 1], or None if the folder has none."""
     theirs = config_json(path)["pretrained_cfg"]
     if MEAN not in theirs or STD not in theirs:
         return None
@@ -169,7 +170,7 @@ def pixel_statistics(path: Path) -> tuple[list[float], list[float]] | None:
 def open_source(
     path: Path, task: str, pooling: str, known: Mapping[str, Any]
 ) -> AbstractContextManager[translate.Opened]:
-    """Gives (model config, {leaf: what reads it}, fields of `strict.Report`)."""
+    """Yields (model config, {leaf: LazyLeaf}, fields of `strict.Report`)."""
     own, is_told = _pooling(path, known)
     told = ("pooling",) if is_told else ()
     known = _fields_of_config(path) | dict(known)
@@ -234,6 +235,6 @@ def _jsons(content: Content) -> dict[str, Any]:
 
 
 def mlp_ratio(width: int, mlp_dim: int) -> float:
-    """Returns the ratio of which timm makes int(width * ratio) = mlp_dim."""
+    """Returns a ratio with int(width * ratio) = mlp_dim, as timm computes it."""
     ratio = mlp_dim / width
     return ratio if int(width * ratio) == mlp_dim else math.nextafter(ratio, math.inf)

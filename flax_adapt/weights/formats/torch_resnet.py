@@ -1,7 +1,7 @@
-"""The architecture of a ResNet, read off tensors with torchvision's names.
+"""The model config of a ResNet, from shapes of tensors with torchvision's names.
 
-Not seen in them: the size of images, eps and momentum of batch norm, where a block of
-stride 2 has it (torchvision and timm: in the 3x3 convolution), anti-aliasing by timm.
+Tensors do not show the size of images, eps and momentum of batch norm, which convolution of a
+block has the stride of 2 (torchvision and timm: the 3x3 one), and timm's anti-aliasing.
 """
 
 import functools
@@ -18,7 +18,7 @@ from flax_adapt.weights.files.files import LazyTensor
 from flax_adapt.weights.names import translate
 from flax_adapt.weights.names.resnet import TORCHVISION
 
-# Of torch.nn.BatchNorm2d, and of ImageNet's models.
+# Assumed values: those of torch.nn.BatchNorm2d, and of models for ImageNet.
 ASSUMED = dict(image_size=224, batch_norm_eps=1e-5, batch_norm_momentum=0.1)
 STEM_SIZE = 7
 KIND = "ResNet of bottleneck blocks"
@@ -29,7 +29,7 @@ _shape = functools.partial(translate.shape_of, KIND)
 
 
 def is_resnet(path: Path) -> bool:
-    """Whether it is a file of tensors with torchvision's names."""
+    """Whether a path is a file of tensors with torchvision's names."""
     if path.suffix not in SUFFIXES or path.is_dir():
         return False
     return FIRST in reading.tensor_names(path)
@@ -38,7 +38,10 @@ def is_resnet(path: Path) -> bool:
 def model_config(
     where: Path, tensors: Tensors, told: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Returns our model config of the tensors; `told`: of ASSUMED, what is known."""
+    """Returns our model config of the tensors; told: fields of ASSUMED with known values.
+
+    Raises UserError for a ResNet that our models cannot compute.
+    """
     translate.check_names(where, TORCHVISION, tensors)
     stem_width, channels, rows, columns = _shape(where, tensors, "conv1.weight", 4)
     if (rows, columns) != (STEM_SIZE, STEM_SIZE):
@@ -68,7 +71,10 @@ def model_config(
 
 
 def _planes(where: Path, tensors: Tensors, stage: str) -> int:
-    """The width of the 3x3 convolutions, if the first block is one of ours."""
+    """Returns the width of the 3x3 convolutions of a stage.
+
+    Raises UserError unless its first block is an ordinary bottleneck block.
+    """
     if (
         f"{stage}.0.conv3.weight" not in tensors
         and f"{stage}.0.conv2.weight" in tensors

@@ -1,8 +1,8 @@
-"""What timm's ViT and Facebook's MAE share: the architecture, read off the tensors.
+"""The model config of timm's ViT and Facebook's MAE, from names and shapes of their tensors.
 
-Number of heads, GELU and LayerNorm's eps cannot be seen in weights. Heads: those of the
-published model of the same width, depth and mlp_dim; all may be given in `known`, and
-the report names what was assumed.
+Tensors do not show the number of heads, GELU and LayerNorm's eps. The number of heads is
+assumed to be that of the published model of the same width, depth and mlp_dim. `known` can set
+all of them; the report lists the assumed ones.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ def _heads_of(sizes: Iterable[Mapping[str, int]]) -> dict[tuple[int, ...], int]:
     return {(s["width"], s["depth"], s["mlp_dim"]): s["heads"] for s in sizes}
 
 
-# Field of `known` -> the heads of published models. The last two encoders: Zhai et
+# Field of `known` -> numbers of heads of published models. The last two encoders: Zhai et
 # al. 2022, g/14 and G/14; the decoder is that of all of Facebook's models.
 HEADS = {
     "heads": _heads_of(models.SIZES.values())
@@ -48,7 +48,10 @@ SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 def model_config(
     where: Path, table: Names, tensors: Tensors, known: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Returns our model config of the tensors in a file or folder."""
+    """Returns our model config of the tensors in a file or folder.
+
+    Raises UserError for a model that ours cannot compute, or whose heads are not known.
+    """
     fields.check_known(where, known, KNOWN)
     translate.check_names(where, table, tensors)
     width, channels, patch_size, columns = _shape(
@@ -87,10 +90,11 @@ def open_source(
     own: str,
     told: Collection[str],
 ) -> Iterator[translate.Opened]:
-    """Gives (model config, {leaf: what reads it}, fields of `strict.Report`).
+    """Yields (model config, {leaf: LazyLeaf}, fields of `strict.Report`).
 
-    own: the pooling of the source. With another one its `fc_norm` is nothing of ours: it
-    normalises what is pooled so. told: what is no assumption, beside what is `known`.
+    own: the pooling of the source. With another pooling its `fc_norm`, which normalises the
+    pooled features, is a part of the head. told: fields besides those of `known` whose values
+    are not assumed.
     """
     with reading.open_tensors(path, known) as tensors:
         config = model_config(path, table, tensors, known)
@@ -120,7 +124,7 @@ def _block_sizes(where: Path, tensors: Tensors, stack: str) -> dict[str, int]:
 
 
 def _grid(where: Path, tensors: Tensors) -> int:
-    """The patches along one side of the image; pos_embed has a row for CLS too."""
+    """Returns the number of patches along a side; pos_embed has a row for CLS, too."""
     if "cls_token" not in tensors:
         raise UserError(f"{where}: has no cls_token; our models need one")
     rows = _shape(where, tensors, "pos_embed", 3)[1]
@@ -149,7 +153,7 @@ def _heads(
 
 
 def is_vit(path: Path) -> bool:
-    """Whether it is a file of tensors with timm's names."""
+    """Whether a path is a file of tensors with timm's names."""
     if path.suffix not in SUFFIXES or path.is_dir():
         return False
     return "blocks.0.attn.qkv.weight" in reading.tensor_names(path)

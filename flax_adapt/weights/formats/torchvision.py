@@ -1,6 +1,6 @@
-"""ResNets with torchvision's names: a file of its or of timm's, or a folder of timm's hub.
+"""ResNets with torchvision's names: files of torchvision or timm, folders of timm's hub.
 
-Read are `.pth` and `.safetensors`; written is a file of safetensors, for
+We read `.pth` and `.safetensors`, and write a safetensors file, for
 `model.load_state_dict(safetensors.torch.load_file(path))`.
 """
 
@@ -19,27 +19,28 @@ from flax_adapt.weights.writable import Content
 
 TABLE = TORCHVISION
 SOURCE, SUFFIX, POOLING = "torchvision", ".safetensors", "mean"
-# All readers of such a file assume the same.
+# Fields that a file does not hold, with the values that all its readers assume.
 FIXED = dict(last_block=None, batch_norm_eps=torch_resnet.ASSUMED["batch_norm_eps"])
-# Of timm's: others with such tensors compute something else (anti-aliasing, ...).
+# Supported architectures of timm; others with the same tensors compute something else
+# (anti-aliasing, ...).
 ARCHITECTURES = dict.fromkeys(
     ("resnet26", "resnet50", "resnet101", "resnet152", "resnet200")
 )
-# Arguments of timm's whose other values leave no trace in the tensors.
+# Arguments of timm with the only supported value; the tensors do not show others.
 SUPPORTED: dict[str, Any] = dict(
     output_stride=32, aa_layer=None, act_layer=None, block=None, norm_layer=None
 )
-# What a task has no place for.
+# Task -> parts of the parameters that it does not have.
 DROPPED = {"encoder": ("head",), "classify": ()}
 
 
 def detect(path: Path) -> bool:
-    """Whether it is such a file, or a folder of timm's with a ResNet."""
+    """Whether a path is a file with torchvision's names, or a folder of timm with a ResNet."""
     return timm.has_resnet(path) if path.is_dir() else torch_resnet.is_resnet(path)
 
 
 def _fields_of_config(path: Path) -> dict[str, Any]:
-    """Returns the fields of the model config that only config.json has; of a file, {}."""
+    """Returns the fields of the model config that only config.json has; for a file {}."""
     if not path.is_dir():
         return {}
     theirs, where = timm.config_json(path), f"{path}/{reading.CONFIG}"
@@ -61,7 +62,7 @@ def model_config(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def pooling(path: Path, known: Mapping[str, Any]) -> str:
-    """Returns the only one."""
+    """Returns the only pooling of ResNets."""
     del path, known
     return POOLING
 
@@ -74,7 +75,7 @@ pixel_statistics = timm.pixel_statistics
 def open_source(
     path: Path, task: str, pooling: str, known: Mapping[str, Any]
 ) -> Iterator[translate.Opened]:
-    """Gives (model config, {leaf: what reads it}, fields of `strict.Report`)."""
+    """Yields (model config, {leaf: LazyLeaf}, fields of `strict.Report`)."""
     fields.check_known(path, known, (reading.WEIGHTS,))
     told = _fields_of_config(path)
     with reading.open_tensors(path, known) as tensors:
@@ -88,7 +89,7 @@ def open_source(
 
 
 def write(path: Path, content: Content) -> None:
-    """Writes a file of safetensors."""
+    """Writes a safetensors file; raises UserError for a model that it cannot hold."""
     writable.check_config(path, SOURCE, content, FIXED, kind="resnet")
     writable.check_nothing_beside(path, SOURCE, content)
     writable.check_file(path, SOURCE, SUFFIX)

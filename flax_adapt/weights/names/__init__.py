@@ -1,1 +1,1 @@
-"""What the formats call each parameter, and how its values are laid out."""
+"""Names and layouts of each parameter in the formats of other libraries."""

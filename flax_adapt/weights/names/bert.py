@@ -1,9 +1,9 @@
 """Names of Hugging Face's BERT and RoBERTa tensors.
 
-The encoders differ in the prefix, the heads in all names. RoBERTa's classifier brings a
-tanh layer of its own, `classifier.dense`: it is our pooler where a classifier is read or
-written, and a part of the head to every other task. `linear` and `shortcut` are ours: of
-a resized last block.
+The encoders of BERT and RoBERTa differ in the prefix, the heads in all names. RoBERTa's
+classifier has a tanh layer of its own, `classifier.dense`. For the task "classify" it is our
+pooler, for every other task a part of the head. `linear` and `shortcut`, of a resized last
+block, are names of ours.
 """
 
 from collections.abc import Mapping
@@ -42,7 +42,7 @@ CLASSIFIER_HEADS = {
     "mlm/norm": ("lm_head.layer_norm",),
 }
 POOLER_LEAVES = {"weight": "pooler/kernel", "bias": "pooler/bias"}
-# An encoder's pooler is a start for the classifier's layer, not a part of it.
+# Without `classifier.dense` the encoder's pooler gives the initial values of that layer.
 CLASSIFIER_SPARE = {
     f"roberta.pooler.dense.{name}": Spare(
         leaf, "pooler", "the classifier has its own", False
@@ -54,7 +54,7 @@ CLASSIFIER_SPARE = {
 def _names(
     kind: str, mlm_bias: str, heads: Mapping[str, Spellings], spare: Mapping[str, Spare]
 ) -> Names:
-    """`kind` is the prefix; the decoder's tensors are beside `mlm_bias`."""
+    """Returns the table; kind: the prefix. mlm_bias: has the prefix of the tied decoder."""
     decoder = f"{mlm_bias.removesuffix('bias')}decoder"
     tied = "tied to the token embedding"
     return Names(

@@ -1,9 +1,9 @@
 """Names of big_vision's and vision_transformer's ViT.
 
-Written are those of the published AugReg files (`vision_transformer`); read are also
-those of big_vision's `models/vit.py`, whose modules flax numbers by kind. The tanh layer
-`pre_logits` before the head of models for ImageNet-21k is our pooler; to a classifier of
-ours, which has none, it is a part of the head that does not fit.
+We write the names of the published AugReg files (`vision_transformer`), and also read those of
+big_vision's `models/vit.py`, whose modules flax numbers by kind. The tanh layer `pre_logits`
+before the head of models for ImageNet-21k is our pooler. Our classifiers of images have none:
+for them it is a part of the head that does not fit.
 """
 
 import dataclasses

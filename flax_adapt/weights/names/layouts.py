@@ -1,8 +1,8 @@
-"""Layouts of tensors: what torch and flax make of the layers that our leaves describe.
+"""Layouts of tensors in torch and flax files, and conversion from and to ours.
 
-Ours: kernels [in, out], of convolutions [row, column, in, out]; the patch embedding's
-[P, D], pixels in (row, column, channel) order; queries, keys and values with the heads
-side by side.
+Our kernels are [in, out], of convolutions [row, column, in, out]. That of the patch embedding
+is [P, D], with pixels in (row, column, channel) order. Those of queries, keys and values have
+the heads side by side.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ PATCHES = "encoder/patch_embed/kernel"
 
 
 def _from_torch(leaf: str, tensor: np.ndarray) -> np.ndarray:
-    """From [out, in], and [D, channel, row, column] for patches."""
+    """Returns ours from torch's [out, in], or [D, channel, row, column] for patches."""
     if leaf == PATCHES and tensor.ndim == 4:
         return tensor.transpose(2, 3, 1, 0).reshape(-1, tensor.shape[0])
     if leaf.endswith("/kernel") and tensor.ndim == 2:
@@ -34,7 +34,7 @@ def _to_torch(leaf: str, array: np.ndarray, config: Mapping[str, Any]) -> np.nda
 
 
 def _from_convolution(leaf: str, tensor: np.ndarray) -> np.ndarray:
-    """From [out, in], and [out, in, row, column] of a convolution."""
+    """Returns ours from torch's [out, in], or [out, in, row, column] of a convolution."""
     if leaf.endswith("/kernel") and tensor.ndim == 4:
         return tensor.transpose(2, 3, 1, 0)
     return _from_torch(leaf, tensor)
@@ -51,7 +51,7 @@ def _to_convolution(
 
 
 def _from_flax(leaf: str, tensor: np.ndarray) -> np.ndarray:
-    """From [row, column, channel, D], and heads on axes of their own: [D, H, K]."""
+    """Returns ours from flax's [row, column, channel, D], or [D, H, K] with axes for heads."""
     layer, _, kind = leaf.rpartition("/")
     if leaf == PATCHES and tensor.ndim == 4:
         return tensor.reshape(-1, tensor.shape[-1])
@@ -84,7 +84,7 @@ TORCH = Style(
     to_ours=_from_torch,
     to_theirs=_to_torch,
 )
-# torch's again, of models whose kernels of rank 4 are convolutions.
+# torch's layout for ResNets, whose kernels of rank 4 are convolutions, not patches.
 CONVOLUTIONS = Style(
     join=".",
     dense={"kernel": ("weight",), "bias": ("bias",)},
@@ -106,7 +106,7 @@ FLAX = Style(
 def check_square(style: Style, what: str, leaf: str, shape: tuple[int, ...]) -> None:
     """Raises UserError for a patch embedding of patches that are not square.
 
-    Flattened they could have as many pixels as square ones: 2 x 8 as 4 x 4.
+    After flattening the shape would not show it: 2 x 8 has as many pixels as 4 x 4.
     """
     if leaf == PATCHES and len(shape) == 4:
         rows, columns = (shape[axis] for axis in style.patch_axes)

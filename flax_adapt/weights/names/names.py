@@ -1,4 +1,4 @@
-"""Tables of tensor names and our leaves, one for each family, read both ways."""
+"""Tables that map tensor names to our leaves and back, one for each family of models."""
 
 import dataclasses
 import functools
@@ -10,14 +10,14 @@ import numpy as np
 
 from flax_adapt.base.errors import UserError
 
-Spellings = tuple[str, ...]  # the first is written, all are read
+Spellings = tuple[str, ...]  # names of a tensor: all are read, the first is written
 
 
 class Spare(NamedTuple):
-    """A tensor that stands in for a leaf where the leaf's own tensor is absent.
+    """A tensor that replaces a leaf's own tensor where that is absent.
 
-    Beside that tensor it is ignored, by `rule`; with `equal` it must be the same, unless
-    the task has no place for `part`, to which it belongs.
+    Where the leaf's own tensor is present, this one is ignored by `rule`. equal: it must then
+    have the same values, unless the task does not have `part`, to which it belongs.
     """
 
     leaf: str
@@ -27,12 +27,12 @@ class Spare(NamedTuple):
 
 
 class Style(NamedTuple):
-    """How a library spells and lays out what is in a dense layer and in a norm.
+    """Names and layout of the tensors in a dense layer and in a norm, in one library.
 
-    join: between the name of a layer and that of a tensor in it. dense, norm: our leaf ->
-    their names. patch_axes: row and column in the patch embedding. to_ours(leaf, tensor),
-    to_theirs(leaf, array, config): the layout; a tensor of another rank is left as it is,
-    and the strict check will name it.
+    join: separates the name of a layer from that of a tensor in it. dense, norm: our leaf ->
+    their names. patch_axes: axes of row and column in the patch embedding.
+    to_ours(leaf, tensor), to_theirs(leaf, array, config): convert the layout. A tensor of an
+    unexpected rank is not converted; `strict.adopt` will report its shape.
     """
 
     join: str
@@ -47,11 +47,12 @@ class Style(NamedTuple):
 class Names:
     """The table of one family; {n} is the number of a block.
 
-    source: who writes such names. prefix: what base models leave out, such as "vit.".
-    tensors: leaf -> names. modules: dense layers and norms without `.weight`. stacks:
-    blocks, each with the modules of `layers`. fused: a layer that is several of ours
-    side by side, and those. spare: name -> what it stands in for. buffers: pattern ->
-    why such a tensor is no weight of ours. refused: pattern -> what our models lack.
+    source: the library, for errors. prefix: prefix that files of base models omit, such as
+    "vit.". tensors: leaf -> names. modules: dense layers and norms, names without `.weight`.
+    stacks: blocks, each with the modules of `layers`. fused: a layer that has several of
+    our layers side by side -> these. spare: name -> the leaf that it can replace. buffers:
+    pattern -> why such a tensor is ignored. refused: pattern -> the feature that our models
+    lack.
     """
 
     source: str
@@ -69,7 +70,7 @@ class Names:
     def leaf_of(self, name: str) -> str | None:
         """Returns our leaf of a tensor's name; None if the name is unknown.
 
-        That of a fused layer is not one of ours: see `parts_of`.
+        For a fused layer the result is not a leaf of our model: see `parts_of`.
         """
         for candidate in (name, self.prefix + name):
             for pattern, leaf in self._to_leaf:
@@ -78,7 +79,10 @@ class Names:
         return None
 
     def name_of(self, leaf: str) -> str:
-        """Returns the tensor's name of one of our leaves."""
+        """Returns the tensor name to write for one of our leaves.
+
+        Raises UserError for a leaf that the family does not have.
+        """
         for pattern, name in self._to_name:
             if found := pattern.fullmatch(leaf):
                 return name.replace("{n}", str(int(found.groupdict().get("n", "0"))))
@@ -94,7 +98,7 @@ class Names:
         return (leaf,)
 
     def whole_of(self, leaf: str) -> str:
-        """Returns the leaf whose parts hold `leaf`; most are whole themselves."""
+        """Returns the fused leaf that contains `leaf`, or `leaf` itself."""
         layer, _, kind = leaf.rpartition("/")
         for whole, parts in self.fused.items():
             for part in parts:
@@ -103,24 +107,24 @@ class Names:
         return leaf
 
     def spare_of(self, name: str) -> Spare | None:
-        """Returns what the tensor stands in for, if it does."""
+        """Returns the `Spare` of a tensor's name, or None."""
         return self.spare.get(name, self.spare.get(self.prefix + name))
 
     def why_ignored(self, name: str) -> str | None:
-        """Returns the rule by which a tensor is no weight of ours, if there is one."""
+        """Returns the rule by which a tensor is ignored, or None."""
         for pattern, rule in self.buffers.items():
             if re.fullmatch(pattern, name) or re.fullmatch(pattern, self.prefix + name):
                 return rule
         return None
 
     def why_refused(self, name: str) -> str | None:
-        """Returns what a tensor needs that our models cannot do, if it does."""
+        """Returns the feature that a tensor belongs to and our models lack, or None."""
         found = (text for p, text in self.refused.items() if re.fullmatch(p, name))
         return next(found, None)
 
     @functools.cached_property
     def _rows(self) -> list[tuple[str, str]]:
-        """Rows (leaf, name), the name to write first."""
+        """All rows (leaf, name) of the table; the first row of a leaf has the written name."""
         modules = dict(self.modules)
         for ours, stacks in self.stacks.items():
             for layer, names in self.layers.items():

@@ -1,8 +1,8 @@
-"""Names of ResNets: torchvision's, which are timm's, and those of Hugging Face.
+"""Names of ResNets: those of torchvision, which timm has too, and those of Hugging Face.
 
 torchvision 0.29 `models/resnet.py`, timm 1.0 `models/resnet.py`, transformers 5
-`ResNetModel`, `ResNetForImageClassification`. Running statistics are leaves beside the
-parameters, see `models.batch_stats`.
+`ResNetModel`, `ResNetForImageClassification`. Running statistics are leaves of their own, see
+`models.batch_stats`.
 """
 
 from typing import NamedTuple
@@ -27,9 +27,10 @@ REFUSED = {
 
 
 class Spelling(NamedTuple):
-    """How a library names the parts. stage: with a place for the number, as blocks have.
+    """Names of a library for the parts of a ResNet.
 
-    stem, shortcut: a convolution and its norm. layers: pairs of the same of a block.
+    stem, shortcut: (convolution, norm). stages: with {n} for the number of the block. layers:
+    (convolution, norm) of the layers of a block.
     """
 
     stem: tuple[str, str]
@@ -75,7 +76,7 @@ def _names(
 
 
 def _statistics(norms: dict[str, str]) -> dict[str, Spellings]:
-    """Rows for what every norm keeps."""
+    """Returns {leaf: names} of the running statistics of every norm."""
     return {
         f"{batch_stats.NAME}/{ours}/{leaf}": (f"{theirs}.{name}",)
         for ours, theirs in norms.items()

@@ -18,7 +18,7 @@ LAYERS = {
     "mlp/up": ("mlp.fc1",),
     "mlp/down": ("mlp.fc2",),
 }
-# Our final norm where it follows the pooling, see `with_pooled_norm`; else a part of the head.
+# timm's norm after the pooling: our final norm in `with_pooled_norm`, else a part of the head.
 FC_NORM = "fc_norm"
 BLOCK = r"blocks\.\d+\."
 REFUSED = {
@@ -43,7 +43,7 @@ MODULES = {
     "encoder/norm": ("norm",),
     "head": ("head",),
     "head/fc_norm": (FC_NORM,),
-    # A tanh layer, in the old files of models for ImageNet-21k.
+    # A tanh layer, in old files of models for ImageNet-21k.
     "head/pre_logits": ("pre_logits.fc",),
 }
 STACKS = {"encoder/block_{n}": ("blocks.{n}",)}
@@ -86,10 +86,10 @@ FACEBOOK = Names(
 
 
 def with_pooled_norm(table: Names) -> Names:
-    """Returns TIMM or FACEBOOK as its classifiers with a norm after the pooling are.
+    """Returns TIMM or FACEBOOK for classifiers with a norm after the pooling.
 
-    They have no other norm after the last block. Where `fc_norm` is absent, `norm` is
-    read in its place: the start of fine-tuning with such a classifier.
+    These have no other norm after the last block. Where `fc_norm` is absent, `norm` is read
+    in its place: initial weights for fine-tuning such a classifier.
     """
     modules = dict(table.modules) | {"encoder/norm": (FC_NORM, "norm")}
     del modules["head/fc_norm"]

@@ -1,4 +1,4 @@
-"""Tensors to leaves and back, by a table of names; every format goes through here."""
+"""Converts tensors to leaves and back, by a table of names; all formats use it."""
 
 import dataclasses
 import functools
@@ -14,9 +14,9 @@ from flax_adapt.weights.names import layouts
 from flax_adapt.weights.names.names import Names, Spare
 
 Leaves = dict[str, np.ndarray]
-# Model config, leaves and the fields of `strict.Report`; of a file while it is open.
+# (model config, {leaf: LazyLeaf}, fields of `strict.Report`) of a file while it is open.
 Opened = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
-# What a writer is given: the same pairs of name and tensor each time it is called.
+# Argument of a writer: each call gives the same (name, tensor) pairs again.
 Tensors = Callable[[], Iterator[tuple[str, np.ndarray]]]
 MAX_NAMED = 3
 
@@ -29,7 +29,7 @@ class LazyLeaf:
     read: Callable[[], np.ndarray]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        del copy  # it is a new array always
+        del copy  # the array is always new
         return np.asarray(self.read(), dtype)
 
     def __len__(self) -> int:
@@ -37,7 +37,7 @@ class LazyLeaf:
 
 
 def check_names(where: object, table: Names, names: Collection[str]) -> None:
-    """Raises UserError for tensors that our models cannot compute with; each kind once."""
+    """Raises UserError for tensors of features that our models lack; each feature once."""
     found: dict[str, list[str]] = {}
     for name in names:
         if text := table.why_refused(name):
@@ -51,18 +51,19 @@ def check_names(where: object, table: Names, names: Collection[str]) -> None:
 def to_leaves(
     table: Names, tensors: Mapping[str, LazyTensor], dropped: Collection[str], task: str
 ) -> tuple[dict[str, LazyLeaf], dict[str, Any]]:
-    """Returns {leaf: what reads it} and the fields of `strict.Report`.
+    """Returns ({leaf: LazyLeaf}, fields of `strict.Report`).
 
-    dropped: the parts of the parameters that `task` has no place for. A tensor of an
-    unknown name is kept as such: `adopt` will say that it is unexpected.
+    dropped: parts of the parameters that `task` does not have; their tensors are ignored. A
+    tensor of an unknown name gets a leaf that `adopt` reports as unexpected. Raises UserError
+    for two tensors of one leaf.
     """
     leaves: dict[str, LazyLeaf] = {}
     renamed: dict[str, str] = {}
     ignored: dict[str, str] = {}
     converted: dict[str, str] = {}
-    # The leaves of a tensor are asked for one after the other.
+    # The cache of one tensor: the leaves of a fused tensor are read one after the other.
     get = functools.lru_cache(maxsize=1)(lambda name: tensors[name].get())
-    # Spares last: the leaf that they stand in for has been seen by then, or is absent.
+    # Spares last: by then it is known whether the leaf's own tensor is present.
     for name in sorted(tensors, key=lambda name: table.spare_of(name) is not None):
         spare = table.spare_of(name)
         leaf = spare.leaf if spare else table.leaf_of(name) or strict.unknown(name)
@@ -89,7 +90,7 @@ def to_leaves(
 def _lazy(
     table: Names, leaf: str, shape: tuple[int, ...], get: Callable[[], np.ndarray]
 ) -> dict[str, LazyLeaf]:
-    """Returns the leaves that lie in a tensor of that shape; nothing is read."""
+    """Returns the leaves of a tensor of that shape, without reading it."""
     nothing = np.broadcast_to(np.float32(0), shape)
 
     def reader(part: str) -> Callable[[], np.ndarray]:
@@ -102,7 +103,10 @@ def _lazy(
 
 
 def split(table: Names, leaf: str, tensor: np.ndarray) -> Leaves:
-    """Returns the leaves that lie in one tensor; one that does not divide stays whole."""
+    """Returns {leaf: array} of one tensor, in our layout.
+
+    A fused tensor is divided along the last axis; if that does not divide it stays whole.
+    """
     array, parts = table.style.to_ours(leaf, tensor), table.parts_of(leaf)
     if not array.ndim or array.shape[-1] % len(parts):
         return {leaf: array}
@@ -112,7 +116,7 @@ def split(table: Names, leaf: str, tensor: np.ndarray) -> Leaves:
 def _rule_of_second(
     what: str, spare: Spare | None, leaf: str, array: LazyLeaf, first: LazyLeaf
 ) -> str:
-    """Returns the rule by which a leaf's second tensor is ignored, if that is right."""
+    """Returns the rule by which a second tensor of a leaf is ignored, or raises UserError."""
     if spare is None:
         raise UserError(f"{what} is {leaf}, but so is another tensor")
     if spare.equal and not np.array_equal(np.asarray(array), np.asarray(first)):
@@ -126,9 +130,10 @@ def _rule_of_second(
 def to_tensors(
     table: Names, leaves: Mapping[str, Any], config: Mapping[str, Any], prefix: str
 ) -> Tensors:
-    """Returns what gives every (name, tensor), float32, one at a time, by name.
+    """Returns a function that yields every (name, tensor), float32, sorted by name.
 
-    prefix: left out of the names, as base models do. config: the model's.
+    One tensor is in memory at a time. prefix: removed from the names, as in base models.
+    config: the model's. Raises UserError for a leaf that the format does not have.
     """
     wholes = dict.fromkeys(table.whole_of(leaf) for leaf in leaves)
     names = {table.name_of(whole).removeprefix(prefix): whole for whole in wholes}
@@ -145,7 +150,10 @@ def to_tensors(
 def shape_of(
     kind: str, where: object, tensors: Mapping[str, LazyTensor], name: str, rank: int
 ) -> tuple[int, ...]:
-    """Returns the shape of a tensor that every file of such a kind of model has."""
+    """Returns the shape of a tensor that every file of a kind of model has.
+
+    Raises UserError where it is absent, of another rank or empty.
+    """
     if name not in tensors:
         raise UserError(f"{where}: has no {name}, so it is no {kind}")
     shape = tensors[name].shape

@@ -1,10 +1,10 @@
 """Names of Hugging Face's ViT and ViTMAE tensors.
 
-Written are the names of the hub's checkpoints, which transformers 4 and 5 both load
-(`vit.encoder.layer.0.attention.attention.query.weight`). Read are also transformers 5's
-own: `vit.layers.0.attention.q_proj.weight` in a state dict, and for the decoder
+We write the names of the hub's checkpoints, which transformers 4 and 5 both load
+(`vit.encoder.layer.0.attention.attention.query.weight`). We also read transformers 5's own:
+`vit.layers.0.attention.q_proj.weight` in a state dict, and for the decoder
 `decoder.decoder_encoder.layer.0...`, which 5.23 writes to files. `vit.linear` and
-`shortcut` are ours: of a resized last block.
+`shortcut`, of a resized last block, are names of ours.
 """
 
 from flax_adapt.weights.names import layouts
