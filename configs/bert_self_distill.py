@@ -12,9 +12,9 @@ Run     flax-adapt run --workdir=runs/x \
         ablation  replaces self-distillation by: no_masked (rounds without the masked
                   loss), predictions (rounds that match predictions, not hidden states),
                   features (feature distillation: rounds of smooth L1 to the whitened
-                  tokens of the teacher, no masked loss), weight_distance (further pre-training with a penalty on the distance to
-                  the initial weights), twice (further pre-training for twice the steps);
-                  none: no replacement
+                  tokens of the teacher, no masked loss), weight_distance (further
+                  pre-training with a penalty on the distance to the initial weights),
+                  twice (further pre-training for twice the steps); none: no replacement
         compare   True: also fine-tune the initial weights and the further pre-trained model
         mlm_warmup  steps that train a NEW masked-language head with the encoder frozen, for
                   an `init` without such a head (0: `init` has one)

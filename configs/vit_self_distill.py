@@ -27,9 +27,9 @@ Run     flax-adapt run --workdir=runs/dtd \
         ablation  replaces self-distillation by: no_masked (rounds without the masked
                   loss), predictions (rounds that match predictions, not hidden states),
                   features (feature distillation: rounds of smooth L1 to the whitened
-                  tokens of the teacher, no masked loss), weight_distance (further pre-training with a penalty on the distance to
-                  the initial weights), twice (further pre-training for twice the steps);
-                  none: no replacement
+                  tokens of the teacher, no masked loss), weight_distance (further
+                  pre-training with a penalty on the distance to the initial weights),
+                  twice (further pre-training for twice the steps); none: no replacement
         compare   True: also fine-tune the initial weights and the further pre-trained model
         per_class number of labelled images of every class for fine-tuning (0: all)
         test_split  split to test on; "rest": all images that per_class does not select

@@ -171,15 +171,17 @@ def preprocess(
     `std` are of pixels scaled to [0, 1]. For use inside jit: both configs are static.
     """
     mean_C, std_C = channel_values(data_config)
+
+    def normalize(x_BYXC: Array) -> Array:
+        return (x_BYXC - mean_C[None, None, None]) / std_C[None, None, None]
+
     x_BYXC = image_BYXC.astype(jnp.float32) / 255
-    if config_augment is not None:
-        assert key_B is not None  # what would be drawn from?
-        x_BYXC = augment.augment(x_BYXC, key_B, config_augment)
-        x_BYXC = randaugment.of_batch(x_BYXC, key_B, config_augment)
-    x_BYXC = (x_BYXC - mean_C[None, None, None]) / std_C[None, None, None]
-    if config_augment is not None:
-        x_BYXC = randaugment.erased(x_BYXC, key_B, config_augment)
-    return x_BYXC
+    if config_augment is None:
+        return normalize(x_BYXC)
+    assert key_B is not None  # what would be drawn from?
+    x_BYXC = augment.augment(x_BYXC, key_B, config_augment)
+    x_BYXC = randaugment.of_batch(x_BYXC, key_B, config_augment)
+    return randaugment.erased(normalize(x_BYXC), key_B, config_augment)
 
 
 def channel_values(data_config: ConfigDict) -> tuple[np.ndarray, np.ndarray]:
