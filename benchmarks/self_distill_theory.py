@@ -5,7 +5,7 @@ Prints  JSON: for several ridges, after 0, 1, ... rounds, the distance to the in
         weights of the model that a round gives ("distilled") and of that model fine-tuned
         ("fine_tuned"), and how far the latter is from the initial weights fine-tuned
         ("apart"); draws the plot.
-Source  METHODS S1, after the analysis of Lee et al. 2023: w_t = A w_{t-1} with
+Source  S1, after the analysis of Lee et al. 2023: w_t = A w_{t-1} with
         A = (Phi' Phi + lambda I)^-1 Phi' Phi. The sizes are ours.
 
 Weights are counted from the initial ones, so that their length is the distance, and the

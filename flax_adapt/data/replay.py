@@ -1,4 +1,4 @@
-"""Replay: the target's examples and a few of the source the model came from (METHODS S2).
+"""Replay: the target's examples and a few of the source the model came from (S2).
 
 Or of several sources, such as earlier tasks: `replay.data` is one data section or a tuple
 of them, and the few are drawn from all together. They are drawn once, by `replay.seed`,

@@ -237,7 +237,7 @@ def _arrays(train: Features, test: Features) -> list[Any]:
 def _wide_measures(
     config: Any, section: Any, found: Measured, linear: float
 ) -> dict[str, float]:
-    """Returns sparsity and the accuracy of probes of wide features (METHODS S3)."""
+    """Returns sparsity and the accuracy of probes of wide features (S3)."""
     assert found.train is not None
     bits = [
         rows._replace(embeddings=sparsity.binarised(rows.embeddings))

@@ -1,4 +1,4 @@
-"""Adaptors of GLAD attention (Yoon et al. 2023, figure; METHODS S4; no official code).
+"""Adaptors of GLAD attention (Yoon et al. 2023, figure; S4; no official code).
 
     S = Q K';  S~ = psi1(S);  P = softmax(S~ / sqrt K + mask);  O = P V;  O~ = psi2(O)
 

@@ -68,7 +68,7 @@ LAST_BLOCKS = {
 
 @dataclasses.dataclass(frozen=True)
 class LastBlock:
-    """The last block of an encoder whose features have another width D (METHODS S3).
+    """The last block of an encoder whose features have another width D (S3).
 
     Bordes et al. 2023 resize the last block of a ResNet; for transformers all is ours.
 

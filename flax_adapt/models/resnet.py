@@ -1,7 +1,7 @@
 """ResNets (He et al. 2016) of bottleneck blocks, and the heads on top.
 
 As torchvision and timm build them ("v1.5"): a block of stride 2 has it in the 3x3
-convolution. Only the last block can be resized (Bordes et al. 2023, METHODS S3).
+convolution. Only the last block can be resized (Bordes et al. 2023, S3).
 
 A `key_B` means training: batch norm then uses the moments of the batch, see
 `RunningBatchNorm`. Nothing is drawn from it, since there is no dropout. Parameters that

@@ -2,7 +2,7 @@
 
 MoCo-v3 (Chen et al. 2021, algorithm 1, official code) and MoCo-v2 (He et al. 2020,
 algorithm 1; its head by Chen et al. 2020). Two views of a text differ by dropout, as in
-SimCSE (Gao et al. 2021, section 3). Mixing: METHODS S2.
+SimCSE (Gao et al. 2021, section 3). Mixing: S2.
 """
 
 import functools

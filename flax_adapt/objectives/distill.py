@@ -1,4 +1,4 @@
-"""Masked modelling plus hidden-state self-distillation (Lee et al. 2023; METHODS S1).
+"""Masked modelling plus hidden-state self-distillation (Lee et al. 2023; S1).
 
 One implementation for images and text.
 """

@@ -1,4 +1,4 @@
-"""GLAD fine-tuning (Yoon et al. 2023, abstract and figure; METHODS S4; no official code).
+"""GLAD fine-tuning (Yoon et al. 2023, abstract and figure; S4; no official code).
 
     L = CE(head(f_adapted(x)), y) + lam * R(f(x))
 

@@ -73,8 +73,8 @@ def l2_sp(config: Any, model: nn.Module, fresh: Collection[str]) -> Penalty:
 def ewc(config: Any, model: nn.Module, fresh: Collection[str]) -> Penalty:
     """Returns the penalty sum F (theta - theta*)^2 (Kirkpatrick et al. 2017).
 
-    METHODS has no 1/2. `frozen["ewc"]`: "fisher", F, and "center", theta*, trees of the
-    penalised leaves. F is the mean square of the gradient of the log-likelihood of one
+    The paper has a factor of 1/2, left out here (ours). `frozen["ewc"]` holds "fisher", F,
+    and "center", theta*, trees of the penalised leaves. F is the mean square of the gradient of the log-likelihood of one
     example (`fisher`). For several tasks the penalty is the sum of their penalties less its
     minimum (`fisher.together`).
     """

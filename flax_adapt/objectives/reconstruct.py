@@ -1,4 +1,4 @@
-"""Masked auto-encoding of images (He et al. 2022, section 3; METHODS S1)."""
+"""Masked auto-encoding of images (He et al. 2022, section 3; S1)."""
 
 from collections.abc import Callable
 from typing import Any

@@ -23,14 +23,14 @@ _LOW_RANK = (r"lora/.*", True)
 # Which leaves weight decay shrinks: True / False. Not GLAD's adaptors (ours): at zero they
 # change nothing.
 DECAY = {
-    # MAE pre-training: matrices and tokens, nothing 1-D (METHODS S1). BERT the same: not
+    # MAE pre-training: matrices and tokens, nothing 1-D (S1). BERT the same: not
     # biases and LayerNorms (Devlin et al. 2019, official code).
     "pretrain": (
         (r".*/(bias|scale)|(.*/)?adaptor/[^/]+", False),
         (r".*/(kernel|cls_token|mask_token|position|token|token_type)", True),
         _LOW_RANK,
     ),
-    # Fine-tuning: not biases, positions and CLS; LayerNorm scales ARE decayed (METHODS S1).
+    # Fine-tuning: not biases, positions and CLS; LayerNorm scales ARE decayed (S1).
     "finetune": (
         (r".*/(bias|cls_token|position)|(.*/)?adaptor/[^/]+", False),
         (r".*/(kernel|scale|mask_token|token|token_type)", True),
@@ -210,7 +210,7 @@ def stop_frozen(loss_fn: LossFn, freeze: tuple[str, ...]) -> LossFn:
 def layer_rules(decay: float, depth: int) -> rules.Rules[float]:
     """Returns lr multipliers decay^(L + 1 - l): l = 0 embeddings, 1..L blocks, L + 1 the rest.
 
-    depth: L. Source: METHODS, layer-wise lr decay (MAE fine-tuning, BEiT).
+    depth: L. Source: layer-wise lr decay of BEiT and of MAE's fine-tuning.
     """
     blocks = [
         (rf"(lora/)?encoder/block_{index:02d}/.*", decay ** (depth - index))

@@ -116,7 +116,7 @@ def test_dropping_the_adaptors_gives_exactly_the_backbone(name, kind):
 
 
 def attention_in_numpy(config, kind, leaves, x_BLD, sees_BLM):
-    """METHODS S4, a head at a time, in float64."""
+    """S4, a head at a time, in float64."""
     leaves = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), leaves)
     adaptor, heads = leaves["adaptor"], config.heads
     q, k, v = (

@@ -10,7 +10,7 @@ from flax_adapt.base.errors import UserError
 from flax_adapt.models import masking
 
 
-# METHODS, parity trap 3.
+# Sums of the sin-cos positions of the official code of MAE.
 @pytest.mark.parametrize(
     ("width", "side", "checksum"),
     [(768, 14, 69594.493859), (512, 14, 46340.333103), (1280, 16, 149578.405753)],

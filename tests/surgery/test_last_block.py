@@ -74,7 +74,7 @@ def test_noise_scales_the_new_features_alone():
 
 
 def test_what_a_resized_block_computes_is_the_formula(name):
-    """METHODS S3: y = W_s x' + W_2 GELU(W_1 LN x'); BERT: LN(W_s x + W_2 GELU(W_1 x))."""
+    """S3: y = W_s x' + W_2 GELU(W_1 LN x'); BERT: LN(W_s x + W_2 GELU(W_1 x))."""
     _, _, new, made, _ = resized(name, width=24, init="random")
     made = tiny.params_of(new)
     states, sums = states_and_sums(new, made)

@@ -57,7 +57,7 @@ def run(config, fresh=FRESH, num_steps=NUM_STEPS):
 
 
 def recadam_by_numpy(config, name, is_fresh, decays):
-    """One leaf after every step, from METHODS' formula, in float64."""
+    """One leaf after every step, from the formula of docs/methods/baselines.md, in float64."""
     w = w0 = np.float64(rules.named(small(0))[name])
     m = v = np.zeros_like(w)
     schedule, found = optim.schedule(config, NUM_STEPS), []
