@@ -74,9 +74,9 @@ def ewc(config: Any, model: nn.Module, fresh: Collection[str]) -> Penalty:
     """Returns the penalty sum F (theta - theta*)^2 (Kirkpatrick et al. 2017).
 
     The paper has a factor of 1/2, left out here (ours). `frozen["ewc"]` holds "fisher", F,
-    and "center", theta*, trees of the penalised leaves. F is the mean square of the gradient of the log-likelihood of one
-    example (`fisher`). For several tasks the penalty is the sum of their penalties less its
-    minimum (`fisher.together`).
+    and "center", theta*, trees of the penalised leaves. F is the mean square of the
+    gradient of the log-likelihood of one example (`fisher`). For several tasks the penalty
+    is the sum of their penalties less its minimum (`fisher.together`).
     """
     del config, model, fresh
 
