@@ -78,7 +78,8 @@ def shrink(config):
         stage.update(num_steps=steps, batch_size=8, seeds=(0,))
         stage.optim.update(lr=1e-3, warmup_steps=0)
         if stage.optim.recadam is not None:
-            stage.optim.recadam.gamma = 1.0
+            # The published t0: two steps are long before it.
+            stage.optim.recadam.update(gamma=1.0, t0=250.0, k=0.5)
         if stage.sweep is not None:
             stage.sweep.lrs = stage.sweep.lrs[:2]
         if stage.model.projector is not None:
