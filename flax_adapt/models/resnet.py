@@ -61,7 +61,7 @@ def convolution(
         padding=size // 2,
         use_bias=False,
         # In bfloat16 `convolve` does the cast: it needs the float32 kernel.
-        dtype=dtype if exact else None,
+        dtype=jnp.float32,
         conv_general_dilated=None if exact else functools.partial(convolve, dtype),
         kernel_init=KERNEL,
         name=name,

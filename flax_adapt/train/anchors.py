@@ -19,7 +19,7 @@ from flax_adapt.base import rules
 from flax_adapt.base.checks import Check, Context, Row
 from flax_adapt.base.types import Array, Params
 
-# RecAdam's published t0 and k (METHODS), for stages of SCALED_BELOW steps and more; in a
+# RecAdam's published t0 and k (Chen et al. 2020), for stages of SCALED_BELOW steps and more; in a
 # shorter one both are scaled, so that its curve has the same shape (ours).
 T0, K, SCALED_BELOW = 250.0, 0.5, 1_000
 

@@ -47,8 +47,9 @@ DECAY = {
     "all": ((r".*", True),),
     # Every matrix, nothing 1-D: LARS of MoCo-v3 on a ResNet (the same code).
     "matrices": (
-        (r".*/(bias|scale)", False),
+        (r".*/(bias|scale)|(.*/)?adaptor/[^/]+", False),
         (r".*/(kernel|cls_token|mask_token|position|token|token_type)", True),
+        _LOW_RANK,
     ),
 }
 

@@ -118,7 +118,10 @@ def test_everything_is_the_source_itself_and_leaves_no_rest():
         ({"per_class": -1}, "per_class=-1 must be 0"),
         ({"fraction": 0.0}, "fraction=0.0 in"),
         ({"fraction": 1.1}, "fraction=1.1 in"),
-        ({"part": "half"}, r"data\.subset\.part='half'.*\['chosen', 'fit', .*'rest'\]"),
+        (
+            {"part": "half"},
+            r"data\.subset\.part='half'.*\['chosen', 'fit', .*'rest', 'without'\]",
+        ),
         ({"fraction": 0.5, "seed": -1}, "seed=-1"),
     ],
 )

@@ -290,7 +290,9 @@ def test_a_target_without_labels_is_measured_by_drift_alone(files, tmp_path):
 
 def test_drift_needs_a_model_to_drift_from(files, tmp_path):
     config = tiny_files.shrink(load(files, method="naive"))
-    (tmp_path / "stages/naive").mkdir(parents=True)
+    (tmp_path / "stages/naive/export").mkdir(parents=True)
+    for file in ("config.json", "model.safetensors"):
+        (tmp_path / "stages/naive/export" / file).touch()
     (tmp_path / "stages/naive/result.json").write_text("{}")
     config.init = ""
     with pytest.raises(

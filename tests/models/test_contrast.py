@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support import tiny
+from support.programs import products
 
 from flax_adapt import models
 from flax_adapt.base import keys, rules
@@ -77,10 +78,7 @@ def test_the_encoder_computes_in_bfloat16_and_the_heads_in_float32():
         )
         for dtype in models.DTYPES
     ]
-    dots = [
-        [e.outvars[0].aval for e in program.eqns if e.primitive.name == "dot_general"]
-        for program in programs
-    ]
+    dots = [[dot.outvars[0].aval for dot in products(program)] for program in programs]
     assert {dot.dtype for dot in dots[0]} == {jnp.dtype("float32")}
     coarse = [dot.dtype for dot in dots[1]]
     # Three layers of the projector and two of the predictor come last.

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import programs
 from support.tiny_vit import build, images, shapes
 
 from flax_adapt import models
@@ -98,8 +99,8 @@ def test_dense_multiplies_matrices_in_the_compute_dtype():
     x_BLD = jnp.ones((2, 3, 4))
     params = dense.init(jax.random.key(0), x_BLD)
     program = jax.make_jaxpr(dense.apply)(params, x_BLD)
-    dots = [e for e in program.eqns if e.primitive.name == "dot_general"]
-    operands = [(v.aval.shape, v.aval.dtype) for v in dots[0].invars]
+    dot, *_ = programs.products(program)
+    operands = [(v.aval.shape, v.aval.dtype) for v in dot.invars]
     assert operands == [((6, 4), jnp.bfloat16), ((4, 8), jnp.bfloat16)]
     assert program.out_avals[0].shape == (2, 3, 8)
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.programs import products
 from support.tiny_bert import TINY, build, params_of, rows, shapes
 
 from flax_adapt import models
@@ -38,9 +39,7 @@ def test_bfloat16_keeps_statistics_and_softmax_in_float32():
     program = jax.make_jaxpr(model.apply)(
         {"params": shapes_as_zeros(model)}, text, at_BM, None
     )
-    dots = [
-        e.outvars[0].aval for e in program.eqns if e.primitive.name == "dot_general"
-    ]
+    dots = [dot.outvars[0].aval for dot in products(program)]
     logits = [dot.dtype for dot in dots if dot.shape[-1] == TINY["vocab_size"]]
     assert logits == [jnp.float32]
     lines = str(program).splitlines()

@@ -115,18 +115,23 @@ def test_tensors_of_other_dtypes_and_shapes(copy_of, data, dtype, change):
     folder = copy_of("safetensors")
     tensors = tensors_of(folder)
     name = data.draw(st.sampled_from(sorted(tensors)))
-    shape = data.draw(SHAPES) if change else tensors[name].shape
+    before = tensors[name].shape
+    shape = data.draw(SHAPES) if change else before
     tensors[name] = np.ones(shape, dtype)
     safetensors.numpy.save_file(tensors, folder / "model.safetensors")
     is_float = np.dtype(dtype).name in files.WEIGHTS
-    if is_float and tuple(shape) == tensors_of(folder)[name].shape and not change:
+    if is_float and tuple(shape) == before:
         report = weights.from_pretrained(folder, "mae")[2]
         assert dict(report.converted) in ({}, {name: np.dtype(dtype).name})
     else:
         with pytest.raises(UserError) as error:
             weights.from_pretrained(folder, "mae")
-        assert is_float or f"{name}: dtype {np.dtype(dtype).name} is no weight" in str(
-            error.value
+        told = f"{name}: dtype {np.dtype(dtype).name} is no weight"
+        # Of two faults the shape of the patches may be the one that is named.
+        assert (
+            is_float
+            or told in str(error.value)
+            or (change and name in str(error.value))
         )
 
 

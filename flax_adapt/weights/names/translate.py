@@ -75,6 +75,8 @@ def to_leaves(
         elif part in dropped:
             ignored[source] = f"{part} dropped for task {task}"
         else:
+            if 0 in tensor.shape:
+                raise UserError(f"{tensor.what}: of shape {tensor.shape} it is empty")
             layouts.check_square(table.style, tensor.what, leaf, tensor.shape)
             found = _lazy(table, leaf, tensor.shape, functools.partial(get, name))
             if first := next((part for part in found if part in leaves), None):
