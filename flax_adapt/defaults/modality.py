@@ -44,7 +44,7 @@ def lars_optim(lr: float, batch_size: int) -> dict[str, Any]:
         lr=lr or LARS_LR * batch_size / 256,
         lars=dict(momentum=0.9, trust=1e-3),
         weight_decay=1e-6,
-        decay="matrices",
+        decay="pretrain",
     )
 
 

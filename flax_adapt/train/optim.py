@@ -23,8 +23,8 @@ _LOW_RANK = (r"lora/.*", True)
 # Which leaves weight decay shrinks: True / False. Not GLAD's adaptors (ours): at zero they
 # change nothing.
 DECAY = {
-    # MAE pre-training: matrices and tokens, nothing 1-D (S1). BERT the same: not
-    # biases and LayerNorms (Devlin et al. 2019, official code).
+    # MAE pre-training: matrices and tokens, nothing 1-D (S1). BERT the same: not biases and
+    # LayerNorms (Devlin et al. 2019, official code). So does LARS of MoCo-v3 on a ResNet.
     "pretrain": (
         (r".*/(bias|scale)|(.*/)?adaptor/[^/]+", False),
         (r".*/(kernel|cls_token|mask_token|position|token|token_type)", True),
@@ -45,12 +45,6 @@ DECAY = {
     # Every parameter: torch's AdamW and SGD where one group holds all of them, as in
     # MoCo-v3 on a ViT (Chen et al. 2021, official code).
     "all": ((r".*", True),),
-    # Every matrix, nothing 1-D: LARS of MoCo-v3 on a ResNet (the same code).
-    "matrices": (
-        (r".*/(bias|scale)|(.*/)?adaptor/[^/]+", False),
-        (r".*/(kernel|cls_token|mask_token|position|token|token_type)", True),
-        _LOW_RANK,
-    ),
 }
 
 # The learning rate after warm-up, from `lr` to 0 over `num_steps` optimizer steps.

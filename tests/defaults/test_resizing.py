@@ -100,10 +100,10 @@ def test_contrast_of_a_resnet_is_that_of_moco_v3s_resnet(files):
     assert (stage.objective.temperature, stage.model.projector.layers) == (1.0, 2)
     assert dict(stage.optim.lars) == dict(momentum=0.9, trust=0.001)
     assert stage.optim.lr == pytest.approx(0.3 * 64 / 256)
-    assert (stage.optim.weight_decay, stage.optim.decay) == (1e-6, "matrices")
+    assert (stage.optim.weight_decay, stage.optim.decay) == (1e-6, "pretrain")
     params = tiny_resnet.shapes(tiny_resnet.build("contrast"))
     params, _ = batch_stats.split(params)
-    decays = rules.named(rules.assign("decay", optim.DECAY["matrices"], params))
+    decays = rules.named(rules.assign("decay", optim.DECAY["pretrain"], params))
     assert {name.rpartition("/")[2] for name in decays if decays[name]} == {"kernel"}
     vit = load(files).stages[0]
     assert (vit.objective.temperature, vit.model.projector.layers) == (0.2, 3)
