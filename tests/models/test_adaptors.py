@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 from support import tiny
@@ -213,6 +214,17 @@ def step_of(kind, mesh_name, accum_steps):
     return jax.device_get((metrics["loss"].value(), state.params))
 
 
+@pytest.fixture
+def compiled_here():
+    """No program from the cache: jaxlib 0.10 aborts in one of these if it is read back."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
+    compilation_cache.reset_cache()
+
+
+@pytest.mark.usefixtures("compiled_here")
 @pytest.mark.parametrize("kind", ["mixing", "bottleneck"])
 @pytest.mark.parametrize("accum_steps", [1, 2])
 def test_loss_and_gradients_depend_neither_on_devices_nor_on_parts(kind, accum_steps):
