@@ -9,8 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mkdocs.structure.files import File
-
 from flax_adapt import __main__, defaults
 from flax_adapt.base import config as configs
 
@@ -179,6 +177,8 @@ def on_config(config: Any) -> Any:
 
 def on_files(files: Any, config: Any) -> Any:
     """MkDocs calls this when it has found the pages that are files."""
+    from mkdocs.structure.files import File  # the pages themselves need no MkDocs
+
     for name, write in PAGES.items():
         files.append(File.generated(config, name, content=write()))
     copied = [("changelog.md", ROOT / "CHANGELOG.md")]

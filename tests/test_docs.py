@@ -1,11 +1,10 @@
 """README and docs: their examples run, their commands are accepted, every argument is named."""
 
 import ast
+import importlib.util
 import re
 import shlex
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import jax
 import numpy as np
@@ -19,19 +18,12 @@ from flax_adapt.base import config as configs
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-# MkDocs itself is not needed to write the pages.
-sys.modules.setdefault("mkdocs", ModuleType("mkdocs"))
-for name in ("mkdocs.structure", "mkdocs.structure.files"):
-    sys.modules.setdefault(name, ModuleType(name))
-sys.modules["mkdocs.structure.files"].File = None
 
 
 @pytest.fixture(scope="module")
 def pages():
-    spec = __import__("importlib.util").util.spec_from_file_location(
-        "pages", ROOT / "docs" / "pages.py"
-    )
-    module = __import__("importlib.util").util.module_from_spec(spec)
+    spec = importlib.util.spec_from_file_location("pages", ROOT / "docs" / "pages.py")
+    module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 

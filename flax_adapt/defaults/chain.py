@@ -169,8 +169,7 @@ class Chain:
             return [] if args.compare else [self._finetuned("finetune")]
         masked = self.start.make.masked(sections.NO_MIXING)
         stage = self._finetuned("glad")
-        hidden = 64 if args.adaptor == "bottleneck" else 0
-        adaptor = sections.adaptor(kind=args.adaptor, hidden=hidden)
+        adaptor = sections.adaptor_of(args.adaptor)
         objective = sections.glad(
             masked, regularizer=args.regularizer, weight=args.weight
         )

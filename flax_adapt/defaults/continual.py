@@ -189,8 +189,7 @@ class Continual:
         model = stage["model"]
         changes: dict[str, Any] = dict(eval=None)
         if kind == "glad":
-            hidden = 64 if args.adaptor == "bottleneck" else 0
-            adaptor = sections.adaptor(kind=args.adaptor, hidden=hidden)
+            adaptor = sections.adaptor_of(args.adaptor)
             changes |= dict(objective=self._glad(), model={**model, "adaptor": adaptor})
         if kind == "grow" and t:
             changes |= dict(model={**model, "grow_head": True, "fresh": ()})

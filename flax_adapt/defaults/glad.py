@@ -22,7 +22,7 @@ GLAD_ARGUMENTS = dict(
     stop_backbone=False,
     adaptor="vector",
     keywise=False,
-    bottleneck=64,
+    bottleneck=sections.BOTTLENECK,
     then="",
     then_by="finetune",
     then_warmup=500,
@@ -107,9 +107,8 @@ class Glad:
         self, name: str, regularizer: str, data: str, init_from: str
     ) -> dict[str, Any]:
         args = self.args
-        hidden = args.bottleneck if args.adaptor == "bottleneck" else 0
-        adaptor = sections.adaptor(
-            kind=args.adaptor, keywise=args.keywise, hidden=hidden
+        adaptor = sections.adaptor_of(
+            args.adaptor, args.bottleneck, keywise=args.keywise
         )
         objective = sections.glad(
             self.start.make.masked(sections.NO_MIXING),

@@ -156,6 +156,16 @@ def adaptor(**changes: Any) -> dict[str, Any]:
     return change(dict(kind="vector", keywise=False, hidden=0), changes)
 
 
+# The width of bottleneck adaptors where no argument says it (ours).
+BOTTLENECK = 64
+
+
+def adaptor_of(kind: str, bottleneck: int = BOTTLENECK, **changes: Any) -> dict:
+    """Returns adaptors of a kind; `bottleneck` is the width of those that have one."""
+    hidden = bottleneck if kind == "bottleneck" else 0
+    return adaptor(kind=kind, hidden=hidden, **changes)
+
+
 def resize(width: int, **changes: Any) -> dict[str, Any]:
     """Returns a last block of `width` features, whose first ones stay as they were (S3).
 
