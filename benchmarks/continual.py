@@ -91,7 +91,7 @@ def main(_):
     whole = transfer.report(config, workdir, measured)
     print(f"\n{name}, {_STEPS.value} steps on a domain\n")
     print(recipe.table(rows))
-    print(f"\n{transfer.text(whole)}\n")
+    print(f"\n{transfer.format_text(whole)}\n")
     moved = [{k: row[k] for k in ("stage", "data", "cka_start", "weight_distance")}
              for row in measured]  # fmt: skip
     print(logs.format_table(moved, tuple(moved[0])))

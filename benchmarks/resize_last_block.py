@@ -75,7 +75,7 @@ def measured_once(config, workdir):
     path = workdir / "eval.json"
     if path.exists():
         rows = json.loads(path.read_text())
-        finished = {stage.label for stage in recipe.finished(config, workdir)}
+        finished = {stage.label for stage in recipe.finished_runs(config, workdir)}
         if finished == {row["stage"] for row in rows} - {"pretrained"}:
             return rows
     return measure.evaluate(config, workdir)

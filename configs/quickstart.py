@@ -54,7 +54,7 @@ def get_config(arguments: str = ""):
     args = configs.parse_arguments(arguments, **ARGUMENTS)
     released, target = digits("builtin:mnist5k"), digits("builtin:digits")
     few = {**defaults.ALL, "per_class": 10}
-    augment = defaults.augment.of_images(args.augment)
+    augment = defaults.augment.section_of(args.augment)
     labelled = digits("builtin:digits", subset=few, augment=augment)
     test = digits("builtin:digits", subset={**few, "part": "rest"})
 

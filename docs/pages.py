@@ -81,7 +81,7 @@ def configs_page() -> str:
         "by `--config.FIELD=VALUE`: [fields](fields.md).",
         "",
     ]
-    for name, path in configs.shipped().items():
+    for name, path in configs.list_shipped().items():
         text = _docstring(path)
         lines += [f"## {name}", "", "```text", text, "```", ""]
         lines += _table("argument", arguments_of(path))

@@ -91,10 +91,10 @@ def test_every_argument_of_a_config_is_explained(pages):
     """In its docstring, or in that of a config which that names ("as in ...")."""
     texts = {
         name: ast.get_docstring(ast.parse(path.read_text("utf-8")))
-        for name, path in configs.shipped().items()
+        for name, path in configs.list_shipped().items()
     }
     missing = []
-    for name, path in configs.shipped().items():
+    for name, path in configs.list_shipped().items():
         named = [text for other, text in texts.items() if other in texts[name]]
         explained = " ".join([texts[name], *named])
         missing += [

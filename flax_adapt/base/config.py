@@ -46,7 +46,7 @@ def config_folder() -> Path:
     return inside if inside.is_dir() else _PACKAGE.parent / "configs"
 
 
-def shipped() -> dict[str, Path]:
+def list_shipped() -> dict[str, Path]:
     """Returns {name: file} of the shipped configs."""
     files = sorted(config_folder().glob("[!_]*.py"))
     return {file.stem: file for file in files}
@@ -63,7 +63,7 @@ def resolve(name: str) -> str:
         if not file.is_file():
             raise UserError(f"--config={head}: there is no such file")
         return f"{file}{colon}{arguments}"
-    return f"{choose('--config', head, shipped())}{colon}{arguments}"
+    return f"{choose('--config', head, list_shipped())}{colon}{arguments}"
 
 
 def load(name: str) -> ConfigDict:
@@ -173,23 +173,23 @@ def difference(old: Any, new: Any) -> list[str]:
 
     A field that only `new` has counts in `old` as the value that `ADDED` gives for it.
     """
-    old, new = flatten(_with_added(old, new, "")), flatten(new)
+    old, new = flatten(_fill_added(old, new, "")), flatten(new)
     names = [
         name for name in {**old, **new} if old.get(name, "-") != new.get(name, "-")
     ]
     return [f"{name}: {old.get(name, '-')} -> {new.get(name, '-')}" for name in names]
 
 
-def _with_added(old: Any, new: Any, prefix: str) -> Any:
+def _fill_added(old: Any, new: Any, prefix: str) -> Any:
     """Returns the plain config `old` with those fields of `new` that `ADDED` has a value for."""
     if isinstance(old, list) and isinstance(new, list):
         pairs = enumerate(zip(old, new, strict=False))
-        both = [_with_added(*pair, f"{prefix}{index}.") for index, pair in pairs]
+        both = [_fill_added(*pair, f"{prefix}{index}.") for index, pair in pairs]
         return both + old[len(both) :]
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return old
     filled = {
-        name: _with_added(value, new.get(name), f"{prefix}{name}.")
+        name: _fill_added(value, new.get(name), f"{prefix}{name}.")
         for name, value in old.items()
     }
     for name in new:

@@ -28,7 +28,7 @@ class Preempted(Exception):
 
 
 @contextlib.contextmanager
-def reworded(words: Mapping[str, str]) -> Iterator[None]:
+def reword_errors(words: Mapping[str, str]) -> Iterator[None]:
     """Rewrites the message of a UserError raised inside: {regular expression: replacement}."""
     try:
         yield

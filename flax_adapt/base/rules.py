@@ -22,7 +22,7 @@ def names(tree: Any) -> list[str]:
     return [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
-def named(tree: Any) -> dict[str, Any]:
+def name_leaves(tree: Any) -> dict[str, Any]:
     """Returns {name: leaf} of all leaves, in the order of `jax.tree.leaves`."""
     return dict(zip(names(tree), jax.tree.leaves(tree), strict=True))
 

@@ -64,7 +64,7 @@ Metrics: TypeAlias = dict[str, Any]
 LossFn: TypeAlias = Callable[[Params, Params, Batch, Key], tuple[Array, Metrics]]
 # Name under which a loss may add to its metrics the input of `Carry.update`: a dict by
 # names of the carry.
-HANDED = "handed"
+CARRY_INPUT = "handed"
 # Name of a carried average of all parameters, which is evaluated and exported instead of them.
 AVERAGE = "ema"
 
@@ -77,7 +77,7 @@ class Carry(NamedTuple):
 
     init(params, key) -> dict of arrays, at step 0
     update(carried, new_params, handed, step) -> the dict after optimizer step `step`
-        (1, 2, ...); `handed` is the value of the loss under HANDED, {} if none. Jitted.
+        (1, 2, ...); `handed` is the value of the loss under CARRY_INPUT, {} if none. Jitted.
     whole_batches: true if a batch must not be run in parts (`optim.accum_steps`)
     """
 
@@ -92,7 +92,7 @@ NOTHING_CARRIED = Carry(
 )
 
 
-def together(carries: Sequence[Carry]) -> Carry:
+def join_carries(carries: Sequence[Carry]) -> Carry:
     """Returns one Carry of several: each reads and updates the values of its own names.
 
     Raises ValueError if two have the same name.

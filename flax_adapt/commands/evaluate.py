@@ -16,6 +16,6 @@ def evaluate(config: Any, workdir: str) -> None:
     print(logs.format_table(rows, tuple(rows[0])))
     if config.transfer is not None:
         matrices = transfer.report(config, folder, rows)
-        print(f"\n{transfer.text(matrices)}\n")
+        print(f"\n{transfer.format_text(matrices)}\n")
         print(f"matrices: {folder / 'transfer.json'}")
     print(f"results: {folder / 'eval.json'}")

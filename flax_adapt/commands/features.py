@@ -52,7 +52,7 @@ def features(
     )
     pixels = (_numbers("--mean", mean), _numbers("--std", std)) if mean or std else None
     told = weights.source_options(init_format, parse_values("--init_known", init_known))
-    with errors.reworded(INIT_FLAGS):
+    with errors.reword_errors(INIT_FLAGS):
         make_section = _section_maker(folder, told, pixels, of_text)
         section = make_section(
             data, split, data_dir=data_dir, max_bad_fraction=max_bad_fraction

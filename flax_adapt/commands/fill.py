@@ -8,7 +8,7 @@ from flax_adapt.evals import fill as fill_mask
 
 def fill(init: str, text: str, top: int, init_format: str) -> None:
     """Prints the likeliest tokens for every mask token of a text."""
-    with errors.reworded(INIT_FLAGS):
+    with errors.reword_errors(INIT_FLAGS):
         masks = fill_mask.fill(user_path(init), text, top, init_format or None)
     for number, guesses in enumerate(masks, start=1):
         rows = [{"token": token, "probability": p} for token, p in guesses]

@@ -44,7 +44,7 @@ def _weight_distance(data: Any, rounds: int) -> Rounds:
     return Rounds([near], taught=False)
 
 
-def _twice(data: Any, rounds: int) -> Rounds:
+def _double_steps(data: Any, rounds: int) -> Rounds:
     """Returns further pre-training for as many steps as teacher and student take together."""
     _check_no_rounds("twice", rounds)
     stage = data.pretrain_stage("twice")
@@ -62,7 +62,7 @@ ABLATIONS: dict[str, Callable[[Any, int], Rounds]] = {
         match="features", state="tokens", reduce="mean", masked_weight=0.0
     ),
     "weight_distance": _weight_distance,
-    "twice": _twice,
+    "twice": _double_steps,
 }
 
 

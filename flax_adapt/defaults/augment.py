@@ -72,7 +72,7 @@ AUGMENTS: dict[str, dict[str, Any]] = {
 }
 
 
-def of_images(name: str, default: str = "flip") -> dict[str, Any]:
+def section_of(name: str, default: str = "flip") -> dict[str, Any]:
     """Returns the section for a config's argument `augment`; "" means `default`.
 
     Raises UserError for an unknown name.

@@ -49,7 +49,7 @@ class Chain:
         # Every step without labels trains by masked modelling.
         masked = dict(steps=args.pretrain_steps, lr=args.pretrain_lr)
         sized = ConfigDict({**args, **masked}).lock()
-        self.start = modality.transformer(sized, objective="mlm")
+        self.start = modality.open_transformer(sized, objective="mlm")
         self.start.check_head(
             self.start.masked_task, "masked modelling of every step starts from"
         )
@@ -154,10 +154,10 @@ class Chain:
         few = {**shared.ALL, "per_class": args.per_class}
         train = make.labelled(args.dataset, args.split, subset=few)
         test = make.labelled(args.dataset, args.test_split)
-        stage = supervised.stage(name, train, test, args)
+        stage = supervised.make_stage(name, train, test, args)
         model = {**stage["model"], "resize": self.resize}
         stage |= dict(model=model, init_from=self.before)
-        return supervised.swept(stage, args.lrs)
+        return supervised.add_sweep(stage, args.lrs)
 
     def _compared(self, step: str) -> list[dict[str, Any]]:
         return [self._finetuned(f"finetune_{step}")] if self.args.compare else []

@@ -71,7 +71,7 @@ class Continual:
             )
         self.args, self.start = (
             args,
-            modality.transformer(args, objective=args.objective),
+            modality.open_transformer(args, objective=args.objective),
         )
         self.start.choose_objective((self.start.masked_task, *SUPERVISED))
         self.learned = [vision.dataset(one) if self.start.is_image else one
@@ -185,7 +185,7 @@ class Continual:
         args, kind = self.args, self.args.objective
         sizes = dict(steps=args.steps, batch_size=args.batch_size, lr=args.lr, seeds=1)
         section = {**self._learnt(t), **self._classes(t)}
-        stage = supervised.stage(name, section, {}, ConfigDict({**args, **sizes}))
+        stage = supervised.make_stage(name, section, {}, ConfigDict({**args, **sizes}))
         model = stage["model"]
         changes: dict[str, Any] = dict(eval=None)
         if kind == "glad":
@@ -212,7 +212,7 @@ class Continual:
             first, *others = map(self._unlabelled, range(count))
         replay = sections.replay(tuple(others), 0.0, sampling="joint")
         data = {**stage["data"], "classes": first["classes"]}
-        longer = supervised.sized(stage, steps=self.args.steps * count)
+        longer = supervised.change_sizes(stage, steps=self.args.steps * count)
         return {**longer, "data": data, "replay": replay}
 
     def _glad(self) -> dict[str, Any]:
@@ -235,7 +235,7 @@ class Continual:
         test = self._labelled(d, args.test_split)
         train = self._labelled(d, args.label_split, subset=self._few())
         name = _cell_name(model, self.names[d])
-        stage = supervised.stage(name, train, test, ConfigDict({**args, **sizes}))
+        stage = supervised.make_stage(name, train, test, ConfigDict({**args, **sizes}))
         # Accuracy as for probe and kNN, also for texts (text_finetune reports macro-F1).
         evaluation = {**stage["eval"], "metric": "accuracy", "every_steps": 0}
         start = model if model == START else f"stage:{model}"

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from flax_adapt import weights
-from flax_adapt.base.errors import UserError, choose, reworded
+from flax_adapt.base.errors import UserError, choose, reword_errors
 from flax_adapt.defaults import (
     baselines,
     sections,
@@ -126,7 +126,7 @@ class Baselines:
         told = shared.describe_init(
             args.init, args.init_format, {name: args[name] for name in shared.UNKNOWN}
         )
-        with reworded(shared.ARGUMENTS):
+        with reword_errors(shared.ARGUMENTS):
             kind = weights.model_config(args.init, **told)["kind"]
         if kind == "resnet":
             raise UserError(f"init={args.init} holds a resnet; this config takes none")
@@ -168,7 +168,7 @@ class Baselines:
     def _previous(self, before: Any) -> dict[str, Any]:
         fisher = baselines.fisher() if "ewc" in self.names else None
         stage = before.finetune_stage(PREVIOUS, "pretrained")
-        stage = supervised.settled(stage, self.args)
+        stage = supervised.apply_settings(stage, self.args)
         return {**stage, "seeds": (0,), "fisher": fisher}
 
     def _method(self, name: str) -> list[dict[str, Any]]:
@@ -179,7 +179,9 @@ class Baselines:
             head = {**stage, "name": f"{stage['name']}_head", "seeds": (0,)}
             start = dict(init_from=f"stage:{head['name']}", model=self._kept(stage))
             lrs = tuple(x * stage["optim"]["lr"] for x in baselines.LP_FT_LRS)
-            sweep = stage["sweep"] if self.args.lrs else supervised.sweep(lrs, stage)
+            sweep = (
+                stage["sweep"] if self.args.lrs else supervised.make_sweep(lrs, stage)
+            )
             return [self._probe(head), {**stage, **start, "sweep": sweep}]
         method = METHODS[name]
         changed = {**stage, "penalties": method.penalties, **method.fields(stage)}
@@ -214,22 +216,25 @@ class Baselines:
         args, size = self.args, stage["batch_size"]
         steps = max(1, args.probe_epochs * shared.count_examples(stage["data"]) // size)
         lrs = tuple(
-            lr * size / 256 for lr in supervised.numbers("probe_lrs", args.probe_lrs)
+            lr * size / 256
+            for lr in supervised.parse_numbers("probe_lrs", args.probe_lrs)
         )
         # By the loss: a linear head on frozen features hardly overfits in it.
         by_loss = {**stage, "eval": dict(metric="loss", mode="min")}
         return dict(
             num_steps=steps,
             optim=baselines.probe_optim(steps, lrs[0]),
-            sweep=supervised.sweep(lrs, by_loss),
+            sweep=supervised.make_sweep(lrs, by_loss),
             model=dict(head_init=baselines.HEAD_INIT),
         )
 
     def _plain(self, name: str) -> dict[str, Any]:
         """Returns full fine-tuning, from the initial weights or from the previous task."""
         start = "pretrained" if self.before is None else OF
-        stage = supervised.settled(self.data.finetune_stage(name, start), self.args)
-        stage = supervised.swept(stage, self.args.lrs)
+        stage = supervised.apply_settings(
+            self.data.finetune_stage(name, start), self.args
+        )
+        stage = supervised.add_sweep(stage, self.args.lrs)
         if self.before is not None and not self.args.new_head:
             stage["model"] = self._kept(stage)
         return stage

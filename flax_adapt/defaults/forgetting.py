@@ -66,7 +66,7 @@ def _lwf(tasks: Tasks) -> dict[str, Any]:
 
 def _ewc(tasks: Tasks) -> dict[str, Any]:
     """Returns a penalty for each earlier task, around its weights (Kirkpatrick et al. 2017)."""
-    return _held(tasks, tasks.of, decay=0.0)
+    return _ewc_fields(tasks, tasks.of, decay=0.0)
 
 
 def _online_ewc(tasks: Tasks) -> dict[str, Any]:
@@ -74,10 +74,10 @@ def _online_ewc(tasks: Tasks) -> dict[str, Any]:
 
     Its Fisher information is the sum of those of all earlier tasks.
     """
-    return _held(tasks, tasks.of[-1:], decay=1.0)
+    return _ewc_fields(tasks, tasks.of[-1:], decay=1.0)
 
 
-def _held(tasks: Tasks, of: tuple[str, ...], decay: float) -> dict[str, Any]:
+def _ewc_fields(tasks: Tasks, of: tuple[str, ...], decay: float) -> dict[str, Any]:
     """Returns the penalty of EWC, and the section `fisher` for the tasks that follow.
 
     of: stages with a penalty each. decay: factor of the earlier Fisher information in that

@@ -61,7 +61,7 @@ class Glad:
             )
         # The data sections of the next tasks depend on their objective.
         self.args = args
-        self.start = modality.transformer(args, objective=args.then_by)
+        self.start = modality.open_transformer(args, objective=args.then_by)
         choose("preserve", args.preserve, PRESERVED)
         choose("then_by", args.then_by, dict.fromkeys(self._ways()))
         self.regularizers = args.regularizer.split("+")
@@ -87,7 +87,7 @@ class Glad:
         for regularizer in self.regularizers:
             name = f"glad_{regularizer}"
             stage = self._glad(name, regularizer, self.args.dataset, "pretrained")
-            found.append(supervised.swept(stage, self.args.lrs))
+            found.append(supervised.add_sweep(stage, self.args.lrs))
             before = f"stage:{name}" if self.args.seeds == 1 else f"stage:{name}/seed_0"
             for number, data in enumerate(filter(None, self.args.then.split("+")), 1):
                 following = f"{name}_then_{number}"
@@ -100,7 +100,7 @@ class Glad:
         few = {**shared.ALL, "per_class": args.per_class}
         train = make.labelled(data, args.split, subset=few)
         test = make.labelled(data, args.test_split)
-        stage = supervised.stage(name, train, test, args)
+        stage = supervised.make_stage(name, train, test, args)
         return {**stage, "init_from": init_from, **changes}
 
     def _glad(
@@ -126,10 +126,14 @@ class Glad:
         """Returns the stages of a next task, from the backbone that GLAD has trained."""
         args, sizes = self.args, dict(steps=self.args.then_steps, lr=self.args.then_lr)
         if args.then_by == "finetune":
-            return [supervised.sized(self._supervised(name, data, init_from), **sizes)]
+            return [
+                supervised.change_sizes(
+                    self._supervised(name, data, init_from), **sizes
+                )
+            ]
         if args.then_by == "glad":
             stage = self._glad(name, regularizer, data, init_from)
-            return [supervised.sized(stage, **sizes)]
+            return [supervised.change_sizes(stage, **sizes)]
         warmup = (
             [] if regularizer == "masked" else [self._warmup(name, data, init_from)]
         )

@@ -85,6 +85,6 @@ def _stage(data: vision.S1Data, args: Any) -> dict[str, Any]:
     )
     return {
         **section,
-        "data": {**data.labelled, "augment": augment.of_images(args.augment)},
+        "data": {**data.labelled, "augment": augment.section_of(args.augment)},
         "model": {**model, "reshape": section["model"]["reshape"]},
     }

@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 from flax_adapt import data, models, weights
-from flax_adapt.base.errors import UserError, choose, reworded
+from flax_adapt.base.errors import UserError, choose, reword_errors
 from flax_adapt.defaults import augment, sections, shared, text, vision
 
 
@@ -226,7 +226,7 @@ class Start(NamedTuple):
         return shared.evaluate(train, test, **changes)
 
 
-def start(args: Any, *, objective: str) -> Start:
+def open_start(args: Any, *, objective: str) -> Start:
     """Returns the `Start` of a config.
 
     args: its arguments, with init, init_format, the names of UNKNOWN, and those that `Images`
@@ -235,22 +235,22 @@ def start(args: Any, *, objective: str) -> Start:
     """
     known = {name: args[name] for name in shared.UNKNOWN}
     told = shared.describe_init(args.init, args.init_format, known)
-    with reworded(shared.ARGUMENTS):
+    with reword_errors(shared.ARGUMENTS):
         model = weights.model_config(args.init, **told)
     is_image = models.TASKS[model["kind"]]["encoder"].modality == "image"
     make = (Images if is_image else Texts)(args, model, objective)
     return Start(args, objective, model, known, told, make)
 
 
-def transformer(args: Any, *, objective: str) -> Start:
-    """Returns `start(args, ...)`; raises UserError for weights of a ResNet."""
-    found = start(args, objective=objective)
+def open_transformer(args: Any, *, objective: str) -> Start:
+    """Returns `open_start(args, ...)`; raises UserError for weights of a ResNet."""
+    found = open_start(args, objective=objective)
     if not found.is_transformer:
         raise UserError(f"init={args.init} holds a resnet; this config takes none")
     return found
 
 
-def from_scratch(args: Any, model: dict[str, Any], *, objective: str) -> Start:
+def start_from_scratch(args: Any, model: dict[str, Any], *, objective: str) -> Start:
     """Returns the `Start` of an image model without initial weights."""
     known, told = shared.UNKNOWN, shared.describe_init("", "", {})
     make = Images(args, model, objective)

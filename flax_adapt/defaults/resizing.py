@@ -61,9 +61,9 @@ def _vit(size: str, image_size: int) -> dict[str, Any]:
 
 def _start(args: Any) -> modality.Start:
     if args.init:
-        return modality.start(args, objective=args.objective)
+        return modality.open_start(args, objective=args.objective)
     model = choose("scratch", args.scratch, SCRATCH)(args.image_size)
-    return modality.from_scratch(args, model, objective=args.objective)
+    return modality.start_from_scratch(args, model, objective=args.objective)
 
 
 def _none(model: dict[str, Any], width: int) -> int:
@@ -156,7 +156,7 @@ class Resizing:
         args, make = self.args, self.start.make
         if self.labels:
             name = args.augment or ("crop" if self.is_published else "")
-            return supervised.augmented(make.labelled(args.dataset, args.split), name)
+            return supervised.add_augment(make.labelled(args.dataset, args.split), name)
         section = make.unlabelled(args.dataset, args.split)
         return make.twice(section) if args.objective == "contrast" else section
 

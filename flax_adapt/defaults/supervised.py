@@ -34,7 +34,7 @@ def pooling_of(modality: str, name: str) -> str:
     return choose("pooling", name or first, {one: one for one in (first, *others)})
 
 
-def augmented(section: dict[str, Any], name: str) -> dict[str, Any]:
+def add_augment(section: dict[str, Any], name: str) -> dict[str, Any]:
     """Returns a data section with the augmentation of a config's argument `augment`.
 
     Raises UserError for texts with augmentation, and for an unknown name.
@@ -42,30 +42,30 @@ def augmented(section: dict[str, Any], name: str) -> dict[str, Any]:
     if section["modality"] == "text":
         augment.check_texts(name)
         return section
-    return {**section, "augment": augment.of_images(name)}
+    return {**section, "augment": augment.section_of(name)}
 
 
-def stage(
+def make_stage(
     name: str, train: dict[str, Any], test: dict[str, Any], args: Any
 ) -> dict[str, Any]:
     """Returns the stage of full fine-tuning of `init`; args: has SUPERVISED_ARGUMENTS."""
     if train["modality"] == "image":
-        return settled(shared.finetune_stage(name, train, test), args)
+        return apply_settings(shared.finetune_stage(name, train, test), args)
     pooling = pooling_of("text", args.pooling)
-    return settled(text.text_finetune_stage(name, train, test, pooling), args)
+    return apply_settings(text.text_finetune_stage(name, train, test, pooling), args)
 
 
-def settled(section: dict[str, Any], args: Any) -> dict[str, Any]:
+def apply_settings(section: dict[str, Any], args: Any) -> dict[str, Any]:
     """Returns a stage of fine-tuning with the settings in `args`, which all methods share."""
-    data = augmented(section["data"], args.augment)
+    data = add_augment(section["data"], args.augment)
     pooling = pooling_of(data["modality"], args.pooling)
     model = {**section["model"], "dropout": args.dropout, "pooling": pooling}
     fields = dict(data=data, model=model, seeds=tuple(range(args.seeds)))
     sizes = dict(steps=args.steps, batch_size=args.batch_size, lr=args.lr)
-    return sized({**section, **fields}, **sizes)
+    return change_sizes({**section, **fields}, **sizes)
 
 
-def sized(
+def change_sizes(
     section: dict[str, Any], *, steps: int = 0, batch_size: int = 0, lr: float = 0.0
 ) -> dict[str, Any]:
     """Returns a stage with other steps, batch size or learning rate; 0: unchanged.
@@ -83,16 +83,18 @@ def sized(
     }
 
 
-def swept(section: dict[str, Any], lrs: str) -> dict[str, Any]:
+def add_sweep(section: dict[str, Any], lrs: str) -> dict[str, Any]:
     """Returns a stage that chooses among learning rates; lrs: as in "1e-4+3e-4", or ""."""
     if not lrs:
         return section
-    rates = numbers("lrs", lrs)
+    rates = parse_numbers("lrs", lrs)
     optim = {**section["optim"], "lr": rates[0]}
-    return {**section, "optim": optim, "sweep": sweep(rates, section)}
+    return {**section, "optim": optim, "sweep": make_sweep(rates, section)}
 
 
-def sweep(lrs: tuple[float, ...], section: dict[str, Any]) -> dict[str, Any] | None:
+def make_sweep(
+    lrs: tuple[float, ...], section: dict[str, Any]
+) -> dict[str, Any] | None:
     """Returns a section `sweep` with the metric of the stage's evaluation, or None.
 
     None: there is one rate only. Raises UserError where per_class=1 leaves no label to hold
@@ -109,7 +111,7 @@ def sweep(lrs: tuple[float, ...], section: dict[str, Any]) -> dict[str, Any] | N
     return sections.sweep(lrs, **how)
 
 
-def numbers(name: str, text: str) -> tuple[float, ...]:
+def parse_numbers(name: str, text: str) -> tuple[float, ...]:
     """Returns the numbers of an argument such as `lrs=1e-4+3e-4`, or raises UserError."""
     try:
         return tuple(float(one) for one in text.split("+"))

@@ -6,7 +6,7 @@ pre-training) where they have one, else ours.
 from typing import Any
 
 from flax_adapt import data, models, weights
-from flax_adapt.base.errors import UserError, choose, reworded
+from flax_adapt.base.errors import UserError, choose, reword_errors
 from flax_adapt.defaults import augment, sections, shared
 from flax_adapt.defaults.shared import ALL
 
@@ -164,7 +164,7 @@ class TextData:
         augment.check_texts(args.augment)
         self.args, self.init = args, args.init
         self.told = shared.describe_init(args.init, args.init_format, {})
-        with reworded(shared.ARGUMENTS):
+        with reword_errors(shared.ARGUMENTS):
             self.model = weights.model_config(args.init, **self.told)
         kind = self.model["kind"]
         if models.TASKS[kind]["encoder"].modality != "text":

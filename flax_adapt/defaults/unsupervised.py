@@ -70,7 +70,7 @@ class Unsupervised:
             )
         self.args, self.start = (
             args,
-            modality.transformer(args, objective=args.objective),
+            modality.open_transformer(args, objective=args.objective),
         )
         self.make = self.start.make
         self.form = choose("form", args.form, modality.FORMS)

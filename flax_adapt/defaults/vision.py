@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flax_adapt import models, weights
-from flax_adapt.base.errors import UserError, choose, reworded
+from flax_adapt.base.errors import UserError, choose, reword_errors
 from flax_adapt.data.images import image
 from flax_adapt.defaults import augment, sections, shared
 from flax_adapt.defaults.augment import NO_AUGMENT
@@ -48,7 +48,7 @@ def architecture(init: str, size: str, told: Mapping[str, Any]) -> dict[str, Any
     """
     if not init:
         return models.mae_config(size or "B", image_size=224, patch_size=16, channels=3)
-    with reworded(shared.ARGUMENTS):
+    with reword_errors(shared.ARGUMENTS):
         found = weights.model_config(init, **told)
     if found["kind"] != "vit":
         raise UserError(f"init={init} holds a {found['kind']}; this config takes a ViT")
@@ -175,7 +175,7 @@ class S1Data:
             std=std,
         )
         few = {**ALL, "per_class": args.per_class}
-        augmented = augment.of_images(args.augment)
+        augmented = augment.section_of(args.augment)
         self.images = image_data(source, train, **fits)
         self.labelled = image_data(source, train, subset=few, augment=augmented, **fits)
         if args.test_split == "rest":

@@ -164,7 +164,7 @@ def weight_distance(params: Params, initial: Params) -> float:
 
     Euclidean norms; without unit, at least 0. Raises UserError where they share none.
     """
-    ours, theirs = (rules.named(tree) for tree in (params, initial))
+    ours, theirs = (rules.name_leaves(tree) for tree in (params, initial))
     shared = [
         (np.asarray(leaf, np.float64), np.asarray(theirs[name], np.float64))
         for name, leaf in ours.items()

@@ -27,7 +27,7 @@ def accuracy(
     from sklearn.linear_model import LogisticRegression
 
     sets = (train_features, train_labels, test_features, test_labels)
-    train, test = _checked(*sets, l2=l2)
+    train, test = _check_inputs(*sets, l2=l2)
     # scikit-learn minimises C * (sum of cross-entropy) + |weights|^2 / 2.
     probe = LogisticRegression(C=1 / (l2 * len(train_labels)), max_iter=max_iterations)
     return float(probe.fit(train, train_labels).score(test, test_labels))
@@ -54,7 +54,7 @@ def mlp_accuracy(
     from sklearn.neural_network import MLPClassifier
 
     sets = (train_features, train_labels, test_features, test_labels)
-    train, test = _checked(*sets, l2=l2)
+    train, test = _check_inputs(*sets, l2=l2)
     batch_size = min(_MLP_BATCH, len(train_labels))
     # scikit-learn adds alpha / 2 * |weights|^2 / batch_size to the mean cross-entropy.
     probe = MLPClassifier(
@@ -71,7 +71,7 @@ def mlp_accuracy(
     return float(probe.score(test, test_labels))
 
 
-def _checked(
+def _check_inputs(
     train_features: np.ndarray,
     train_labels: np.ndarray,
     test_features: np.ndarray,

@@ -18,6 +18,6 @@ def zeros(features: np.ndarray) -> float:
     return float(np.mean(features == 0))
 
 
-def binarised(features: np.ndarray) -> np.ndarray:
+def binarise(features: np.ndarray) -> np.ndarray:
     """Returns float32 [n, D]: 1 where a feature is not 0, else 0. (0, -2, 3): (0, 1, 1)."""
     return (features != 0).astype(np.float32)

@@ -35,7 +35,7 @@ class Rerun(NamedTuple):
     seed: int
 
 
-def changed(section: Any, **fields: Any) -> ConfigDict:
+def change_fields(section: Any, **fields: Any) -> ConfigDict:
     """Returns a copy of a section with these fields changed."""
     return ConfigDict({**section, **fields})
 
@@ -45,7 +45,7 @@ def sees_labels(section: Any) -> bool:
     return objectives.task_of(section.objective) == "classify"
 
 
-def reruns(config: Any, section: Any) -> list[Rerun]:
+def list_reruns(config: Any, section: Any) -> list[Rerun]:
     """Returns the earlier stages that a sweep of `section` must run again, in order.
 
     Only stages that `section` follows from are among them: those that train on labels of
@@ -53,39 +53,41 @@ def reruns(config: Any, section: Any) -> list[Rerun]:
     """
     found: dict[str, Rerun] = {}
     for one in _ancestors(config, section):
-        follows = any(name in found for name in references(one.section))
-        if follows or _reads(one.section, section.data):
+        follows = any(name in found for name in references_of(one.section))
+        if follows or _reads_data(one.section, section.data):
             found[one.reference] = one
     return list(found.values())
 
 
-def references(section: Any) -> set[str]:
+def references_of(section: Any) -> set[str]:
     """Returns the references to earlier stages in a section, as `stage:NAME`.
 
     They are those that the stage starts from, learns from or is compared with.
     """
     named = [section.init_from, section.teacher]
-    for of in penalties.references(section).values():
+    for of in penalties.references_of(section).values():
         named += of
     return {text for text in named if text.startswith(_STAGE)}
 
 
-def without(section: Any, names: Collection[str], swept_data: Any) -> ConfigDict:
+def exclude_examples(
+    section: Any, names: Collection[str], swept_data: Any
+) -> ConfigDict:
     """Returns the section of a stage that does not train on the labels of some examples.
 
     names: of these examples of `swept_data`, a data section.
     """
     if not sees_labels(section):
-        return changed(section)
+        return change_fields(section)
 
     def less(one: Any) -> Any:
         if not _is_same(one, swept_data):
             return one
         part = dict(part="without", base=one.subset, names=tuple(names))
-        return changed(one, subset=changed(one.subset, **part))
+        return change_fields(one, subset=change_fields(one.subset, **part))
 
-    return changed(
-        section, data=less(section.data), replay=_replay_of(section.replay, less)
+    return change_fields(
+        section, data=less(section.data), replay=_change_replay(section.replay, less)
     )
 
 
@@ -94,16 +96,16 @@ def replays_held_out(section: Any) -> bool:
 
     Some of these are held out.
     """
-    return any(_is_same(one, section.data) for one in _labelled(section)[1:])
+    return any(_is_same(one, section.data) for one in _labelled_data(section)[1:])
 
 
 def names_held_out(config_data: Any) -> tuple[str, ...]:
     """Returns the names of the examples of a data section that a sweep holds out."""
-    part = changed(config_data.subset, part="held_out")
+    part = change_fields(config_data.subset, part="held_out")
     return tuple(subset.select(data.source.open_source(config_data), part).names)
 
 
-def redirected(section: Any, moved: Mapping[str, str]) -> ConfigDict:
+def redirect_references(section: Any, moved: Mapping[str, str]) -> ConfigDict:
     """Returns the section with its references replaced by {reference: new reference}."""
 
     def of(penalty: Any) -> Any:
@@ -111,9 +113,9 @@ def redirected(section: Any, moved: Mapping[str, str]) -> ConfigDict:
             return penalty
         one, many = isinstance(penalty.of, str), penalty.of
         new = moved.get(many, many) if one else tuple(moved.get(x, x) for x in many)
-        return changed(penalty, of=new)
+        return change_fields(penalty, of=new)
 
-    return changed(
+    return change_fields(
         section,
         init_from=moved.get(section.init_from, section.init_from),
         teacher=moved.get(section.teacher, section.teacher),
@@ -121,29 +123,29 @@ def redirected(section: Any, moved: Mapping[str, str]) -> ConfigDict:
     )
 
 
-def check(config: Any) -> None:
+def check_sweeps(config: Any) -> None:
     """Raises UserError where a sweep cannot keep its held-out labels from earlier stages."""
     for section in config.stages:
         if section.sweep is None:
             continue
         for one in (section, *(one.section for one in _ancestors(config, section))):
-            for other in _labelled(one):
+            for other in _labelled_data(one):
                 _check_split(section, one.name, other)
 
 
 def _ancestors(config: Any, section: Any) -> list[Rerun]:
     """Returns the earlier stages that `section` follows from, in the order of the config."""
-    wanted, found = references(section), []
+    wanted, found = references_of(section), []
     for stage in reversed(config.stages):
         for seed in stage.seeds:
             name = _STAGE + label(stage, seed)
             if name in wanted:
-                wanted |= references(stage)
+                wanted |= references_of(stage)
                 found.append(Rerun(name, stage, seed))
     return found[::-1]
 
 
-def _labelled(section: Any) -> list[Any]:
+def _labelled_data(section: Any) -> list[Any]:
     """Returns the data sections whose labels a stage trains on."""
     if not sees_labels(section):
         return []
@@ -151,35 +153,35 @@ def _labelled(section: Any) -> list[Any]:
     return [section.data, *replayed]
 
 
-def _reads(section: Any, swept_data: Any) -> bool:
-    return any(_is_same(one, swept_data) for one in _labelled(section))
+def _reads_data(section: Any, swept_data: Any) -> bool:
+    return any(_is_same(one, swept_data) for one in _labelled_data(section))
 
 
 def _is_same(one: Any, other: Any) -> bool:
     """Returns whether two data sections read the same examples, before their subsets."""
-    return _place(one) == _place(other) and one.split == other.split
+    return _locate_source(one) == _locate_source(other) and one.split == other.split
 
 
-def _place(section: Any) -> tuple[str, str]:
+def _locate_source(section: Any) -> tuple[str, str]:
     """Returns the source and data_dir of a data section, with absolute paths.
 
     Two sections of the same files then have the same result.
     """
     scheme, _, what = section.source.partition(":")
-    what = what if scheme in ("tfds", "builtin") else _resolved(what)
-    return f"{scheme}:{what}", _resolved(section.data_dir)
+    what = what if scheme in ("tfds", "builtin") else _absolute_path(what)
+    return f"{scheme}:{what}", _absolute_path(section.data_dir)
 
 
-def _resolved(path: str) -> str:
+def _absolute_path(path: str) -> str:
     return str(user_path(path).resolve()) if path else ""
 
 
-def _replay_of(config_replay: Any, change: Any) -> Any:
+def _change_replay(config_replay: Any, change: Any) -> Any:
     if config_replay is None:
         return None
     many = config_replay.data
     new = tuple(map(change, many)) if isinstance(many, tuple) else change(many)
-    return changed(config_replay, data=new)
+    return change_fields(config_replay, data=new)
 
 
 def _check_split(section: Any, name: str, other: Any) -> None:
@@ -189,9 +191,9 @@ def _check_split(section: Any, name: str, other: Any) -> None:
     examples anew.
     """
     ours = section.data
-    if _place(ours) != _place(other) or ours.split == other.split:
+    if _locate_source(ours) != _locate_source(other) or ours.split == other.split:
         return
-    if _splits(ours.split) & _splits(other.split):
+    if _parse_splits(ours.split) & _parse_splits(other.split):
         raise UserError(
             f"stage {section.name}: sweep holds out labels of {ours.source} "
             f"{ours.split!r}, which stage {name} may have seen as {other.split!r}: name "
@@ -199,6 +201,6 @@ def _check_split(section: Any, name: str, other: Any) -> None:
         )
 
 
-def _splits(text: str) -> set[str]:
+def _parse_splits(text: str) -> set[str]:
     """Returns the splits that a text such as `train[:50%]+test` reads."""
     return {re.sub(r"\[.*", "", part).strip() for part in text.split("+")}

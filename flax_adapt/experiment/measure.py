@@ -61,7 +61,7 @@ def evaluate(config: Any, workdir: Path) -> list[dict[str, Any]]:
     section of `more_evaluations` adds rows that name its data. Raises UserError if no
     stage is finished.
     """
-    finished = recipe.measurable(config, workdir)
+    finished = recipe.measurable_runs(config, workdir)
     if not finished:
         raise UserError(
             f"{workdir} holds no finished stage of this config; run it first"
@@ -240,7 +240,7 @@ def _wide_measures(
     """Returns sparsity and the accuracy of probes of wide features (S3)."""
     assert found.train is not None
     bits = [
-        rows._replace(embeddings=sparsity.binarised(rows.embeddings))
+        rows._replace(embeddings=sparsity.binarise(rows.embeddings))
         for rows in (found.train, found.test)
     ]
     binary = probe.accuracy(

@@ -27,7 +27,7 @@ def run(config: Any, workdir: Path, *, force: bool) -> list[dict[str, Any]]:
     `force`.
     """
     check.experiment(config)
-    held_out.check(config)
+    held_out.check_sweeps(config)
     _check_sources(config, workdir)
     results = []
     with _only_run(workdir), Preemption() as preemption:
@@ -52,16 +52,16 @@ def _seeds(config: Any, section: Any, workdir: Path) -> list[Stage]:
 
 def is_done(config: Any, workdir: Path) -> bool:
     """Returns whether every stage is finished."""
-    return len(finished(config, workdir)) == len(stage_runs(config, workdir))
+    return len(finished_runs(config, workdir)) == len(stage_runs(config, workdir))
 
 
-def finished(config: Any, workdir: Path) -> list[Stage]:
+def finished_runs(config: Any, workdir: Path) -> list[Stage]:
     """Returns those of `stage_runs` that are finished."""
     runs = stage_runs(config, workdir)
     return [stage for stage in runs if loop.is_done(stage)]
 
 
-def measurable(config: Any, workdir: Path) -> list[Stage]:
+def measurable_runs(config: Any, workdir: Path) -> list[Stage]:
     """Returns the finished stages, whose exported weights can be measured.
 
     Raises UserError where a stage has a result but no export.
@@ -72,7 +72,7 @@ def measurable(config: Any, workdir: Path) -> list[Stage]:
                 f"stage {stage.label} has a result, but its export is missing from "
                 f"{stage.folder}; `flax-adapt run` with the same config makes it again"
             )
-    return finished(config, workdir)
+    return finished_runs(config, workdir)
 
 
 def _only_run(workdir: Path) -> contextlib.AbstractContextManager[None]:

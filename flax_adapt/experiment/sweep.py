@@ -46,7 +46,9 @@ def choose_rate(
         lr = logs.read_json(record)["lr"]
     else:
         lr = _try_all(record, config, section, workdir, preemption)
-    return held_out.changed(section, optim=held_out.changed(section.optim, lr=lr))
+    return held_out.change_fields(
+        section, optim=held_out.change_fields(section.optim, lr=lr)
+    )
 
 
 def _try_all(
@@ -92,7 +94,7 @@ def _rerun_chain(
 
     Returns the section with which the rates are tried: it starts from those runs.
     """
-    again = held_out.reruns(config, section)
+    again = held_out.list_reruns(config, section)
     if not again and not held_out.replays_held_out(section):
         return section
     names = held_out.names_held_out(section.data)
@@ -101,14 +103,16 @@ def _rerun_chain(
     for one in again:
         tuned = choose_rate(config, one.section, workdir, preemption)
         label = f"{folder}/{one.reference.removeprefix('stage:')}"
-        less = held_out.without(tuned, names, section.data)
+        less = held_out.exclude_examples(tuned, names, section.data)
         fields = dict(name=label, seeds=(one.seed,), eval=None, sweep=None)
-        run = held_out.changed(held_out.redirected(less, moved), **fields)
+        run = held_out.change_fields(
+            held_out.redirect_references(less, moved), **fields
+        )
         loop.train_and_evaluate(Stage(config, run, one.seed, workdir), preemption)
         moved[one.reference] = f"stage:{label}"
-    start = held_out.redirected(section, moved)
-    replay = held_out.without(section, names, section.data).replay
-    return held_out.changed(start, name=folder, replay=replay)
+    start = held_out.redirect_references(section, moved)
+    replay = held_out.exclude_examples(section, names, section.data).replay
+    return held_out.change_fields(start, name=folder, replay=replay)
 
 
 def _measure(stage: Stage, preemption: Preemption) -> dict[str, float | None]:
@@ -125,18 +129,18 @@ def candidate(section: Any, lr: float) -> Any:
     """Returns the section of the run that tries `lr`."""
     fit, test = (_part(section.data, part) for part in ("fit", "held_out"))
     how = dict(metric=section.sweep.metric, mode=section.sweep.mode, every_steps=0)
-    return held_out.changed(
+    return held_out.change_fields(
         section,
         name=f"{section.name}/lr_{lr:g}",
         seeds=section.seeds[:1],
         data=fit,
-        eval=held_out.changed(section.eval, data=test, **how),
-        optim=held_out.changed(section.optim, lr=lr),
+        eval=held_out.change_fields(section.eval, data=test, **how),
+        optim=held_out.change_fields(section.optim, lr=lr),
         fisher=None,
         sweep=None,
     )
 
 
 def _part(config_data: Any, part: str) -> ConfigDict:
-    subset = held_out.changed(config_data.subset, part=part)
-    return held_out.changed(config_data, subset=subset)
+    subset = held_out.change_fields(config_data.subset, part=part)
+    return held_out.change_fields(config_data, subset=subset)

@@ -37,9 +37,9 @@ def report(
     names = (*section.rows, *section.others)
     found = {}
     if section.finetuned:
-        found["finetune"] = _finetuned(section, workdir)
+        found["finetune"] = _finetuned_matrix(section, workdir)
     for probe in PROBES:
-        found[probe] = _measured(section, names, measured, probe)
+        found[probe] = _measured_matrix(section, names, measured, probe)
     tasks = len(section.rows)
     whole = {
         name: {
@@ -54,7 +54,7 @@ def report(
     return whole
 
 
-def _finetuned(section: Any, workdir: Path) -> np.ndarray:
+def _finetuned_matrix(section: Any, workdir: Path) -> np.ndarray:
     means = {
         row["stage"]: row["mean"] for row in logs.read_json(workdir / "results.json")
     }
@@ -67,7 +67,7 @@ def _finetuned(section: Any, workdir: Path) -> np.ndarray:
     return np.array([[means[one] for one in row] for row in section.finetuned])
 
 
-def _measured(
+def _measured_matrix(
     section: Any,
     names: Sequence[str],
     measured: Sequence[Mapping[str, Any]],
@@ -92,7 +92,7 @@ def _measured(
     return np.array([[cell(name, one) for one in section.sources] for name in names])
 
 
-def text(whole: Mapping[str, Any]) -> str:
+def format_text(whole: Mapping[str, Any]) -> str:
     """Returns the matrices and their figures as text."""
     parts = []
     for name, found in whole.items():

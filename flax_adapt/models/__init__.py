@@ -21,7 +21,7 @@ from flax_adapt.models.architecture import (
     GELU,
     LastBlock,
     ViTConfig,
-    bare,
+    encoder_config,
     num_blocks,
     of_stage,
     with_resize,
@@ -84,13 +84,13 @@ __all__ = [
     "TextContrast",
     "ViT",
     "ViTConfig",
-    "bare",
     "batch_stats",
     "bert_config",
     "build",
     "check_fits",
     "check_resize",
     "config_of",
+    "encoder_config",
     "init_params",
     "mae_config",
     "num_blocks",
@@ -277,7 +277,7 @@ def config_of(model: nn.Module) -> dict[str, Any]:
 
 def without_adaptor(model: nn.Module) -> nn.Module:
     """Returns the encoder without adaptors: the unadapted path on the same parameters."""
-    config = bare(config_of(model))
+    config = encoder_config(config_of(model))
     names = {dtype: name for name, dtype in DTYPES.items()}
     return build(
         config,

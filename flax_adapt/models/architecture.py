@@ -217,7 +217,7 @@ def of_stage(
     return config if adaptor is None else {**config, "adaptor": dict(adaptor)}
 
 
-def bare(config_model: Mapping[str, Any]) -> dict[str, Any]:
+def encoder_config(config_model: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the config, of any kind, of the encoder alone: no adaptors, no pooler."""
     none = {"adaptor": None, "pooler": False}
     return {**config_model, **{k: v for k, v in none.items() if k in config_model}}

@@ -36,7 +36,7 @@ def variables(stored: Params) -> Variables:
     return join({"params": params}, statistics)
 
 
-def stored(variables: Variables) -> Params:
+def stored_tree(variables: Variables) -> Params:
     """Returns the stored tree of a model's variables, without other collections."""
     return join(variables["params"], split(variables)[1])
 

@@ -21,7 +21,7 @@ def init_params(model: nn.Module, key: Key) -> Params:
 
     For a model with batch norm: the tree as it is stored, see `batch_stats`.
     """
-    return batch_stats.stored(model.init(key, *_dummy_arguments(model)))
+    return batch_stats.stored_tree(model.init(key, *_dummy_arguments(model)))
 
 
 def _dummy_arguments(model: nn.Module) -> tuple[Any, ...]:

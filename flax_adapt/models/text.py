@@ -93,7 +93,7 @@ class Bert(TextModel):
 
 
 @jax.custom_vjp
-def tied(x_RD: Array, token_VD: Array) -> Array:
+def tied_logits(x_RD: Array, token_VD: Array) -> Array:
     """Returns logits_RV, float32: the products of rows and token embeddings.
 
     They are computed in the dtype of the rows; the gradient of the embeddings is float32,
@@ -107,7 +107,7 @@ def tied(x_RD: Array, token_VD: Array) -> Array:
 
 
 def _tied_forward(x_RD: Array, token_VD: Array) -> tuple[Array, Any]:
-    return tied(x_RD, token_VD), (x_RD, token_VD)
+    return tied_logits(x_RD, token_VD), (x_RD, token_VD)
 
 
 def _tied_backward(kept: Any, slope_RV: Array) -> tuple[Array, Array]:
@@ -120,7 +120,7 @@ def _tied_backward(kept: Any, slope_RV: Array) -> tuple[Array, Array]:
     return slope_RV @ token_VD.astype(x_RD.dtype), of_token_VD
 
 
-tied.defvjp(_tied_forward, _tied_backward)
+tied_logits.defvjp(_tied_forward, _tied_backward)
 
 
 class MaskedLMHead(nn.Module):
@@ -144,7 +144,7 @@ class MaskedLMHead(nn.Module):
         if self.dtype == jnp.float32:
             logits_RV = jnp.einsum("RD,VD->RV", x_RD, token_VD)
         else:
-            logits_RV = tied(x_RD, token_VD)
+            logits_RV = tied_logits(x_RD, token_VD)
         return (logits_RV + bias_V[None]).reshape(*x_BMD.shape[:2], -1)
 
 

@@ -29,7 +29,7 @@ from flax_adapt.base.types import (
     Key,
     LossFn,
     Params,
-    together,
+    join_carries,
 )
 from flax_adapt.data.images import image
 from flax_adapt.objectives import (
@@ -102,9 +102,9 @@ def metrics_of(config: Any) -> tuple[str, ...]:
     return METRICS[config.name]
 
 
-def beside_of(config: Any) -> str | None:
+def second_task_of(config: Any) -> str | None:
     """Returns the second task that is trained on the same encoder as `task_of`, or None."""
-    return glad.beside_task(config) if config.name == "glad" else None
+    return glad.second_task(config) if config.name == "glad" else None
 
 
 def teacher_task(config: Any) -> str:
@@ -127,7 +127,7 @@ def build(
     """Returns the loss of `config.name`. `train=False`: no dropout, mixing, smoothing.
 
     model: of the task `task_of(config)`. beside: the model of the task
-    `beside_of(config)`, which is applied to the same parameters. Raises UserError for an
+    `second_task_of(config)`, which is applied to the same parameters. Raises UserError for an
     unknown name, and for fields that are out of range or do not fit the model.
     """
     make = choose("objective.name", config.name, OBJECTIVES)
@@ -147,7 +147,7 @@ def build_carry(
     )
     if running:
         carries.append(statistics.make_carry(running))
-    return together(carries) if carries else NOTHING_CARRIED
+    return join_carries(carries) if carries else NOTHING_CARRIED
 
 
 def mixing_of(config: Any) -> Any | None:

@@ -10,7 +10,15 @@ from flax_adapt.base import keys
 from flax_adapt.base.checks import Check, Context, Row, present
 from flax_adapt.base.errors import UserError
 from flax_adapt.base.metrics import Loss, Mean, Spearman, accuracy, confusion
-from flax_adapt.base.types import HANDED, Array, Batch, Key, LossFn, Metrics, Params
+from flax_adapt.base.types import (
+    CARRY_INPUT,
+    Array,
+    Batch,
+    Key,
+    LossFn,
+    Metrics,
+    Params,
+)
 from flax_adapt.models import batch_stats
 from flax_adapt.objectives import mixing
 
@@ -83,7 +91,7 @@ def without_logits(batch: Batch) -> Batch:
     return {name: rows for name, rows in batch.items() if name != LOGITS}
 
 
-def _mixed(config: Any, batch, targets_BN: Array, key_B) -> tuple[Array, Array]:
+def _mix_batch(config: Any, batch, targets_BN: Array, key_B) -> tuple[Array, Array]:
     """Returns images and targets, mixed with the reversed batch (as timm pairs them)."""
     image_BYXC, weight_B = batch["image"], batch["weight"]
     # A partner that could not be decoded is all zeros: mix with oneself instead.
@@ -104,7 +112,7 @@ def _mixed(config: Any, batch, targets_BN: Array, key_B) -> tuple[Array, Array]:
 def _outputs(
     model: nn.Module, params: Params, frozen: Params, batch: Batch, key_B: Key | None
 ) -> tuple[Array, Metrics]:
-    """Returns the outputs of the model, [B, N], and {HANDED: its new running statistics}.
+    """Returns the outputs of the model, [B, N], and {CARRY_INPUT: its new running statistics}.
 
     The dict is {} without batch norm and in evaluation. Logits that the batch has are
     returned as they are, see `logits_of`.
@@ -119,7 +127,7 @@ def _outputs(
         model, variables, batch[model.modality], key_B, train=train, **rows
     )
     handed = batch_stats.hand_over(variables, train)
-    return outputs, {HANDED: handed} if handed else {}
+    return outputs, {CARRY_INPUT: handed} if handed else {}
 
 
 def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
@@ -138,7 +146,7 @@ def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
     def loss_fn(params, frozen, batch, key_B):
         targets_BN = smooth(batch["label"], model.num_classes, smoothing)
         if mixes and train:
-            image_BYXC, targets_BN = _mixed(config, batch, targets_BN, key_B)
+            image_BYXC, targets_BN = _mix_batch(config, batch, targets_BN, key_B)
             batch = {**without_logits(batch), "image": image_BYXC}
         key_B = key_B if train else None
         logits_BN, handed = _outputs(model, params, frozen, batch, key_B)

@@ -17,7 +17,7 @@ from flax_adapt.base import checks, keys
 from flax_adapt.base.errors import UserError
 from flax_adapt.base.metrics import Loss
 from flax_adapt.base.types import (
-    HANDED,
+    CARRY_INPUT,
     Array,
     Batch,
     Carry,
@@ -161,7 +161,7 @@ def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
             (queued,) = found.values()
             handed["queue"] = dict(key_BD=queued.key_BD, weight_B=weight_B)
         if handed:
-            metrics[HANDED] = handed
+            metrics[CARRY_INPUT] = handed
         return metrics["loss"].value(), metrics
 
     return loss_fn

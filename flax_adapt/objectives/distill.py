@@ -53,7 +53,7 @@ _WHITEN_EPS = 1e-5  # of torch's layer_norm, as in the official code
 Distance = Callable[[Params, Params, Batch, Key], Mean]
 
 
-class Masked(NamedTuple):
+class MaskedObjective(NamedTuple):
     """A masked objective: its loss, and the distance of two models' predictions."""
 
     make_loss: Callable[[Any, nn.Module, bool], LossFn]
@@ -61,8 +61,8 @@ class Masked(NamedTuple):
 
 
 MASKED = {
-    "reconstruct": Masked(reconstruct.make_loss, reconstruct.make_distance),
-    "mlm": Masked(mlm.make_loss, mlm.make_distance),
+    "reconstruct": MaskedObjective(reconstruct.make_loss, reconstruct.make_distance),
+    "mlm": MaskedObjective(mlm.make_loss, mlm.make_distance),
 }
 
 
@@ -105,7 +105,7 @@ def whiten(x_BLD: Array) -> Array:
     return centered_BLD * jax.lax.rsqrt(variance_BL1 + _WHITEN_EPS)
 
 
-class Compared(NamedTuple):
+class StateComparison(NamedTuple):
     """An objective that compares states, and how many the model's `encode` returns."""
 
     objective: Any
@@ -118,12 +118,12 @@ class Compared(NamedTuple):
         return [layer for layer in self.objective.layers if layer not in states]
 
 
-def compared(at: Context, name: str) -> list[Compared]:
+def state_comparisons(at: Context, name: str) -> list[StateComparison]:
     """Returns the subject of rows about the objective `name`, [] if the stage has another."""
     if at.section.objective.name != name:
         return []
     config = ConfigDict(models.of_stage(at.config.model, at.section.model))
-    return [Compared(at.section.objective, models.num_blocks(config) + 1)]
+    return [StateComparison(at.section.objective, models.num_blocks(config) + 1)]
 
 
 def weight_row(field: str) -> Row:
@@ -227,7 +227,7 @@ def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
     """
     masked = choose("objective.masked.name", config.masked.name, MASKED)
     masked_loss = masked.make_loss(config.masked, model, train)
-    checks.run(ROWS, Compared(config, models.num_blocks(model.config) + 1))
+    checks.run(ROWS, StateComparison(config, models.num_blocks(model.config) + 1))
     measure = MATCHES[config.match](config, model, train)
 
     def loss_fn(params, frozen, batch, key_B):
@@ -254,4 +254,4 @@ ROWS = (
     weight_row("masked_weight"),
     weight_row("weight"),
 )
-CHECKS = (Check(lambda at: compared(at, "distill"), ROWS),)
+CHECKS = (Check(lambda at: state_comparisons(at, "distill"), ROWS),)

@@ -44,11 +44,11 @@ class Unadapted(NamedTuple):
     train: bool
 
 
-def _nothing(given: Unadapted) -> LossFn | None:
+def _no_regularizer(given: Unadapted) -> LossFn | None:
     return None
 
 
-def _preserve(given: Unadapted) -> LossFn:
+def _preserve_regularizer(given: Unadapted) -> LossFn:
     """Returns the squared distance of states to those of the initial model.
 
     The parameters of that model are `frozen["start"]`. "features" compares the states
@@ -96,7 +96,7 @@ PRESERVED: dict[str, Callable[..., list[Array]]] = {
 }
 
 
-def _masked(given: Unadapted) -> LossFn:
+def _masked_regularizer(given: Unadapted) -> LossFn:
     """Returns the masked-modelling loss, which also trains its decoder or head.
 
     It has no dropout: the rates of `beside` are those of the classifier, and MAE has none.
@@ -119,9 +119,9 @@ def _masked(given: Unadapted) -> LossFn:
 
 
 REGULARIZERS: dict[str, Callable[[Unadapted], LossFn | None]] = {
-    "preserve": _preserve,
-    "masked": _masked,
-    "none": _nothing,
+    "preserve": _preserve_regularizer,
+    "masked": _masked_regularizer,
+    "none": _no_regularizer,
 }
 
 
@@ -175,11 +175,11 @@ _ADAPTOR = (
 )
 CHECKS = (
     Check(_adaptor, _ADAPTOR),
-    Check(lambda at: distill.compared(at, "glad"), ROWS),
+    Check(lambda at: distill.state_comparisons(at, "glad"), ROWS),
 )
 
 
-def beside_task(config: Any) -> str | None:
+def second_task(config: Any) -> str | None:
     """Returns the masked task that is trained together with the classifier, or None."""
     if config.regularizer != "masked":
         return None
@@ -217,7 +217,7 @@ def make_loss(
             "other has not"
         )
     num_states = models.num_blocks(model.config) + 1
-    checks.run(ROWS, distill.Compared(config, num_states))
+    checks.run(ROWS, distill.StateComparison(config, num_states))
     solve = classify.make_loss(config, model, train)
     if not train:
         return solve
@@ -234,14 +234,14 @@ def make_loss(
         metrics = {**metrics, "ce": loss.terms[0]}
         if regularize is not None:
             more = regularize(params, frozen, batch, key_B)[1]
-            loss = _plus(loss, config.weight, more.pop("loss"))
+            loss = _add_loss(loss, config.weight, more.pop("loss"))
             metrics |= more
         return loss.value(), {**metrics, "loss": loss}
 
     return loss_fn
 
 
-def _plus(loss: Loss, weight: float, other: Loss) -> Loss:
+def _add_loss(loss: Loss, weight: float, other: Loss) -> Loss:
     return functools.reduce(
         lambda whole, term: whole.plus(weight, term), other.terms, loss
     )

@@ -44,7 +44,7 @@ def _check(config: Any, vocab_size: int) -> None:
         )
 
 
-class Predicted(NamedTuple):
+class HiddenLogits(NamedTuple):
     """Logits of the tokens at the places at_BM of each row.
 
     weight_BM: 0 where no token is hidden. overflow: how many hidden tokens have no logits.
@@ -58,8 +58,8 @@ class Predicted(NamedTuple):
 
 def _make_predict(
     config: Any, model: nn.Module, train: bool
-) -> Callable[[Params, Batch, Key], Predicted]:
-    """Returns (params, batch, key_B) -> Predicted.
+) -> Callable[[Params, Batch, Key], HiddenLogits]:
+    """Returns (params, batch, key_B) -> HiddenLogits.
 
     The mask is drawn with the keys, unless the batch has a `masking.Hidden` under "hidden".
     """
@@ -68,7 +68,7 @@ def _make_predict(
     names = ("mask_rate", "mask_token_id", "mask_share", "random_share", "whole_word")
     how = {name: config[name] for name in names} | {"vocab_size": vocab_size}
 
-    def predict(params: Params, batch: Batch, key_B: Key) -> Predicted:
+    def predict(params: Params, batch: Batch, key_B: Key) -> HiddenLogits:
         text: Text = batch["text"]
         hidden = batch.get("hidden") or hide(text, key_B)
         count = masking.max_hidden(text.tokens_BL.shape[1], config.max_masked_fraction)
@@ -82,7 +82,7 @@ def _make_predict(
         weight_BM = jnp.where(chosen_BM, batch["weight"][:, None], 0)
         weight_BL = jnp.where(hidden.hidden_BL, batch["weight"][:, None], 0)
         overflow = Sum(jnp.sum(weight_BL) - jnp.sum(weight_BM))
-        return Predicted(logits_BMV, at_BM, weight_BM, overflow)
+        return HiddenLogits(logits_BMV, at_BM, weight_BM, overflow)
 
     def hide(text: Text, key_B: Key) -> masking.Hidden:
         return masking.hide_tokens(text, keys.fold(key_B, _MASK), **how)
@@ -132,12 +132,12 @@ def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
         del frozen
         logits_BMV, at_BM, weight_BM, overflow = predict(params, batch, key_B)
         targets_BM = jnp.take_along_axis(batch["text"].tokens_BL, at_BM, axis=1)
-        return _measured(logits_BMV, targets_BM, weight_BM, overflow)
+        return _loss_and_metrics(logits_BMV, targets_BM, weight_BM, overflow)
 
     return loss_fn
 
 
-def _measured(logits_BMV, targets_BM, weight_BM, overflow):
+def _loss_and_metrics(logits_BMV, targets_BM, weight_BM, overflow):
     error_BM, correct_BM = token_errors(logits_BMV, targets_BM)
     loss = Mean.of(error_BM, weight_BM)
     return loss.value(), {

@@ -20,19 +20,19 @@ Penalty: TypeAlias = Callable[[Params, Params, Batch, Key], Mean]
 START, EWC = "start", "ewc"
 
 
-def _once(value: Array) -> Mean:
+def _count_once(value: Array) -> Mean:
     """Returns a value that does not depend on the examples as a mean with count 1."""
     return Mean(value, jnp.float32(1))
 
 
 def square_distance(params: Params, start: Params, names: Collection[str]) -> Array:
     """Returns the sum of (w - w0)^2 over the leaves `names`. (1, 2) and (3, 5): 13."""
-    ours, theirs = rules.named(params), rules.named(start)
+    ours, theirs = rules.name_leaves(params), rules.name_leaves(start)
     parts = [jnp.sum(jnp.square(ours[name] - theirs[name])) for name in sorted(names)]
     return sum(parts, start=jnp.float32(0))
 
 
-def _known(params: Params, fresh: Collection[str]) -> list[str]:
+def _pretrained_names(params: Params, fresh: Collection[str]) -> list[str]:
     return [name for name in rules.names(params) if name not in fresh]
 
 
@@ -46,7 +46,9 @@ def weight_distance(config: Any, model: nn.Module, fresh: Collection[str]) -> Pe
 
     def penalty(params, frozen, batch, key_B):
         del batch, key_B
-        return _once(square_distance(params, frozen[START], _known(params, fresh)))
+        return _count_once(
+            square_distance(params, frozen[START], _pretrained_names(params, fresh))
+        )
 
     return penalty
 
@@ -61,11 +63,11 @@ def l2_sp(config: Any, model: nn.Module, fresh: Collection[str]) -> Penalty:
 
     def penalty(params, frozen, batch, key_B):
         del batch, key_B
-        known = square_distance(params, frozen[START], _known(params, fresh))
-        leaves = rules.named(params)
+        known = square_distance(params, frozen[START], _pretrained_names(params, fresh))
+        leaves = rules.name_leaves(params)
         new = [jnp.sum(jnp.square(leaves[name])) for name in leaves if name in fresh]
         total = sum(new, start=jnp.float32(0))
-        return _once(config.alpha / 2 * known + config.beta / 2 * total)
+        return _count_once(config.alpha / 2 * known + config.beta / 2 * total)
 
     return penalty
 
@@ -76,19 +78,19 @@ def ewc(config: Any, model: nn.Module, fresh: Collection[str]) -> Penalty:
     The paper has a factor of 1/2, left out here (ours). `frozen["ewc"]` holds "fisher", F,
     and "center", theta*, trees of the penalised leaves. F is the mean square of the
     gradient of the log-likelihood of one example (`fisher`). For several tasks the penalty
-    is the sum of their penalties less its minimum (`fisher.together`).
+    is the sum of their penalties less its minimum (`fisher.join_penalties`).
     """
     del config, model, fresh
 
     def penalty(params, frozen, batch, key_B):
         del batch, key_B
-        ours = rules.named(params)
-        held = (rules.named(frozen[EWC][name]) for name in ("fisher", "center"))
+        ours = rules.name_leaves(params)
+        held = (rules.name_leaves(frozen[EWC][name]) for name in ("fisher", "center"))
         fisher, center = held
         parts = [
             jnp.sum(fisher[name] * jnp.square(ours[name] - center[name]))
             for name in fisher
         ]
-        return _once(sum(parts, start=jnp.float32(0)))
+        return _count_once(sum(parts, start=jnp.float32(0)))
 
     return penalty

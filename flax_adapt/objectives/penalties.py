@@ -122,7 +122,7 @@ def _of_target(batch: Batch) -> Batch:
     return {**batch, "weight": weight_B}
 
 
-def references(section: Any) -> dict[str, tuple[str, ...]]:
+def references_of(section: Any) -> dict[str, tuple[str, ...]]:
     """Returns {name of a penalty: the references in its `of`} of the section of a stage."""
     return {
         penalty.name: (penalty.of,) if isinstance(penalty.of, str) else penalty.of
@@ -131,7 +131,7 @@ def references(section: Any) -> dict[str, tuple[str, ...]]:
     }
 
 
-class _Of(NamedTuple):
+class _StagePenalty(NamedTuple):
     """The section of a penalty, its kind, and the section of its stage."""
 
     penalty: Any
@@ -139,23 +139,25 @@ class _Of(NamedTuple):
     section: Any
 
 
-def _penalties(at: Context) -> list[_Of]:
+def _penalties(at: Context) -> list[_StagePenalty]:
     section = at.section
-    return [_Of(one, PENALTIES[one.name], section) for one in section.penalties]
+    return [
+        _StagePenalty(one, PENALTIES[one.name], section) for one in section.penalties
+    ]
 
 
 def _of_kind(name: str) -> Callable[[Context], list[Any]]:
     return lambda at: [it.penalty for it in _penalties(at) if it.penalty.name == name]
 
 
-def _repeated(at: Context) -> bool:
+def _has_repeated(at: Context) -> bool:
     names = [penalty.name for penalty in at.section.penalties]
     return len({*names}) < len(names)
 
 
 _ONCE = (
     Row(
-        lambda at: not _repeated(at),
+        lambda at: not _has_repeated(at),
         lambda at: (
             f"penalties={[it.name for it in at.section.penalties]}: each can be there once"
         ),

@@ -8,7 +8,7 @@ from flax_adapt.models import batch_stats
 from flax_adapt.objectives import penalties
 
 
-class _Normed(NamedTuple):
+class _WithBatchNorm(NamedTuple):
     """A stage whose model has batch norm, and the name of the part that has it."""
 
     part: str
@@ -21,12 +21,14 @@ class _Normed(NamedTuple):
         return [name for name in names if penalties.PENALTIES[name].classifies]
 
 
-def _normed(at: Context) -> list[_Normed]:
+def _list_batch_norms(at: Context) -> list[_WithBatchNorm]:
     parts = {
         "a resnet": at.config.model.kind == "resnet",
         "model.head_norm": at.section.model.head_norm,
     }
-    return [_Normed(part, at.section) for part, is_there in parts.items() if is_there]
+    return [
+        _WithBatchNorm(part, at.section) for part, is_there in parts.items() if is_there
+    ]
 
 
 # Batch norm normalises by all examples of a batch, in one pass.
@@ -42,13 +44,13 @@ _WHOLE_BATCHES = (
         "the batch that its batch norm goes by",
     ),
 )
-CHECKS = (Check(_normed, _WHOLE_BATCHES),)
+CHECKS = (Check(_list_batch_norms, _WHOLE_BATCHES),)
 
 
 def make_carry(statistics: Params) -> Carry:
     """Returns the `Carry` of running statistics: `statistics` at step 0, then the loss's own.
 
-    The loss returns the new ones among its metrics, under `types.HANDED`.
+    The loss returns the new ones among its metrics, under `types.CARRY_INPUT`.
     """
 
     def init(params: Params, key: Key) -> dict[str, Any]:

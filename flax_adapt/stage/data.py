@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 FINGERPRINT = ("names", "sizes", "contents")
 
 
-class _Measured(NamedTuple):
+class _DataUse(NamedTuple):
     """A data section that a stage trains on or is evaluated on, and its stage."""
 
     data: Any
@@ -40,9 +40,9 @@ class _Measured(NamedTuple):
         return models.TASKS[self.at.config.model.kind][self.task].modality
 
 
-def _measured(at: Context) -> list[_Measured]:
+def _data_uses(at: Context) -> list[_DataUse]:
     sections = [at.section.data, *(it.data for it in present(at.section.eval))]
-    return [_Measured(section, at) for section in sections]
+    return [_DataUse(section, at) for section in sections]
 
 
 _KIND = (one_of("model.kind", lambda at: at.config.model.kind, models.TASKS),)
@@ -61,7 +61,7 @@ _TASK = (
         "{0.at.config.model.kind}, which takes {0.modality}",
     ),
 )
-CHECKS = (Check(checks.stage, _KIND), Check(_measured, _TASK))
+CHECKS = (Check(checks.stage, _KIND), Check(_data_uses, _TASK))
 
 
 def open_examples(stage: Stage, config_data: Any) -> data.Examples:
@@ -96,13 +96,13 @@ def _open_replay(stage: Stage) -> data.ReplayExamples:
     examples = data.open_replay(config.data, config.replay, log_file, config.num_steps)
     if stage.task == "classify" and not examples.same_classes:
         raise UserError(
-            f"stage {stage.label}: replay.data {_replayed(stage)} has other classes than "
+            f"stage {stage.label}: replay.data {_name_replayed(stage)} has other classes than "
             f"{config.data.source}; a classifier can only replay its own"
         )
     return examples
 
 
-def _replayed(stage: Stage) -> str:
+def _name_replayed(stage: Stage) -> str:
     """Returns the names of the replayed sources, for messages."""
     data_sections = data.replay_sections(stage.config.replay)
     return " + ".join(section.source for section in data_sections)
@@ -142,7 +142,7 @@ def num_classes(stage: Stage, examples: data.Examples) -> int:
     if stage.config.objective.name == "regress":
         return 1
     if _has_new_head(stage):
-        with errors.reworded({"^": f"stage {stage.label}: "}):
+        with errors.reword_errors({"^": f"stage {stage.label}: "}):
             classes.check_several(examples)
     if np.min(examples.labels) < 0:
         raise UserError(
@@ -219,7 +219,7 @@ def check_same_classes(stage: Stage, train: data.Examples, test: data.Examples) 
         return
     where = stage.config.eval.data.source
     if train.class_names != test.class_names:
-        with errors.reworded({"^": f"stage {stage.label}: "}):
+        with errors.reword_errors({"^": f"stage {stage.label}: "}):
             classes.check_known(train, test)
         raise UserError(
             f"stage {stage.label}: the training data has the classes "
@@ -228,7 +228,7 @@ def check_same_classes(stage: Stage, train: data.Examples, test: data.Examples) 
     if stage.config.objective.name != "regress" and np.min(test.labels) < 0:
         raise UserError(f"stage {stage.label}: eval.data has examples without a label")
     if _has_new_head(stage):
-        with errors.reworded({"^": f"stage {stage.label}: "}):
+        with errors.reword_errors({"^": f"stage {stage.label}: "}):
             classes.check_known(train, test)
 
 
@@ -254,7 +254,7 @@ def check_same_data(stage: Stage, examples: data.Examples) -> None:
     now |= {"class_names": list(examples.class_names), **examples.fingerprint()}
     _check_same(stage, "data.json", stage.config.data.source, now)
     if isinstance(examples, data.ReplayExamples):
-        source = f"replay.data {_replayed(stage)}"
+        source = f"replay.data {_name_replayed(stage)}"
         _check_same(stage, "replay.json", source, examples.record())
 
 

@@ -89,7 +89,7 @@ def write(
     if jax.process_count() > 1:
         found = multihost_utils.process_allgather(found, tiled=True)
     if jax.process_index() == 0:
-        found = fisher.online(
+        found = fisher.add_decayed(
             jax.device_get(found), _load_penalty(stage), section.decay
         )
         fisher.save(_file(stage.folder / "export"), found)
@@ -121,7 +121,7 @@ def _load_penalty(stage: Stage) -> dict[str, np.ndarray]:
 
     If it refers to several stages, it is that of the last.
     """
-    of = penalties.references(stage.config).get(EWC, ())
+    of = penalties.references_of(stage.config).get(EWC, ())
     return _load(stage, of[-1]) if of else {}
 
 
@@ -154,8 +154,8 @@ def load_anchor(
     without Fisher information, and for another architecture.
     """
     ours = strict.flatten(params)
-    parts = [_held_by(stage, text, ours, fresh) for text in of]
-    trees = fisher.together(parts)
+    parts = [_load_anchor_of(stage, text, ours, fresh) for text in of]
+    trees = fisher.join_penalties(parts)
     free = [name for name in ours if name not in trees["fisher"]]
     if free and stage.is_first:
         log.info("%s: 'ewc' leaves free: %s", stage.label, ", ".join(free))
@@ -166,7 +166,7 @@ def load_anchor(
 _TASKS = {"head/": "classify", "decoder/": "mae", "mlm/": "mlm"}
 
 
-def _held_by(
+def _load_anchor_of(
     stage: Stage, text: str, ours: dict[str, Any], fresh: Collection[str]
 ) -> dict[str, dict[str, Any]]:
     """Returns {"fisher": {name: F}, "center": {name: theta*}} of one earlier stage.
@@ -182,13 +182,13 @@ def _held_by(
     task = next(tasks, "classify")
     center = strict.flatten(weights.load(export, task, pooling=None)[1])
     wrong = {*importance} ^ {*center} or {*center} - {
-        *fisher.shared(center, importance)
+        *fisher.shared_names(center, importance)
     }
     if wrong:
         raise UserError(
             f"{_file(export)} is not of the model beside it: {', '.join(sorted(wrong)[:3])}"
         )
-    names = [name for name in fisher.shared(ours, center) if name not in fresh]
+    names = [name for name in fisher.shared_names(ours, center) if name not in fresh]
     if not any(name.startswith("encoder/") for name in names):
         raise UserError(
             f"stage {stage.label}: its model shares no parameter with {export}; 'ewc' "

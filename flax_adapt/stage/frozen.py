@@ -63,7 +63,7 @@ def _start(start: StageStart, section: Any) -> dict[str, Any]:
 
 
 def _ewc(start: StageStart, section: Any) -> dict[str, Any]:
-    stage, of = start.stage, penalties.references(start.stage.config)[EWC]
+    stage, of = start.stage, penalties.references_of(start.stage.config)[EWC]
     return {EWC: stage_fisher.load_anchor(stage, of, start.params, start.fresh)}
 
 

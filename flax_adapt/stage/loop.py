@@ -80,7 +80,7 @@ class Run:
         self.model = stages.build_model(stage, classes)
         inputs.check_text(stage, self.model, config.data, self.examples)
         self.schedule = optim.schedule(config.optim, config.num_steps)
-        self.state, self.train_step, self.report = training.begin(
+        self.state, self.train_step, self.report = training.begin_training(
             stage, self.model, self.examples, self.mesh
         )
         self.names = rules.names(self.state.params)
@@ -268,7 +268,7 @@ class Run:
 
     def finish(self) -> dict[str, Any]:
         """Exports the model and writes the result, which marks the stage as done."""
-        training.finish(self.stage, self.model, self.state, self.examples, self.mesh)
+        training.export(self.stage, self.model, self.state, self.examples, self.mesh)
         measured = self.progress["eval"] or self.progress["train"]
         result = {
             "stage": self.config.name,

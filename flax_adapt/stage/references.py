@@ -39,7 +39,7 @@ class _Reference(NamedTuple):
 
 def _references(at: Context) -> list[_Reference]:
     fields = [(field, at.section[field]) for field in ("init_from", "teacher")]
-    for penalty, texts in penalties.references(at.section).items():
+    for penalty, texts in penalties.references_of(at.section).items():
         fields += [(f"penalties: `of` of {penalty!r}", text) for text in texts]
     return [_Reference(field, text, at) for field, text in fields]
 
@@ -69,7 +69,7 @@ _EXISTS = (
 )
 
 
-class _Left(NamedTuple):
+class _PenaltyReference(NamedTuple):
     """A penalty, a reference of its `of`, and that stage's section (None: it is no stage)."""
 
     penalty: str
@@ -77,18 +77,18 @@ class _Left(NamedTuple):
     section: Any
 
 
-def _left(at: Context, *names: str) -> list[_Left]:
+def _penalty_references(at: Context, *names: str) -> list[_PenaltyReference]:
     stages = {f"stage:{name}": section for name, section in at.earlier.items()}
     return [
-        _Left(penalty, text, stages.get(text))
-        for penalty, texts in penalties.references(at.section).items()
+        _PenaltyReference(penalty, text, stages.get(text))
+        for penalty, texts in penalties.references_of(at.section).items()
         for text in texts
         if penalty in names
     ]
 
 
-def _of(*names: str) -> Callable[[Context], list[_Left]]:
-    return lambda at: _left(at, *names)
+def _references_of(*names: str) -> Callable[[Context], list[_PenaltyReference]]:
+    return lambda at: _penalty_references(at, *names)
 
 
 # A penalty compares with the export of the stage that it refers to. Weights from a path
@@ -110,6 +110,6 @@ _CLASSIFIER = (
 CHECKS = (
     Check(checks.stage, _TEACHER),
     Check(_references, _EXISTS),
-    Check(_of("ewc"), _FISHER),
-    Check(_of("lwf", "der"), _CLASSIFIER),
+    Check(_references_of("ewc"), _FISHER),
+    Check(_references_of("lwf", "der"), _CLASSIFIER),
 )

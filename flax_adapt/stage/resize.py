@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from flax_adapt import data, models, weights
 from flax_adapt.base.types import Array, Batch, Params
 from flax_adapt.data.images import image
-from flax_adapt.surgery import SURGERY, Trained, last_block, moments
+from flax_adapt.surgery import SURGERY, TrainedBlock, last_block, moments
 from flax_adapt.train import sharding
 from flax_adapt.weights import strict
 
@@ -32,7 +32,7 @@ def resize(
     """
     key = jax.random.fold_in(jax.random.key(seed), _DRAW)
     leaves = (strict.flatten(loaded), strict.flatten(init))
-    trained = Trained(*leaves, found, section, key, components_dD)
+    trained = TrainedBlock(*leaves, found, section, key, components_dD)
     done = SURGERY[found["kind"]].resize(trained)
     return (
         strict.unflatten(done.leaves),
@@ -74,7 +74,7 @@ def _batch_moments(
 ) -> Callable[[Params, Batch], tuple[Array, Array, Array]]:
     """Returns (params, batch) -> `moments.of_batch` of the last block's features."""
     model = models.build(
-        models.bare(found),
+        models.encoder_config(found),
         "encoder",
         dtype=precision,
         dropout=0.0,

@@ -36,7 +36,7 @@ def make_step(
     where `optim.freeze` does not freeze all other parameters.
     """
     section = stage.config.optim
-    trains = rules.named(optim.trainable(section.freeze, params))
+    trains = rules.name_leaves(optim.trainable(section.freeze, params))
     more = sorted(
         name for name, trained in trains.items() if trained and name not in _HEAD
     )

@@ -171,7 +171,7 @@ def check_architecture(
     options = stage.config.model
     skipped = {"pooler", *weights.reshape.may_differ(options.reshape)}
     skipped |= weights.reshape.free_fields(found["kind"])
-    if resizes(stage, found) and not is_teacher:
+    if replaces_last_block(stage, found) and not is_teacher:
         skipped.add("last_block")
     if found.get("adaptor") is None:
         skipped.add("adaptor")
@@ -198,18 +198,20 @@ def _how_to_reshape(changes: list[str]) -> str:
 
 def build_model(stage: Stage, classes: int) -> nn.Module:
     """Returns the model of the stage's task; classes: the number of classes of its head."""
-    return build(stage, stage.architecture, stage.task, classes)
+    return build_for_task(stage, stage.architecture, stage.task, classes)
 
 
 def build_beside(stage: Stage) -> nn.Module | None:
     """Returns the model of a second task on the same encoder (GLAD), None without one."""
-    task = objectives.beside_of(stage.config.objective)
+    task = objectives.second_task_of(stage.config.objective)
     if task is None:
         return None
-    return build(stage, {**stage.architecture, "adaptor": None}, task, 0)
+    return build_for_task(stage, {**stage.architecture, "adaptor": None}, task, 0)
 
 
-def build(stage: Stage, config: dict[str, Any], task: str, classes: int) -> nn.Module:
+def build_for_task(
+    stage: Stage, config: dict[str, Any], task: str, classes: int
+) -> nn.Module:
     """Returns a model of a task, built from a model config and the stage's options."""
     options = stage.config.model
     return models.build(
@@ -225,7 +227,7 @@ def build(stage: Stage, config: dict[str, Any], task: str, classes: int) -> nn.M
     )
 
 
-def resizes(stage: Stage, found: dict[str, Any]) -> bool:
+def replaces_last_block(stage: Stage, found: dict[str, Any]) -> bool:
     """Returns whether `model.resize` replaces the last block of weights.
 
     found: the model config of the weights.

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from flax_adapt import data, objectives, weights
 from flax_adapt.base import checks, rules, types
 from flax_adapt.base.checks import Check, Context, builds
-from flax_adapt.base.errors import reworded
+from flax_adapt.base.errors import reword_errors
 from flax_adapt.base.types import Carry, LossFn, Params
 from flax_adapt.models import batch_stats
 from flax_adapt.objectives import ema, penalties
@@ -39,7 +39,7 @@ _ADAPTORS = 0x7FFFFFFC  # no step has this number, so adaptors have a key of the
 _FIELDS = {r"^(pooling|num_classes)=": r"model.\1=", "^dtype=": "precision="}
 
 
-@reworded(_FIELDS)
+@reword_errors(_FIELDS)
 def _build(at: Context) -> None:
     """Builds model and loss as a run of the stage will; nothing is compiled."""
     stage = Stage(at.config, at.section, at.section.seeds[0], Path())
@@ -52,7 +52,7 @@ def _build(at: Context) -> None:
 CHECKS = (Check(checks.stage, (builds(_build),)),)
 
 
-class Begun(NamedTuple):
+class TrainingStart(NamedTuple):
     """A stage at step 0: its state, training step and import report (None from scratch)."""
 
     state: TrainState
@@ -60,7 +60,9 @@ class Begun(NamedTuple):
     report: weights.Report | None
 
 
-def begin(stage: Stage, model: nn.Module, examples: data.Examples, mesh: Mesh) -> Begun:
+def begin_training(
+    stage: Stage, model: nn.Module, examples: data.Examples, mesh: Mesh
+) -> TrainingStart:
     """Returns the state at step 0, the training step and the import report.
 
     They are the same ones whenever the stage is started again. Raises UserError where
@@ -84,9 +86,9 @@ def begin(stage: Stage, model: nn.Module, examples: data.Examples, mesh: Mesh) -
         loss_fn = steps.reduce_in_compute(loss_fn, model.dtype)
     if section.solve is not None:
         step = stage_solve.make_step(stage, model, params, examples, mesh)
-        return Begun(state, step, report)
+        return TrainingStart(state, step, report)
     step = steps.make_train_step(loss_fn, tx, mesh, section.accum_steps, carry)
-    return Begun(state, step, report)
+    return TrainingStart(state, step, report)
 
 
 def make_loss(
@@ -109,10 +111,10 @@ def make_loss(
     if train:
         loss_fn = penalties.add(loss_fn, config.penalties, model, fresh)
     loss_fn = objectives.on_pixels(loss_fn, config.objective, config_data, train=train)
-    return lora.merged(loss_fn, config.model.lora)
+    return lora.merge_in_loss(loss_fn, config.model.lora)
 
 
-def finish(
+def export(
     stage: Stage,
     model: nn.Module,
     state: TrainState,
@@ -132,7 +134,7 @@ def _carry(config: Any, statistics: Params) -> Carry:
     carries = [objectives.build_carry(*given)]
     if config.ema is not None:
         carries.append(ema.make_carry(config.ema, config.num_steps))
-    return types.together(carries)
+    return types.join_carries(carries)
 
 
 def _with_adaptors(

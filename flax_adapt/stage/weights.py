@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from flax_adapt import data, models, objectives, weights
 from flax_adapt.base import config as configs
 from flax_adapt.base import rules
-from flax_adapt.base.errors import UserError, reworded
+from flax_adapt.base.errors import UserError, reword_errors
 from flax_adapt.base.types import Params
 from flax_adapt.models import batch_stats
 from flax_adapt.stage import resize as stage_resize
@@ -39,7 +39,7 @@ def init_params(stage: Stage, model: nn.Module) -> dict[str, Any]:
     return params if beside is None else {**models.init_params(beside, key), **params}
 
 
-@reworded(stages.FIELDS)
+@reword_errors(stages.FIELDS)
 def warm_start(
     stage: Stage, model: nn.Module, examples: data.Examples, mesh: Mesh
 ) -> tuple[Params, Params, weights.Report | None]:
@@ -65,11 +65,11 @@ def warm_start(
             loaded, without = _drop_pooler(loaded)
             report = report.merge(without)
         if stage.start_task == "mae" and "decoder" in loaded:
-            _tell_reconstruction(stage, path, known["format"] if known else None)
+            _log_reconstruction(stage, path, known["format"] if known else None)
         wanted = stage.architecture
         loaded, reshaped = weights.fit(found, loaded, wanted, options.reshape)
         report = report.merge(reshaped)
-        if stages.resizes(stage, found):
+        if stages.replaces_last_block(stage, found):
             loaded, resized, new = _resize(stage, loaded, init, examples, mesh)
             report, fresh = report.merge(resized), (*fresh, *new)
         if options.grow_head:
@@ -91,7 +91,7 @@ def _reconstruction(stage: Stage) -> dict[str, Any]:
     return {name: masked[name] for name in weights.fields.OF_RECONSTRUCTION}
 
 
-def _tell_reconstruction(stage: Stage, path: Path, format: str | None) -> None:
+def _log_reconstruction(stage: Stage, path: Path, format: str | None) -> None:
     """Warns if the decoder at `path` was trained with other fields of its objective."""
     ours, theirs = _reconstruction(stage), weights.reconstruction(path, format=format)
     changes = configs.difference(theirs, {name: ours[name] for name in theirs})
@@ -154,7 +154,7 @@ def load_teacher(stage: Stage) -> dict[str, Params]:
     return {} if stage.config.teacher == "none" else {"teacher": _load(stage)}
 
 
-@reworded(stages.FIELDS)
+@reword_errors(stages.FIELDS)
 def _load(stage: Stage) -> Params:
     path = stages.resolve(stage, "teacher")
     known = stages.options_of(stage, stage.config.teacher)
@@ -180,8 +180,8 @@ def _exported(
         model, params = model.clone(head_norm=False), heads.fold(params)
     if stage.exported_task == stage.task:
         return model, params
-    config = models.bare(stage.architecture)
-    alone = stages.build(stage, config, stage.exported_task, 0)
+    config = models.encoder_config(stage.architecture)
+    alone = stages.build_for_task(stage, config, stage.exported_task, 0)
     names = weights.shapes(alone)
     return alone, adaptors.drop({name: params[name] for name in names})
 

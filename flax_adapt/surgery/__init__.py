@@ -2,7 +2,7 @@
 
 check_resize(section, config.model, init_from)
 surgery = SURGERY[config.model.kind]
-resized = surgery.resize(Trained(leaves, init, config_model, section, key, components))
+resized = surgery.resize(TrainedBlock(leaves, init, config_model, section, key, components))
 
 params = lora.add(params, section, key)
 params = lora.merge(params, section)
@@ -25,13 +25,13 @@ from flax_adapt.surgery import (
     resnet,
 )
 from flax_adapt.surgery.adaptors import drop as drop_adaptors
-from flax_adapt.surgery.last_block import Resized, Trained
+from flax_adapt.surgery.last_block import ResizedWeights, TrainedBlock
 
 __all__ = [
     "SURGERY",
+    "ResizeRequest",
     "Surgery",
-    "Trained",
-    "Wanted",
+    "TrainedBlock",
     "adaptors",
     "check_resize",
     "drop_adaptors",
@@ -47,10 +47,10 @@ __all__ = [
 class Surgery(Protocol):
     """Resizing of one kind of model: the modules `last_block` and `resnet` have it."""
 
-    # Rules of a section `model.resize`; each is checked on a `Wanted`.
+    # Rules of a section `model.resize`; each is checked on a `ResizeRequest`.
     ROWS: Sequence[Row]
 
-    def resize(self, trained: Trained) -> Resized: ...
+    def resize(self, trained: TrainedBlock) -> ResizedWeights: ...
 
 
 # Kind of model -> how its last block is resized.
@@ -62,7 +62,7 @@ SURGERY: dict[str, Surgery] = {
 }
 
 
-class Wanted(NamedTuple):
+class ResizeRequest(NamedTuple):
     """A requested resizing, for checks.
 
     section: `model.resize` of a stage. model: the model config before. init_from: of the
@@ -74,21 +74,23 @@ class Wanted(NamedTuple):
     init_from: str
 
 
-def _wanted(at: Context) -> list[Wanted]:
+def _resize_requests(at: Context) -> list[ResizeRequest]:
     sections = present(at.section.model.resize)
-    return [Wanted(it, at.config.model, at.section.init_from) for it in sections]
+    return [ResizeRequest(it, at.config.model, at.section.init_from) for it in sections]
 
 
-def _wanted_of(surgery: Surgery) -> Callable[[Context], list[Wanted]]:
-    return lambda at: [it for it in _wanted(at) if SURGERY[it.model["kind"]] is surgery]
+def _requests_of(surgery: Surgery) -> Callable[[Context], list[ResizeRequest]]:
+    return lambda at: [
+        it for it in _resize_requests(at) if SURGERY[it.model["kind"]] is surgery
+    ]
 
 
 _BUILDS = (builds(lambda it: models.check_resize(it.model, it.section)),)
 CHECKS = (
-    Check(_wanted, last_block.OF_ANY),
-    Check(_wanted_of(last_block), last_block.ROWS),
-    Check(_wanted_of(resnet), resnet.ROWS),
-    Check(_wanted, _BUILDS),
+    Check(_resize_requests, last_block.OF_ANY),
+    Check(_requests_of(last_block), last_block.ROWS),
+    Check(_requests_of(resnet), resnet.ROWS),
+    Check(_resize_requests, _BUILDS),
 )
 
 
@@ -98,4 +100,4 @@ def check_resize(section: Any, config_model: Any, init_from: str) -> None:
     config_model: the model config before. init_from: the stage's.
     """
     rows = (*last_block.OF_ANY, *SURGERY[config_model["kind"]].ROWS, *_BUILDS)
-    checks.run(rows, Wanted(section, config_model, init_from))
+    checks.run(rows, ResizeRequest(section, config_model, init_from))

@@ -37,7 +37,7 @@ TOKENS: dict[str, Callable[[Layout], Array]] = {
 READERS = r"(decoder/embed|mlm/transform|pooler|head)/kernel"
 
 
-class Trained(NamedTuple):
+class TrainedBlock(NamedTuple):
     """Trained weights with an ordinary last block, and the last block to make of it.
 
     leaves: {name: array} of the model `config_model`. init: the same of new parameters of the
@@ -53,7 +53,7 @@ class Trained(NamedTuple):
     components_dD: np.ndarray | None
 
     @property
-    def where(self) -> "Places":
+    def where(self) -> "BlockNames":
         """The leaves of a transformer that resizing changes."""
         return places(self.config_model)
 
@@ -65,7 +65,7 @@ class Trained(NamedTuple):
         return [leaf for leaf in found if leaf != hidden]
 
 
-class Resized(NamedTuple):
+class ResizedWeights(NamedTuple):
     """Weights of the resized model.
 
     leaves: {name: array}, unchanged or resized. rules: {leaf: how it was resized}. fresh:
@@ -77,7 +77,7 @@ class Resized(NamedTuple):
     fresh: tuple[str, ...]
 
 
-class Places(NamedTuple):
+class BlockNames(NamedTuple):
     """Names of the leaves or layers that resizing changes, and the old width."""
 
     width: int
@@ -88,12 +88,12 @@ class Places(NamedTuple):
     extra: str
 
 
-def places(config_model: Mapping[str, Any]) -> Places:
-    """Returns the `Places` of a transformer; config_model: before resizing."""
+def places(config_model: Mapping[str, Any]) -> BlockNames:
+    """Returns the `BlockNames` of a transformer; config_model: before resizing."""
     block = f"encoder/block_{config_model['depth'] - 1:02d}"
     # Post-norm blocks end in a norm of their own; there is no norm after the last block.
     is_vit = config_model["kind"] == "vit"
-    return Places(
+    return BlockNames(
         config_model["width"],
         f"{block}/mlp/down",
         f"{block}/shortcut/kernel",
@@ -116,7 +116,7 @@ def features_of(states: Sequence[Array], sums: Any, section: Any) -> Array:
     return x_BLd
 
 
-def resize(trained: Trained) -> Resized:
+def resize(trained: TrainedBlock) -> ResizedWeights:
     """Returns the weights of the model with the requested last block, by the section's init.
 
     "preserve" keeps the first d features exactly: W_2 = [W_2 | N], W_s = [I | N], and the
@@ -142,7 +142,7 @@ def _widen(array: Any, more: np.ndarray) -> np.ndarray:
     return np.concatenate([np.asarray(array, np.float32), more], axis=-1)
 
 
-def _preserve(trained: Trained) -> Resized:
+def _preserve(trained: TrainedBlock) -> ResizedWeights:
     make = {"resized": _expand_block, "linear": _expand_linear, "extra": _add_block}
     leaves, rules = make[trained.section["kind"]](trained)
     new = trained.section["width"] - trained.where.width
@@ -150,10 +150,10 @@ def _preserve(trained: Trained) -> Resized:
         kernel = np.asarray(leaves[name], np.float32)
         leaves[name] = np.pad(kernel, ((0, new), (0, 0)))
         rules[name] = f"{new} rows of zeros added"
-    return Resized(leaves, rules, ())
+    return ResizedWeights(leaves, rules, ())
 
 
-def _expand_block(trained: Trained) -> tuple[dict[str, Any], dict[str, str]]:
+def _expand_block(trained: TrainedBlock) -> tuple[dict[str, Any], dict[str, str]]:
     leaves, (width, down, shortcut, norm, *_) = trained.leaves, trained.where
     new, scale = trained.section["width"] - width, trained.section["noise"]
     down_key, shortcut_key = jax.random.split(trained.key)
@@ -171,7 +171,7 @@ def _expand_block(trained: Trained) -> tuple[dict[str, Any], dict[str, str]]:
     return {**leaves, **changed}, dict.fromkeys(changed, rule)
 
 
-def _expand_linear(trained: Trained) -> tuple[dict[str, Any], dict[str, str]]:
+def _expand_linear(trained: TrainedBlock) -> tuple[dict[str, Any], dict[str, str]]:
     width, linear = trained.where.width, trained.where.linear
     new, scale = trained.section["width"] - width, trained.section["noise"]
     changed = {
@@ -184,7 +184,7 @@ def _expand_linear(trained: Trained) -> tuple[dict[str, Any], dict[str, str]]:
     return {**trained.leaves, **changed}, dict.fromkeys(changed, rule)
 
 
-def _add_block(trained: Trained) -> tuple[dict[str, Any], dict[str, str]]:
+def _add_block(trained: TrainedBlock) -> tuple[dict[str, Any], dict[str, str]]:
     """Returns (leaves, rules) with one more block, which at first adds zero to its input."""
     block = trained.where.extra
     ends = rf"{block}/(attention/out|mlp/down)/(kernel|bias)"
@@ -197,7 +197,7 @@ def _add_block(trained: Trained) -> tuple[dict[str, Any], dict[str, str]]:
     return {**trained.leaves, **changed}, dict.fromkeys(changed, rule)
 
 
-def _narrow(trained: Trained) -> Resized:
+def _narrow(trained: TrainedBlock) -> ResizedWeights:
     P_dD = trained.components_dD
     assert P_dD is not None  # `stage_resize` computes them for "pca"
     leaves, (width, down, shortcut, norm, linear, _) = trained.leaves, trained.where
@@ -216,10 +216,10 @@ def _narrow(trained: Trained) -> Resized:
     changed |= {name: P_dD.T @ np.asarray(leaves[name]) for name in trained.readers}
     changed = {name: array.astype(np.float32) for name, array in changed.items()}
     rule = f"{P_dD.shape[1]} principal components of {width} features"
-    return Resized({**leaves, **changed}, dict.fromkeys(changed, rule), fresh)
+    return ResizedWeights({**leaves, **changed}, dict.fromkeys(changed, rule), fresh)
 
 
-def _start_anew(trained: Trained) -> Resized:
+def _start_anew(trained: TrainedBlock) -> ResizedWeights:
     where = trained.where
     new = {
         "resized": (where.down, where.shortcut, where.norm),
@@ -227,7 +227,7 @@ def _start_anew(trained: Trained) -> Resized:
         "extra": (where.extra,),
     }[trained.section["kind"]]
     same_width = trained.section["width"] == where.width
-    return Resized(
+    return ResizedWeights(
         dict(trained.leaves), {}, (*new, *([] if same_width else trained.readers))
     )
 
@@ -241,7 +241,7 @@ class Init(NamedTuple):
 
     fits: Callable[[int, int], bool]
     what: str
-    make: Callable[[Trained], Resized]
+    make: Callable[[TrainedBlock], ResizedWeights]
 
 
 INITS = {

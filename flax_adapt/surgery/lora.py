@@ -111,7 +111,7 @@ def merge(params: Params, config: Any) -> Params:
     return strict.unflatten(merged)
 
 
-def merged(loss_fn: LossFn, config: Any) -> LossFn:
+def merge_in_loss(loss_fn: LossFn, config: Any) -> LossFn:
     """Returns a loss of parameters with adaptors: `loss_fn` of the merged ones.
 
     config: as for `merge`.

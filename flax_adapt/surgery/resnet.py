@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from flax_adapt import models
 from flax_adapt.base.checks import Row
 from flax_adapt.models import batch_stats
-from flax_adapt.surgery.last_block import Resized, Trained
+from flax_adapt.surgery.last_block import ResizedWeights, TrainedBlock
 
 # The layers of a resized last block that are new or of another shape.
 NEW = ("conv3", "norm3", "shortcut")
@@ -28,7 +28,7 @@ ROWS: Sequence[Row] = (
 )
 
 
-def resize(trained: Trained) -> Resized:
+def resize(trained: TrainedBlock) -> ResizedWeights:
     """Returns the weights of a ResNet with the requested last block.
 
     Leaves that are new or of another shape get new initial values, with their running
@@ -41,4 +41,4 @@ def resize(trained: Trained) -> Resized:
     statistics = [f"{batch_stats.NAME}/{name}" for name in new[1:]]
     same_width = trained.section["width"] == models.output_width(config_model)
     readers = [READER] if READER in leaves and not same_width else []
-    return Resized(dict(leaves), {}, (*new, *statistics, *readers))
+    return ResizedWeights(dict(leaves), {}, (*new, *statistics, *readers))

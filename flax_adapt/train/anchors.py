@@ -96,7 +96,7 @@ class _Anchor(NamedTuple):
     section: Any
 
 
-def _anchored(at: Context) -> list[_Anchor]:
+def _list_anchored(at: Context) -> list[_Anchor]:
     fields = ("recadam", "mars_radius")
     return [_Anchor(field, at.section) for field in fields if at.section.optim[field]]
 
@@ -112,7 +112,7 @@ _ANCHORED = (
         "optim.{0.field} and model.lora do not fit: all that trains is new",
     ),
 )
-CHECKS = (Check(_rates, FIELD_ROWS), Check(_anchored, _ANCHORED))
+CHECKS = (Check(_rates, FIELD_ROWS), Check(_list_anchored, _ANCHORED))
 
 
 def _copies(params: Params) -> Params:

@@ -105,7 +105,7 @@ def estimate(
     laid_out = sharding.tree_shardings(params, mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
     zeros = jax.jit(lambda p: jax.tree.map(jnp.zeros_like, p), out_shardings=laid_out)
-    add = jax.jit(_adding(likelihood), out_shardings=(laid_out, everywhere))
+    add = jax.jit(_make_adder(likelihood), out_shardings=(laid_out, everywhere))
     total, count = zeros(params), 0.0
     for batch in batches:
         placed = sharding.put_batch(batch, mesh)
@@ -116,7 +116,7 @@ def estimate(
     return jax.tree.map(lambda leaf: leaf / count, total)
 
 
-def _adding(likelihood: Likelihood) -> Callable[..., tuple[Params, Array]]:
+def _make_adder(likelihood: Likelihood) -> Callable[..., tuple[Params, Array]]:
     """Returns (total, params, batch, seed) -> (total + squares, number of examples)."""
 
     def gradient(params: Params, example: Batch, key: Key) -> Params:
@@ -139,19 +139,19 @@ def _adding(likelihood: Likelihood) -> Callable[..., tuple[Params, Array]]:
     return add
 
 
-def online(new: Params, old: Mapping[str, Any], decay: float) -> Params:
+def add_decayed(new: Params, old: Mapping[str, Any], decay: float) -> Params:
     """Returns decay * old + new (online EWC, Schwarz et al. 2018).
 
     new: a tree. old: {name: leaf} of an earlier task, {} for none. Its leaves that the new
     model does not have, or has in another shape, are left out.
     """
     leaves = strict.flatten(new)
-    for name in shared(leaves, old):
+    for name in shared_names(leaves, old):
         leaves[name] = decay * np.asarray(old[name]) + np.asarray(leaves[name])
     return strict.unflatten(leaves)
 
 
-def together(
+def join_penalties(
     parts: Sequence[Mapping[str, Mapping[str, Any]]],
 ) -> dict[str, dict[str, np.ndarray]]:
     """Returns the penalties of several tasks as one, {"fisher": {name: F}, "center": ...}.
@@ -173,7 +173,7 @@ def together(
     return {"fisher": sums, "center": centers}
 
 
-def shared(leaves: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]:
+def shared_names(leaves: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]:
     """Returns the names of the leaves that both have in the same shape."""
     return [k for k in leaves if k in others and leaves[k].shape == others[k].shape]
 

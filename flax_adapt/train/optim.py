@@ -231,7 +231,7 @@ def scale_by_layer(decay: float, params: Params) -> optax.GradientTransformation
         checks.run(_OF_RESNET, decay)
     table = layer_rules(decay, _depth(params))
     scales = rules.assign("optim.layer_decay", table, params)
-    by_name = rules.named(scales)
+    by_name = rules.name_leaves(scales)
     return optax.stateless(
         lambda updates, _: rules.map_named(lambda name, u: u * by_name[name], updates)
     )

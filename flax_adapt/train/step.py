@@ -13,7 +13,7 @@ from flax_adapt.base import keys, rules
 from flax_adapt.base.errors import UserError
 from flax_adapt.base.metrics import Mean
 from flax_adapt.base.types import (
-    HANDED,
+    CARRY_INPUT,
     NOTHING_CARRIED,
     Array,
     Batch,
@@ -158,7 +158,7 @@ def make_train_step(
         grads, metrics = gradients(state.params, inputs, batch, key_B)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         step, params = state.step + 1, optax.apply_updates(state.params, updates)
-        carried = carry.update(state.extra, params, metrics.pop(HANDED, {}), step)
+        carried = carry.update(state.extra, params, metrics.pop(CARRY_INPUT, {}), step)
         new = state.replace(
             step=step,
             params=params,

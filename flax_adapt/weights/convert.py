@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 
 from flax_adapt import models, weights
-from flax_adapt.base.errors import UserError, choose, reworded
+from flax_adapt.base.errors import UserError, choose, reword_errors
 from flax_adapt.base.types import Key
 from flax_adapt.data.texts import tokenizer
 from flax_adapt.weights import fields, loading, strict
@@ -66,13 +66,13 @@ def convert(
     if target.exists() or target.is_symlink():
         raise UserError(f"--to={target}: is there already; delete it or choose another")
     choose("--format", target_format, weights.WRITERS)
-    with reworded(FLAGS):
+    with reword_errors(FLAGS):
         told: dict[str, Any] = dict(format=source_format, known=known)
         task = _choose_task(source, told, task, fresh)
         one = formats.find(source, source_format)
         own = one.pooling(source, known)
         pooling = formats.pooling_of(own, task, own)
-        beside = _read_beside(source, one, told, task, fresh)
+        beside = _read_extras(source, one, told, task, fresh)
         left_out = _names_left_out(target_format, beside)
         with weights.open_weights(source, task, pooling=pooling, **told) as found:
             config = _change_config(source, found[0], changes, task)
@@ -159,7 +159,7 @@ def _adopt(
     return strict.unflatten({**strict.flatten(adopted), **new}), report
 
 
-def _read_beside(
+def _read_extras(
     source: Path,
     one: formats.Format,
     told: Mapping[str, Any],

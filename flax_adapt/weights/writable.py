@@ -12,7 +12,7 @@ from flax_adapt.base.errors import UserError
 from flax_adapt.weights.fields import KNOWN
 
 # Contents other than config and parameters; not every format can hold them.
-BESIDE = ("preprocessor", "tokenizer", "class_names", "reconstruction")
+EXTRAS = ("preprocessor", "tokenizer", "class_names", "reconstruction")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,14 +66,14 @@ def check_config(
         )
 
 
-def check_nothing_beside(
+def check_no_extras(
     where: object, source: str, content: Content, allowed: Collection[str] = ()
 ) -> None:
-    """Raises UserError for contents of BESIDE that a format cannot hold.
+    """Raises UserError for contents of EXTRAS that a format cannot hold.
 
     allowed: those that it can hold.
     """
-    refused = [name for name in BESIDE if name not in allowed]
+    refused = [name for name in EXTRAS if name not in allowed]
     given = [name for name in refused if getattr(content, name) is not None]
     if given:
         raise UserError(f"{where}: {source} has no place for {', '.join(given)}")

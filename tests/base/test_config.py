@@ -32,7 +32,7 @@ def file(tmp_path):
 
 
 def test_a_shipped_name_becomes_its_file_and_keeps_its_arguments():
-    file = config.shipped()["vit_finetune"]
+    file = config.list_shipped()["vit_finetune"]
     assert file.name == "vit_finetune.py"
     assert config.resolve("vit_finetune") == str(file)
     colons = "dataset=folder:a/b,init=x"

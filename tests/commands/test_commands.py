@@ -140,7 +140,7 @@ def test_help_names_every_flag(main, command):
 def test_configs_are_listed_with_their_first_line(main):
     code, out, _ = main("configs")
     assert code == 0
-    for name, path in config.shipped().items():
+    for name, path in config.list_shipped().items():
         assert re.search(rf"^{name} +{re.escape(config.summary(path))}$", out, re.M)
 
 

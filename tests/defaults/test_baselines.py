@@ -282,7 +282,7 @@ def test_a_wrong_argument_is_told_at_once(files, methods, arguments, text):
 
 
 def test_every_method_has_a_line_in_the_docstring():
-    text = configs.shipped()["baseline_finetune"].read_text()
+    text = configs.list_shipped()["baseline_finetune"].read_text()
     known = defaults.finetuning.METHODS
     assert set(known) == set(METHODS)
     assert all(name in text for name in known)

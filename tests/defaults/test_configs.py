@@ -16,7 +16,7 @@ from flax_adapt.base import config as configs
 from flax_adapt.base.errors import UserError
 from flax_adapt.experiment import recipe
 
-SHIPPED = configs.shipped()
+SHIPPED = configs.list_shipped()
 # What each config is run with, and the stages that this gives. A new config needs a line.
 START = "finetune_start further finetune_further"
 RUNS = {

@@ -103,7 +103,7 @@ def test_contrast_of_a_resnet_is_that_of_moco_v3s_resnet(files):
     assert (stage.optim.weight_decay, stage.optim.decay) == (1e-6, "pretrain")
     params = tiny_resnet.shapes(tiny_resnet.build("contrast"))
     params, _ = batch_stats.split(params)
-    decays = rules.named(rules.assign("decay", optim.DECAY["pretrain"], params))
+    decays = rules.name_leaves(rules.assign("decay", optim.DECAY["pretrain"], params))
     assert {name.rpartition("/")[2] for name in decays if decays[name]} == {"kernel"}
     vit = load(files).stages[0]
     assert (vit.objective.temperature, vit.model.projector.layers) == (0.2, 3)
@@ -206,7 +206,7 @@ def test_all_encoders_see_every_batch_once():
 def test_zeros_are_counted_and_binarised_by_hand():
     h = np.array([[0.0, -2.0, 3.0], [0.0, 0.0, 1e-30]])
     assert sparsity.zeros(h) == pytest.approx(3 / 6)
-    np.testing.assert_array_equal(sparsity.binarised(h), [[0, 1, 1], [0, 0, 1]])
+    np.testing.assert_array_equal(sparsity.binarise(h), [[0, 1, 1], [0, 0, 1]])
     with pytest.raises(UserError, match="no features to count zeros in"):
         sparsity.zeros(h[:0])
 

@@ -149,7 +149,7 @@ def test_texts_are_not_augmented_and_say_so(files, name):
 
 def test_every_shipped_config_with_a_supervised_stage_is_in_the_list():
     others = {"small_pretrain", "unsup_finetune"}
-    assert set(configs.shipped()) >= {*SUPERVISED, *TEXTS, *others}
-    for name, path in configs.shipped().items():
+    assert set(configs.list_shipped()) >= {*SUPERVISED, *TEXTS, *others}
+    for name, path in configs.list_shipped().items():
         if name not in {*SUPERVISED, *TEXTS, *others}:
             assert "augment" in path.read_text(), name

@@ -116,7 +116,7 @@ def test_cells_are_means_over_seeds_and_where_they_belong(tmp_path):
             0.8
         )  # joint is no task
     assert json.loads((tmp_path / "transfer.json").read_text()) == whole
-    text = reports.text(whole)
+    text = reports.format_text(whole)
     assert "forgetting 0.1000, backward -0.1000, forward 0.1000" in text
     assert text.count("joint") == 3
 

@@ -197,7 +197,7 @@ def test_every_leaf_has_one_rule_and_is_neither_decayed_nor_bounded(kind):
 def test_large_adaptors_and_their_moments_are_split_as_heads_are(kind, leaf, spec):
     shapes = weights.shapes(build("vit", kind))
     laid = sharding.tree_shardings({"mu": shapes}, mesh_of("eight"))
-    found = rules.named(laid)[f"mu/encoder/block_00/attention/adaptor/{leaf}"]
+    found = rules.name_leaves(laid)[f"mu/encoder/block_00/attention/adaptor/{leaf}"]
     assert found.is_equivalent_to(
         NamedSharding(found.mesh, PartitionSpec(*spec)), len(spec)
     )

@@ -163,7 +163,7 @@ def test_a_stored_tree_is_taken_apart_and_put_together():
     assert batch_stats.join(params, statistics) == stored
     variables = batch_stats.variables(stored)
     assert variables == {"params": params, "batch_stats": statistics}
-    assert batch_stats.stored({**variables, "sums": {}}) == stored
+    assert batch_stats.stored_tree({**variables, "sums": {}}) == stored
     # Of a transformer nothing changes.
     assert batch_stats.split(params) == (params, {})
     assert batch_stats.join(params, {}) is params

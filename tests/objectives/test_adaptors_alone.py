@@ -56,7 +56,7 @@ def trained():
     for number in range(STEPS):
         state, metrics = step(state, sharding.put_batch(tiny.batch_of(8, number), mesh))
         losses.append(float(metrics["loss"].value()))
-    return losses, rules.named(jax.tree.map(np.array, state.params))
+    return losses, rules.name_leaves(jax.tree.map(np.array, state.params))
 
 
 def clipped(grads):
@@ -74,7 +74,7 @@ def by_numpy():
         losses.append(float(loss))
         grads = clipped({
             name: np.asarray(leaf, np.float64)
-            for name, leaf in rules.named(grads).items()
+            for name, leaf in rules.name_leaves(grads).items()
             if "adaptor" in name or name.startswith("head/")
         })  # fmt: skip
 
@@ -90,7 +90,7 @@ def by_numpy():
             return np.float32(w - LR * (adam + decay))
 
         params = rules.map_named(update, params)
-    return losses, rules.named(params)
+    return losses, rules.name_leaves(params)
 
 
 def test_losses_and_updates_equal_numpy():
@@ -101,7 +101,7 @@ def test_losses_and_updates_equal_numpy():
 
 
 def test_adaptors_and_head_train_and_the_backbone_stays_to_the_bit():
-    before = rules.named(model_and_start()[1])
+    before = rules.name_leaves(model_and_start()[1])
     after = trained()[1]
     moved = {name for name in before if np.any(before[name] != after[name])}
     assert moved == {n for n in before if "adaptor" in n or n.startswith("head/")}

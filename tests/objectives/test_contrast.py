@@ -21,7 +21,7 @@ from support.tiny_contrast import (
 )
 
 from flax_adapt.base import keys
-from flax_adapt.base.types import HANDED
+from flax_adapt.base.types import CARRY_INPUT
 from flax_adapt.objectives import contrast, info_nce, mixing
 
 
@@ -127,11 +127,11 @@ def test_the_loss_equals_numpy_and_leaves_out_rows_of_weight_0(form, modality):
 
 
 def test_keys_are_handed_over_in_training_where_there_is_a_queue():
-    assert HANDED not in outcome("moco_v3")[1]
-    assert HANDED not in outcome("moco_v2", train=False)[1]
+    assert CARRY_INPUT not in outcome("moco_v3")[1]
+    assert CARRY_INPUT not in outcome("moco_v2", train=False)[1]
     _, metrics, embeddings, _ = outcome("moco_v2")
     _, key_VBD = embeddings["plain"]
-    handed = metrics[HANDED]["queue"]
+    handed = metrics[CARRY_INPUT]["queue"]
     np.testing.assert_allclose(handed["key_BD"], unit(key_VBD)[1], atol=1e-6)
     np.testing.assert_array_equal(handed["weight_B"], WEIGHT_B)
 

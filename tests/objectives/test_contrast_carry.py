@@ -20,7 +20,7 @@ from support.tiny_contrast import (
 
 from flax_adapt.base import keys
 from flax_adapt.base.errors import UserError
-from flax_adapt.base.types import HANDED
+from flax_adapt.base.types import CARRY_INPUT
 from flax_adapt.models import bert
 from flax_adapt.objectives import contrast
 from flax_adapt.train import sharding
@@ -54,7 +54,7 @@ def gradients_on(name, form):
         key_B = keys.example_keys(jax.random.key(0), batch["position"])
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
         (loss, metrics), grads = grad_fn(params, carried, batch, key_B)
-        handed = metrics.get(HANDED, {})
+        handed = metrics.get(CARRY_INPUT, {})
         return loss, grads, carry.update(carried, params, handed, jnp.int32(2))
 
     params, other = (tiny.params_of(model, seed) for seed in (0, 1))

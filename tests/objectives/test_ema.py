@@ -15,7 +15,7 @@ from flax_adapt import defaults, objectives
 from flax_adapt.base import types
 from flax_adapt.base.errors import UserError
 from flax_adapt.base.metrics import Loss, Mean
-from flax_adapt.base.types import AVERAGE, HANDED, Carry
+from flax_adapt.base.types import AVERAGE, CARRY_INPUT, Carry
 from flax_adapt.objectives import ema
 from flax_adapt.train import sharding
 from flax_adapt.train import state as states
@@ -133,7 +133,7 @@ def counter(name, **options):
 
 
 def test_what_is_carried_together_is_handed_its_own_part_alone():
-    carry = types.together([counter("a"), counter("b")])
+    carry = types.join_carries([counter("a"), counter("b")])
     carried = carry.init({}, jax.random.key(0))
     for step in (1, 2):
         handed = {"a": jnp.float32(step)}
@@ -144,27 +144,27 @@ def test_what_is_carried_together_is_handed_its_own_part_alone():
 
 def test_whole_batches_are_needed_where_one_of_several_needs_them():
     free = counter("a", whole_batches=False)
-    assert not types.together([free]).whole_batches
-    assert not types.together([]).whole_batches
-    assert types.together([free, counter("b")]).whole_batches
-    carry, mesh = types.together([free, counter("b")]), sharding.one_device()
+    assert not types.join_carries([free]).whole_batches
+    assert not types.join_carries([]).whole_batches
+    assert types.join_carries([free, counter("b")]).whole_batches
+    carry, mesh = types.join_carries([free, counter("b")]), sharding.one_device()
     with pytest.raises(UserError, match="accum_steps=2 must be 1"):
         steps.make_train_step(None, TX, mesh, 2, carry)
 
 
 def test_two_of_one_name_cannot_be_carried():
     with pytest.raises(ValueError, match="one name"):
-        types.together([counter("a"), counter("a")])
+        types.join_carries([counter("a"), counter("a")])
 
 
 def test_a_step_hands_over_by_name():
     mesh = sharding.one_device()
-    carry = types.together([counter("count"), ema.make_carry(section(), TOTAL)])
+    carry = types.join_carries([counter("count"), ema.make_carry(section(), TOTAL)])
 
     def loss_fn(params, frozen, batch, key_B):
         loss = Loss.of(Mean(params["head"]["scale"] ** 2, jnp.float32(1)))
         handed = {"count": frozen["count"] + 1}  # what was carried so far is seen
-        return loss.value(), {"loss": loss, HANDED: handed}
+        return loss.value(), {"loss": loss, CARRY_INPUT: handed}
 
     params = {"head": {"scale": jnp.float32(1)}}
     state = states.create(params, TX, mesh, seed=0, carry=carry)
@@ -172,7 +172,7 @@ def test_a_step_hands_over_by_name():
     for _ in range(3):
         state, metrics = step(state, sharding.put_batch(ROWS, mesh))
     assert state.extra["count"] == 7  # 0, 1, 3, 7
-    assert HANDED not in metrics
+    assert CARRY_INPUT not in metrics
 
 
 @pytest.mark.parametrize(

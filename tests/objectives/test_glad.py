@@ -28,7 +28,7 @@ def parts(regularizer, name="vit", kind="vector", **changes):
     """(loss, parameters, frozen) of objective glad."""
     config, model = section(regularizer, name, **changes), build(name, kind)
     params = tiny.params_of(model)
-    task, beside = objectives.beside_of(config), None
+    task, beside = objectives.second_task_of(config), None
     if task is not None:
         beside = build(name, None, task)
         params = {**tiny.params_of(beside, seed=2), **params}

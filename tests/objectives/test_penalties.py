@@ -128,7 +128,7 @@ def test_what_glad_keeps_from_the_backbone_no_penalty_lets_through(stops):
     def ce(params):
         return loss_fn(params, given(params), batch, keys_of(batch))[1]["ce"].value()
 
-    found = rules.named(jax.jit(jax.grad(ce))(params))
+    found = rules.name_leaves(jax.jit(jax.grad(ce))(params))
     assert np.any(found["encoder/block_00/mlp/up/kernel"]) == (not stops)
     learnt = [*adaptors.leaves_of(found), "head/kernel"]
     assert all(np.any(found[leaf]) for leaf in learnt)
@@ -196,7 +196,7 @@ def check_penalties(section):
 def test_a_stage_with_all_that_it_needs_is_right(name):
     right = stage(name)
     check_penalties(right)
-    found = penalties.references(right)
+    found = penalties.references_of(right)
     assert found == ({name: ("stage:a",)} if "of" in right.penalties[0] else {})
 
 

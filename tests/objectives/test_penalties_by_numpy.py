@@ -31,7 +31,7 @@ def penalty(name, model, **changes):
 
 
 def f64(tree):
-    return {name: np.float64(leaf) for name, leaf in rules.named(tree).items()}
+    return {name: np.float64(leaf) for name, leaf in rules.name_leaves(tree).items()}
 
 
 def squares(ours, theirs, names):

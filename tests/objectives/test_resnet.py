@@ -9,7 +9,7 @@ from support import tiny_resnet
 
 from flax_adapt import defaults, objectives
 from flax_adapt.base import keys
-from flax_adapt.base.types import HANDED
+from flax_adapt.base.types import CARRY_INPUT
 from flax_adapt.models import batch_stats
 from flax_adapt.train import sharding
 from flax_adapt.train import state as states
@@ -57,7 +57,9 @@ def test_an_image_that_does_not_count_moves_nothing():
     jax.tree.map(np.testing.assert_array_equal, *results)
     other["image"][3] = 9.0
     (_, first), (_, moved) = results[0], loss_fn(params, carried, other, keys_of())
-    moves = jax.tree.map(lambda a, b: np.any(a != b), first[HANDED], moved[HANDED])
+    moves = jax.tree.map(
+        lambda a, b: np.any(a != b), first[CARRY_INPUT], moved[CARRY_INPUT]
+    )
     assert all(jax.tree.leaves(moves))
 
 
@@ -75,7 +77,7 @@ def test_evaluation_goes_by_the_statistics_of_that_moment():
     found = []
     for moment in (state, state.replace(extra={"seed": 0, **later})):
         metrics = eval_step(moment.params, moment.loss_inputs, BATCH, 0)
-        assert HANDED not in metrics
+        assert CARRY_INPUT not in metrics
         stored = batch_stats.join(moment.evaluated, moment.statistics)
         variables = batch_stats.variables(stored)
         logits_BN = jax.jit(model.apply)(variables, BATCH["image"], None)
@@ -112,7 +114,7 @@ def passes(form):
 def test_contrast_keeps_the_statistics_of_its_queries_one_view_after_the_other():
     _, params, carried, loss_fn = losses("contrast", "moco_v3")
     _, metrics = loss_fn(params, carried, BATCH, keys_of())
-    handed = metrics[HANDED]
+    handed = metrics[CARRY_INPUT]
     assert set(handed) == {batch_stats.NAME}
     assert_close(handed[batch_stats.NAME], passes("moco_v3")[0])
     # Not those of one view alone.
@@ -121,7 +123,7 @@ def test_contrast_keeps_the_statistics_of_its_queries_one_view_after_the_other()
     )
     stem = [
         found[batch_stats.NAME]["encoder"]["stem"]["norm"]["mean"]
-        for found in (handed, metrics[HANDED])
+        for found in (handed, metrics[CARRY_INPUT])
     ]
     assert np.abs(stem[0] - stem[1]).max() > 1e-3
 
@@ -130,7 +132,7 @@ def test_keys_go_by_their_batch_and_are_queued_beside_the_statistics():
     """The queue takes keys of the second view; only the first is a query."""
     _, params, carried, loss_fn = losses("contrast", "moco_v2")
     _, metrics = loss_fn(params, carried, BATCH, keys_of())
-    handed = metrics[HANDED]
+    handed = metrics[CARRY_INPUT]
     assert set(handed) == {batch_stats.NAME, "queue"}
     key_BD = np.asarray(passes("moco_v2")[2])
     key_BD = key_BD / np.linalg.norm(key_BD, axis=1, keepdims=True)
@@ -148,7 +150,7 @@ def test_keys_go_by_their_batch_and_are_queued_beside_the_statistics():
 def test_evaluation_of_contrast_moves_no_statistics_and_uses_them_for_queries():
     _, params, carried, loss_fn = losses("contrast", "moco_v3", train=False)
     loss, metrics = loss_fn(params, carried, BATCH, keys_of())
-    assert HANDED not in metrics
+    assert CARRY_INPUT not in metrics
     other = jax.tree.map(lambda leaf: 1.5 * leaf, carried[batch_stats.NAME])
     changed = loss_fn(params, {**carried, batch_stats.NAME: other}, BATCH, keys_of())[0]
     assert abs(loss - changed) > 1e-4

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from flax_adapt import defaults, models, objectives, weights
 from flax_adapt.base import keys
 from flax_adapt.base.errors import UserError
-from flax_adapt.base.types import HANDED
+from flax_adapt.base.types import CARRY_INPUT
 from flax_adapt.models import batch_stats
 from flax_adapt.weights import strict
 from flax_adapt.weights.files.files import LazyTensor
@@ -71,7 +71,7 @@ def test_a_training_pass_is_timm_s(golden):
         (loss, metrics), grads = step(params, {"batch_stats": statistics}, batch, key_B)
     np.testing.assert_allclose(loss, golden["loss"], rtol=1e-5)
     running = goldens.under(golden, "after", TORCHVISION)
-    found = strict.flatten({"batch_stats": metrics[HANDED]["batch_stats"]})
+    found = strict.flatten({"batch_stats": metrics[CARRY_INPUT]["batch_stats"]})
     assert found.keys() == running.keys()
     for leaf, expected in running.items():
         assert_close(found[leaf], expected)

@@ -21,7 +21,7 @@ from flax_adapt.experiment import measure, recipe
 from flax_adapt.models import batch_stats, resnet
 from flax_adapt.stage import check, loop, stage
 from flax_adapt.stage import weights as stage_weights
-from flax_adapt.surgery import SURGERY, Trained
+from flax_adapt.surgery import SURGERY, TrainedBlock
 from flax_adapt.train import sharding
 from flax_adapt.weights import strict
 
@@ -160,7 +160,9 @@ def test_everything_but_the_last_block_and_the_head_comes_from_the_file(
 def test_the_kernel_of_a_head_is_new_where_the_width_is(width, is_new):
     leaves = strict.flatten(tiny_resnet.shapes(tiny_resnet.build("classify", **MODEL)))
     section = {**RESIZE, "width": width}
-    done = SURGERY["resnet"].resize(Trained(leaves, {}, MODEL, section, None, None))
+    done = SURGERY["resnet"].resize(
+        TrainedBlock(leaves, {}, MODEL, section, None, None)
+    )
     assert ("head/kernel" in done.fresh) == is_new
     assert done.leaves == leaves
     others = {*done.fresh} - {"head/kernel"}

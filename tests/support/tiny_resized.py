@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 from support import tiny
 
 from flax_adapt import defaults, models, weights
-from flax_adapt.surgery import Trained, check_resize, last_block
+from flax_adapt.surgery import TrainedBlock, check_resize, last_block
 from flax_adapt.weights import strict
 
 # (model config, task, pooling)
@@ -45,7 +45,7 @@ def resized(name, **changes):
         square = rng.standard_normal((WIDTH, WIDTH))
         components = np.linalg.qr(square)[0][:, : section.width]
     flat = (strict.flatten(params), strict.flatten(init))
-    done = last_block.resize(Trained(*flat, config, section, KEY, components))
+    done = last_block.resize(TrainedBlock(*flat, config, section, KEY, components))
     made, _ = weights.adopt(init, strict.unflatten(done.leaves), done.fresh)
     return old, params, new, made, done
 

@@ -50,7 +50,7 @@ def test_at_first_the_model_is_the_pretrained_one_bit_for_bit(modality):
 
 def test_adaptors_start_as_kaiming_and_zeros():
     model = tiny.build("classify", {**tiny.MODEL, "width": 400, "depth": 1})
-    leaves = rules.named(
+    leaves = rules.name_leaves(
         lora.add(weights.shapes(model), section(rank=64), jax.random.key(3))
     )
     a, b = pairs.pair_of("encoder/block_00/attention/query/kernel")
@@ -69,7 +69,10 @@ def test_merging_equals_numpy_and_leaves_other_leaves_alone():
     params = noisy(
         lora.add(tiny.params_of(model_of("image")), config, jax.random.key(0))
     )
-    before, after = rules.named(params), rules.named(lora.merge(params, config))
+    before, after = (
+        rules.name_leaves(params),
+        rules.name_leaves(lora.merge(params, config)),
+    )
     changed = {name for name in after if np.any(after[name] != before[name])}
     assert changed == {
         f"encoder/block_0{block}/{layer}/kernel"
@@ -104,7 +107,7 @@ def train(modality, mesh_name="one", accum_steps=1):
     optimizer = ConfigDict(OPTIM | dict(freeze=(lora.freeze_pattern(FRESH),)))
     tx = optim.build(optimizer, 10, params, FRESH)
     loss_fn = objectives.build(ConfigDict(defaults.classify()), model)
-    loss_fn = optim.stop_frozen(lora.merged(loss_fn, config), optimizer.freeze)
+    loss_fn = optim.stop_frozen(lora.merge_in_loss(loss_fn, config), optimizer.freeze)
     state = states.create(params, tx, mesh, seed=0)
     step = steps.make_train_step(loss_fn, tx, mesh, accum_steps)
     for number in range(3):
@@ -116,7 +119,7 @@ def train(modality, mesh_name="one", accum_steps=1):
 @pytest.mark.parametrize("modality", MODALITIES)
 def test_adaptors_and_head_train_and_all_else_is_frozen(modality):
     before, state = train(modality)
-    before, after = rules.named(before), rules.named(state.params)
+    before, after = rules.name_leaves(before), rules.name_leaves(state.params)
     for name, leaf in before.items():
         trains = name.startswith("lora/") or name in FRESH
         assert np.any(leaf != after[name]) == trains, name
@@ -134,7 +137,7 @@ def test_it_depends_neither_on_devices_nor_on_parts(mesh, accum_steps):
 
 
 def test_adaptors_are_spread_as_their_kernels_are():
-    params = rules.named(train("image", *BOTH)[1].params)
+    params = rules.name_leaves(train("image", *BOTH)[1].params)
     for kernel, shapes in {
         "encoder/block_00/attention/query/kernel": ((8, 2), (2, 8)),
         "encoder/block_00/mlp/down/kernel": ((16, 2), (2, 8)),
@@ -146,7 +149,7 @@ def test_adaptors_are_spread_as_their_kernels_are():
 
 def test_layer_decay_goes_by_the_block_of_an_adaptor():
     params = lora.add(tiny.params_of(model_of("image")), section(), jax.random.key(0))
-    table = rules.named(rules.assign("", optim.layer_rules(0.5, 2), params))
+    table = rules.name_leaves(rules.assign("", optim.layer_rules(0.5, 2), params))
     a, _ = pairs.pair_of("encoder/block_00/attention/query/kernel")
     assert (table[a], table[a.replace("00", "01")], table["head/bias"]) == (
         0.25,
@@ -171,12 +174,12 @@ def test_frozen_leaves_have_no_gradient():
     params = lora.add(tiny.params_of(model), config, jax.random.key(0))
     loss_fn = objectives.build(ConfigDict(defaults.classify()), model, train=False)
     loss_fn = optim.stop_frozen(
-        lora.merged(loss_fn, config), (lora.freeze_pattern(FRESH),)
+        lora.merge_in_loss(loss_fn, config), (lora.freeze_pattern(FRESH),)
     )
     keys_B = jax.random.split(jax.random.key(0), 8)
     grads = jax.jit(jax.grad(lambda *a: loss_fn(*a)[0]))(
         params, {}, tiny.batch_of(), keys_B
     )
-    for name, leaf in rules.named(grads).items():
+    for name, leaf in rules.name_leaves(grads).items():
         learns = name in FRESH or name.endswith("/b")  # b is zero, so a waits a step
         assert bool(np.any(leaf)) == learns, name

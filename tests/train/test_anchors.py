@@ -48,21 +48,21 @@ def run(config, fresh=FRESH, num_steps=NUM_STEPS):
     params = jax.tree.map(jnp.asarray, small(0))
     tx = optim.build(config, NUM_STEPS, params, fresh)
     state, update = tx.init(params), jax.jit(tx.update)
-    history = [rules.named(params)]
+    history = [rules.name_leaves(params)]
     for step in range(num_steps):
         updates, state = update(small(step + 1), state, params)
         params = optax.apply_updates(params, updates)
-        history.append(rules.named(params))
+        history.append(rules.name_leaves(params))
     return history
 
 
 def recadam_by_numpy(config, name, is_fresh, decays):
     """One leaf after every step, from the formula of docs/methods/baselines.md, in float64."""
-    w = w0 = np.float64(rules.named(small(0))[name])
+    w = w0 = np.float64(rules.name_leaves(small(0))[name])
     m = v = np.zeros_like(w)
     schedule, found = optim.schedule(config, NUM_STEPS), []
     for t in range(1, NUM_STEPS + 1):
-        g, lr = np.float64(rules.named(small(t))[name]), float(schedule(t - 1))
+        g, lr = np.float64(rules.name_leaves(small(t))[name]), float(schedule(t - 1))
         m, v = (
             config.b1 * m + (1 - config.b1) * g,
             config.b2 * v + (1 - config.b2) * g * g,
@@ -143,7 +143,7 @@ def test_every_step_under_mars_is_adam_and_then_the_projection():
     bound = False
     for t in range(1, NUM_STEPS + 1):
         g, lr = (
-            rules.named(small(t))[name],
+            rules.name_leaves(small(t))[name],
             float(optim.schedule(config, NUM_STEPS)(t - 1)),
         )
         m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
@@ -202,7 +202,7 @@ def test_mars_holds_what_recadam_and_layer_decay_give():
     for _ in range(NUM_STEPS):
         updates, state = update(grads, state, now)
         now = optax.apply_updates(now, updates)
-    start, end = rules.named(params), rules.named(now)
+    start, end = rules.name_leaves(params), rules.name_leaves(now)
     distances = [np.abs(end[name] - start[name]).sum(axis=0) for name in start
                  if name.startswith("encoder") and name.endswith("kernel")]  # fmt: skip
     assert max(map(np.max, distances)) == pytest.approx(TIGHT, rel=1e-4)
@@ -234,7 +234,7 @@ def test_neither_depends_on_devices_or_on_parts(mesh, accum_steps):
 # Under debug_nans JAX donates nothing: `nans_allowed` turns it off.
 def test_the_start_is_laid_out_like_the_parameters_and_outlives_them(nans_allowed):
     state = train.__wrapped__("eight")
-    found = dict(rules.named(state.opt_state))
+    found = dict(rules.name_leaves(state.opt_state))
     starts = [
         name for name in found if "/start/" in name and name.endswith("up/kernel")
     ]
@@ -250,7 +250,7 @@ def test_the_start_has_buffers_of_its_own():
     """Those of the parameters are donated to the first step."""
     params = jax.tree.map(jnp.asarray, small(0))
     tx = optim.build(section(recadam=RECALL, mars_radius=1.0), 10, params)
-    named = rules.named(tx.init(params))
+    named = rules.name_leaves(tx.init(params))
     starts = [leaf for name, leaf in named.items() if "/start/" in name]
     places = {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(params)}
     assert len(starts) == 5 + 2

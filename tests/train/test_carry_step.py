@@ -20,7 +20,7 @@ from support.tiny_contrast import (
 )
 
 from flax_adapt.base.errors import UserError
-from flax_adapt.base.types import HANDED, NOTHING_CARRIED
+from flax_adapt.base.types import CARRY_INPUT, NOTHING_CARRIED
 from flax_adapt.objectives import contrast
 from flax_adapt.train import sharding
 from flax_adapt.train import state as states
@@ -153,9 +153,9 @@ def test_the_loss_of_a_step_sees_what_the_step_before_carried(form):
 def test_what_a_loss_hands_over_is_no_metric(form):
     (_, loss_fn, *_), (history, measured) = made(form), train(form, "one")
     found = jax.eval_shape(loss_fn, *history[0], views_of(0), keys_of())[1]
-    assert (HANDED in found) == (form == "moco_v2")
+    assert (CARRY_INPUT in found) == (form == "moco_v2")
     for metrics in measured:
-        assert {*metrics} == {*found} - {HANDED} | {"grad_norm", steps.BAD_LEAF}
+        assert {*metrics} == {*found} - {CARRY_INPUT} | {"grad_norm", steps.BAD_LEAF}
 
 
 @pytest.mark.parametrize("form", HEADS)

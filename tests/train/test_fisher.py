@@ -82,10 +82,10 @@ ROWS = [row for row in range(16) if row not in (3, 9)]
 
 
 def assert_close(ours, theirs):
-    for name, leaf in rules.named(theirs).items():
+    for name, leaf in rules.name_leaves(theirs).items():
         scale = np.abs(leaf).max()
         np.testing.assert_allclose(
-            rules.named(ours)[name], leaf, rtol=1e-4, atol=1e-6 * scale + 1e-12
+            rules.name_leaves(ours)[name], leaf, rtol=1e-4, atol=1e-6 * scale + 1e-12
         )
 
 
@@ -168,7 +168,7 @@ def test_online_it_decays_where_both_know_a_leaf():
         "encoder/b": np.ones(4),
         "gone": np.ones(1),
     }
-    found = rules.named(fisher.online(new, old, 0.5))
+    found = rules.name_leaves(fisher.add_decayed(new, old, 0.5))
     np.testing.assert_array_equal(found["encoder/a"], [6, 12])
     np.testing.assert_array_equal(found["encoder/b"], [5])
     np.testing.assert_array_equal(found["head"], np.ones(3))
@@ -184,7 +184,7 @@ def test_the_penalties_of_several_tasks_are_one_but_for_a_constant():
     for part in parts:
         part["fisher"]["a"][0] = 0
     parts[1]["fisher"]["head"] = parts[1]["center"]["head"] = np.float32([7])
-    held = fisher.together(parts)
+    held = fisher.join_penalties(parts)
 
     def each(theta):
         return sum(p["fisher"]["a"] * (theta - p["center"]["a"]) ** 2 for p in parts)

@@ -67,7 +67,7 @@ def open_source(
 def write(path: Path, content: Content) -> None:
     """Writes a safetensors file; raises UserError for a model that it cannot hold."""
     writable.check_config(path, SOURCE, content, FIXED, kind="vit")
-    writable.check_nothing_beside(path, SOURCE, content)
+    writable.check_no_extras(path, SOURCE, content)
     writable.check_file(path, SOURCE, SUFFIX)
     writable.check_pooling(path, SOURCE, content, tuple(POOLING.values()))
     table = (

@@ -148,7 +148,7 @@ def source_options(format: str, known: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def rewordings(known: str, format: str) -> dict[str, str]:
-    """Returns {regular expression: replacement} for the errors of `weights`, see `reworded`.
+    """Returns {regular expression: replacement} for the errors of `weights`, see `reword_errors`.
 
     These errors name the arguments `known` and `format`; commands and configs have other
     names. known: text before the name of a field, as "--known=". format: name of the flag or

@@ -181,7 +181,7 @@ def write(path: Path, content: Content) -> None:
     """Writes a folder for `timm.create_model("local-dir:PATH", pretrained=True)`."""
     writable.check_config(path, SOURCE, content, FIXED, kind="vit")
     writable.check_no_decoder(path, SOURCE, content)
-    writable.check_nothing_beside(path, SOURCE, content, PLACES)
+    writable.check_no_extras(path, SOURCE, content, PLACES)
     writable.check_class_names(path, content)
     jsons = _jsons(content)
     if content.class_names:

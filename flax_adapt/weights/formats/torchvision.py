@@ -91,7 +91,7 @@ def open_source(
 def write(path: Path, content: Content) -> None:
     """Writes a safetensors file; raises UserError for a model that it cannot hold."""
     writable.check_config(path, SOURCE, content, FIXED, kind="resnet")
-    writable.check_nothing_beside(path, SOURCE, content)
+    writable.check_no_extras(path, SOURCE, content)
     writable.check_file(path, SOURCE, SUFFIX)
     tensors = translate.to_tensors(TABLE, content.leaves, content.config, "")
     writing.write_file(path, tensors, writing.save_safetensors)
