@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import optax
 from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -76,19 +77,56 @@ def begin_training(
     frozen = stage_frozen.build_frozen(
         StageStart(stage, model, params, fresh, examples, mesh)
     )
+    program = build_program(stage, model, params, statistics, fresh)
+    state = states.create(
+        program.params,
+        program.tx,
+        mesh,
+        seed=stage.seed,
+        frozen=frozen,
+        carry=program.carry,
+    )
+    if config.optim.solve is not None:
+        step = stage_solve.make_step(stage, model, params, examples, mesh)
+        return TrainingStart(state, step, report)
+    return TrainingStart(state, steps.make_train_step(*program.of_step(mesh)), report)
+
+
+class Program(NamedTuple):
+    """How a stage trains: its parameters with LoRA, loss, optimizer and `Carry`."""
+
+    params: Params
+    loss_fn: LossFn
+    tx: optax.GradientTransformation
+    accum_steps: int
+    carry: Carry
+
+    def of_step(self, mesh: Mesh) -> tuple[Any, ...]:
+        """Returns the arguments of `step.make_train_step`."""
+        return self.loss_fn, self.tx, mesh, self.accum_steps, self.carry
+
+
+def build_program(
+    stage: Stage,
+    model: nn.Module,
+    params: Params,
+    statistics: Params,
+    fresh: Collection[str],
+) -> Program:
+    """Returns how a stage trains.
+
+    params: initial parameters without LoRA, arrays or their shapes. statistics: initial
+    running statistics, arrays. fresh: names of the leaves of `params` that are new.
+    """
+    config = stage.config
     params, section, fresh = _with_adaptors(stage, params, fresh)
     tx = optim.build(section, config.num_steps, params, fresh)
-    carry = _carry(config, statistics)
-    state = states.create(params, tx, mesh, seed=stage.seed, frozen=frozen, carry=carry)
     loss_fn = make_loss(stage, model, config.data, train=True, fresh=fresh)
     loss_fn = optim.stop_frozen(loss_fn, section.freeze)
     if section.grad_reduce == "compute":
         loss_fn = steps.reduce_in_compute(loss_fn, model.dtype)
-    if section.solve is not None:
-        step = stage_solve.make_step(stage, model, params, examples, mesh)
-        return TrainingStart(state, step, report)
-    step = steps.make_train_step(loss_fn, tx, mesh, section.accum_steps, carry)
-    return TrainingStart(state, step, report)
+    carry = _carry(config, statistics)
+    return Program(params, loss_fn, tx, section.accum_steps, carry)
 
 
 def make_loss(

@@ -123,6 +123,25 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
     )
 
 
+def describe(tree: Any, mesh: Mesh) -> Any:
+    """Returns `jax.ShapeDtypeStruct`s of a tree of arrays or shapes, sharded by RULES."""
+    return jax.tree.map(
+        lambda leaf, laid_out: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=laid_out
+        ),
+        *(tree, tree_shardings(tree, mesh)),
+    )
+
+
+def describe_batch(batch: Any, mesh: Mesh) -> Batch:
+    """Returns the shapes of a global batch, split over ("data", "fsdp") as by `put_batch`."""
+    placed = NamedSharding(mesh, BATCH)
+    return jax.tree.map(
+        lambda rows: jax.ShapeDtypeStruct(rows.shape, rows.dtype, sharding=placed),
+        batch,
+    )
+
+
 def put(tree: Any, mesh: Mesh) -> Any:
     """Returns copies of host arrays (the same on every process), sharded by RULES."""
     shardings = tree_shardings(tree, mesh)

@@ -61,11 +61,10 @@ def create(
     without a gradient, such as a teacher. carry: arrays that every step updates without a
     gradient; `make_train_step` must get the same one.
     """
-    carried = carry.init(params, jax.random.fold_in(jax.random.key(seed), _CARRY))
+    extra = sharding.put(_init_extra(params, seed, carry), mesh)
     params = sharding.put(params, mesh)
     shapes = jax.eval_shape(tx.init, params)
     shardings = sharding.tree_shardings(shapes, mesh)
-    extra = sharding.put({"seed": jnp.uint32(seed), **carried}, mesh)
     return TrainState(
         step=sharding.put({"step": jnp.int32(0)}, mesh)["step"],
         params=params,
@@ -73,3 +72,30 @@ def create(
         frozen=sharding.put(frozen or {}, mesh),
         extra=extra,
     )
+
+
+def describe(
+    params: Params,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    seed: int,
+    frozen: Params,
+    carry: Carry = NOTHING_CARRIED,
+) -> TrainState:
+    """Returns the state that `create` makes, as shapes with shardings; nothing is computed.
+
+    params, frozen: shapes. The devices of `mesh` need not be there.
+    """
+
+    def init(params: Params, frozen: Params) -> TrainState:
+        extra = _init_extra(params, seed, carry)
+        return TrainState(jnp.int32(0), params, tx.init(params), frozen, extra)
+
+    return sharding.describe(jax.eval_shape(init, params, frozen), mesh)
+
+
+def _init_extra(params: Params, seed: int, carry: Carry) -> dict[str, Any]:
+    """Returns the initial `TrainState.extra`."""
+    carried = carry.init(params, jax.random.fold_in(jax.random.key(seed), _CARRY))
+    return {"seed": jnp.uint32(seed), **carried}

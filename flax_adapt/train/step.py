@@ -137,6 +137,41 @@ def make_train_step(
     the state was created with, else the step raises UserError. Raises UserError for
     accum_steps above 1 where `carry` needs whole batches.
     """
+    compiled = _jit_update(loss_fn, tx, mesh, accum_steps, carry)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        new, metrics = compiled(state.replace(frozen={}), state.frozen, batch)
+        return new.replace(frozen=state.frozen), metrics
+
+    return train_step
+
+
+def lower_train_step(
+    state: TrainState,
+    batch: Batch,
+    loss_fn: LossFn,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    accum_steps: int = 1,
+    carry: Carry = NOTHING_CARRIED,
+) -> jax.stages.Lowered:
+    """Returns the program of `make_train_step` before compilation; nothing is computed.
+
+    state, batch: shapes with shardings (`state.describe`); the devices of `mesh` may be those
+    of a topology that is not there.
+    """
+    compiled = _jit_update(loss_fn, tx, mesh, accum_steps, carry)
+    return compiled.lower(state.replace(frozen={}), state.frozen, batch)
+
+
+def _jit_update(
+    loss_fn: LossFn,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    accum_steps: int,
+    carry: Carry,
+) -> Any:
+    """Returns the jitted (state without frozen, frozen, batch) -> (state, metrics)."""
     if accum_steps > 1 and carry.whole_batches:
         raise UserError(
             f"optim.accum_steps={accum_steps} must be 1: the objective compares the "
@@ -168,13 +203,7 @@ def make_train_step(
         new = jax.lax.with_sharding_constraint(new, sharding.tree_shardings(new, mesh))
         return new, {**metrics, **_health(grads, new.params)}
 
-    compiled = jax.jit(update, donate_argnums=0)
-
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        new, metrics = compiled(state.replace(frozen={}), state.frozen, batch)
-        return new.replace(frozen=state.frozen), metrics
-
-    return train_step
+    return jax.jit(update, donate_argnums=0)
 
 
 def make_eval_step(loss_fn: LossFn, mesh: Mesh) -> EvalStep:
