@@ -28,8 +28,9 @@ Run     flax-adapt run --workdir=runs/x \
         steps, batch_size, lr  of learning a domain
         augment, dropout  of all training with labels, as in baseline_finetune (augment:
                   none | flip | crop)
-        finetune  True: fine-tune every model on every domain, with finetune_steps,
-                  finetune_batch_size, finetune_lr and seeds (number of runs)
+        finetune  True: fine-tune every model on every domain
+        finetune_steps, finetune_batch_size, finetune_lr  of that fine-tuning
+        seeds     number of fine-tuning runs of every model and domain
         per_class number of labelled examples of every class for fine-tuning and for the
                   probes (0: all)
         adaptor, regularizer, weight  of objective=glad, as in glad_finetune

@@ -3,13 +3,13 @@
 The results of benchmarks and the changelog are pages, too, from where they lie.
 """
 
-import importlib.util
 import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from flax_adapt import __main__, defaults
+from flax_adapt.base import arguments
 from flax_adapt.base import config as configs
 
 ROOT = Path(__file__).parent.parent
@@ -48,27 +48,9 @@ OTHERS = {
 }
 
 
-class _Asked(Exception):
-    """Carries the arguments of a config out of it, before it looks for weights or data."""
-
-
 def arguments_of(path: Path) -> dict[str, Any]:
     """Returns the arguments of a config file with their defaults."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    parse, configs.parse_arguments = configs.parse_arguments, _ask
-    try:
-        module.get_config()
-    except _Asked as asked:
-        return asked.args[0]
-    finally:
-        configs.parse_arguments = parse
-    return {}
-
-
-def _ask(arguments: str, **names: Any) -> None:
-    raise _Asked(names)
+    return configs.argument_defaults(str(path))
 
 
 def configs_page() -> str:
@@ -84,8 +66,21 @@ def configs_page() -> str:
     for name, path in configs.list_shipped().items():
         text = _docstring(path)
         lines += [f"## {name}", "", "```text", text, "```", ""]
-        lines += _table("argument", arguments_of(path))
+        lines += _argument_table(path)
     return "\n".join(lines)
+
+
+def _argument_table(path: Path) -> list[str]:
+    """Returns what `flax-adapt show --config=NAME` lists."""
+    rows = [
+        f"| `{one.name}` | {one.type} | `{one.default!r}` | {_cell(one.help)} |"
+        for one in arguments.arguments_of(str(path))
+    ]
+    return ["| argument | type | default | |", "|---|---|---|---|", *rows, ""]
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;")
 
 
 def _docstring(path: Path) -> str:

@@ -22,6 +22,7 @@ from absl import logging as absl_logging
 from flax_adapt.base import config, errors
 from flax_adapt.base.errors import NonFiniteError, Preempted, UserError
 from flax_adapt.base.version import __version__
+from flax_adapt.commands import typed
 from flax_adapt.commands.table import COMMANDS, REQUIRED
 
 
@@ -189,11 +190,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                 signal.signal(number, _stop)
         if command not in COMMANDS:
             known = ", ".join(COMMANDS)
-            raise UserError(f"{command!r} is no command; there are: {known}")
+            near = errors.suggest(command, COMMANDS)
+            raise UserError(f"{command!r} is no command; there are: {known}{near}")
         if {"-h", "--help"} & set(arguments):
             print(describe(command))
             return 0
-        _call(command, parse(command, arguments[1:]))
+        with typed.reworded(command, arguments[1:]):
+            _call(command, parse(command, arguments[1:]))
     except Preempted as stop:
         print(f"{stop}; run the same command to continue")
     except (UserError, OSError, NonFiniteError) as error:

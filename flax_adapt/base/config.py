@@ -2,13 +2,14 @@
 
 import ast
 import importlib.util
+import inspect
 import re
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from flax_adapt.base.errors import UserError, choose
+from flax_adapt.base.errors import UserError, choose, suggest
 from flax_adapt.base.paths import user_path
 
 _PACKAGE = Path(__file__).parent.parent
@@ -35,6 +36,13 @@ ADDED: dict[str, Any] = {
     r"(.*\.)?(augment|views\.\d+)\.erase_probability": 0.0,
     r"init_known\.weights": "",  # the usual set of weights of a file
 }
+
+
+ASK = "?"
+
+
+class Asked(Exception):
+    """Carries the default values of a config's arguments out of it, as its one argument."""
 
 
 def config_folder() -> Path:
@@ -72,18 +80,50 @@ def load(name: str) -> ConfigDict:
     Raises UserError if there is no such config, or if its file fails.
     """
     path, _, arguments = resolve(name).partition(":")
+    module = _module(name, path)
+    try:
+        return module.get_config(arguments) if arguments else module.get_config()
+    except (AttributeError, TypeError) as error:
+        raise _broken(name, path, error) from error
+
+
+def argument_defaults(name: str) -> dict[str, Any]:
+    """Returns {argument: default} of a config; {} for one that takes no arguments.
+
+    name: as of `load`. The config looks for no weights and no data.
+    """
+    path = resolve(name).partition(":")[0]
+    module = _module(name, path)
+    get_config = getattr(module, "get_config", None)
+    try:
+        if get_config is not None and inspect.signature(get_config).parameters:
+            get_config(ASK)
+    except Asked as asked:
+        return dict(asked.args[0])
+    return {}
+
+
+def typed_arguments(name: str) -> dict[str, str]:
+    """Returns {argument: value} as typed in `NAME:argument=value,...`."""
+    pairs = (item.partition("=") for item in _ARGUMENT.findall(name.partition(":")[2]))
+    return {key: value.strip("\"'") for key, _, value in pairs}
+
+
+def _module(name: str, path: str) -> Any:
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     assert spec is not None  # it is a .py file
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        return module.get_config(arguments) if arguments else module.get_config()
     except (AttributeError, ImportError, SyntaxError, TypeError) as error:
-        kind = type(error).__name__
-        raise UserError(
-            f"--config={name}: {path} does not work: {kind}: {error}"
-        ) from error
+        raise _broken(name, path, error) from error
+    return module
+
+
+def _broken(name: str, path: str, error: Exception) -> UserError:
+    kind = type(error).__name__
+    return UserError(f"--config={name}: {path} does not work: {kind}: {error}")
 
 
 def summary(path: Path) -> str:
@@ -95,8 +135,11 @@ def parse_arguments(text: str, **defaults: Any) -> ConfigDict:
     """Returns the fields of `defaults` as `a=1,b=x` sets them, each of its default's type.
 
     A value with a comma is quoted: `dataset="folder:/data/a,b",init=x`. Raises UserError
-    for an unknown name or a value of another type.
+    for an unknown name or a value of another type. For the text ASK nothing is parsed, and
+    `Asked` carries the defaults to `flax_adapt.base.arguments`.
     """
+    if text == ASK:
+        raise Asked(defaults)
     arguments, before = ConfigDict(defaults), ""
     for item in _ARGUMENT.findall(text):
         name, equals, value = item.partition("=")
@@ -104,7 +147,10 @@ def parse_arguments(text: str, **defaults: Any) -> ConfigDict:
             _refuse_comma(before, item)
         if name not in defaults or not equals:
             known = ", ".join(f"{key}={value!r}" for key, value in defaults.items())
-            raise UserError(f"config argument {item!r} is unknown; there are: {known}")
+            near = suggest(name, defaults)
+            raise UserError(
+                f"config argument {item!r} is unknown; there are: {known}{near}"
+            )
         quoted = len(value) > 1 and value[0] in "\"'" and value[0] == value[-1]
         value = value[1:-1] if quoted else value
         arguments[name] = _convert(name, value, type(defaults[name]))

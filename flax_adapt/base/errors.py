@@ -1,6 +1,7 @@
 """Exceptions that end a command: a user's mistake, a breakdown of a run, a stop."""
 
 import contextlib
+import difflib
 import errno
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -48,7 +49,15 @@ def choose(what: str, name: str, table: Mapping[str, T]) -> T:
 
 def unknown(what: str, name: str, choices: Iterable[str]) -> str:
     """Returns the message that a field names none of its choices."""
-    return f"{what}={name!r} is unknown; choose one of {sorted(choices)}"
+    known = sorted(choices)
+    return f"{what}={name!r} is unknown; choose one of {known}{suggest(name, known)}"
+
+
+def suggest(name: str, choices: Iterable[str]) -> str:
+    """Returns "; did you mean 'NAME'?" for the choice that is spelled most alike, or ""."""
+    lower = {choice.lower(): choice for choice in map(str, choices)}
+    near = difflib.get_close_matches(str(name).lower(), lower, n=1)
+    return f"; did you mean {lower[near[0]]!r}?" if near else ""
 
 
 def full_disk(error: BaseException | None) -> str | None:

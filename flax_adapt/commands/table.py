@@ -93,6 +93,16 @@ COMMANDS = {
             **_INIT_FORMAT,
         },
     ),
+    "show": Command(
+        "show",
+        "Lists the arguments of a config, or with --fields every field that it resolves to.",
+        False,
+        {
+            "config": (REQUIRED, "file or shipped name, NAME:argument=value,..."),
+            "fields": (False, "the fields of the resolved config, with their values"),
+            "json": (False, "as JSON, with all that is said of each argument"),
+        },
+    ),
     "configs": Command(
         "list_configs",
         "Lists the shipped configs with the first line of their docstrings.",

@@ -114,7 +114,7 @@ def test_features_of_a_tokenizer_that_is_not_the_models_are_refused(
     assert "the tokenizer has 89 tokens but the model 88" in error
     code, _, error = main("features", f"--init={files}/bert", *flags, "--seq_len=17")
     assert code == 2
-    assert "rows of 17 tokens (data.seq_len) are longer than the 16" in error
+    assert "rows of 17 tokens (--seq_len) are longer than the 16" in error
 
 
 def test_numbers_as_labels_stay_numbers(main, files, tmp_path):

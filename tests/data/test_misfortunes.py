@@ -59,7 +59,7 @@ FOLDERS = {
 }
 # Whatever the kind: fields of the section, and what the line says.
 SETTINGS = {
-    "another split": (dict(split="val"), "data.split='val'"),
+    "another split": (dict(split="val"), "split='val'"),
     "another modality": (dict(), "is unknown; choose one of ["),
     "missing": (dict(), "there is no such"),
     "no scheme": (dict(source="nowhere"), "must be SCHEME:WHAT"),

@@ -6,33 +6,13 @@ import types
 
 import pytest
 from support import tiny
-from support.mistakes import FIRST, MISTAKES
+from support.mistakes import MISTAKES, spoilt
 
 import flax_adapt
 from flax_adapt.base.checks import Check, Row, one_of
 from flax_adapt.base.errors import UserError
 from flax_adapt.objectives import ema
 from flax_adapt.stage import check
-
-
-def changed(section, field, value):
-    """The section with another value in `field`, such as "replay.data.1.label_kind"."""
-    name, _, rest = field.partition(".")
-    key = int(name) if isinstance(section, tuple) else name
-    new = changed(section[key], rest, value) if rest else value
-    if isinstance(section, tuple):
-        return (*section[:key], new, *section[key + 1 :])
-    return {**section, key: new}
-
-
-def spoilt(text):
-    """The config of a mistake, in its last stage."""
-    section, changes, experiment = MISTAKES[text]
-    for field, value in changes.items():
-        section = changed(section, field, value)
-    # Only models of images follow the first stage.
-    stages = (section,) if experiment else (FIRST, section)
-    return tiny.experiment(*stages, **experiment)
 
 
 @pytest.mark.parametrize("text", MISTAKES)

@@ -258,3 +258,23 @@ MISTAKES = {
     ),
     "but the config's `init` is empty": (WARM, {"init_from": "pretrained"}, {}),
 }
+
+
+def changed(section, field, value):
+    """The section with another value in `field`, such as "replay.data.1.label_kind"."""
+    name, _, rest = field.partition(".")
+    key = int(name) if isinstance(section, tuple) else name
+    new = changed(section[key], rest, value) if rest else value
+    if isinstance(section, tuple):
+        return (*section[:key], new, *section[key + 1 :])
+    return {**section, key: new}
+
+
+def spoilt(text):
+    """The config of a mistake, in its last stage."""
+    section, changes, experiment = MISTAKES[text]
+    for field, value in changes.items():
+        section = changed(section, field, value)
+    # Only models of images follow the first stage.
+    stages = (section,) if experiment else (FIRST, section)
+    return tiny.experiment(*stages, **experiment)
