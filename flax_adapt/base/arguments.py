@@ -57,7 +57,7 @@ def docstring(path: Path) -> str:
 
 def _lines_of(path: Path, seen: set[str]) -> dict[str, str]:
     """Returns {argument: its line} of a docstring, and of those that it refers to."""
-    text, shipped = docstring(path), configs.shipped()
+    text, shipped = docstring(path), configs.list_shipped()
     own = _entries(text.partition("\nExpect")[0])
     named = re.findall(r"\w+", " ".join(_AS_IN.findall(" ".join(text.split()))))
     for other in dict.fromkeys(name for name in named if name in shipped):

@@ -9,7 +9,7 @@ from flax_adapt.base import config as configs
 from flax_adapt.commands.table import COMMANDS
 
 
-@pytest.mark.parametrize("name", configs.shipped())
+@pytest.mark.parametrize("name", configs.list_shipped())
 def test_every_argument_of_every_config_has_a_type_a_default_and_a_line(name):
     found = arguments.arguments_of(name)
     assert {one.name: one.default for one in found} == configs.argument_defaults(name)
