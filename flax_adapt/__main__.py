@@ -13,6 +13,7 @@ import re
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,6 +25,9 @@ from flax_adapt.base.errors import NonFiniteError, Preempted, UserError
 from flax_adapt.base.version import __version__
 from flax_adapt.commands import typed
 from flax_adapt.commands.table import COMMANDS, REQUIRED
+
+# What the libraries say whose collective operation another process left.
+_PEER_IS_GONE = re.compile("Gloo|NCCL|[Cc]onnection (closed|reset)|Socket closed")
 
 
 def usage() -> str:
@@ -202,9 +206,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UserError, OSError, NonFiniteError) as error:
         return _refuse(error, 1 if isinstance(error, NonFiniteError) else 2)
     except Exception as error:
-        if errors.full_disk(error) is None:
-            raise
-        return _refuse(error, 2)
+        if errors.full_disk(error) is not None:
+            return _refuse(error, 2)
+        if _has_peers():
+            return _break_down(error)
+        raise
     return 0
 
 
@@ -224,15 +230,30 @@ def _refuse(error: Exception, code: int) -> int:
     return _leave(code)
 
 
+def _break_down(error: Exception) -> int:
+    """Prints one line where a connection to another process broke, else the traceback."""
+    if _PEER_IS_GONE.search(str(error)):
+        text = _one_line(error)[:200]
+        lost = f"another process is gone ({text}); start all processes again to go on"
+        return _refuse(UserError(lost), 1)
+    traceback.print_exc()
+    return _leave(1)
+
+
+def _has_peers() -> bool:
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized()
+
+
 def _leave(code: int) -> int:
     """Ends at once where there are other processes.
 
     An ordinary exit waits for all to exit, and the others may wait for this one: then
     all would hang for minutes, and be aborted without this exit code.
     """
-    jax = sys.modules.get("jax")
-    if jax is not None and jax.distributed.is_initialized():
+    if _has_peers():
         sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(code)
     return code
 

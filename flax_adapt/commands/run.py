@@ -5,7 +5,7 @@ from typing import Any
 import jax
 
 from flax_adapt.base.paths import user_path
-from flax_adapt.commands import jax_settings
+from flax_adapt.commands import jax_settings, processes
 from flax_adapt.experiment import recipe
 
 
@@ -16,10 +16,11 @@ def run(
     coordinator: str,
     num_processes: int,
     process_id: int,
+    peer_timeout: int,
 ) -> None:
     """Runs every stage of a config in a workdir, or continues it; prints the results."""
     folder = user_path(workdir)
-    jax_settings.join_processes(coordinator, num_processes, process_id)
+    processes.join(coordinator, num_processes, process_id, peer_timeout)
     jax_settings.set_jax_up(folder, config.precision)
     done = recipe.is_done(config, folder)
     rows = recipe.run(config, folder, force=force)

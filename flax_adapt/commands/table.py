@@ -17,11 +17,12 @@ class Command(NamedTuple):
     flags: dict[str, tuple[Any, str]]
 
 
-_RUN = {
-    "workdir": (REQUIRED, "folder of the run; the same command continues it"),
-    "coordinator": ("", "host:port of process 0 ('auto' on a TPU pod or under SLURM)"),
+_WORKDIR = {"workdir": (REQUIRED, "folder of the run; the same command continues it")}
+_PROCESSES: dict[str, tuple[Any, str]] = {
+    "coordinator": ("", "host:port of process 0 ('auto': TPU, SLURM, GKE, Open MPI)"),
     "num_processes": (1, "number of processes, with --coordinator=host:port"),
     "process_id": (0, "this process, 0 to num_processes - 1"),
+    "peer_timeout": (60, "seconds without another process after which this one ends"),
 }
 _FORMATS = "huggingface, timm, torchvision, facebook_mae, big_vision, orbax"
 _INIT_FORMAT = {"init_format": ("", f"{_FORMATS}; '': what it looks like")}
@@ -30,13 +31,17 @@ COMMANDS = {
         "run",
         "Runs every stage of a config in a workdir, or continues it; prints the results.",
         True,
-        {**_RUN, "force": (False, "go on although the config of the workdir differs")},
+        {
+            **_WORKDIR,
+            **_PROCESSES,
+            "force": (False, "go on although the config of the workdir differs"),
+        },
     ),
     "eval": Command(
         "evaluate",
         "kNN, linear probe and drift of every finished stage of a workdir.",
         True,
-        {"workdir": _RUN["workdir"]},
+        _WORKDIR,
     ),
     "features": Command(
         "features",

@@ -20,7 +20,7 @@ PATHS = {
     "configs": set(),
 }
 OTHERS = {
-    "run": {"coordinator", "num_processes", "process_id", "force"},
+    "run": {"coordinator", "num_processes", "process_id", "peer_timeout", "force"},
     "eval": set(),
     "features": {
         *("split", "pooling", "batch_size", "precision", "max_bad_fraction", "seq_len"),
