@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from flax_adapt.base import checks, errors
 from flax_adapt.data import replay
 from flax_adapt.data.drawing import OneDomain
-from flax_adapt.data.drawing import sections as replay_sections
+from flax_adapt.data.drawing import list_sections as replay_sections
 from flax_adapt.data.examples import ImageExamples, open_images
 from flax_adapt.data.replay import ReplayExamples
 from flax_adapt.data.texts.text import TextExamples, open_texts

@@ -47,13 +47,13 @@ class Source:
         """The source of these rows (int [m]), in this order."""
         return dataclasses.replace(
             self,
-            names=Picked(self.names, rows),
+            names=SelectedNames(self.names, rows),
             read=lambda i: self.read(int(rows[i])),
             read_labels=lambda: self.labels[rows],
         )
 
 
-def union(sources: Sequence[Source]) -> Source:
+def join_sources(sources: Sequence[Source]) -> Source:
     """All examples of several sources, one after the other; one source stays itself.
 
     Where they do not name the same classes there are none, and no labels.
@@ -65,7 +65,7 @@ def union(sources: Sequence[Source]) -> Source:
     is_labelled = len(classes) == 1
 
     def read(i: int) -> tuple[Any, float]:
-        number = origin(ends, i)
+        number = source_numbers(ends, i)
         first = ends[number] - len(sources[number])
         item, label = sources[number].read(int(i - first))
         return item, label if is_labelled else UNLABELLED
@@ -76,7 +76,7 @@ def union(sources: Sequence[Source]) -> Source:
 
     return Source(
         where=" + ".join(source.where for source in sources),
-        names=functools.reduce(Chained, [source.names for source in sources]),
+        names=functools.reduce(JoinedNames, [source.names for source in sources]),
         class_names=next(iter(classes)) if is_labelled else (),
         read=read,
         read_labels=read_labels,
@@ -84,12 +84,12 @@ def union(sources: Sequence[Source]) -> Source:
     )
 
 
-def origin(ends: np.ndarray, rows: Any) -> Any:
+def source_numbers(ends: np.ndarray, rows: Any) -> Any:
     """Which of several sources the rows of their union are of; ends: where each ends."""
     return np.searchsorted(ends, rows, side="right")
 
 
-class Picked(Sequence[str]):
+class SelectedNames(Sequence[str]):
     """Some of the names, by row."""
 
     def __init__(self, names: Sequence[str], rows: np.ndarray):
@@ -105,7 +105,7 @@ class Picked(Sequence[str]):
         return self._names[int(rows)]
 
 
-class Chained(Sequence[str]):
+class JoinedNames(Sequence[str]):
     """The names of two sets, one after the other."""
 
     def __init__(self, first: Sequence[str], second: Sequence[str]):
@@ -122,7 +122,7 @@ class Chained(Sequence[str]):
         return self._second[here] if here >= 0 else self._first[row]
 
 
-class Lines(Sequence[str]):
+class LineNames(Sequence[str]):
     """Names of the rows of a file: `train.jsonl:17`."""
 
     def __init__(self, file: str, numbers: np.ndarray):
@@ -137,7 +137,7 @@ class Lines(Sequence[str]):
         return f"{self._file}:{self._numbers[i]}"
 
 
-class Numbered(Sequence[str]):
+class NumberedNames(Sequence[str]):
     """Names for examples that have none of their own: `prefix/000017`."""
 
     def __init__(self, prefix: str, count: int):

@@ -7,7 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from flax_adapt.base import errors
-from flax_adapt.data.base import Numbered, Source
+from flax_adapt.data.base import NumberedNames, Source
 
 
 def open_builtin(name: str, config_data: ConfigDict) -> Source:
@@ -21,7 +21,7 @@ def open_builtin(name: str, config_data: ConfigDict) -> Source:
     images, labels = load()
     return Source(
         where=f"builtin:{name}",
-        names=Numbered(name, len(images)),
+        names=NumberedNames(name, len(images)),
         class_names=tuple(str(digit) for digit in range(10)),
         read=lambda i: (images[i], int(labels[i])),
         read_labels=lambda: labels,

@@ -13,7 +13,7 @@ from flax_adapt.data.images import folder
 _MOST = 5  # classes that a message names
 
 
-class Labelled(Protocol):
+class LabelledExamples(Protocol):
     """What is asked of examples: the section they were opened from, and their labels."""
 
     config: ConfigDict
@@ -25,7 +25,7 @@ class Labelled(Protocol):
     def class_names(self) -> tuple[str, ...]: ...
 
 
-def check_several(examples: Labelled) -> None:
+def check_several(examples: LabelledExamples) -> None:
     """Raises UserError where all labels are of one class: every answer would be right."""
     counts = count_classes(examples)
     if len(counts) != 1:
@@ -38,7 +38,7 @@ def check_several(examples: Labelled) -> None:
     )
 
 
-def check_known(train: Labelled, test: Labelled) -> None:
+def check_known(train: LabelledExamples, test: LabelledExamples) -> None:
     """Raises UserError where the test data have a class without a training example.
 
     No classifier could name it, so that its examples would all count as wrong.
@@ -56,7 +56,7 @@ def check_known(train: Labelled, test: Labelled) -> None:
     )
 
 
-def check_same(train: Labelled, test: Labelled) -> None:
+def check_same(train: LabelledExamples, test: LabelledExamples) -> None:
     """`check_known`, and a UserError where label numbers mean other classes."""
     check_known(train, test)
     if train.class_names != test.class_names:
@@ -66,7 +66,7 @@ def check_same(train: Labelled, test: Labelled) -> None:
         )
 
 
-def count_classes(examples: Labelled) -> dict[str, int]:
+def count_classes(examples: LabelledExamples) -> dict[str, int]:
     """Class name -> number of examples, of those that have any; in the order of names."""
     labels = examples.labels
     if labels.dtype.kind == "f":
@@ -76,7 +76,7 @@ def count_classes(examples: Labelled) -> dict[str, int]:
     return {name: count for name, count in zip(names, counts, strict=True) if count}
 
 
-def describe(examples: Labelled) -> str:
+def describe(examples: LabelledExamples) -> str:
     """The source and the split, for messages."""
     return f"{examples.config.source} {examples.config.split}"
 

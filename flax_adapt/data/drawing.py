@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 OneDomain: TypeAlias = ImageExamples | TextExamples
 # What there is to draw from, and how examples are made of what was drawn.
-Opened: TypeAlias = tuple[list[Source], Callable[[Source], OneDomain]]
+OpenedSources: TypeAlias = tuple[list[Source], Callable[[Source], OneDomain]]
 _DRAW = 1
 
 
@@ -33,23 +33,25 @@ class BadOfSeveral:
         return len(self.names)
 
 
-class Drawn(NamedTuple):
+class DrawnExamples(NamedTuple):
     """What was drawn, and which of several sources each of it is of, int [m]."""
 
     source: Source
     origins: np.ndarray
 
 
-def sections(config_replay: ConfigDict) -> tuple[ConfigDict, ...]:
+def list_sections(config_replay: ConfigDict) -> tuple[ConfigDict, ...]:
     """The data sections that are replayed."""
     data = config_replay.data
     return data if isinstance(data, tuple) else (data,)
 
 
-def draw(sources: list[Source], target: OneDomain, config_replay: ConfigDict) -> Drawn:
+def draw_examples(
+    sources: list[Source], target: OneDomain, config_replay: ConfigDict
+) -> DrawnExamples:
     """A larger ratio keeps what a smaller one drew; in the order of the sources."""
-    whole, seed = base.union(sources), config_replay.seed
-    count, field, told = _how_many(target, len(whole), config_replay)
+    whole, seed = base.join_sources(sources), config_replay.seed
+    count, field, told = _choose_count(target, len(whole), config_replay)
     if not 0 < count <= len(whole):
         raise errors.UserError(
             f"{field} asks for {count} of the {len(whole)} examples of {whole.where};"
@@ -62,10 +64,10 @@ def draw(sources: list[Source], target: OneDomain, config_replay: ConfigDict) ->
     )
     rows = np.sort(rows)
     ends = np.cumsum([len(source) for source in sources])
-    return Drawn(whole.take(rows), base.origin(ends, rows))
+    return DrawnExamples(whole.take(rows), base.source_numbers(ends, rows))
 
 
-def _how_many(
+def _choose_count(
     target: OneDomain, num_whole: int, config_replay: ConfigDict
 ) -> tuple[int, str, str]:
     """Returns the number of examples to draw, the field that asks for it, and for what."""
@@ -83,12 +85,12 @@ def _how_many(
     )
 
 
-def _images(data: tuple[ConfigDict, ...], bad_log: str) -> Opened:
+def _open_image_sources(data: tuple[ConfigDict, ...], bad_log: str) -> OpenedSources:
     opened = [open_images(section, bad_log).source for section in data]
     return opened, lambda drawn: ImageExamples(drawn, data[0], bad_log)
 
 
-def _texts(data: tuple[ConfigDict, ...], bad_log: str) -> Opened:
+def _open_text_sources(data: tuple[ConfigDict, ...], bad_log: str) -> OpenedSources:
     opened = [text.open_documents(section, bad_log) for section in data]
     names = [name for _, bad_files in opened for name in bad_files.names]
     bad_files: Any = BadOfSeveral(tuple(names))
@@ -97,7 +99,7 @@ def _texts(data: tuple[ConfigDict, ...], bad_log: str) -> Opened:
     )
 
 
-SOURCES: dict[str, Callable[[tuple[ConfigDict, ...], str], Opened]] = {
-    "image": _images,
-    "text": _texts,
+SOURCES: dict[str, Callable[[tuple[ConfigDict, ...], str], OpenedSources]] = {
+    "image": _open_image_sources,
+    "text": _open_text_sources,
 }

@@ -1,7 +1,7 @@
 """Files of a data folder: its splits, what lies below them, what was meant by a wrong path.
 
 Folders that other programs leave behind are never read: hidden ones (`.git`,
-`.ipynb_checkpoints`, `.thumbnails`) and those of LEFT_BEHIND. What is not read is named in
+`.ipynb_checkpoints`, `.thumbnails`) and those of IGNORED_FOLDERS. What is not read is named in
 one line, once.
 """
 
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 SPLITS = frozenset(("train", "test", "val", "validation", "valid", "dev"))
 # Lower case: of network drives, archives, recycle bins, repaired disks, Python.
-LEFT_BEHIND = frozenset(
+IGNORED_FOLDERS = frozenset(
     ("@eadir", "@recycle", "#recycle", "#snapshot", "__macosx", "__pycache__")
 ) | {"lost+found", "system volume information", "$recycle.bin"}
 
@@ -32,29 +32,29 @@ def warn_once(text: str) -> None:
 
 def is_ignored(name: str) -> bool:
     """Whether a folder is hidden or left behind by another program."""
-    return name.startswith(".") or name.lower() in LEFT_BEHIND
+    return name.startswith(".") or name.lower() in IGNORED_FOLDERS
 
 
-def folders_of(root: pathlib.Path) -> list[pathlib.Path]:
+def list_folders(root: pathlib.Path) -> list[pathlib.Path]:
     """The folders directly in `root` that are read, sorted by name."""
     children = sorted(child for child in root.iterdir() if child.is_dir())
     return [child for child in children if not is_ignored(child.name)]
 
 
-def split_folders(root: pathlib.Path, split: str) -> dict[str, pathlib.Path]:
+def find_split_folders(root: pathlib.Path, split: str) -> dict[str, pathlib.Path]:
     """Every split of `root`, the asked one among them; {"train": root} without any."""
-    folders = folders_of(root)
-    found = named_splits({folder.name: folder for folder in folders}, split)
+    folders = list_folders(root)
+    found = find_named_splits({folder.name: folder for folder in folders}, split)
     others = [folder.name for folder in folders if folder not in found.values()]
     if split in found:
         if others:
             warn_once(f"{root}: not a split, so not read: {others}")
         return found
     if found:
-        beside_them = f", and beside it {few(others)}" if others else ""
+        more = f", and beside it {list_few(others)}" if others else ""
         raise errors.UserError(
             f"data.split={split!r}: {root} has no such folder; it has"
-            f" {sorted(found)}{beside_them}"
+            f" {sorted(found)}{more}"
         )
     if split != "train":
         raise errors.UserError(
@@ -65,7 +65,9 @@ def split_folders(root: pathlib.Path, split: str) -> dict[str, pathlib.Path]:
     return {"train": root}
 
 
-def named_splits(paths: dict[str, pathlib.Path], split: str) -> dict[str, pathlib.Path]:
+def find_named_splits(
+    paths: dict[str, pathlib.Path], split: str
+) -> dict[str, pathlib.Path]:
     """Those of the named paths that are splits by their name, or the asked one.
 
     Train and TEST are splits too, but an exact name wins.
@@ -93,12 +95,12 @@ def list_files(root: pathlib.Path, endings: Set[str]) -> Listing:
         ignored |= {child for child in children if is_ignored(child)}
         # A leading dot also covers the ._* files that macOS leaves behind.
         for name in (name for name in names if not name.startswith(".")):
-            if ending(name) in endings:
+            if ending_of(name) in endings:
                 found.append((folder / name).relative_to(root))
             else:
-                others[ending(name) or "without an ending"] += 1
+                others[ending_of(name) or "without an ending"] += 1
     read = {file.parts[0] for file in found}
-    barren = [child.name for child in folders_of(root) if child.name not in read]
+    barren = [child.name for child in list_folders(root) if child.name not in read]
     unread = _describe_unread(endings, others, barren, sorted(ignored))
     return Listing(sorted(found, key=lambda file: file.as_posix()), unread)
 
@@ -114,13 +116,13 @@ def _describe_unread(
         counts = ", ".join(f"{count} {name}" for name, count in others.most_common(6))
         parts.append(f"files of other endings ({counts}; read are {sorted(endings)})")
     if barren:
-        parts.append(f"the folders {few(barren)}, which hold no file that is read")
+        parts.append(f"the folders {list_few(barren)}, which hold no file that is read")
     if ignored:
-        parts.append(f"{few(ignored)}, which other programs leave behind")
+        parts.append(f"{list_few(ignored)}, which other programs leave behind")
     return "; ".join(parts)
 
 
-def few(names: Sequence[str]) -> str:
+def list_few(names: Sequence[str]) -> str:
     """Up to ten names, for messages."""
     more = f" and {len(names) - 10} more" if len(names) > 10 else ""
     return f"{list(names[:10])}{more}"
@@ -149,12 +151,12 @@ def _loops(folder: str, child: str) -> bool:
     return os.path.islink(path) and os.path.commonpath((here, there)) == there
 
 
-def ending(name: str) -> str:
+def ending_of(name: str) -> str:
     """The ending in lower case, such as ".png"."""
     return os.path.splitext(name)[1].lower()
 
 
-def beside(path: pathlib.Path, kinds: str) -> str:
+def describe_neighbours(path: pathlib.Path, kinds: str) -> str:
     """What there is in the nearest folder that exists: most mistakes are typing.
 
     `kinds` is "folders", or "files" to list those too.

@@ -55,7 +55,7 @@ class Mixture(NamedTuple):
 def joint(mixture: Mixture, batch_size: int, seed: int) -> "grain.MapDataset":
     """An epoch is the union of both domains, shuffled: each of its rows exactly once."""
     union = _stream(mixture.num_target + mixture.num_source, seed, _UNION)
-    return _endless(lambda k: union(k * batch_size, (k + 1) * batch_size))
+    return _make_order(lambda k: union(k * batch_size, (k + 1) * batch_size))
 
 
 def uniform(mixture: Mixture, batch_size: int, seed: int) -> "grain.MapDataset":
@@ -111,7 +111,7 @@ def _two_streams(
     """
     target = _stream(mixture.num_target, seed, _TARGET)
     source = _stream(mixture.num_source, seed, _SOURCE)
-    taken = _Taken(count)
+    taken = _RunningCounts(count)
 
     def rows(k: int) -> np.ndarray:
         begin, end = taken.before(k), taken.before(k + 1)
@@ -124,10 +124,10 @@ def _two_streams(
         index_B[is_source_B] = mixture.num_target + source(begin, end)
         return index_B
 
-    return _endless(rows)
+    return _make_order(rows)
 
 
-def _endless(rows: Callable[[int], np.ndarray]) -> "grain.MapDataset":
+def _make_order(rows: Callable[[int], np.ndarray]) -> "grain.MapDataset":
     import grain
 
     return grain.MapDataset.range(sys.maxsize).map(rows)
@@ -153,7 +153,7 @@ def _stream(count: int, *seed: int) -> Callable[[int, int], np.ndarray]:
     return part
 
 
-class _Taken:
+class _RunningCounts:
     """Running sums of the counts of all batches; safe to share by threads."""
 
     def __init__(self, count: Callable[[int], int]):

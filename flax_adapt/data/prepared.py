@@ -19,7 +19,7 @@ INFO = "dataset_info.json"
 
 
 @dataclasses.dataclass(frozen=True)
-class Prepared:
+class PreparedDataset:
     """A prepared data set: what TFDS knows of it, and `count` examples of a split."""
 
     where: str
@@ -49,7 +49,7 @@ class Prepared:
                 " download_and_prepare(file_format='array_record')"
             ) from error
         except (OSError, RuntimeError, ValueError) as error:
-            raise damaged(self.builder.data_dir, error) from error
+            raise damage_error(self.builder.data_dir, error) from error
 
 
 class Records:
@@ -62,7 +62,7 @@ class Records:
         try:
             return len(self._source)
         except (OSError, RuntimeError, ValueError) as error:
-            raise damaged(self._folder, error) from error
+            raise damage_error(self._folder, error) from error
 
     def __getitem__(self, i: int) -> Any:
         try:
@@ -70,10 +70,10 @@ class Records:
         except UnicodeDecodeError:
             raise
         except (OSError, RuntimeError, ValueError) as error:
-            raise damaged(self._folder, error) from error
+            raise damage_error(self._folder, error) from error
 
 
-def damaged(folder: Any, error: Exception) -> errors.UserError:
+def damage_error(folder: Any, error: Exception) -> errors.UserError:
     """What is said of a prepared data set that cannot be read."""
     why = " ".join(str(error).split())[:200]
     return errors.UserError(
@@ -81,46 +81,46 @@ def damaged(folder: Any, error: Exception) -> errors.UserError:
     )
 
 
-def open_prepared(name: str, config_data: ConfigDict) -> Prepared:
+def open_prepared(name: str, config_data: ConfigDict) -> PreparedDataset:
     """Opens NAME[:config] of the highest version there is; `split` may be a slice."""
     # Imported when asked for: it takes seconds.
     import tensorflow_datasets as tfds
 
     where = f"tfds:{name} {config_data.split}"
-    folder = _find(name, config_data.data_dir)
+    folder = _find_folder(name, config_data.data_dir)
     try:
         builder = tfds.builder_from_directory(folder)
     except Exception as error:
         # Damaged JSON makes protobuf and TFDS raise errors of many kinds.
-        raise damaged(folder, error) from error
-    count = _count(builder.info, config_data.split, where)
-    return Prepared(where, folder, builder, count)
+        raise damage_error(folder, error) from error
+    count = _count_examples(builder.info, config_data.split, where)
+    return PreparedDataset(where, folder, builder, count)
 
 
-def kinds(features: dict[str, Any]) -> dict[str, str]:
+def describe_features(features: dict[str, Any]) -> dict[str, str]:
     """The features and their types, for messages."""
     return {key: type(value).__name__ for key, value in features.items()}
 
 
-def _find(name: str, data_dir: str) -> "epath.Path":
+def _find_folder(name: str, data_dir: str) -> "epath.Path":
     """The folder of the highest prepared version of NAME[:config]."""
     from etils import epath
 
     default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
     root = epath.Path(expand_user(data_dir or default))
     folder = root / name.replace(":", "/")
-    versions = sorted(_versions(folder), key=_version)
+    versions = sorted(_list_versions(folder), key=_parse_version)
     if versions:
         return versions[-1]
     raise errors.UserError(
         f"data.source='tfds:{name}' is not prepared in data.data_dir={str(root)!r};"
-        f" there is {sorted(_prepared(root)) or 'nothing'}; prepare it once with"
+        f" there is {sorted(_list_prepared(root)) or 'nothing'}; prepare it once with"
         f" `pip install 'flax-adapt[build]'` and `tfds build {name.replace(':', '/')}"
         f" --file_format=array_record --data_dir={root}`"
     )
 
 
-def _versions(folder: "epath.Path") -> "Iterator[epath.Path]":
+def _list_versions(folder: "epath.Path") -> "Iterator[epath.Path]":
     """`folder` itself where the version was named, else the versions in it."""
     if (folder / INFO).exists():
         yield folder
@@ -129,18 +129,18 @@ def _versions(folder: "epath.Path") -> "Iterator[epath.Path]":
         yield from (child for child in children if (child / INFO).exists())
 
 
-def _version(folder: "epath.Path") -> list[int]:
+def _parse_version(folder: "epath.Path") -> list[int]:
     return [int(number) for number in re.findall(r"\d+", folder.name)]
 
 
-def _prepared(root: "epath.Path") -> set[str]:
+def _list_prepared(root: "epath.Path") -> set[str]:
     """NAME or NAME:config of everything that is there."""
     found = [*root.glob(f"*/*/{INFO}"), *root.glob(f"*/*/*/{INFO}")]
     parts = (file.parent.parent.relative_to(root).parts for file in found)
     return {":".join(part) for part in parts}
 
 
-def _count(info: Any, split: str, where: str) -> int:
+def _count_examples(info: Any, split: str, where: str) -> int:
     """Examples of `split`, which may be a slice or a sum."""
     there = {key: value.num_examples for key, value in info.splits.items()}
     try:

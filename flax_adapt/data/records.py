@@ -26,7 +26,7 @@ class BrokenRow(Exception):
     """A row that cannot be used; the text is the reason."""
 
 
-class Gathered(NamedTuple):
+class GatheredRows(NamedTuple):
     """What the rows of a split hold, in order; values are class names or numbers.
 
     `keys` are those of the good rows; `broken` is name -> reason.
@@ -38,23 +38,26 @@ class Gathered(NamedTuple):
     broken: dict[str, str]
 
 
-def gather(
+def gather_rows(
     rows: Iterable[tuple[Any, Fields]],
     config_data: ConfigDict,
     where: str,
     name_of: Callable[[Any], str],
-) -> Gathered:
+) -> GatheredRows:
     """Sorts the rows into good and broken; a field that no row has is an error.
 
     `name_of` gives the name of a row from its key, such as FILE:LINE from a line.
     """
-    good = Gathered([], [], [], {})
+    good = GatheredRows([], [], [], {})
     seen: set[str] = set()
     for key, fields in rows:
         if not isinstance(fields, str):
             seen.update(fields)
         try:
-            texts, value = texts_of(fields, config_data), value_of(fields, config_data)
+            texts, value = (
+                read_texts(fields, config_data),
+                read_value(fields, config_data),
+            )
         except BrokenRow as error:
             good.broken[name_of(key)] = str(error)
         else:
@@ -62,33 +65,35 @@ def gather(
             good.texts.append(texts)
             good.values.append(value)
     if not good.keys:
-        _explain_nothing(seen, good.broken, config_data, where)
+        _refuse_empty(seen, good.broken, config_data, where)
     return good
 
 
-def texts_of(fields: Fields, config_data: ConfigDict) -> Texts:
+def read_texts(fields: Fields, config_data: ConfigDict) -> Texts:
     """The text, or both texts of a pair."""
-    return tuple(_text(_field(fields, name), name) for name in config_data.text_fields)
+    return tuple(
+        _read_text(_read_field(fields, name), name) for name in config_data.text_fields
+    )
 
 
-def value_of(fields: Fields, config_data: ConfigDict) -> str | float | None:
+def read_value(fields: Fields, config_data: ConfigDict) -> str | float | None:
     """The class name or the number; None without a label field."""
     if not config_data.label_field:
         return None
-    value = _field(fields, config_data.label_field)
+    value = _read_field(fields, config_data.label_field)
     return KINDS[config_data.label_kind](value)
 
 
-def values(rows: Iterable[Fields], config_data: ConfigDict) -> list[Any]:
+def read_values(rows: Iterable[Fields], config_data: ConfigDict) -> list[Any]:
     """The labels of another split; its broken rows count when that split is opened."""
     found = []
     for fields in rows:
         with contextlib.suppress(BrokenRow):
-            found.append(value_of(fields, config_data))
+            found.append(read_value(fields, config_data))
     return found
 
 
-def _field(fields: Fields, name: str) -> Any:
+def _read_field(fields: Fields, name: str) -> Any:
     if isinstance(fields, str):
         raise BrokenRow(fields)
     if name not in fields:
@@ -96,9 +101,9 @@ def _field(fields: Fields, name: str) -> Any:
     return fields[name]
 
 
-def _text(value: Any, name: str) -> str:
+def _read_text(value: Any, name: str) -> str:
     if not isinstance(value, str):
-        raise BrokenRow(f"{name!r} is no string but {_shown(value)}")
+        raise BrokenRow(f"{name!r} is no string but {_shorten(value)}")
     if not _is_unicode(value):
         raise BrokenRow(NOT_UTF8)
     return value
@@ -109,12 +114,12 @@ def _is_unicode(value: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
-def _class_name(value: Any) -> str:
+def _read_class_name(value: Any) -> str:
     """Without spaces around it; an empty one is none."""
     if isinstance(value, bool):
         return str(value).lower()
     if not isinstance(value, str | int):
-        shown = _shown(value)
+        shown = _shorten(value)
         raise BrokenRow(f"the label is no string or whole number but {shown}")
     name = str(value).strip()
     if not name:
@@ -122,25 +127,28 @@ def _class_name(value: Any) -> str:
     return name
 
 
-def _number(value: Any) -> float:
+def _read_number(value: Any) -> float:
     try:
         number = float(value)
     except (OverflowError, TypeError, ValueError) as error:
-        raise BrokenRow(f"the label is no number but {_shown(value)}") from error
+        raise BrokenRow(f"the label is no number but {_shorten(value)}") from error
     if not math.isfinite(number):
         raise BrokenRow(f"the label is {number}")
     return number
 
 
-def _shown(value: Any) -> str:
+def _shorten(value: Any) -> str:
     return repr(value)[:50]
 
 
 # data.label_kind -> of a label as it was read
-KINDS: dict[str, Callable[[Any], Any]] = {"class": _class_name, "number": _number}
+KINDS: dict[str, Callable[[Any], Any]] = {
+    "class": _read_class_name,
+    "number": _read_number,
+}
 
 
-def class_names(values_by_split: Iterable[Sequence[str]]) -> tuple[str, ...]:
+def order_class_names(values_by_split: Iterable[Sequence[str]]) -> tuple[str, ...]:
     """All names in order: whole numbers by value, else as text.
 
     A split of -1 alone has no labels; beside others, -1 is a class as any.
@@ -157,12 +165,12 @@ def class_names(values_by_split: Iterable[Sequence[str]]) -> tuple[str, ...]:
 def make_source(
     where: str,
     names: Sequence[str],
-    gathered: Gathered,
+    gathered: GatheredRows,
     config_data: ConfigDict,
     classes: tuple[str, ...],
 ) -> Source:
     """`classes` are the names of label 0, 1, ...; () for numbers and for no labels."""
-    labels = _labels(gathered, config_data, classes)
+    labels = _make_labels(gathered, config_data, classes)
     texts = gathered.texts
     return Source(
         where=where,
@@ -174,8 +182,8 @@ def make_source(
     )
 
 
-def _labels(
-    gathered: Gathered, config_data: ConfigDict, classes: tuple[str, ...]
+def _make_labels(
+    gathered: GatheredRows, config_data: ConfigDict, classes: tuple[str, ...]
 ) -> np.ndarray:
     """int32 [n], -1 where there is none; float32 [n] of numbers."""
     if not config_data.label_field:
@@ -186,7 +194,7 @@ def _labels(
     return np.array([row.get(name, UNLABELLED) for name in gathered.values], np.int32)
 
 
-def _explain_nothing(
+def _refuse_empty(
     seen: set[str], broken: dict[str, str], config_data: ConfigDict, where: str
 ) -> None:
     if not broken:

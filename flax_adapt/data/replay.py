@@ -20,20 +20,20 @@ from ml_collections import ConfigDict
 from flax_adapt.base import errors
 from flax_adapt.base.checks import Check, Context, Row, one_of, present
 from flax_adapt.data import drawing, fingerprint, order
-from flax_adapt.data.base import UNLABELLED, Chained
-from flax_adapt.data.drawing import BadOfSeveral, Drawn, OneDomain
+from flax_adapt.data.base import UNLABELLED, JoinedNames
+from flax_adapt.data.drawing import BadOfSeveral, DrawnExamples, OneDomain
 from flax_adapt.data.texts.text import TextExamples
 
 if TYPE_CHECKING:  # slow to import: only where it is used
     import grain
 
 # modality -> the fields in which target and source must agree: one batch holds both
-SAME = {
+SAME_AS_TARGET = {
     "image": ("image_size", "channels", "mean", "std"),
     "text": ("tokenizer", "seq_len", "layout", "buckets"),
 }
 # ... and what several sources must have alike: one set of examples is made of them
-ALIKE: dict[str, dict[str, Callable[[ConfigDict], Any]]] = {
+SAME_IN_SOURCES: dict[str, dict[str, Callable[[ConfigDict], Any]]] = {
     "image": {},
     "text": {
         "the number of text_fields": lambda config: len(config.text_fields),
@@ -50,26 +50,26 @@ class Pair(NamedTuple):
     replay: ConfigDict
 
 
-def _unlike_target(pair: Pair) -> list[str]:
+def _list_unlike_target(pair: Pair) -> list[str]:
     """Fields in which a source differs from the target, as a message each."""
-    fields = ("modality", *SAME[pair.data.modality])
+    fields = ("modality", *SAME_AS_TARGET[pair.data.modality])
     return [
         f"replay.data.{field}={section[field]!r} must be that of the target, "
         f"data.{field}={pair.data[field]!r}: one batch holds both"
-        for section in drawing.sections(pair.replay)
+        for section in drawing.list_sections(pair.replay)
         for field in fields
         if section[field] != pair.data[field]
     ]
 
 
-def _unlike_each_other(pair: Pair) -> list[str]:
+def _list_unlike_sources(pair: Pair) -> list[str]:
     """What sources of one replay do not have alike, as a message each."""
-    first, *others = drawing.sections(pair.replay)
+    first, *others = drawing.list_sections(pair.replay)
     return [
         f"replay.data: {what} must be the same for all sources, not {value(first)!r} and "
         f"{value(other)!r}"
         for other in others
-        for what, value in ALIKE[first.modality].items()
+        for what, value in SAME_IN_SOURCES[first.modality].items()
         if value(first) != value(other)
     ]
 
@@ -117,13 +117,16 @@ ROWS = (
         "or 0: as many as the ratio says",
     ),
     Row(
-        lambda pair: drawing.sections(pair.replay),
+        lambda pair: drawing.list_sections(pair.replay),
         "replay.data=() must name a source or several",
     ),
-    Row(lambda pair: not _unlike_target(pair), lambda pair: _unlike_target(pair)[0]),
     Row(
-        lambda pair: not _unlike_each_other(pair),
-        lambda pair: _unlike_each_other(pair)[0],
+        lambda pair: not _list_unlike_target(pair),
+        lambda pair: _list_unlike_target(pair)[0],
+    ),
+    Row(
+        lambda pair: not _list_unlike_sources(pair),
+        lambda pair: _list_unlike_sources(pair)[0],
     ),
 )
 
@@ -148,7 +151,7 @@ class ReplayExamples:
         self,
         target: OneDomain,
         source: OneDomain,
-        drawn: Drawn,
+        drawn: DrawnExamples,
         config_replay: ConfigDict,
         num_steps: int,
     ):
@@ -157,9 +160,9 @@ class ReplayExamples:
         self.origins = drawn.origins
         sizes = (len(target), len(source))
         self._mixture = order.Mixture(*sizes, config_replay, num_steps)
-        self.names: Sequence[str] = Chained(target.names, source.names)
+        self.names: Sequence[str] = JoinedNames(target.names, source.names)
         self.class_names = target.class_names
-        self.same_classes = _meaning(target) == _meaning(source)
+        self.same_classes = _label_meaning(target) == _label_meaning(source)
 
     def __len__(self) -> int:
         return len(self.target) + len(self.source)
@@ -209,7 +212,9 @@ class ReplayExamples:
         theirs = self.source.batch(other_B, position_b[is_source_b], **length)
         if not self.same_classes:
             theirs["label"] = np.full(len(theirs["label"]), UNLABELLED)
-        return jax.tree.map(lambda a, b: _merge(a, b, is_source_b), ours, theirs) | {
+        return jax.tree.map(
+            lambda a, b: _merge_rows(a, b, is_source_b), ours, theirs
+        ) | {
             "index": index_B[position_b].astype(np.int32),
             "domain": is_source_b.astype(np.int32),
         }
@@ -227,7 +232,7 @@ class ReplayExamples:
         """What was drawn, as JSON can hold it: `names` are of images or documents."""
         fields = ["seed", "ratio", "final_ratio", "schedule", "sampling"]
         fields += ["buffer_size"] if self._replay.buffer_size else []
-        data, names = drawing.sections(self._replay), list(self._drawn_names)
+        data, names = drawing.list_sections(self._replay), list(self._drawn_names)
         where = {name: [section[name] for section in data]
                  for name in ("source", "split")}  # fmt: skip
         if len(data) == 1:
@@ -235,7 +240,7 @@ class ReplayExamples:
         return {name: self._replay[name] for name in fields} | where | {"names": names}
 
 
-def _meaning(examples: OneDomain) -> tuple:
+def _label_meaning(examples: OneDomain) -> tuple:
     """Equal for two sets whose labels mean the same."""
     if not isinstance(examples, TextExamples):
         return (examples.class_names,)
@@ -243,7 +248,9 @@ def _meaning(examples: OneDomain) -> tuple:
     return (examples.class_names, config.label_kind, bool(config.label_field))
 
 
-def _merge(ours: np.ndarray, theirs: np.ndarray, is_source_b: np.ndarray) -> np.ndarray:
+def _merge_rows(
+    ours: np.ndarray, theirs: np.ndarray, is_source_b: np.ndarray
+) -> np.ndarray:
     """The rows of two arrays, put where `is_source_b` says; the first one's dtype."""
     merged = np.empty((len(is_source_b), *ours.shape[1:]), ours.dtype)
     merged[~is_source_b], merged[is_source_b] = ours, theirs
@@ -259,10 +266,10 @@ def add_source(
     round(max(ratio, final_ratio) * number of target examples). Of packed texts documents
     are counted, and drawn before they are packed.
     """
-    data = drawing.sections(config_replay)
+    data = drawing.list_sections(config_replay)
     try:
         sources, make = drawing.SOURCES[data[0].modality](data, bad_log)
-        drawn = drawing.draw(sources, target, config_replay)
+        drawn = drawing.draw_examples(sources, target, config_replay)
         source = make(drawn.source)
     except errors.UserError as error:
         raise errors.UserError(f"replay: {error}") from error

@@ -46,16 +46,16 @@ def chosen_rows(
     if labels.dtype.kind == "f":
         labels = np.full(len(source), UNLABELLED)
     rows = [
-        _draw(np.flatnonzero(labels == label), int(label), config_subset, held_out)
+        _draw_rows(np.flatnonzero(labels == label), int(label), config_subset, held_out)
         for label in np.unique(labels)
     ]
     return np.sort(np.concatenate(rows))
 
 
-def _draw(
+def _draw_rows(
     rows: np.ndarray, label: int, config_subset: ConfigDict, held_out: float
 ) -> np.ndarray:
-    count = _share(len(rows), config_subset)
+    count = _count_of_fraction(len(rows), config_subset)
     if config_subset.per_class:
         count = 0 if label == UNLABELLED else min(count, config_subset.per_class)
     if held_out and count:
@@ -65,7 +65,7 @@ def _draw(
     return rng.permutation(rows)[:count]
 
 
-def _share(count: int, config_subset: ConfigDict) -> int:
+def _count_of_fraction(count: int, config_subset: ConfigDict) -> int:
     """`fraction` of a class of `count`, rounded; at least one of those there are."""
     return min(count, max(1, int(config_subset.fraction * count + 0.5)))
 
@@ -94,7 +94,7 @@ def _check_counts(source: Source, config_subset: ConfigDict) -> None:
             " use fraction, or labels"
         )
     for label, name in enumerate(source.class_names):
-        count = _share(int(np.sum(labels == label)), config_subset)
+        count = _count_of_fraction(int(np.sum(labels == label)), config_subset)
         if count < wanted:
             raise errors.UserError(
                 f"data.subset.per_class={wanted}: class {name!r} of {source.where}"
@@ -102,19 +102,21 @@ def _check_counts(source: Source, config_subset: ConfigDict) -> None:
             )
 
 
-def _rest(source: Source, config_subset: ConfigDict) -> np.ndarray:
+def _rest_rows(source: Source, config_subset: ConfigDict) -> np.ndarray:
     return np.setdiff1d(np.arange(len(source)), chosen_rows(source, config_subset))
 
 
-def _fit(source: Source, config_subset: ConfigDict) -> np.ndarray:
+def _fit_rows(source: Source, config_subset: ConfigDict) -> np.ndarray:
     return chosen_rows(source, config_subset, HELD_OUT)
 
 
-def _held_out(source: Source, config_subset: ConfigDict) -> np.ndarray:
-    return np.setdiff1d(chosen_rows(source, config_subset), _fit(source, config_subset))
+def _held_out_rows(source: Source, config_subset: ConfigDict) -> np.ndarray:
+    return np.setdiff1d(
+        chosen_rows(source, config_subset), _fit_rows(source, config_subset)
+    )
 
 
-def _without(source: Source, config_subset: ConfigDict) -> np.ndarray:
+def _rows_without_names(source: Source, config_subset: ConfigDict) -> np.ndarray:
     """The part `base`, a section like this one, less the examples of these `names`."""
     base = config_subset.base
     rows, names = PARTS[base.part](source, base), set(config_subset.names)
@@ -125,8 +127,8 @@ def _without(source: Source, config_subset: ConfigDict) -> np.ndarray:
 # which a sweep writes (`experiment.held_out`).
 PARTS: dict[str, Callable[[Source, ConfigDict], np.ndarray]] = {
     "chosen": chosen_rows,
-    "rest": _rest,
-    "fit": _fit,
-    "held_out": _held_out,
-    "without": _without,
+    "rest": _rest_rows,
+    "fit": _fit_rows,
+    "held_out": _held_out_rows,
+    "without": _rows_without_names,
 }

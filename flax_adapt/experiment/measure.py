@@ -13,7 +13,7 @@ from flax_adapt.evals import drift, embed, knn, probe, sparsity
 from flax_adapt.evals.embed import Embedder
 from flax_adapt.evals.features import Features
 from flax_adapt.experiment import recipe
-from flax_adapt.stage.stage import options_of_init
+from flax_adapt.stage.stage import known_options_of_init
 from flax_adapt.train import sharding
 
 
@@ -161,7 +161,7 @@ def _ways_of_init(config: Any) -> list[tuple[str, dict[str, Any]]]:
     """
     if not config.init:
         return []
-    sizes, told = weights.reshape.sizes_of(config.model), options_of_init(config)
+    sizes, told = weights.reshape.sizes_of(config.model), known_options_of_init(config)
     found = weights.reshape.sizes_of(weights.model_config(config.init, **told))
     users = [s for s in config.stages if "pretrained" in (s.init_from, s.teacher)]
     ways = {tuple(sorted(s.model.reshape)) for s in users if found != sizes} or {()}

@@ -198,7 +198,7 @@ class _Der(NamedTuple):
 
 
 def _der(at: Context) -> list[_Der]:
-    sources = [len(drawing.sections(it)) for it in present(at.section.replay)]
+    sources = [len(drawing.list_sections(it)) for it in present(at.section.replay)]
     return [
         _Der(len(penalty.of), *sources)
         for penalty in at.section.penalties

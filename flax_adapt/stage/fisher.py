@@ -126,7 +126,7 @@ def _load_penalty(stage: Stage) -> dict[str, np.ndarray]:
 
 
 def _export(stage: Stage, text: str) -> Path:
-    return stages.locate(stage, "penalties: `of` of 'ewc'", text)
+    return stages.locate_weights(stage, "penalties: `of` of 'ewc'", text)
 
 
 def _load(stage: Stage, text: str) -> dict[str, np.ndarray]:

@@ -76,8 +76,8 @@ def _old_classifier(
     and where its classes are not the first of the stage's, in the same order.
     """
     stage = start.stage
-    folder = stages.locate(stage, f"penalties: `of` of {section.name!r}", text)
-    known = stages.options_of(stage, text)
+    folder = stages.locate_weights(stage, f"penalties: `of` of {section.name!r}", text)
+    known = stages.known_options_of(stage, text)
     found = weights.model_config(folder, **known)
     stages.check_architecture(stage, found, folder, "classify")
     fit: dict[str, Any] = {**weights.reshape.sizes_of(stage.experiment.model), **known}

@@ -120,12 +120,12 @@ class Stage(NamedTuple):
         return exported.task_without(self.config, "projector")
 
 
-def resolve(stage: Stage, field: str) -> Path:
-    """Returns the path that the field `init_from` or `teacher` refers to, see `locate`."""
-    return locate(stage, field, stage.config[field])
+def resolve_field(stage: Stage, field: str) -> Path:
+    """Returns the path that `init_from` or `teacher` refers to, see `locate_weights`."""
+    return locate_weights(stage, field, stage.config[field])
 
 
-def locate(stage: Stage, field: str, text: str) -> Path:
+def locate_weights(stage: Stage, field: str, text: str) -> Path:
     """Returns the folder or file that `text` refers to.
 
     text: "pretrained", "stage:NAME" or a path. Raises UserError, which names `field`, if it
@@ -144,12 +144,12 @@ def locate(stage: Stage, field: str, text: str) -> Path:
     return folder
 
 
-def options_of(stage: Stage, text: str) -> dict[str, Any]:
+def known_options_of(stage: Stage, text: str) -> dict[str, Any]:
     """Returns `weights.source_options` of the weights that `text` refers to."""
-    return options_of_init(stage.experiment) if text == "pretrained" else {}
+    return known_options_of_init(stage.experiment) if text == "pretrained" else {}
 
 
-def options_of_init(config: Any) -> dict[str, Any]:
+def known_options_of_init(config: Any) -> dict[str, Any]:
     """Returns `weights.source_options` of the `init` of a config."""
     return weights.source_options(config.init_format, config.init_known)
 

@@ -53,8 +53,8 @@ def warm_start(
     init = init_params(stage, model)
     if stage.config.init_from == "scratch":
         return *batch_stats.split(init), None
-    path = stages.resolve(stage, "init_from")
-    known = stages.options_of(stage, stage.config.init_from)
+    path = stages.resolve_field(stage, "init_from")
+    known = stages.known_options_of(stage, stage.config.init_from)
     options, fresh = stage.config.model, stage.config.model.fresh
     try:
         found, loaded, report = weights.load(
@@ -156,8 +156,8 @@ def load_teacher(stage: Stage) -> dict[str, Params]:
 
 @reword_errors(stages.FIELDS)
 def _load(stage: Stage) -> Params:
-    path = stages.resolve(stage, "teacher")
-    known = stages.options_of(stage, stage.config.teacher)
+    path = stages.resolve_field(stage, "teacher")
+    known = stages.known_options_of(stage, stage.config.teacher)
     task = objectives.teacher_task(stage.config.objective)
     found = weights.model_config(path, **known)
     stages.check_architecture(stage, found, path, task, is_teacher=True)

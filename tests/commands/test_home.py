@@ -137,7 +137,7 @@ def test_sources_of_texts_and_their_tokenizer(source):
 def test_weights_that_a_stage_refers_to(home, tmp_path, field, text):
     config = configs.load("vit_further_pretrain:dataset=folder:~/images,init=~/mae")
     stage = stages.Stage(config, config.stages[0], 0, tmp_path)
-    assert stages.locate(stage, field, text) == home / "mae"
+    assert stages.locate_weights(stage, field, text) == home / "mae"
 
 
 def test_the_library_reads_and_writes_at_home(home):

@@ -115,9 +115,9 @@ def test_sources_of_other_classes_have_no_labels_together(tmp_path):
 
 def test_a_union_of_one_source_is_that_source():
     source = data.open_examples(ConfigDict(sources()[0]), "").source
-    assert base.union([source]) is source
+    assert base.join_sources([source]) is source
     np.testing.assert_array_equal(
-        base.origin(np.array([2, 5]), [0, 1, 2, 4]), [0, 0, 1, 1]
+        base.source_numbers(np.array([2, 5]), [0, 1, 2, 4]), [0, 0, 1, 1]
     )
 
 

@@ -46,7 +46,7 @@ def augment(x_BYXC: Array, key_B: Key, config_augment: ConfigDict) -> Array:
         probability = config_augment[f"{name}_probability"]
         if probability > 0:
             made = functools.partial(change, config_augment=config_augment)
-            x_BYXC = _sometimes(made, x_BYXC, keys.fold(key_B, number), probability)
+            x_BYXC = _change_some(made, x_BYXC, keys.fold(key_B, number), probability)
     if config_augment["flip"]:
         import dm_pix
 
@@ -88,7 +88,7 @@ def _draw_box(key: Key, min_area: float, height: int, width: int) -> Array:
     return jnp.concatenate([jax.random.uniform(place_key, (2,)) * (whole - size), size])
 
 
-def _sometimes(
+def _change_some(
     change: Callable[[Array, Key], Array], x_BYXC: Array, key_B: Key, probability: float
 ) -> Array:
     """`change(x_YXC, key)` of every image with this probability, else the image."""

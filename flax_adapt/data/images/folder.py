@@ -27,9 +27,9 @@ def open_folder(path: str, config_data: ConfigDict) -> Source:
     if not root.is_dir():
         raise errors.UserError(
             f"data.source='folder:{path}': there is no such folder;"
-            f" {files.beside(root, 'folders')}"
+            f" {files.describe_neighbours(root, 'folders')}"
         )
-    splits = files.split_folders(root, config_data.split)
+    splits = files.find_split_folders(root, config_data.split)
     found = {name: files.list_files(child, ENDINGS) for name, child in splits.items()}
     chosen, where = splits[config_data.split], f"folder:{path} {config_data.split}"
     paths, unread = found[config_data.split]
@@ -69,18 +69,20 @@ def _check_split_is_no_class(
     VOC and COCO have a class of trains.
     """
     (name, folder), *more = splits.items()
-    beside = [child.name for child in files.folders_of(root) if child != folder]
+    beside = [child.name for child in files.list_folders(root) if child != folder]
     if more or folder == root or _classes(found[name].paths):
         return
     alike = [
         child
         for child in beside
-        if any(files.ending(file.name) in ENDINGS for file in (root / child).iterdir())
+        if any(
+            files.ending_of(file.name) in ENDINGS for file in (root / child).iterdir()
+        )
     ]
     if alike:
         raise errors.UserError(
             f"data.source='folder:{path}': {folder.name!r} holds images, no class"
-            f" folders, and so do {files.few(alike)} beside it: if it is a class, put"
+            f" folders, and so do {files.list_few(alike)} beside it: if it is a class, put"
             f" all classes in a folder {name}/{name}, {name}/{alike[0]}, ...; if it is"
             f" the split, name it itself: folder:{path.rstrip('/')}/{folder.name}"
         )
@@ -92,13 +94,13 @@ def describe_nesting(config_data: ConfigDict) -> str:
     root = user_path(path)
     if scheme != "folder" or not root.is_dir():
         return ""
-    folder = files.split_folders(root, config_data.split)[config_data.split]
-    for child in files.folders_of(folder):
-        inner = [grandchild.name for grandchild in files.folders_of(child)]
+    folder = files.find_split_folders(root, config_data.split)[config_data.split]
+    for child in files.list_folders(folder):
+        inner = [grandchild.name for grandchild in files.list_folders(child)]
         if inner:
             kind = "splits" if files.SPLITS & {*map(str.lower, inner)} else "folders"
             meant = pathlib.PurePath(path) / child.relative_to(root)
-            return f"; {child} holds the {kind} {files.few(inner)}: is folder:{meant} meant?"
+            return f"; {child} holds the {kind} {files.list_few(inner)}: is folder:{meant} meant?"
     return ""
 
 

@@ -180,8 +180,8 @@ def preprocess(
         return normalize(x_BYXC)
     assert key_B is not None  # what would be drawn from?
     x_BYXC = augment.augment(x_BYXC, key_B, config_augment)
-    x_BYXC = randaugment.of_batch(x_BYXC, key_B, config_augment)
-    return randaugment.erased(normalize(x_BYXC), key_B, config_augment)
+    x_BYXC = randaugment.randaugment_batch(x_BYXC, key_B, config_augment)
+    return randaugment.erase_batch(normalize(x_BYXC), key_B, config_augment)
 
 
 def channel_values(data_config: ConfigDict) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from flax_adapt.base import errors
 from flax_adapt.data import prepared
-from flax_adapt.data.base import UNLABELLED, Numbered, Source
+from flax_adapt.data.base import UNLABELLED, NumberedNames, Source
 
 
 def open_tfds_images(name: str, config_data: ConfigDict) -> Source:
@@ -23,7 +23,7 @@ def open_tfds_images(name: str, config_data: ConfigDict) -> Source:
     if image is None:
         raise errors.UserError(
             f"data.source='tfds:{name}' has no one image feature;"
-            f" {opened.folder} has {prepared.kinds(features)}"
+            f" {opened.folder} has {prepared.describe_features(features)}"
         )
     # Pillow decodes later, in threads; a second image, such as a mask, never is.
     skip = tfds.decode.SkipDecoding()
@@ -44,7 +44,7 @@ def open_tfds_images(name: str, config_data: ConfigDict) -> Source:
 
     return Source(
         where=where,
-        names=Numbered(f"{name}/{config_data.split}", count),
+        names=NumberedNames(f"{name}/{config_data.split}", count),
         class_names=() if label is None else tuple(features[label].names),
         read=read,
         read_labels=read_labels,

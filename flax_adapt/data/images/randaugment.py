@@ -39,7 +39,7 @@ ERASE_AREA, ERASE_RATIO, ERASE_TRIES = (0.02, 1 / 3), (0.3, 1 / 0.3), 10
 Operation = Callable[[Array, Array, Array], Array]
 
 
-def of_batch(x_BYXC: Array, key_B: Key, config_augment: ConfigDict) -> Array:
+def randaugment_batch(x_BYXC: Array, key_B: Key, config_augment: ConfigDict) -> Array:
     """RandAugment of every image, float32 [B, Y, X, C] in [0, 1], as the section says."""
     operations = config_augment["randaugment_operations"]
     if not operations:
@@ -50,7 +50,7 @@ def of_batch(x_BYXC: Array, key_B: Key, config_augment: ConfigDict) -> Array:
     )
 
 
-def erased(x_BYXC: Array, key_B: Key, config_augment: ConfigDict) -> Array:
+def erase_batch(x_BYXC: Array, key_B: Key, config_augment: ConfigDict) -> Array:
     """Random erasing of every normalised image, float32 [B, Y, X, C]."""
     probability = config_augment["erase_probability"]
     if not probability:

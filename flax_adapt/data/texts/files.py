@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from flax_adapt.base import errors
 from flax_adapt.base.paths import user_path
 from flax_adapt.data import files, records, rows
-from flax_adapt.data.base import Lines, Source
+from flax_adapt.data.base import LineNames, Source
 
 
 def table_opener(scheme: str) -> Callable[[str, ConfigDict], Source]:
@@ -38,8 +38,8 @@ def open_table(scheme: str, path: str, config_data: ConfigDict) -> Source:
     if config_data.label_field and config_data.label_kind == "class":
         others = [other for other in splits.values() if other != file]
         rows_of_others = ((fields for _, fields in read(other)) for other in others)
-        values = (records.values(found, config_data) for found in rows_of_others)
-        classes = records.class_names([gathered.values, *values])
+        values = (records.read_values(found, config_data) for found in rows_of_others)
+        classes = records.order_class_names([gathered.values, *values])
     return records.make_source(where, names, gathered, config_data, classes)
 
 
@@ -49,8 +49,10 @@ def open_text(path: str, config_data: ConfigDict) -> Source:
     root = user_path(path)
     where = f"text:{path} {config_data.split}"
     if root.is_dir():
-        folder = files.split_folders(root, config_data.split)[config_data.split]
-        gathered = records.gather(_documents(root, folder), config_data, where, str)
+        folder = files.find_split_folders(root, config_data.split)[config_data.split]
+        gathered = records.gather_rows(
+            _read_documents(root, folder), config_data, where, str
+        )
         return records.make_source(where, gathered.keys, gathered, config_data, ())
     _check_one_split("text", path, root, config_data.split)
     gathered, names = _gather_lines(rows.read_text(root), config_data, where, root)
@@ -66,7 +68,7 @@ def _split_files(scheme: str, path: str, split: str) -> dict[str, pathlib.Path]:
     tables = {
         file.stem: file
         for file in sorted(root.iterdir())
-        if files.ending(file.name) == f".{scheme}" and not file.name.startswith(".")
+        if files.ending_of(file.name) == f".{scheme}" and not file.name.startswith(".")
     }
     found = _split_tables(tables, split)
     if split not in found:
@@ -77,7 +79,7 @@ def _split_files(scheme: str, path: str, split: str) -> dict[str, pathlib.Path]:
         )
     others = [file.name for file in tables.values() if file not in found.values()]
     if others:
-        files.warn_once(f"{root}: not a split, so not read: {files.few(others)}")
+        files.warn_once(f"{root}: not a split, so not read: {files.list_few(others)}")
     return found
 
 
@@ -101,7 +103,7 @@ def _check_one_split(scheme: str, path: str, file: pathlib.Path, split: str) -> 
     if not file.is_file():
         raise errors.UserError(
             f"data.source='{scheme}:{path}': there is no such file or folder;"
-            f" {files.beside(file, 'files')}"
+            f" {files.describe_neighbours(file, 'files')}"
         )
     if split != "train":
         raise errors.UserError(
@@ -112,15 +114,15 @@ def _check_one_split(scheme: str, path: str, file: pathlib.Path, split: str) -> 
 
 def _gather_lines(
     found: rows.Rows, config_data: ConfigDict, where: str, file: pathlib.Path
-) -> tuple[records.Gathered, Lines]:
+) -> tuple[records.GatheredRows, LineNames]:
     """What the rows hold, and their names, FILE:LINE."""
-    gathered = records.gather(
+    gathered = records.gather_rows(
         found, config_data, where, lambda line: f"{file.name}:{line}"
     )
-    return gathered, Lines(file.name, np.array(gathered.keys))
+    return gathered, LineNames(file.name, np.array(gathered.keys))
 
 
-def _documents(
+def _read_documents(
     root: pathlib.Path, folder: pathlib.Path
 ) -> Iterator[tuple[str, rows.Fields]]:
     paths, unread = files.list_files(folder, {".txt"})

@@ -28,7 +28,7 @@ SENTENCE_END = re.compile(
 OPENING = "\"'“‘(["
 
 
-def padded(
+def pad_rows(
     pieces: Pieces, template: Template, num_texts: int, seq_len: int
 ) -> tuple[TokenRows, int]:
     """One document or pair a row, cut to `seq_len`; and how many were cut.
@@ -61,14 +61,16 @@ def padded(
     return assemble(pool, interleave(*columns), len(row)), cut
 
 
-def packed(pieces: Pieces, template: Template, seq_len: int) -> tuple[TokenRows, int]:
+def pack_rows(
+    pieces: Pieces, template: Template, seq_len: int
+) -> tuple[TokenRows, int]:
     """Many documents a row; long ones are split, and how many of them.
 
     Every piece of a document is a segment of its own, with its own special tokens.
     """
     room = seq_len - template.size(1)
     _, begin, size = split_long(pieces.offsets, room)
-    row = first_rows_first(best_fit(size + template.size(1), seq_len))
+    row = renumber_rows(best_fit(size + template.size(1), seq_len))
     order = np.argsort(row, kind="stable")
     pool = make_pool(pieces, template)
     columns = (
@@ -118,7 +120,7 @@ def best_fit(sizes: np.ndarray, capacity: int) -> np.ndarray:
     return bins
 
 
-def first_rows_first(bins: np.ndarray) -> np.ndarray:
+def renumber_rows(bins: np.ndarray) -> np.ndarray:
     """Numbers the bins anew, in the order of their first items."""
     _, first, inverse = np.unique(bins, return_index=True, return_inverse=True)
     rank = np.empty(len(first), np.int64)
@@ -126,7 +128,7 @@ def first_rows_first(bins: np.ndarray) -> np.ndarray:
     return rank[inverse]
 
 
-def full_sentences(
+def fill_full_sentences(
     pieces: Pieces, document: np.ndarray, template: Template, seq_len: int
 ) -> tuple[TokenRows, int]:
     """RoBERTa's FULL-SENTENCES (Liu et al. 2019, 4.2); and the sentences cut.
@@ -173,7 +175,7 @@ def fill_in_order(
     return np.array(rows, np.int64), np.array(separated, bool)
 
 
-def sentences(text: str) -> list[str]:
+def split_sentences(text: str) -> list[str]:
     """The sentences of a text, which joined are the text.
 
     One ends at the end of a line, and after . ! or ? (and closing quotes or brackets)

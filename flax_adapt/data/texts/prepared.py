@@ -8,67 +8,69 @@ from ml_collections import ConfigDict
 
 from flax_adapt.base import errors
 from flax_adapt.data import prepared, records
-from flax_adapt.data.base import UNLABELLED, Numbered, Source
+from flax_adapt.data.base import UNLABELLED, NumberedNames, Source
 from flax_adapt.data.rows import NOT_UTF8, Fields
 
 
 def open_tfds_texts(name: str, config_data: ConfigDict) -> Source:
     """Reads NAME[:config]; labels are a ClassLabel, whole numbers or real ones."""
     opened = prepared.open_prepared(name, config_data)
-    wanted = _wanted(config_data)
+    wanted = _list_fields(config_data)
     missing = [field for field in wanted if field not in opened.features]
     if missing:
         raise errors.UserError(
             f"data.text_fields, data.label_field: tfds:{name} has no {missing[0]!r};"
-            f" there is {prepared.kinds(opened.features)}"
+            f" there is {prepared.describe_features(opened.features)}"
         )
     prefix, named = f"{name}/{config_data.split}", config_data.label_kind == "class"
     rows = (
         (f"{prefix}/{i:06d}", fields)
-        for i, fields in enumerate(_rows(opened, config_data.split, wanted, named))
+        for i, fields in enumerate(_read_rows(opened, config_data.split, wanted, named))
     )
-    gathered = records.gather(rows, config_data, opened.where, str)
-    names = gathered.keys if gathered.broken else Numbered(prefix, opened.count)
-    classes = _classes(opened, gathered, config_data)
+    gathered = records.gather_rows(rows, config_data, opened.where, str)
+    names = gathered.keys if gathered.broken else NumberedNames(prefix, opened.count)
+    classes = _find_classes(opened, gathered, config_data)
     return records.make_source(opened.where, names, gathered, config_data, classes)
 
 
-def _wanted(config_data: ConfigDict) -> list[str]:
+def _list_fields(config_data: ConfigDict) -> list[str]:
     label = [config_data.label_field] if config_data.label_field else []
     return [*config_data.text_fields, *label]
 
 
-def _rows(
-    opened: prepared.Prepared, split: str, wanted: list[str], named: bool
+def _read_rows(
+    opened: prepared.PreparedDataset, split: str, wanted: list[str], named: bool
 ) -> Iterator[Fields]:
     """The wanted fields of every record as plain Python; `named`: classes by name."""
     found, features = opened.records(split, {}), opened.features
     for i in range(len(found)):
         record = found[i]
         try:
-            fields = {key: _plain(record[key]) for key in wanted}
+            fields = {key: _to_python(record[key]) for key in wanted}
         except UnicodeDecodeError:
             yield NOT_UTF8
             continue
         for key in wanted if named else ():
-            fields[key] = _name(fields[key], features[key])
+            fields[key] = _name_class(fields[key], features[key])
         yield fields
 
 
-def _plain(value: Any) -> Any:
+def _to_python(value: Any) -> Any:
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     return value.decode() if isinstance(value, bytes) else value
 
 
-def _name(value: Any, feature: Any) -> Any:
+def _name_class(value: Any, feature: Any) -> Any:
     """The class name of a ClassLabel's number; -1 stays, and what is no ClassLabel."""
     names = getattr(feature, "names", None)
     return names[value] if names and value != UNLABELLED else value
 
 
-def _classes(
-    opened: prepared.Prepared, gathered: records.Gathered, config_data: ConfigDict
+def _find_classes(
+    opened: prepared.PreparedDataset,
+    gathered: records.GatheredRows,
+    config_data: ConfigDict,
 ) -> tuple[str, ...]:
     """Of a ClassLabel its own names, else what the labels of all splits are."""
     if not config_data.label_field or config_data.label_kind == "number":
@@ -77,6 +79,6 @@ def _classes(
     if own:
         return tuple(name.strip() for name in own)
     label = [config_data.label_field]
-    rows = (_rows(opened, split, label, True) for split in opened.info.splits)
-    values = (records.values(split, config_data) for split in rows)
-    return records.class_names([gathered.values, *values])
+    rows = (_read_rows(opened, split, label, True) for split in opened.info.splits)
+    values = (records.read_values(split, config_data) for split in rows)
+    return records.order_class_names([gathered.values, *values])

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from flax_adapt.base import errors
 from flax_adapt.data import fingerprint, records, source, subset
 from flax_adapt.data.bad_files import BadFiles
-from flax_adapt.data.base import UNLABELLED, Numbered, Source
+from flax_adapt.data.base import UNLABELLED, NumberedNames, Source
 from flax_adapt.data.texts import layouts, token_rows, tokenizer
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ RULES = (
 )
 
 
-class Tokenised(NamedTuple):
+class TokenisedTexts(NamedTuple):
     """The rows of a layout; how many tokens the texts have, and how many were cut."""
 
     rows: token_rows.TokenRows
@@ -71,7 +71,7 @@ class TextExamples:
         self.fill = float(self._lengths.mean() / config_data.seq_len)
         # Only of padded rows can it be said which text they are.
         padded = config_data.layout == "padded"
-        numbered = Numbered(config_data.layout, len(self))
+        numbered = NumberedNames(config_data.layout, len(self))
         self.names: Sequence[str] = source.names if padded else numbered
         unlabelled = np.full(len(self), UNLABELLED, np.int32)
         self.labels: np.ndarray = source.labels if padded else unlabelled
@@ -163,37 +163,39 @@ def open_documents(config_data: ConfigDict, bad_log: str) -> tuple[Source, BadFi
     return subset.select(whole, config_data.subset), bad_files
 
 
-def _padded(
+def _make_padded(
     source: Source, used: tokenizer.Tokenizer, config_data: ConfigDict
-) -> Tokenised:
+) -> TokenisedTexts:
     num_texts = len(config_data.text_fields)
     texts = [text for i in range(len(source)) for text in source.read(i)[0]]
     pieces = used.pieces(texts)
-    made = layouts.padded(pieces, used.template, num_texts, config_data.seq_len)
-    return Tokenised(made[0], len(pieces.tokens), made[1])
+    made = layouts.pad_rows(pieces, used.template, num_texts, config_data.seq_len)
+    return TokenisedTexts(made[0], len(pieces.tokens), made[1])
 
 
-def _packed(
+def _make_packed(
     source: Source, used: tokenizer.Tokenizer, config_data: ConfigDict
-) -> Tokenised:
+) -> TokenisedTexts:
     pieces = used.pieces([source.read(i)[0][0] for i in range(len(source))])
-    made = layouts.packed(pieces, used.template, config_data.seq_len)
-    return Tokenised(made[0], len(pieces.tokens), made[1])
+    made = layouts.pack_rows(pieces, used.template, config_data.seq_len)
+    return TokenisedTexts(made[0], len(pieces.tokens), made[1])
 
 
-def _full_sentences(
+def _make_full_sentences(
     source: Source, used: tokenizer.Tokenizer, config_data: ConfigDict
-) -> Tokenised:
-    parts = [layouts.sentences(source.read(i)[0][0]) for i in range(len(source))]
+) -> TokenisedTexts:
+    parts = [layouts.split_sentences(source.read(i)[0][0]) for i in range(len(source))]
     document = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     pieces = used.pieces([sentence for part in parts for sentence in part])
-    made = layouts.full_sentences(pieces, document, used.template, config_data.seq_len)
-    return Tokenised(made[0], len(pieces.tokens), made[1])
+    made = layouts.fill_full_sentences(
+        pieces, document, used.template, config_data.seq_len
+    )
+    return TokenisedTexts(made[0], len(pieces.tokens), made[1])
 
 
 # data.layout -> the rows of a source
-LAYOUTS: dict[str, Callable[..., Tokenised]] = {
-    "padded": _padded,
-    "packed": _packed,
-    "full_sentences": _full_sentences,
+LAYOUTS: dict[str, Callable[..., TokenisedTexts]] = {
+    "padded": _make_padded,
+    "packed": _make_packed,
+    "full_sentences": _make_full_sentences,
 }

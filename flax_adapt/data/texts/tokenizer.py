@@ -81,7 +81,7 @@ class Tokenizer:
         if any(len(parts) != num_texts for parts in texts):
             raise ValueError("encode takes texts or pairs, not both at once")
         pieces = self.pieces(list(itertools.chain.from_iterable(texts)))
-        rows, _ = layouts.padded(pieces, self.template, num_texts, sys.maxsize)
+        rows, _ = layouts.pad_rows(pieces, self.template, num_texts, sys.maxsize)
         return [self._encoding(rows, i) for i in range(len(texts))]
 
     def _encoding(self, rows: token_rows.TokenRows, i: int) -> Encoding:

@@ -40,7 +40,7 @@ TEMPLATES = st.sampled_from([BERT, ROBERTA])
 @given(SIZES, LENGTHS, TEMPLATES)
 def test_packing_keeps_every_token_once_and_documents_whole(sizes, length, template):
     pieces = pieces_of(sizes)
-    rows, split = layouts.packed(pieces, template, length)
+    rows, split = layouts.pack_rows(pieces, template, length)
     text = text_of(rows, length)
     assert sorted(content(text.tokens_BL)) == pieces.tokens.tolist()
     assert rows.lengths.max() <= length
@@ -86,7 +86,7 @@ def test_full_sentences_keep_every_token_once_in_order(sizes, length, template, 
     jumps = draw.draw(st.lists(st.booleans(), min_size=len(sizes), max_size=len(sizes)))
     document = np.cumsum(jumps)
     pieces = pieces_of(sizes)
-    rows, cut = layouts.full_sentences(pieces, document, template, length)
+    rows, cut = layouts.fill_full_sentences(pieces, document, template, length)
     text, room = text_of(rows, length), length - 2
     assert content(text.tokens_BL).tolist() == pieces.tokens.tolist()
     assert cut == sum(size > room for size in sizes)
@@ -120,7 +120,7 @@ def test_full_sentences_keep_every_token_once_in_order(sizes, length, template, 
 )
 def test_pairs_are_cut_the_longer_first(sizes, length, template):
     pieces = pieces_of([size for pair in sizes for size in pair])
-    rows, cut = layouts.padded(pieces, template, 2, length)
+    rows, cut = layouts.pad_rows(pieces, template, 2, length)
     room = length - template.size(2)
     kept, at = [], 0
     for first, second in sizes:
@@ -139,7 +139,7 @@ def test_pairs_are_cut_the_longer_first(sizes, length, template):
 
 
 def test_a_pair_by_hand():
-    rows, _ = layouts.padded(pieces_of([2, 1]), BERT, 2, 8)
+    rows, _ = layouts.pad_rows(pieces_of([2, 1]), BERT, 2, 8)
     text = text_of(rows, 8)
     assert text.tokens_BL.tolist() == [[2, 5, 6, 3, 7, 3, 1, 1]]
     assert text.token_types_BL.tolist() == [[0, 0, 0, 0, 1, 1, 0, 0]]
@@ -149,7 +149,7 @@ def test_a_pair_by_hand():
 
 
 def test_packed_rows_by_hand():
-    rows, _ = layouts.packed(pieces_of([3, 1]), ROBERTA, 9)
+    rows, _ = layouts.pack_rows(pieces_of([3, 1]), ROBERTA, 9)
     text = text_of(rows, 9)
     assert text.tokens_BL.tolist() == [[0, 5, 6, 7, 2, 0, 8, 2, 1]]
     assert text.token_types_BL.tolist() == [[0] * 9]
@@ -160,7 +160,7 @@ def test_packed_rows_by_hand():
 
 def test_a_word_cut_by_the_end_of_a_row_is_a_word_in_both():
     pieces = pieces_of([8])._replace(starts=np.arange(8) == 0)
-    text = text_of(layouts.packed(pieces, BERT, 8)[0], 8)
+    text = text_of(layouts.pack_rows(pieces, BERT, 8)[0], 8)
     assert text.words_BL.tolist() == [
         [-1, 0, 0, 0, 0, 0, 0, -1],
         [-1, 0, 0, -1, -1, -1, -1, -1],
@@ -169,7 +169,7 @@ def test_a_word_cut_by_the_end_of_a_row_is_a_word_in_both():
 
 @given(st.text(st.sampled_from("ab A1.!?\n\t\"'()é中"), max_size=40))
 def test_sentences_joined_are_the_text(text):
-    assert "".join(layouts.sentences(text)) == text
+    assert "".join(layouts.split_sentences(text)) == text
 
 
 @pytest.mark.parametrize(
@@ -181,5 +181,5 @@ def test_sentences_joined_are_the_text(text):
     ],
 )
 def test_sentences_end_where_it_is_said(sentences):
-    found = layouts.sentences("".join(sentences))
+    found = layouts.split_sentences("".join(sentences))
     assert [part.strip() for part in found] == [part.strip() for part in sentences]
