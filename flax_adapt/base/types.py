@@ -64,7 +64,7 @@ Metrics: TypeAlias = dict[str, Any]
 LossFn: TypeAlias = Callable[[Params, Params, Batch, Key], tuple[Array, Metrics]]
 # Name under which a loss may add to its metrics the input of `Carry.update`: a dict by
 # names of the carry.
-CARRY_INPUT = "handed"
+CARRY_INPUT = "carry_input"
 # Name of a carried average of all parameters, which is evaluated and exported instead of them.
 AVERAGE = "ema"
 
@@ -76,8 +76,8 @@ class Carry(NamedTuple):
     `frozen`. `create_state` and `make_train_step` must get the same Carry.
 
     init(params, key) -> dict of arrays, at step 0
-    update(carried, new_params, handed, step) -> the dict after optimizer step `step`
-        (1, 2, ...); `handed` is the value of the loss under CARRY_INPUT, {} if none. Jitted.
+    update(carried, new_params, carry_input, step) -> the dict after optimizer step `step`
+        (1, 2, ...); `carry_input` is the value of the loss under CARRY_INPUT, {} if none. Jitted.
     whole_batches: true if a batch must not be run in parts (`optim.accum_steps`)
     """
 
@@ -88,7 +88,7 @@ class Carry(NamedTuple):
 
 
 NOTHING_CARRIED = Carry(
-    (), lambda params, key: {}, lambda carried, params, handed, step: {}, False
+    (), lambda params, key: {}, lambda carried, params, carry_input, step: {}, False
 )
 
 
@@ -109,10 +109,13 @@ def join_carries(carries: Sequence[Carry]) -> Carry:
         return {name: part for parts in made for name, part in parts.items()}
 
     def update(
-        carried: dict[str, Any], params: Params, handed: dict[str, Any], step: Array
+        carried: dict[str, Any],
+        params: Params,
+        carry_input: dict[str, Any],
+        step: Array,
     ) -> dict[str, Any]:
         made = [
-            carry.update(own(carry, carried), params, own(carry, handed), step)
+            carry.update(own(carry, carried), params, own(carry, carry_input), step)
             for carry in carries
         ]
         return {name: part for parts in made for name, part in parts.items()}

@@ -51,16 +51,18 @@ def features(
         label_kind=label_kind,
     )
     pixels = (_numbers("--mean", mean), _numbers("--std", std)) if mean or std else None
-    told = weights.source_options(init_format, parse_values("--init_known", init_known))
+    init_options = weights.source_options(
+        init_format, parse_values("--init_known", init_known)
+    )
     with errors.reword_errors(INIT_FLAGS):
-        make_section = _section_maker(folder, told, pixels, of_text)
+        make_section = _section_maker(folder, init_options, pixels, of_text)
         section = make_section(
             data, split, data_dir=data_dir, max_bad_fraction=max_bad_fraction
         )
         examples = sources.open_examples(section, "")
         embedder = embed.Embedder(
             folder,
-            fit=told,
+            fit=init_options,
             pooling=pooling,
             batch_size=batch_size,
             precision=precision,
@@ -76,15 +78,17 @@ def features(
 
 
 def _section_maker(
-    init: Path, told: Mapping[str, Any], pixels: Any, of_text: Mapping[str, Any]
+    init: Path, init_options: Mapping[str, Any], pixels: Any, of_text: Mapping[str, Any]
 ) -> Callable[..., ConfigDict]:
     """Returns what makes the data section that fits the model: of images or of texts.
 
     pixels: mean and std, or None. of_text: fields that only a section of texts has.
     """
-    kind = weights.model_config(init, **told)["kind"]
+    kind = weights.model_config(init, **init_options)["kind"]
     if models.TASKS[kind]["encoder"].modality == "image":
-        return functools.partial(embed.image_section, init, told=told, pixels=pixels)
+        return functools.partial(
+            embed.image_section, init, init_options=init_options, pixels=pixels
+        )
     if pixels:
         raise UserError(f"--mean and --std are of images; {init} takes text")
     return functools.partial(embed.text_section, init, **of_text)

@@ -51,7 +51,7 @@ def draw_examples(
 ) -> DrawnExamples:
     """A larger ratio keeps what a smaller one drew; in the order of the sources."""
     whole, seed = base.join_sources(sources), config_replay.seed
-    count, field, told = _choose_count(target, len(whole), config_replay)
+    count, field, reason = _choose_count(target, len(whole), config_replay)
     if not 0 < count <= len(whole):
         raise errors.UserError(
             f"{field} asks for {count} of the {len(whole)} examples of {whole.where};"
@@ -60,7 +60,7 @@ def draw_examples(
     rows = np.random.default_rng([seed, _DRAW]).permutation(len(whole))[:count]
     log.info(
         "replay: drew %d of %d examples of %s with seed %d, for %s",
-        *(count, len(whole), whole.where, seed, told),
+        *(count, len(whole), whole.where, seed, reason),
     )
     rows = np.sort(rows)
     ends = np.cumsum([len(source) for source in sources])

@@ -12,7 +12,7 @@ from flax_adapt.data.bad_files import BadFiles
 from flax_adapt.data.base import UNLABELLED, Source
 from flax_adapt.data.images import image
 
-# (what must hold, how the user is told)
+# (what must hold, what the error says)
 RULES = (
     (lambda c: c.image_size >= 1, "image_size must be at least 1"),
     (lambda c: c.channels in image.MODES, f"channels must be in {sorted(image.MODES)}"),
@@ -23,7 +23,7 @@ RULES = (
 
 _PROBABILITY = (lambda value: 0 <= value <= 1, "in [0, 1]")
 _STRENGTH = (lambda value: 0 <= value < float("inf"), "at least 0")
-# Of a section of `augment.augment`: (what must hold, how the user is told).
+# Of a section of `augment.augment`: (what must hold, what the error says).
 AUGMENT_RULES = {
     "flip": (lambda value: isinstance(value, bool), "True or False"),
     "min_crop_area": (lambda value: 0 < value <= 1, "in (0, 1]"),

@@ -62,7 +62,7 @@ class Chain:
         kind = "image" if self.start.is_image else "text"
         self.pooling = supervised.pooling_of(kind, args.pooling)
         # The weights after the steps so far, as a reference, and their last block.
-        self.before = "pretrained"
+        self.current = "pretrained"
         self.resize: dict[str, Any] | None = None
 
     def stages(self) -> list[dict[str, Any]]:
@@ -70,39 +70,45 @@ class Chain:
 
         Raises UserError where every step is left out.
         """
-        found = self._compared("start")
-        for step in (self._domains, self._unsupervised, self._resized, self._rounds):
-            stages = step()
+        found = self._make_comparison("start")
+        steps = {
+            "domains": self._make_domains,
+            "unsupervised": self._make_unsupervised,
+            "resized": self._make_resized,
+            "rounds": self._make_rounds,
+        }
+        for name, make in steps.items():
+            stages = make()
             if stages:
-                self.before = f"stage:{stages[-1]['name']}"
-                found += [*stages, *self._compared(step.__name__.removeprefix("_"))]
+                self.current = f"stage:{stages[-1]['name']}"
+                found += [*stages, *self._make_comparison(name)]
         if len(found) == bool(self.args.compare) and not self.args.regularizer:
             raise UserError(
                 "every step is left out: give one of domains=, source=, width=, rounds=, "
                 "regularizer="
             )
-        return [*found, *self._glad()]
+        return [*found, *self._make_glad()]
 
-    def _domains(self) -> list[dict[str, Any]]:
+    def _make_domains(self) -> list[dict[str, Any]]:
         """Returns step 1 (S4): a stage for each domain, from the weights of the one before."""
         found: list[dict[str, Any]] = []
-        before = self.before
+        before = self.current
         for t, domain in enumerate(filter(None, self.args.domains.split("+")), start=1):
             name = f"task_{t}_{continual.name_of(domain)}"
-            found.append(self._masked(name, domain, init_from=before))
+            found.append(self._make_masked(name, domain, init_from=before))
             before = f"stage:{name}"
         return found
 
-    def _unsupervised(self) -> list[dict[str, Any]]:
+    def _make_unsupervised(self) -> list[dict[str, Any]]:
         """Returns step 2 (S2): masked modelling of the target, with replay of the source."""
         args = self.args
         if not args.source:
             return []
-        source = self.start.make.unlabelled(args.source, args.source_split)
+        source = self.start.make.unlabelled_data(args.source, args.source_split)
         replay = sections.replay(source, args.rho)
-        return [self._masked("unsupervised", args.dataset, replay=replay)]
+        return [self._make_masked("unsupervised", args.dataset, replay=replay)]
 
-    def _resized(self) -> list[dict[str, Any]]:
+    def _make_resized(self) -> list[dict[str, Any]]:
         """Returns step 3 (S3): masked modelling with another width of the last block.
 
         A wider block keeps the first features as they were; a narrower one has their
@@ -113,19 +119,19 @@ class Chain:
         is_wider = self.args.width >= self.start.model["width"]
         start = "preserve" if is_wider else "pca"
         self.resize = sections.resize(self.args.width, init=start)
-        return [self._masked("resized", self.args.dataset)]
+        return [self._make_masked("resized", self.args.dataset)]
 
-    def _rounds(self) -> list[dict[str, Any]]:
+    def _make_rounds(self) -> list[dict[str, Any]]:
         """Returns step 4 (S1): a teacher and rounds, all from the same current weights."""
         if not self.args.rounds:
             return []
-        found = [self._masked("further", self.args.dataset)]
+        found = [self._make_masked("further", self.args.dataset)]
         for number in range(1, self.args.rounds + 1):
-            masked = self.start.make.masked(sections.NO_MIXING)
+            masked = self.start.make.masked_objective(sections.NO_MIXING)
             state = texts.STATES.get(self.pooling, self.pooling)
             objective = {**sections.distill(masked), "state": state}
             found.append(
-                self._masked(
+                self._make_masked(
                     f"distill_{number}",
                     self.args.dataset,
                     objective=objective,
@@ -134,41 +140,41 @@ class Chain:
             )
         return found
 
-    def _masked(self, name: str, data: str, **changes: Any) -> dict[str, Any]:
+    def _make_masked(self, name: str, data: str, **changes: Any) -> dict[str, Any]:
         """Returns a stage of masked modelling from the current weights, with `changes`."""
         args, make = self.args, self.start.make
         fields = dict(
-            objective=make.masked(sections.NO_MIXING),
+            objective=make.masked_objective(sections.NO_MIXING),
             num_steps=args.pretrain_steps,
             batch_size=args.pretrain_batch_size,
             optim=self.start.optim(freezes=False),
             model={**make.model, "resize": self.resize},
-            init_from=self.before,
+            init_from=self.current,
         )
-        unlabelled = make.unlabelled(data, args.split)
+        unlabelled = make.unlabelled_data(data, args.split)
         return shared.pretrain_stage(name, unlabelled, **{**fields, **changes})
 
-    def _finetuned(self, name: str) -> dict[str, Any]:
+    def _make_finetuning(self, name: str) -> dict[str, Any]:
         """Returns fine-tuning from the current weights; all rows share its settings."""
         args, make = self.args, self.start.make
         few = {**shared.ALL, "per_class": args.per_class}
-        train = make.labelled(args.dataset, args.split, subset=few)
-        test = make.labelled(args.dataset, args.test_split)
+        train = make.labelled_data(args.dataset, args.split, subset=few)
+        test = make.labelled_data(args.dataset, args.test_split)
         stage = supervised.make_stage(name, train, test, args)
         model = {**stage["model"], "resize": self.resize}
-        stage |= dict(model=model, init_from=self.before)
+        stage |= dict(model=model, init_from=self.current)
         return supervised.add_sweep(stage, args.lrs)
 
-    def _compared(self, step: str) -> list[dict[str, Any]]:
-        return [self._finetuned(f"finetune_{step}")] if self.args.compare else []
+    def _make_comparison(self, step: str) -> list[dict[str, Any]]:
+        return [self._make_finetuning(f"finetune_{step}")] if self.args.compare else []
 
-    def _glad(self) -> list[dict[str, Any]]:
+    def _make_glad(self) -> list[dict[str, Any]]:
         """Returns step 5 (S4): GLAD, or without a regularizer usual fine-tuning."""
         args = self.args
         if not args.regularizer:
-            return [] if args.compare else [self._finetuned("finetune")]
-        masked = self.start.make.masked(sections.NO_MIXING)
-        stage = self._finetuned("glad")
+            return [] if args.compare else [self._make_finetuning("finetune")]
+        masked = self.start.make.masked_objective(sections.NO_MIXING)
+        stage = self._make_finetuning("glad")
         adaptor = sections.adaptor_of(args.adaptor)
         objective = sections.glad(
             masked, regularizer=args.regularizer, weight=args.weight

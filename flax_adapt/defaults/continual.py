@@ -118,24 +118,26 @@ class Continual:
         """
         found, before = [], START
         for t, name in enumerate(self.tasks()):
-            learn = self._supervised if self.supervised else self._masked
+            learn = self._make_supervised if self.supervised else self._make_masked
             stage = {**learn(name, t), "init_from": before}
-            found.append({**stage, **self._against_forgetting(t)})
+            found.append({**stage, **self._method_fields(t)})
             before = f"stage:{name}"
-        found += [self._joint() for _ in self.others()]
+        found += [self._make_joint() for _ in self.others()]
         if self.args.finetune:
             for model in (*self.rows(), *self.others()):
-                found += [self._cell(model, d) for d in range(len(self.domains))]
+                found += [self._make_cell(model, d) for d in range(len(self.domains))]
         return found
 
-    def _against_forgetting(self, t: int) -> dict[str, Any]:
+    def _method_fields(self, t: int) -> dict[str, Any]:
         """Returns the fields that the method against forgetting changes in stage t."""
         args, last = self.args, len(self.learned) - 1
-        section = self._learnt if self.supervised else self._unlabelled
+        section = self._training_data if self.supervised else self._unlabelled_data
         tasks = forgetting.Tasks(
             of=tuple(f"stage:{name}" for name in self.tasks()[:t]),
             data=tuple(
-                {**section(d), **self._classes(t)} if self.supervised else section(d)
+                {**section(d), **self._head_classes(t)}
+                if self.supervised
+                else section(d)
                 for d in range(t)
             ),
             is_masked=not self.supervised,
@@ -146,17 +148,17 @@ class Continual:
         )
         return forgetting.method_of(args).fields(tasks)
 
-    def _unlabelled(self, d: int) -> dict[str, Any]:
-        return self.start.make.unlabelled(self.domains[d], self.args.split)
+    def _unlabelled_data(self, d: int) -> dict[str, Any]:
+        return self.start.make.unlabelled_data(self.domains[d], self.args.split)
 
-    def _labelled(self, d: int, split: str, **changes: Any) -> dict[str, Any]:
-        return self.start.make.labelled(self.domains[d], split, **changes)
+    def _labelled_data(self, d: int, split: str, **changes: Any) -> dict[str, Any]:
+        return self.start.make.labelled_data(self.domains[d], split, **changes)
 
-    def _learnt(self, d: int) -> dict[str, Any]:
+    def _training_data(self, d: int) -> dict[str, Any]:
         """Returns the labelled training data of domain d, of a supervised sequence."""
-        return self._labelled(d, self.args.split)
+        return self._labelled_data(d, self.args.split)
 
-    def _classes(self, t: int) -> dict[str, Any]:
+    def _head_classes(self, t: int) -> dict[str, Any]:
         """Returns the field `classes` for domain t; {} without a head that grows.
 
         A head that grows has the classes of all domains so far, or from the first domain
@@ -166,36 +168,38 @@ class Continual:
             return {}
         whole = forgetting.method_of(self.args).all_classes
         count = len(self.learned) if whole else t + 1
-        return dict(classes=shared.class_names(*map(self._learnt, range(count))))
+        return dict(classes=shared.class_names(*map(self._training_data, range(count))))
 
-    def _masked(self, name: str, t: int) -> dict[str, Any]:
+    def _make_masked(self, name: str, t: int) -> dict[str, Any]:
         args = self.args
         return shared.pretrain_stage(
             name,
-            self._unlabelled(t),
-            objective=self.start.make.masked(sections.NO_MIXING),
+            self._unlabelled_data(t),
+            objective=self.start.make.masked_objective(sections.NO_MIXING),
             num_steps=args.steps,
             batch_size=args.batch_size,
             optim=self.start.optim(freezes=False),
             model=self.start.make.model,
         )
 
-    def _supervised(self, name: str, t: int) -> dict[str, Any]:
+    def _make_supervised(self, name: str, t: int) -> dict[str, Any]:
         """Returns the stage that learns domain t with labels, as a single run."""
         args, kind = self.args, self.args.objective
         sizes = dict(steps=args.steps, batch_size=args.batch_size, lr=args.lr, seeds=1)
-        section = {**self._learnt(t), **self._classes(t)}
+        section = {**self._training_data(t), **self._head_classes(t)}
         stage = supervised.make_stage(name, section, {}, ConfigDict({**args, **sizes}))
         model = stage["model"]
         changes: dict[str, Any] = dict(eval=None)
         if kind == "glad":
             adaptor = sections.adaptor_of(args.adaptor)
-            changes |= dict(objective=self._glad(), model={**model, "adaptor": adaptor})
+            changes |= dict(
+                objective=self._glad_objective(), model={**model, "adaptor": adaptor}
+            )
         if kind == "grow" and t:
             changes |= dict(model={**model, "grow_head": True, "fresh": ()})
         return {**stage, **changes}
 
-    def _joint(self) -> dict[str, Any]:
+    def _make_joint(self) -> dict[str, Any]:
         """Returns the stage that trains on all domains at once, every example equally often.
 
         It takes as many steps as the whole sequence, and is its upper bound. With labels it
@@ -203,28 +207,28 @@ class Continual:
         """
         count = len(self.learned)
         if self.supervised:
-            stage = self._supervised(JOINT, 0)
-            found = [self._learnt(d) for d in range(count)]
+            stage = self._make_supervised(JOINT, 0)
+            found = [self._training_data(d) for d in range(count)]
             classes = shared.class_names(*found)
             first, *others = ({**one, "classes": classes} for one in found)
         else:
-            stage = self._masked(JOINT, 0)
-            first, *others = map(self._unlabelled, range(count))
+            stage = self._make_masked(JOINT, 0)
+            first, *others = map(self._unlabelled_data, range(count))
         replay = sections.replay(tuple(others), 0.0, sampling="joint")
         data = {**stage["data"], "classes": first["classes"]}
         longer = supervised.change_sizes(stage, steps=self.args.steps * count)
         return {**longer, "data": data, "replay": replay}
 
-    def _glad(self) -> dict[str, Any]:
+    def _glad_objective(self) -> dict[str, Any]:
         args = self.args
-        masked = self.start.make.masked(sections.NO_MIXING)
+        masked = self.start.make.masked_objective(sections.NO_MIXING)
         fields = dict(regularizer=args.regularizer, weight=args.weight)
         return sections.glad(masked, **fields)
 
-    def _few(self) -> dict[str, Any]:
+    def _few_labels(self) -> dict[str, Any]:
         return {**shared.ALL, "per_class": self.args.per_class}
 
-    def _cell(self, model: str, d: int) -> dict[str, Any]:
+    def _make_cell(self, model: str, d: int) -> dict[str, Any]:
         """Returns the stage that fine-tunes a model on domain d; all models alike."""
         args = self.args
         sizes = dict(
@@ -232,27 +236,27 @@ class Continual:
             batch_size=args.finetune_batch_size,
             lr=args.finetune_lr,
         )
-        test = self._labelled(d, args.test_split)
-        train = self._labelled(d, args.label_split, subset=self._few())
-        name = _cell_name(model, self.names[d])
+        test = self._labelled_data(d, args.test_split)
+        train = self._labelled_data(d, args.label_split, subset=self._few_labels())
+        name = _name_cell(model, self.names[d])
         stage = supervised.make_stage(name, train, test, ConfigDict({**args, **sizes}))
         # Accuracy as for probe and kNN, also for texts (text_finetune reports macro-F1).
         evaluation = {**stage["eval"], "metric": "accuracy", "every_steps": 0}
         start = model if model == START else f"stage:{model}"
         return {**stage, "eval": evaluation, "init_from": start}
 
-    def _transfer(self) -> dict[str, Any]:
+    def _transfer_section(self) -> dict[str, Any]:
         models: list[str] = [*self.rows(), *self.others()]
         cells: tuple[tuple[str, ...], ...] = ()
         if self.args.finetune:
             cells = tuple(
-                tuple(_cell_name(model, name) for name in self.names)
+                tuple(_name_cell(model, name) for name in self.names)
                 for model in models
             )
         return dict(
             domains=tuple(self.names),
             sources=tuple(
-                self._labelled(d, "")["source"] for d in range(len(self.names))
+                self._labelled_data(d, "")["source"] for d in range(len(self.names))
             ),
             rows=tuple(self.rows()),
             others=tuple(self.others()),
@@ -279,10 +283,10 @@ class Continual:
             model=start.model,
             evaluate=first,
             more_evaluations=tuple(more),
-            transfer=self._transfer(),
+            transfer=self._transfer_section(),
             stages=tuple(self.stages()),
         )
 
 
-def _cell_name(model: str, domain: str) -> str:
+def _name_cell(model: str, domain: str) -> str:
     return f"finetune_{model}_on_{domain}"

@@ -55,11 +55,11 @@ class Sections(NamedTuple):
     grows_head: bool = False
 
 
-def _optim(**changes: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
+def _optim_fields(**changes: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
     return lambda stage: {"optim": {**stage["optim"], **changes}}
 
 
-def _lora(stage: dict[str, Any]) -> dict[str, Any]:
+def _lora_fields(stage: dict[str, Any]) -> dict[str, Any]:
     return {"model": {**stage["model"], "lora": baselines.lora()}}
 
 
@@ -67,7 +67,7 @@ def _lora(stage: dict[str, Any]) -> dict[str, Any]:
 _BACKBONE = r"encoder/(?!(.*/)?adaptor/).*"
 
 
-def _adaptors(stage: dict[str, Any]) -> dict[str, Any]:
+def _adaptor_fields(stage: dict[str, Any]) -> dict[str, Any]:
     optim = {**stage["optim"], "freeze": (_BACKBONE,)}
     return {"model": {**stage["model"], "adaptor": sections.adaptor()}, "optim": optim}
 
@@ -76,16 +76,16 @@ def _adaptors(stage: dict[str, Any]) -> dict[str, Any]:
 # predictions or labels.
 METHODS = {
     "full": Sections(),
-    # A head on frozen features; `Baselines._probe` makes its stage.
+    # A head on frozen features; `Baselines._make_probe` makes its stage.
     "linear_probe": Sections(),
-    # A first stage trains the head (Kumar et al. 2022), see `Baselines._method`.
+    # A first stage trains the head (Kumar et al. 2022), see `Baselines._make_method`.
     "lp_ft": Sections(),
-    "lora": Sections(fields=_lora),
-    "adaptors": Sections(fields=_adaptors),
+    "lora": Sections(fields=_lora_fields),
+    "adaptors": Sections(fields=_adaptor_fields),
     # The penalty replaces weight decay, as in Li et al. 2018.
-    "l2_sp": Sections((baselines.l2_sp(),), _optim(weight_decay=0.0)),
-    "recadam": Sections(fields=_optim(recadam=baselines.recadam())),
-    "mars": Sections(fields=_optim(**baselines.mars())),
+    "l2_sp": Sections((baselines.l2_sp(),), _optim_fields(weight_decay=0.0)),
+    "recadam": Sections(fields=_optim_fields(recadam=baselines.recadam())),
+    "mars": Sections(fields=_optim_fields(**baselines.mars())),
     "r3f": Sections((baselines.r3f(),)),
     "ema": Sections(fields=lambda stage: {"ema": baselines.ema()}),
     "ewc": Sections((baselines.ewc(OF),), needs_previous=True),
@@ -123,16 +123,16 @@ class Baselines:
         self.args, self.names = args, args.method.split("+")
         for name in self.names:
             self._check(name, choose("method", name, METHODS))
-        told = shared.describe_init(
+        init_options = shared.describe_init(
             args.init, args.init_format, {name: args[name] for name in shared.UNKNOWN}
         )
         with reword_errors(shared.ARGUMENTS):
-            kind = weights.model_config(args.init, **told)["kind"]
+            kind = weights.model_config(args.init, **init_options)["kind"]
         if kind == "resnet":
             raise UserError(f"init={args.init} holds a resnet; this config takes none")
         self.is_image = kind == "vit"
-        self.data = self._open(args.dataset)
-        self.before = self._open(args.previous) if args.previous else None
+        self.data = self._open_data(args.dataset)
+        self.before = self._open_data(args.previous) if args.previous else None
 
     def _check(self, name: str, method: Sections) -> None:
         if method.needs_previous and not self.args.previous:
@@ -146,7 +146,7 @@ class Baselines:
                 "stays: leave new_head=False, or take method=lwf"
             )
 
-    def _open(self, source: str) -> Any:
+    def _open_data(self, source: str) -> Any:
         """Returns S1Data or TextData of a data source, by the modality of the weights."""
         own, make = (
             (vision.S1_ARGUMENTS, vision.S1Data)
@@ -160,36 +160,38 @@ class Baselines:
 
     def stages(self) -> list[dict[str, Any]]:
         """Returns the stage of the previous task, if there is one, and those of all methods."""
-        stages = [] if self.before is None else [self._previous(self.before)]
+        stages = [] if self.before is None else [self._make_previous(self.before)]
         for name in self.names:
-            stages += self._method(name)
+            stages += self._make_method(name)
         return stages
 
-    def _previous(self, before: Any) -> dict[str, Any]:
+    def _make_previous(self, before: Any) -> dict[str, Any]:
         fisher = baselines.fisher() if "ewc" in self.names else None
         stage = before.finetune_stage(PREVIOUS, "pretrained")
         stage = supervised.apply_settings(stage, self.args)
         return {**stage, "seeds": (0,), "fisher": fisher}
 
-    def _method(self, name: str) -> list[dict[str, Any]]:
-        stage = self._plain(f"finetune_{name}")
+    def _make_method(self, name: str) -> list[dict[str, Any]]:
+        stage = self._make_full(f"finetune_{name}")
         if name == "linear_probe":
-            return [self._probe(stage)]
+            return [self._make_probe(stage)]
         if name == "lp_ft":
             head = {**stage, "name": f"{stage['name']}_head", "seeds": (0,)}
-            start = dict(init_from=f"stage:{head['name']}", model=self._kept(stage))
+            start = dict(
+                init_from=f"stage:{head['name']}", model=self._keep_head(stage)
+            )
             lrs = tuple(x * stage["optim"]["lr"] for x in baselines.LP_FT_LRS)
             sweep = (
                 stage["sweep"] if self.args.lrs else supervised.make_sweep(lrs, stage)
             )
-            return [self._probe(head), {**stage, **start, "sweep": sweep}]
+            return [self._make_probe(head), {**stage, **start, "sweep": sweep}]
         method = METHODS[name]
         changed = {**stage, "penalties": method.penalties, **method.fields(stage)}
         if method.grows_head and self.args.new_head:
-            changed = self._growing(changed)
-        return [self._replaying(changed) if method.replays else changed]
+            changed = self._grow_head(changed)
+        return [self._add_replay(changed) if method.replays else changed]
 
-    def _probe(self, stage: dict[str, Any]) -> dict[str, Any]:
+    def _make_probe(self, stage: dict[str, Any]) -> dict[str, Any]:
         """Returns the stage with a new head on frozen features, standardised by batch norm."""
         model = stage["model"]
         make = choose("probe", self.args.probe, PROBES)
@@ -228,7 +230,7 @@ class Baselines:
             model=dict(head_init=baselines.HEAD_INIT),
         )
 
-    def _plain(self, name: str) -> dict[str, Any]:
+    def _make_full(self, name: str) -> dict[str, Any]:
         """Returns full fine-tuning, from the initial weights or from the previous task."""
         start = "pretrained" if self.before is None else OF
         stage = supervised.apply_settings(
@@ -236,21 +238,21 @@ class Baselines:
         )
         stage = supervised.add_sweep(stage, self.args.lrs)
         if self.before is not None and not self.args.new_head:
-            stage["model"] = self._kept(stage)
+            stage["model"] = self._keep_head(stage)
         return stage
 
-    def _kept(self, stage: dict[str, Any]) -> dict[str, Any]:
+    def _keep_head(self, stage: dict[str, Any]) -> dict[str, Any]:
         """Returns the section `model` of a stage that keeps the head of its weights."""
         return {**stage["model"], "fresh": ()}
 
-    def _replaying(self, stage: dict[str, Any]) -> dict[str, Any]:
+    def _add_replay(self, stage: dict[str, Any]) -> dict[str, Any]:
         """Returns the stage with replay: half of each batch is of the previous task."""
         assert self.before is not None
         size = self.args.buffer_size
         replay = sections.replay(self.before.labelled, 1.0, buffer_size=size)
         return {**stage, "replay": replay, "batch_size": 2 * stage["batch_size"]}
 
-    def _growing(self, stage: dict[str, Any]) -> dict[str, Any]:
+    def _grow_head(self, stage: dict[str, Any]) -> dict[str, Any]:
         """Returns the stage with one head: classes of the previous task, then the new ones."""
         assert self.before is not None
         classes = shared.class_names(self.before.labelled, stage["data"])
@@ -258,7 +260,7 @@ class Baselines:
             {**section, "classes": classes}
             for section in (stage["data"], stage["eval"]["data"])
         )
-        model = {**self._kept(stage), "grow_head": True}
+        model = {**self._keep_head(stage), "grow_head": True}
         evaluation = {**stage["eval"], "data": test}
         return {**stage, "data": train, "eval": evaluation, "model": model}
 

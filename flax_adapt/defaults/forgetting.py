@@ -34,7 +34,7 @@ class Tasks(NamedTuple):
         ratio, size = self.ratio or 1.0, self.buffer_size
         return sections.replay(self.data, ratio, buffer_size=size)
 
-    def weighted(self, penalty: dict[str, Any]) -> dict[str, Any]:
+    def set_weight(self, penalty: dict[str, Any]) -> dict[str, Any]:
         """Returns the penalty with `weight`; 0: with its own weight."""
         return {**penalty, "weight": self.weight or penalty["weight"]}
 
@@ -47,7 +47,7 @@ def _er(tasks: Tasks) -> dict[str, Any]:
     """Returns replay of earlier tasks; without labels their loss is that of new examples."""
     if not tasks.of:
         return {}
-    own = () if tasks.is_masked else (tasks.weighted(baselines.er()),)
+    own = () if tasks.is_masked else (tasks.set_weight(baselines.er()),)
     return dict(replay=tasks.replay(), penalties=own)
 
 
@@ -55,13 +55,13 @@ def _der(tasks: Tasks) -> dict[str, Any]:
     """Returns DER++: replay of earlier tasks, by their logits and their labels."""
     if not tasks.of:
         return {}
-    both = (tasks.weighted(baselines.der(tasks.of)), baselines.er(weight=0.5))
+    both = (tasks.set_weight(baselines.der(tasks.of)), baselines.er(weight=0.5))
     return dict(replay=tasks.replay(), penalties=both)
 
 
 def _lwf(tasks: Tasks) -> dict[str, Any]:
     last = tasks.of[-1:]
-    return dict(penalties=tuple(tasks.weighted(baselines.lwf(of)) for of in last))
+    return dict(penalties=tuple(tasks.set_weight(baselines.lwf(of)) for of in last))
 
 
 def _ewc(tasks: Tasks) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def _ewc_fields(tasks: Tasks, of: tuple[str, ...], decay: float) -> dict[str, An
     """
     labels = "empirical" if tasks.is_masked else "model"
     fisher = None if tasks.is_last else baselines.fisher(labels=labels, decay=decay)
-    penalties = (tasks.weighted(baselines.ewc(of)),) if of else ()
+    penalties = (tasks.set_weight(baselines.ewc(of)),) if of else ()
     return dict(penalties=penalties, fisher=fisher)
 
 

@@ -63,7 +63,7 @@ class Glad:
         self.args = args
         self.start = modality.open_transformer(args, objective=args.then_by)
         choose("preserve", args.preserve, PRESERVED)
-        choose("then_by", args.then_by, dict.fromkeys(self._ways()))
+        choose("then_by", args.then_by, dict.fromkeys(self._next_objectives()))
         self.regularizers = args.regularizer.split("+")
         check_names(args.adaptor, self.regularizers)
         check_start(self.regularizers, self.start)
@@ -73,7 +73,7 @@ class Glad:
                 "decoder or masked-language head is trained alone"
             )
 
-    def _ways(self) -> tuple[str, ...]:
+    def _next_objectives(self) -> tuple[str, ...]:
         return ("finetune", "glad", self.start.masked_task)
 
     def _architecture(self) -> dict[str, Any]:
@@ -86,24 +86,26 @@ class Glad:
         found = []
         for regularizer in self.regularizers:
             name = f"glad_{regularizer}"
-            stage = self._glad(name, regularizer, self.args.dataset, "pretrained")
+            stage = self._make_glad(name, regularizer, self.args.dataset, "pretrained")
             found.append(supervised.add_sweep(stage, self.args.lrs))
             before = f"stage:{name}" if self.args.seeds == 1 else f"stage:{name}/seed_0"
             for number, data in enumerate(filter(None, self.args.then.split("+")), 1):
                 following = f"{name}_then_{number}"
-                found += self._next(following, regularizer, data, before)
+                found += self._make_next(following, regularizer, data, before)
         return found
 
-    def _supervised(self, name: str, data: str, init_from: str, **changes: Any) -> dict:
+    def _make_supervised(
+        self, name: str, data: str, init_from: str, **changes: Any
+    ) -> dict:
         """Returns supervised training on `data`, with the settings that all stages share."""
         args, make = self.args, self.start.make
         few = {**shared.ALL, "per_class": args.per_class}
-        train = make.labelled(data, args.split, subset=few)
-        test = make.labelled(data, args.test_split)
+        train = make.labelled_data(data, args.split, subset=few)
+        test = make.labelled_data(data, args.test_split)
         stage = supervised.make_stage(name, train, test, args)
         return {**stage, "init_from": init_from, **changes}
 
-    def _glad(
+    def _make_glad(
         self, name: str, regularizer: str, data: str, init_from: str
     ) -> dict[str, Any]:
         args = self.args
@@ -111,16 +113,16 @@ class Glad:
             args.adaptor, args.bottleneck, keywise=args.keywise
         )
         objective = sections.glad(
-            self.start.make.masked(sections.NO_MIXING),
+            self.start.make.masked_objective(sections.NO_MIXING),
             regularizer=regularizer,
             weight=args.weight,
             preserve=args.preserve,
             stop_backbone=args.stop_backbone,
         )
-        stage = self._supervised(name, data, init_from, objective=objective)
+        stage = self._make_supervised(name, data, init_from, objective=objective)
         return {**stage, "model": {**stage["model"], "adaptor": adaptor}}
 
-    def _next(
+    def _make_next(
         self, name: str, regularizer: str, data: str, init_from: str
     ) -> list[dict[str, Any]]:
         """Returns the stages of a next task, from the backbone that GLAD has trained."""
@@ -128,19 +130,24 @@ class Glad:
         if args.then_by == "finetune":
             return [
                 supervised.change_sizes(
-                    self._supervised(name, data, init_from), **sizes
+                    self._make_supervised(name, data, init_from), **sizes
                 )
             ]
         if args.then_by == "glad":
-            stage = self._glad(name, regularizer, data, init_from)
+            stage = self._make_glad(name, regularizer, data, init_from)
             return [supervised.change_sizes(stage, **sizes)]
         warmup = (
-            [] if regularizer == "masked" else [self._warmup(name, data, init_from)]
+            []
+            if regularizer == "masked"
+            else [self._make_warmup(name, data, init_from)]
         )
         start = f"stage:{warmup[0]['name']}" if warmup else init_from
-        return [*warmup, self._masked(name, data, start, args.then_steps, args.then_lr)]
+        return [
+            *warmup,
+            self._make_masked(name, data, start, args.then_steps, args.then_lr),
+        ]
 
-    def _masked(
+    def _make_masked(
         self,
         name: str,
         data: str,
@@ -155,8 +162,8 @@ class Glad:
         fixed = optim["freeze"] if self.start.is_image else ()
         return shared.pretrain_stage(
             name,
-            make.unlabelled(data, args.split),
-            objective=make.masked(sections.NO_MIXING),
+            make.unlabelled_data(data, args.split),
+            objective=make.masked_objective(sections.NO_MIXING),
             num_steps=steps,
             batch_size=args.batch_size or MASKED_BATCH,
             optim={**optim, "freeze": (*fixed, *freeze)},
@@ -164,7 +171,7 @@ class Glad:
             init_from=init_from,
         )
 
-    def _warmup(self, name: str, data: str, init_from: str) -> dict[str, Any]:
+    def _make_warmup(self, name: str, data: str, init_from: str) -> dict[str, Any]:
         """Returns the stage that trains a new decoder or head with the encoder frozen.
 
         Regularizers other than "masked" need it, since they train no decoder. Its rate is
@@ -172,7 +179,7 @@ class Glad:
         """
         part, _ = modality.HEADS[self.start.masked_task]
         how = (self.args.then_warmup, 5e-4, ("encoder/.*",), (part,))
-        return self._masked(f"{name}_warmup", data, init_from, *how)
+        return self._make_masked(f"{name}_make_warmup", data, init_from, *how)
 
     def experiment(self) -> dict[str, Any]:
         """Returns the whole config, with all stages."""

@@ -74,18 +74,18 @@ class Images:
         self.model = sections.stage_model()
         self.data_dir = args.data_dir
 
-    def labelled(self, source: str, split: str, **changes: Any) -> dict[str, Any]:
+    def labelled_data(self, source: str, split: str, **changes: Any) -> dict[str, Any]:
         """Returns the data section of a split; images are the same with and without labels."""
         fields = {"data_dir": self.data_dir, **self.fits, **changes}
         return vision.image_data(vision.dataset(source), split, **fields)
 
-    plain = unlabelled = labelled
+    unpacked_data = unlabelled_data = labelled_data
 
-    def twice(self, section: dict[str, Any]) -> dict[str, Any]:
+    def add_views(self, section: dict[str, Any]) -> dict[str, Any]:
         """Returns a data section with two views, which contrast and alignment compare."""
         return {**section, "views": self.views}
 
-    def masked(self, section: dict[str, Any]) -> dict[str, Any]:
+    def masked_objective(self, section: dict[str, Any]) -> dict[str, Any]:
         """Returns the objective of masked modelling with this section `mixing`."""
         return {**sections.reconstruct(), "mixing": section}
 
@@ -100,7 +100,7 @@ class Texts:
         self.args, self.model = args, text.text_model()
         self.layout = "packed" if objective == "mlm" else "padded"
 
-    def labelled(self, source: str, split: str, **changes: Any) -> dict[str, Any]:
+    def labelled_data(self, source: str, split: str, **changes: Any) -> dict[str, Any]:
         """Returns the data section of a split, with labels."""
         args = self.args
         fields = dict(
@@ -111,19 +111,19 @@ class Texts:
         )
         return text.text_data(source, split, args.init, **{**fields, **changes})
 
-    def plain(self, source: str, split: str, **changes: Any) -> dict[str, Any]:
+    def unpacked_data(self, source: str, split: str, **changes: Any) -> dict[str, Any]:
         """Returns the data section of a split without labels, one text a row."""
-        return self.labelled(source, split, label_field="", **changes)
+        return self.labelled_data(source, split, label_field="", **changes)
 
-    def unlabelled(self, source: str, split: str) -> dict[str, Any]:
+    def unlabelled_data(self, source: str, split: str) -> dict[str, Any]:
         """Returns the data section of a split without labels; for "mlm" with packed rows."""
-        return self.plain(source, split, layout=self.layout)
+        return self.unpacked_data(source, split, layout=self.layout)
 
-    def twice(self, section: dict[str, Any]) -> dict[str, Any]:
+    def add_views(self, section: dict[str, Any]) -> dict[str, Any]:
         """Returns the data section unchanged: the two views of a text differ by dropout."""
         return section
 
-    def masked(self, section: dict[str, Any]) -> dict[str, Any]:
+    def masked_objective(self, section: dict[str, Any]) -> dict[str, Any]:
         """Returns the objective "mlm"; raises UserError for a section that mixes examples."""
         if section["operator"] != "none":
             raise UserError(
@@ -137,8 +137,8 @@ class Start(NamedTuple):
     """The initial weights of a config, and the sections that fit them.
 
     args: the config's arguments. objective: that of training without labels. model: the
-    model section. known: facts about the weights from the arguments, see UNKNOWN. told: the
-    arguments `format` and `known` of `weights.load`. make: makes data sections and
+    model section. known: facts about the weights from the arguments, see UNKNOWN.
+    init_options: `format` and `known` of `weights.load`. make: makes data sections and
     objectives.
     """
 
@@ -146,7 +146,7 @@ class Start(NamedTuple):
     objective: str
     model: dict[str, Any]
     known: dict[str, Any]
-    told: dict[str, Any]
+    init_options: dict[str, Any]
     make: Images | Texts
 
     @property
@@ -183,7 +183,7 @@ class Start(NamedTuple):
         init, (part, how) = self.args.init, HEADS[objective]
         if not init:
             return  # everything is new
-        if part not in weights.parts(init, objective, **self.told):
+        if part not in weights.parts(init, objective, **self.init_options):
             raise UserError(
                 f"init={init} has no {part}, which {what}; {can}first train one with {how}"
             )
@@ -219,9 +219,9 @@ class Start(NamedTuple):
         They have `args.per_class` labels of every class of `split`, and are tested on
         `args.test_split`.
         """
-        args, labelled = self.args, self.make.labelled
+        args, labelled = self.args, self.make.labelled_data
         few = {**shared.ALL, "per_class": args.per_class}
-        test = self.make.twice(labelled(dataset, args.test_split))
+        test = self.make.add_views(labelled(dataset, args.test_split))
         train = labelled(dataset, split, subset=few)
         return shared.evaluate(train, test, **changes)
 
@@ -234,12 +234,12 @@ def open_start(args: Any, *, objective: str) -> Start:
     UserError for an `init` that cannot be read.
     """
     known = {name: args[name] for name in shared.UNKNOWN}
-    told = shared.describe_init(args.init, args.init_format, known)
+    init_options = shared.describe_init(args.init, args.init_format, known)
     with reword_errors(shared.ARGUMENTS):
-        model = weights.model_config(args.init, **told)
+        model = weights.model_config(args.init, **init_options)
     is_image = models.TASKS[model["kind"]]["encoder"].modality == "image"
     make = (Images if is_image else Texts)(args, model, objective)
-    return Start(args, objective, model, known, told, make)
+    return Start(args, objective, model, known, init_options, make)
 
 
 def open_transformer(args: Any, *, objective: str) -> Start:
@@ -252,6 +252,6 @@ def open_transformer(args: Any, *, objective: str) -> Start:
 
 def start_from_scratch(args: Any, model: dict[str, Any], *, objective: str) -> Start:
     """Returns the `Start` of an image model without initial weights."""
-    known, told = shared.UNKNOWN, shared.describe_init("", "", {})
+    known, init_options = shared.UNKNOWN, shared.describe_init("", "", {})
     make = Images(args, model, objective)
-    return Start(args, objective, model, known, told, make)
+    return Start(args, objective, model, known, init_options, make)

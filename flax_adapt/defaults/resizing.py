@@ -110,7 +110,7 @@ class Resizing:
             unlabelled = ("contrast",)
         self.start.choose_objective((*unlabelled, SUPERVISED))
         self.labels = args.objective == SUPERVISED
-        # A ResNet from scratch with labels gets the usual training of ResNets, see `_optim`.
+        # A ResNet from scratch with labels is trained as usual, see `_make_optim`.
         self.is_published = bool(args.scratch and self.labels)
         self.is_published &= not self.start.is_transformer
         if args.augment and not self.labels:
@@ -119,7 +119,7 @@ class Resizing:
                 "its own, and masked modelling sees images as they are"
             )
         self.variants = VARIANTS if self.start.is_transformer else OF_RESNETS
-        self.widths = _widths(args.width)
+        self.widths = _parse_widths(args.width)
 
     def stages(self) -> list[dict[str, Any]]:
         """Returns a stage for every variant and width, each from `init`, with the same seeds."""
@@ -127,44 +127,46 @@ class Resizing:
         for name in self.args.variant.split("+"):
             variant = choose("variant", name, self.variants)
             widths = self.widths if variant.kind else (0,)
-            found += [self._stage(name, variant, width) for width in widths]
+            found += [self._make_stage(name, variant, width) for width in widths]
         return found
 
-    def _stage(self, name: str, variant: Variant, width: int) -> dict[str, Any]:
+    def _make_stage(self, name: str, variant: Variant, width: int) -> dict[str, Any]:
         args = self.args
-        resize = self._resize(variant, width) if variant.kind else None
+        resize = self._make_resize(variant, width) if variant.kind else None
         model = {**self.start.make.model, "resize": resize, "pooling": self._pooling}
         contrasts, labels = args.objective == "contrast", self.labels
-        heads = self._heads()
+        heads = self._make_projector()
         fresh = ("projector",) * (args.projector and (contrasts or labels))
         fresh += ("predictor",) * contrasts + ("head",) * labels
         return shared.pretrain_stage(
             f"{name}_{width}" if width else name,
-            self._data(),
+            self._make_data(),
             seeds=tuple(range(args.seeds)),
-            objective=self._objective(),
+            objective=self._make_objective(),
             # A frozen encoder does not change: one step is enough to export it.
             num_steps=1 if variant.freezes else args.steps,
             batch_size=args.batch_size,
-            optim=self._optim(variant),
+            optim=self._make_optim(variant),
             init_from="pretrained" if args.init else "scratch",
             model={**model, "fresh": fresh, "projector": heads},
         )
 
-    def _data(self) -> dict[str, Any]:
+    def _make_data(self) -> dict[str, Any]:
         """Returns the data section: labelled and augmented, with two views, or plain."""
         args, make = self.args, self.start.make
         if self.labels:
             name = args.augment or ("crop" if self.is_published else "")
-            return supervised.add_augment(make.labelled(args.dataset, args.split), name)
-        section = make.unlabelled(args.dataset, args.split)
-        return make.twice(section) if args.objective == "contrast" else section
+            return supervised.add_augment(
+                make.labelled_data(args.dataset, args.split), name
+            )
+        section = make.unlabelled_data(args.dataset, args.split)
+        return make.add_views(section) if args.objective == "contrast" else section
 
     @property
     def _pooling(self) -> str:
         return self.args.pooling if self.start.is_transformer else "mean"
 
-    def _resize(self, variant: Variant, width: int) -> dict[str, Any]:
+    def _make_resize(self, variant: Variant, width: int) -> dict[str, Any]:
         args, model = self.args, self.start.model
         old = models.output_width(model)
         start = variant.start or args.start
@@ -185,7 +187,7 @@ class Resizing:
             tokens=args.tokens,
         )
 
-    def _heads(self) -> dict[str, Any] | None:
+    def _make_projector(self) -> dict[str, Any] | None:
         """Returns the section `projector`, or None.
 
         For contrast the heads of MoCo-v3, without a projector the predictor alone; for labels
@@ -201,14 +203,14 @@ class Resizing:
             )
         return None
 
-    def _objective(self) -> dict[str, Any]:
+    def _make_objective(self) -> dict[str, Any]:
         if self.args.objective == "contrast":
             return sections.contrast(**self.start.contrast_form.objective)
         if self.args.objective == SUPERVISED:
             return sections.classify()
-        return self.start.make.masked(sections.NO_MIXING)
+        return self.start.make.masked_objective(sections.NO_MIXING)
 
-    def _optim(self, variant: Variant) -> dict[str, Any]:
+    def _make_optim(self, variant: Variant) -> dict[str, Any]:
         """Returns `Start.optim`; for a ResNet from scratch with labels SGD with momentum.
 
         Source: Goyal et al. 2017, the usual ResNet-50 on ImageNet: 0.1 for 256 images,
@@ -250,7 +252,7 @@ class Resizing:
         )
 
 
-def _widths(text: str) -> tuple[int, ...]:
+def _parse_widths(text: str) -> tuple[int, ...]:
     try:
         widths = tuple(int(width) for width in text.split("+"))
     except ValueError:

@@ -163,9 +163,9 @@ class TextData:
             )
         augment.check_texts(args.augment)
         self.args, self.init = args, args.init
-        self.told = shared.describe_init(args.init, args.init_format, {})
+        self.init_options = shared.describe_init(args.init, args.init_format, {})
         with reword_errors(shared.ARGUMENTS):
-            self.model = weights.model_config(args.init, **self.told)
+            self.model = weights.model_config(args.init, **self.init_options)
         kind = self.model["kind"]
         if models.TASKS[kind]["encoder"].modality != "text":
             raise UserError(
@@ -173,21 +173,21 @@ class TextData:
             )
         self.mask_token_id = data.open_tokenizer(args.init).mask_id
         few = {**ALL, "per_class": args.per_class}
-        self.texts = self._unlabelled("train")
-        self.labelled = self._section("train", subset=few)
+        self.texts = self._unlabelled_data("train")
+        self.labelled = self._make_section("train", subset=few)
         rest = args.test_split == "rest"
         self.test = (
-            self._section("train", subset={**few, "part": "rest"})
+            self._make_section("train", subset={**few, "part": "rest"})
             if rest
-            else self._section(args.test_split)
+            else self._make_section(args.test_split)
         )
 
-    def _unlabelled(self, split: str) -> dict[str, Any]:
+    def _unlabelled_data(self, split: str) -> dict[str, Any]:
         """Returns texts for masked pre-training: packed into rows; of pairs one a row."""
         layout = "padded" if self.args.pair_field else "packed"
-        return self._section(split, label_field="", layout=layout)
+        return self._make_section(split, label_field="", layout=layout)
 
-    def _section(self, split: str, **changes: Any) -> dict[str, Any]:
+    def _make_section(self, split: str, **changes: Any) -> dict[str, Any]:
         args = self.args
         section = text_data(
             args.dataset,
@@ -212,14 +212,16 @@ class TextData:
         Raises UserError without `mlm_warmup` for weights without an MLM head.
         """
         steps = self.args.mlm_warmup
-        if not steps and "mlm" not in weights.parts(self.init, "mlm", **self.told):
+        if not steps and "mlm" not in weights.parts(
+            self.init, "mlm", **self.init_options
+        ):
             raise UserError(
                 f"init={self.init} has no masked-language head; give mlm_warmup=STEPS, "
                 "such as 500, to train a new one with the encoder frozen"
             )
         if not steps:
             return []
-        stage = self._pretrain(
+        stage = self._make_pretraining(
             "mlm_warmup",
             init_from="pretrained",
             num_steps=steps,
@@ -230,20 +232,20 @@ class TextData:
 
     def pretrain_stage(self, name: str) -> dict[str, Any]:
         """Returns masked pre-training from `start`."""
-        return self._pretrain(name, init_from=self.start)
+        return self._make_pretraining(name, init_from=self.start)
 
-    def _pretrain(self, name: str, **changes: Any) -> dict[str, Any]:
-        fields = {**self._sizes(), **changes}
+    def _make_pretraining(self, name: str, **changes: Any) -> dict[str, Any]:
+        fields = {**self._shared_fields(), **changes}
         return text_pretrain_stage(name, self.texts, self.mask_token_id, **fields)
 
-    def _sizes(self) -> dict[str, Any]:
+    def _shared_fields(self) -> dict[str, Any]:
         """Returns the fields that all masked pre-training shares."""
         args, heldout = self.args, None
         if args.heldout_split:
             heldout = dict(
                 every_steps=0,
                 batch_size=args.batch_size,
-                data=self._unlabelled(args.heldout_split),
+                data=self._unlabelled_data(args.heldout_split),
                 metric="perplexity",
                 mode="min",
             )
@@ -265,7 +267,7 @@ class TextData:
             objective=objective,
             init_from=self.start,
             model=text_model(),
-            **self._sizes(),
+            **self._shared_fields(),
         )
 
     def finetune_stage(self, name: str, init_from: str) -> dict[str, Any]:

@@ -83,38 +83,40 @@ class Unsupervised:
     def stages(self) -> list[dict[str, Any]]:
         """Returns a stage for every method, each from `init` and with the same seeds."""
         names = self.args.method.split("+")
-        return [self._stage(name, choose("method", name, METHODS)) for name in names]
+        return [
+            self._make_stage(name, choose("method", name, METHODS)) for name in names
+        ]
 
-    def _stage(self, name: str, method: Method) -> dict[str, Any]:
+    def _make_stage(self, name: str, method: Method) -> dict[str, Any]:
         args, make = self.args, self.make
-        target, model = make.unlabelled(args.dataset, args.split), make.model
+        target, model = make.unlabelled_data(args.dataset, args.split), make.model
         if self.contrasts:
             heads = sections.projector(**{"hidden": args.hidden, **self.form.heads})
-            target = make.twice(target)
+            target = make.add_views(target)
             model = {**model, "fresh": self.form.fresh, "projector": heads}
         return shared.pretrain_stage(
             name,
             target,
             seeds=tuple(range(args.seeds)),
-            objective=self._objective(method),
+            objective=self._make_objective(method),
             num_steps=args.steps,
             batch_size=args.batch_size,
-            replay=self._replay(method),
+            replay=self._make_replay(method),
             optim=self.start.optim(freezes=method.freezes),
             model=model,
         )
 
-    def _objective(self, method: Method) -> dict[str, Any]:
+    def _make_objective(self, method: Method) -> dict[str, Any]:
         if not self.contrasts:
-            return self.make.masked(self._mixing(method, "instance"))
+            return self.make.masked_objective(self._make_mixing(method, "instance"))
         return sections.contrast(
             form=self.args.form,
             queue_size=self.args.queue_size,
-            mixing=self._mixing(method, "imix"),
+            mixing=self._make_mixing(method, "imix"),
             **self.form.objective,
         )
 
-    def _mixing(self, method: Method, reading: str) -> dict[str, Any]:
+    def _make_mixing(self, method: Method, reading: str) -> dict[str, Any]:
         """Returns the section `mixing`; by default replay mixes target with source examples.
 
         reading: the default of the argument `reading`.
@@ -128,17 +130,19 @@ class Unsupervised:
             reading=args.reading or reading,
         )
 
-    def _replay(self, method: Method) -> dict[str, Any] | None:
+    def _make_replay(self, method: Method) -> dict[str, Any] | None:
         args = self.args
         if not method.replays:
             return None
-        source = self.make.unlabelled(args.source, args.source_split)
+        source = self.make.unlabelled_data(args.source, args.source_split)
         return sections.replay(source, args.rho, sampling=args.sampling)
 
     def experiment(self) -> dict[str, Any]:
         """Returns the whole config, with all stages."""
         args = self.args
-        source = self.make.plain(args.source, args.drift_split or args.source_split)
+        source = self.make.unpacked_data(
+            args.source, args.drift_split or args.source_split
+        )
         return shared.experiment(
             init=args.init,
             init_format=args.init_format,

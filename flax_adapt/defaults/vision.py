@@ -40,16 +40,18 @@ def dataset(name: str) -> str:
     return name
 
 
-def architecture(init: str, size: str, told: Mapping[str, Any]) -> dict[str, Any]:
+def architecture(
+    init: str, size: str, init_options: Mapping[str, Any]
+) -> dict[str, Any]:
     """Returns the model section of the weights `init`; without `init` of a MAE of `size`.
 
-    size: Ti, S, B, L, H, or "" for any. told: arguments of `weights.model_config`, from
+    size: Ti, S, B, L, H, or "" for any. init_options: arguments of `weights.model_config`, from
     `weights.source_options`. Raises UserError for weights of another size or no ViT.
     """
     if not init:
         return models.mae_config(size or "B", image_size=224, patch_size=16, channels=3)
     with reword_errors(shared.ARGUMENTS):
-        found = weights.model_config(init, **told)
+        found = weights.model_config(init, **init_options)
     if found["kind"] != "vit":
         raise UserError(f"init={init} holds a {found['kind']}; this config takes a ViT")
     if size:
@@ -153,9 +155,11 @@ class S1Data:
         source, train = dataset(args.dataset), "train"
         self.args, self.init = args, args.init
         self.known = {name: args[name] for name in UNKNOWN}
-        self.told = shared.describe_init(args.init, args.init_format, self.known)
+        self.init_options = shared.describe_init(
+            args.init, args.init_format, self.known
+        )
         choose("channels_by", args.channels_by, weights.reshape.CHANNELS)
-        self.found = architecture(args.init, args.model, self.told)
+        self.found = architecture(args.init, args.model, self.init_options)
         sizes = {name: args[name] or None for name in weights.reshape.FIELDS}
         task = "mae" if WARMUP in args else "classify"
         self.model = weights.reshape.resized_config(self.found, sizes, task, None)
@@ -166,7 +170,7 @@ class S1Data:
             )
         if args.init:
             weights.reshape.check_channels(self.found["channels"], channels)
-        mean, std = pixel_statistics(args.init, channels, self.told["format"])
+        mean, std = pixel_statistics(args.init, channels, self.init_options["format"])
         fits = dict(
             data_dir=args.data_dir,
             image_size=self.model["image_size"],
@@ -187,18 +191,20 @@ class S1Data:
     @functools.cached_property
     def has_decoder(self) -> bool:
         """Whether `init` holds a decoder; its config.json may describe an absent one."""
-        parts = weights.parts(self.init, "mae", **self.told) if self.init else set()
+        parts = (
+            weights.parts(self.init, "mae", **self.init_options) if self.init else set()
+        )
         return "decoder" in parts
 
-    def _changed(self, *names: str) -> bool:
+    def _is_changed(self, *names: str) -> bool:
         return any(self.found[name] != self.model[name] for name in names)
 
-    def _reshaping(self, stage: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    def _add_reshape(self, stage: dict[str, Any], **changes: Any) -> dict[str, Any]:
         """Returns the stage with rules to resize the weights to the requested sizes."""
         rules = {
-            "position": self._changed("image_size", "patch_size"),
-            "patch": self._changed("patch_size"),
-            f"channels:{self.args.channels_by}": self._changed("channels"),
+            "position": self._is_changed("image_size", "patch_size"),
+            "patch": self._is_changed("patch_size"),
+            f"channels:{self.args.channels_by}": self._is_changed("channels"),
         }
         named = tuple(rule for rule, holds in rules.items() if holds and self.init)
         return {**stage, "model": {**stage["model"], "reshape": named, **changes}}
@@ -216,7 +222,7 @@ class S1Data:
         missing = {
             f"{self.init} is an encoder without a decoder": not self.has_decoder,
             "the decoder predicts pixels: patch_size and channels other than those of "
-            f"{self.init} need a new last layer": self._changed(
+            f"{self.init} need a new last layer": self._is_changed(
                 "patch_size", "channels"
             ),
         }
@@ -241,19 +247,19 @@ class S1Data:
             raise UserError(
                 f"{WARMUP}={steps} needs init=PATH, whose encoder is frozen"
             )
-        keeps = self.has_decoder and self._changed("patch_size", "channels")
+        keeps = self.has_decoder and self._is_changed("patch_size", "channels")
         optim = shared.pretrain_optim(
             lr=5e-4, warmup_steps=steps // 20, freeze=(r".*/position", r"encoder/.*")
         )
         fields = dict(num_steps=steps, optim=optim, init_from="pretrained")
         stage = shared.pretrain_stage(WARMUP, self.images, **fields)
         new = weights.reshape.PREDICT if keeps else "decoder"
-        return [self._reshaping(stage, fresh=(new,))]
+        return [self._add_reshape(stage, fresh=(new,))]
 
     def pretrain_stage(self, name: str, **changes: Any) -> dict[str, Any]:
         """Returns further pre-training (Lee et al. 2023) from `start`."""
         fields = {"init_from": self.start, **changes}
-        return self._reshaping(shared.pretrain_stage(name, self.images, **fields))
+        return self._add_reshape(shared.pretrain_stage(name, self.images, **fields))
 
     def distill_stages(
         self, first_teacher: str, rounds: int, **changes: Any
@@ -261,13 +267,13 @@ class S1Data:
         """Returns the rounds of self-distillation (Lee et al. 2023), each from `start`."""
         fields = {"init_from": self.start, **changes}
         stages = shared.distill_stages(self.images, first_teacher, rounds, **fields)
-        return [self._reshaping(stage) for stage in stages]
+        return [self._add_reshape(stage) for stage in stages]
 
     def finetune_stage(self, name: str, init_from: str, **changes: Any) -> dict:
         """Returns fine-tuning (Lee et al. 2023) from the weights `init_from`."""
         images = (self.labelled, self.test_images)
         fields = {"init_from": init_from, **changes}
-        return self._reshaping(shared.finetune_stage(name, *images, **fields))
+        return self._add_reshape(shared.finetune_stage(name, *images, **fields))
 
     def experiment(self, stages: list[dict[str, Any]]) -> dict[str, Any]:
         """Returns the whole config with these stages."""

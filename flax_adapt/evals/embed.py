@@ -26,19 +26,21 @@ def image_section(
     source: str,
     split: str,
     *,
-    told: Mapping[str, Any],
+    init_options: Mapping[str, Any],
     pixels: tuple[tuple[float, ...], tuple[float, ...]] | None,
     **changes: Any,
 ) -> ConfigDict:
     """Returns the data section that fits a ViT: its image size, channels, mean and std.
 
-    told: how the file is read, see `weights.source_options`. pixels: mean and std; None:
+    init_options: how the file is read, see `weights.source_options`. pixels: mean and std; None:
     those of the model, or usual ones, with a warning.
     """
-    arch = weights.model_config(path, **told)
+    arch = weights.model_config(path, **init_options)
     channels = arch["channels"]
-    mean, std = pixels or defaults.pixel_statistics(str(path), channels, told["format"])
-    unknown = weights.pixel_statistics(path, format=told["format"]) is None
+    mean, std = pixels or defaults.pixel_statistics(
+        str(path), channels, init_options["format"]
+    )
+    unknown = weights.pixel_statistics(path, format=init_options["format"]) is None
     if pixels is None and unknown:
         log.warning(
             "%s does not tell the mean and std of its pixels: taken are mean %s and std "

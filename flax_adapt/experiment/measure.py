@@ -161,14 +161,17 @@ def _ways_of_init(config: Any) -> list[tuple[str, dict[str, Any]]]:
     """
     if not config.init:
         return []
-    sizes, told = weights.reshape.sizes_of(config.model), known_options_of_init(config)
-    found = weights.reshape.sizes_of(weights.model_config(config.init, **told))
+    sizes, init_options = (
+        weights.reshape.sizes_of(config.model),
+        known_options_of_init(config),
+    )
+    found = weights.reshape.sizes_of(weights.model_config(config.init, **init_options))
     users = [s for s in config.stages if "pretrained" in (s.init_from, s.teacher)]
     ways = {tuple(sorted(s.model.reshape)) for s in users if found != sizes} or {()}
     return [
         (
             "pretrained" if len(ways) == 1 else f"pretrained, {' '.join(rules)}",
-            dict(reshape=rules, **sizes, **told),
+            dict(reshape=rules, **sizes, **init_options),
         )
         for rules in sorted(ways)
     ]

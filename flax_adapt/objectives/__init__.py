@@ -122,17 +122,18 @@ def build(
     model: nn.Module,
     *,
     train: bool = True,
-    beside: nn.Module | None = None,
+    second_model: nn.Module | None = None,
 ) -> LossFn:
     """Returns the loss of `config.name`. `train=False`: no dropout, mixing, smoothing.
 
-    model: of the task `task_of(config)`. beside: the model of the task
+    model: of the task `task_of(config)`. second_model: the model of the task
     `second_task_of(config)`, which is applied to the same parameters. Raises UserError for an
     unknown name, and for fields that are out of range or do not fit the model.
     """
     make = choose("objective.name", config.name, OBJECTIVES)
-    given = (config, model, train)
-    return make(*given) if beside is None else make(*given, beside)
+    arguments = (config, model, train)
+    extra = () if second_model is None else (second_model,)
+    return make(*arguments, *extra)
 
 
 def build_carry(

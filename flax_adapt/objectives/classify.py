@@ -126,8 +126,8 @@ def _outputs(
     outputs, variables = batch_stats.apply(
         model, variables, batch[model.modality], key_B, train=train, **rows
     )
-    handed = batch_stats.hand_over(variables, train)
-    return outputs, {CARRY_INPUT: handed} if handed else {}
+    carry_input = batch_stats.hand_over(variables, train)
+    return outputs, {CARRY_INPUT: carry_input} if carry_input else {}
 
 
 def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
@@ -149,13 +149,13 @@ def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
             image_BYXC, targets_BN = _mix_batch(config, batch, targets_BN, key_B)
             batch = {**without_logits(batch), "image": image_BYXC}
         key_B = key_B if train else None
-        logits_BN, handed = _outputs(model, params, frozen, batch, key_B)
+        logits_BN, carry_input = _outputs(model, params, frozen, batch, key_B)
         loss = Mean.of(cross_entropy(logits_BN, targets_BN), batch["weight"])
         correct = accuracy(logits_BN, batch["label"], batch["weight"])
         metrics = {"loss": Loss.of(loss), "accuracy": correct}
         if not train:
             metrics |= confusion(logits_BN, batch["label"], batch["weight"])
-        return loss.value(), metrics | handed
+        return loss.value(), metrics | carry_input
 
     return loss_fn
 
@@ -175,12 +175,12 @@ def make_regression(config: Any, model: nn.Module, train: bool) -> LossFn:
 
     def loss_fn(params, frozen, batch, key_B):
         key_B = key_B if train else None
-        guess_B1, handed = _outputs(model, params, frozen, batch, key_B)
+        guess_B1, carry_input = _outputs(model, params, frozen, batch, key_B)
         guess_B, label_B = guess_B1[:, 0], batch["label"].astype(jnp.float32)
         loss = Mean.of(jnp.square(guess_B - label_B), batch["weight"])
         metrics: Metrics = {"loss": Loss.of(loss)}
         if not train:
             metrics["spearman"] = Spearman(guess_B, label_B, batch["weight"])
-        return loss.value(), metrics | handed
+        return loss.value(), metrics | carry_input
 
     return loss_fn

@@ -156,12 +156,15 @@ def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
                 query_BD, variables = encode(variables, views[one], purpose, "__call__")
                 pairs.append((query_BD, found[other]))
             measured.append(measure(pairs, soft, config.form, config.temperature))
-        metrics, handed = _metrics(measured), batch_stats.hand_over(variables, train)
+        metrics, carry_input = (
+            _metrics(measured),
+            batch_stats.hand_over(variables, train),
+        )
         if form.queue and train:
             (queued,) = found.values()
-            handed["queue"] = dict(key_BD=queued.key_BD, weight_B=weight_B)
-        if handed:
-            metrics[CARRY_INPUT] = handed
+            carry_input["queue"] = dict(key_BD=queued.key_BD, weight_B=weight_B)
+        if carry_input:
+            metrics[CARRY_INPUT] = carry_input
         return metrics["loss"].value(), metrics
 
     return loss_fn
@@ -229,7 +232,10 @@ def make_carry(config: Any, num_steps: int) -> Carry:
         }
 
     def update(
-        carried: dict[str, Any], params: Params, handed: dict[str, Any], step: Array
+        carried: dict[str, Any],
+        params: Params,
+        carry_input: dict[str, Any],
+        step: Array,
     ) -> dict[str, Any]:
         rate = share(config.momentum, step.astype(jnp.float32) / num_steps)
         average = ema.move_towards(
@@ -237,7 +243,7 @@ def make_carry(config: Any, num_steps: int) -> Carry:
         )
         if not has_queue:
             return {"key_encoder": average}
-        queue_KD = _enqueue(carried["queue"], **handed["queue"], number=step - 1)
+        queue_KD = _enqueue(carried["queue"], **carry_input["queue"], number=step - 1)
         return {"key_encoder": average, "queue": queue_KD}
 
     return Carry(_carried_names(config), init, update)

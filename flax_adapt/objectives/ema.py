@@ -83,9 +83,12 @@ def make_carry(config: Any, num_steps: int) -> Carry:
         return {AVERAGE: params}
 
     def update(
-        carried: dict[str, Any], params: Params, handed: dict[str, Any], step: Array
+        carried: dict[str, Any],
+        params: Params,
+        carry_input: dict[str, Any],
+        step: Array,
     ) -> dict[str, Any]:
-        del handed
+        del carry_input
         rate = rate_at(config, step.astype(jnp.float32), num_steps)
         return {AVERAGE: move_towards(carried[AVERAGE], params, rate)}
 

@@ -34,37 +34,37 @@ MASKED = {
 class Unadapted(NamedTuple):
     """What R, the regularizer of the pass without adaptors, is built from.
 
-    plain: the encoder without adaptors. beside: the model of the masked objective, None
+    plain: the encoder without adaptors. second_model: the model of the masked objective, None
     where it is not trained. config: section `objective`.
     """
 
     plain: nn.Module
-    beside: nn.Module | None
+    second_model: nn.Module | None
     config: Any
     train: bool
 
 
-def _no_regularizer(given: Unadapted) -> LossFn | None:
+def _no_regularizer(parts: Unadapted) -> LossFn | None:
     return None
 
 
-def _preserve_regularizer(given: Unadapted) -> LossFn:
+def _preserve_regularizer(parts: Unadapted) -> LossFn:
     """Returns the squared distance of states to those of the initial model.
 
     The parameters of that model are `frozen["start"]`. "features" compares the states
     after the layers of `config.layers`, "attention" what the attention of every block adds
     to the residual stream. The distance is a mean over features.
     """
-    config, states_of = given.config, PRESERVED[given.config.preserve]
+    config, states_of = parts.config, PRESERVED[parts.config.preserve]
 
     def loss_fn(params: Params, frozen: Params, batch: Batch, key_B: Key):
         del key_B  # no dropout: the initial model is at distance 0
-        inputs = batch[given.plain.modality]
+        inputs = batch[parts.plain.modality]
         ours, theirs = (
-            states_of(given.plain, part, inputs, config.layers)
+            states_of(parts.plain, part, inputs, config.layers)
             for part in (params, jax.lax.stop_gradient(frozen["start"]))
         )
-        layout = given.plain.layout(inputs)
+        layout = parts.plain.layout(inputs)
         how = (layout, batch["weight"], config.state, "mean")
         distance = distill.state_distance(ours, theirs, *how)
         return distance.value(), {"loss": Loss.of(distance), "preserve": distance}
@@ -96,21 +96,21 @@ PRESERVED: dict[str, Callable[..., list[Array]]] = {
 }
 
 
-def _masked_regularizer(given: Unadapted) -> LossFn:
+def _masked_regularizer(parts: Unadapted) -> LossFn:
     """Returns the masked-modelling loss, which also trains its decoder or head.
 
-    It has no dropout: the rates of `beside` are those of the classifier, and MAE has none.
-    Raises UserError where `beside` is None.
+    It has no dropout: the rates of `second_model` are those of the classifier, and MAE has none.
+    Raises UserError where `second_model` is None.
     """
-    config = given.config
+    config = parts.config
     make, task = MASKED[config.masked.name]
-    if given.beside is None:
+    if parts.second_model is None:
         raise UserError(
-            f"objective.regularizer='masked' trains the task {task!r} beside: give its model, "
-            "objectives.build(..., beside=models.build(config, task, ...))"
+            f"objective.regularizer='masked' trains a second task, {task!r}: give its model, "
+            "objectives.build(..., second_model=models.build(config, task, ...))"
         )
-    beside = given.beside.clone(dropout=0.0, drop_path=0.0)
-    masked_loss = make(config.masked, beside, given.train)
+    second_model = parts.second_model.clone(dropout=0.0, drop_path=0.0)
+    masked_loss = make(config.masked, second_model, parts.train)
 
     def loss_fn(params: Params, frozen: Params, batch: Batch, key_B: Key):
         return masked_loss(params, frozen, batch, keys.fold(key_B, _MASKED))
@@ -197,12 +197,12 @@ def _stop(params: Params) -> Params:
 
 
 def make_loss(
-    config: Any, model: nn.Module, train: bool, beside: nn.Module | None = None
+    config: Any, model: nn.Module, train: bool, second_model: nn.Module | None = None
 ) -> LossFn:
     """Returns the GLAD loss, cross-entropy with adaptors plus `weight` (lam) times R.
 
     `config`: regularizer, weight, preserve, state, layers, masked, stop_backbone, and the
-    fields of `classify`. model: a classifier with adaptors. beside: with regularizer
+    fields of `classify`. model: a classifier with adaptors. second_model: with regularizer
     "masked" the model of that task, without adaptors. Raises UserError for a model without
     adaptors and for fields that are out of range. Evaluation has no R.
 
@@ -222,8 +222,8 @@ def make_loss(
     if not train:
         return solve
     plain = models.without_adaptor(model)
-    given = Unadapted(plain, beside, config, train)
-    regularize = REGULARIZERS[config.regularizer](given)
+    parts = Unadapted(plain, second_model, config, train)
+    regularize = REGULARIZERS[config.regularizer](parts)
 
     def loss_fn(params: Params, frozen: Params, batch: Batch, key_B: Key):
         solving, solved = params, batch

@@ -58,9 +58,12 @@ def make_carry(statistics: Params) -> Carry:
         return {batch_stats.NAME: statistics}
 
     def update(
-        carried: dict[str, Any], params: Params, handed: dict[str, Any], step: Array
+        carried: dict[str, Any],
+        params: Params,
+        carry_input: dict[str, Any],
+        step: Array,
     ) -> dict[str, Any]:
         del carried, params, step
-        return {batch_stats.NAME: handed[batch_stats.NAME]}
+        return {batch_stats.NAME: carry_input[batch_stats.NAME]}
 
     return Carry((batch_stats.NAME,), init, update)

@@ -14,9 +14,11 @@ def task_without(section: Any, *parts: str) -> str:
     work without them. Where a second task is trained on the plain encoder (GLAD's
     regularizer "masked"), it is that task.
     """
-    beside = objectives.second_task_of(section.objective)
+    second_task = objectives.second_task_of(section.objective)
     has_part = any(section.model[part] is not None for part in parts)
-    return beside or ("encoder" if has_part else objectives.task_of(section.objective))
+    return second_task or (
+        "encoder" if has_part else objectives.task_of(section.objective)
+    )
 
 
 def exported_task(section: Any) -> str:

@@ -23,12 +23,12 @@ def list_notes(section: Any) -> list[str]:
 
 
 def _warmup(section: Any, num_steps: int) -> str:
-    given = section.optim.warmup_steps
+    asked = section.optim.warmup_steps
     takes = optim.warmup_steps(section.optim, num_steps)
-    if takes != given:
-        return f"optim.warmup_steps={given} would fill num_steps={num_steps}: cut to {takes}"
+    if takes != asked:
+        return f"optim.warmup_steps={asked} would fill num_steps={num_steps}: cut to {takes}"
     if takes > _MUCH * num_steps:
-        return f"optim.warmup_steps={given} is most of num_steps={num_steps}"
+        return f"optim.warmup_steps={asked} is most of num_steps={num_steps}"
     return ""
 
 

@@ -201,7 +201,7 @@ def build_model(stage: Stage, classes: int) -> nn.Module:
     return build_for_task(stage, stage.architecture, stage.task, classes)
 
 
-def build_beside(stage: Stage) -> nn.Module | None:
+def build_second_model(stage: Stage) -> nn.Module | None:
     """Returns the model of a second task on the same encoder (GLAD), None without one."""
     task = objectives.second_task_of(stage.config.objective)
     if task is None:

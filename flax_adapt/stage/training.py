@@ -144,8 +144,10 @@ def make_loss(
     this stage, for penalties. Evaluation (`train=False`) has no penalties.
     """
     config = stage.config
-    beside = stages.build_beside(stage) if train else None
-    loss_fn = objectives.build(config.objective, model, train=train, beside=beside)
+    second_model = stages.build_second_model(stage) if train else None
+    loss_fn = objectives.build(
+        config.objective, model, train=train, second_model=second_model
+    )
     if train:
         loss_fn = penalties.add(loss_fn, config.penalties, model, fresh)
     loss_fn = objectives.on_pixels(loss_fn, config.objective, config_data, train=train)
@@ -168,8 +170,8 @@ def export(
 
 
 def _carry(config: Any, statistics: Params) -> Carry:
-    given = (config.objective, config.num_steps, statistics)
-    carries = [objectives.build_carry(*given)]
+    arguments = (config.objective, config.num_steps, statistics)
+    carries = [objectives.build_carry(*arguments)]
     if config.ema is not None:
         carries.append(ema.make_carry(config.ema, config.num_steps))
     return types.join_carries(carries)

@@ -29,14 +29,18 @@ def init_params(stage: Stage, model: nn.Module) -> dict[str, Any]:
 
     They include those of a second task that is trained on the same encoder (GLAD).
     """
-    key, beside = jax.random.key(stage.seed), stages.build_beside(stage)
+    key, second_model = jax.random.key(stage.seed), stages.build_second_model(stage)
     params = dict(models.init_params(model, key))
     if std := stage.config.model.head_init:
         head = params["head"]
         kernel = head["kernel"] * (std / heads.INIT_STD)
         params["head"] = {**head, "kernel": kernel}
     # Both have the encoder; the model's has the adaptors.
-    return params if beside is None else {**models.init_params(beside, key), **params}
+    return (
+        params
+        if second_model is None
+        else {**models.init_params(second_model, key), **params}
+    )
 
 
 @reword_errors(stages.FIELDS)
@@ -167,7 +171,7 @@ def _load(stage: Stage) -> Params:
     return params
 
 
-def _exported(
+def _select_exported(
     stage: Stage, model: nn.Module, params: Params
 ) -> tuple[nn.Module, Params]:
     """Returns the model of `exported_task` and its parameters.
@@ -196,18 +200,18 @@ def export(
     """
     if jax.process_count() > 1:
         params = multihost_utils.process_allgather(params, tiled=True)
-    model, params = _exported(stage, model, params)
+    model, params = _select_exported(stage, model, params)
     folder, section = stage.folder / "export", stage.config.data
     if jax.process_index() == 0:
         classes = stage.exported_task == "classify" and examples.class_names
-        beside: dict[str, Any] = {"class_names": classes or None}
+        extras: dict[str, Any] = {"class_names": classes or None}
         if section.modality == "text":
-            beside |= {"tokenizer": section.tokenizer}
+            extras |= {"tokenizer": section.tokenizer}
         else:
-            beside |= {"mean": section.mean, "std": section.std}
+            extras |= {"mean": section.mean, "std": section.std}
         if stage.exported_task == "mae":
-            beside["reconstruction"] = _reconstruction(stage)
-        weights.save_pretrained(folder, model, jax.device_get(params), **beside)
+            extras["reconstruction"] = _reconstruction(stage)
+        weights.save_pretrained(folder, model, jax.device_get(params), **extras)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"export {stage.label}")
     return folder

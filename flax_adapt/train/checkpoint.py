@@ -171,9 +171,9 @@ class Checkpoints:
             if reasons:
                 self._set_aside(reasons, step)
             return found
-        told = "; ".join(f"step {step}: {why[:200]}" for step, why in reasons.items())
+        shown = "; ".join(f"step {step}: {why[:200]}" for step, why in reasons.items())
         raise UserError(
-            f"no checkpoint in {self._folder} can be read for this config ({told}); put a "
+            f"no checkpoint in {self._folder} can be read for this config ({shown}); put a "
             f"good one back, or delete {self._folder.parent} to train the stage again"
         )
 

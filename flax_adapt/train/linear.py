@@ -58,8 +58,8 @@ _WITHOUT = ("replay", "ema", "sweep", "fisher")
 
 def _list_conflicts(section: Any) -> list[str]:
     """Returns the sections of a stage that would train more than its head, or try rates."""
-    given = [name for name in _WITHOUT if section[name] is not None]
-    return given + ["penalties"] * bool(section.penalties)
+    conflicts = [name for name in _WITHOUT if section[name] is not None]
+    return conflicts + ["penalties"] * bool(section.penalties)
 
 
 _OF_A_HEAD = (
@@ -225,8 +225,8 @@ def fit(
     """
     l2 = config.l2
     if l2 == 0:
-        given = (x_nD, labels_n, num_classes)
-        l2, tried = choose_penalty(*given, folds=config.folds, seed=seed)
+        data = (x_nD, labels_n, num_classes)
+        l2, tried = choose_penalty(*data, folds=config.folds, seed=seed)
         said = ", ".join(f"{one:g}: {tried[one]:.4f}" for one in sorted(tried))
         log.info("l2 %g, by the loss on held-out labels (%s)", l2, said or "none")
     return solve(x_nD, labels_n, num_classes, l2)

@@ -67,14 +67,14 @@ def convert(
         raise UserError(f"--to={target}: is there already; delete it or choose another")
     choose("--format", target_format, weights.WRITERS)
     with reword_errors(FLAGS):
-        told: dict[str, Any] = dict(format=source_format, known=known)
-        task = _choose_task(source, told, task, fresh)
+        options: dict[str, Any] = dict(format=source_format, known=known)
+        task = _choose_task(source, options, task, fresh)
         one = formats.find(source, source_format)
         own = one.pooling(source, known)
         pooling = formats.pooling_of(own, task, own)
-        beside = _read_extras(source, one, told, task, fresh)
-        left_out = _names_left_out(target_format, beside)
-        with weights.open_weights(source, task, pooling=pooling, **told) as found:
+        extras = _read_extras(source, one, options, task, fresh)
+        left_out = _names_left_out(target_format, extras)
+        with weights.open_weights(source, task, pooling=pooling, **options) as found:
             config = _change_config(source, found[0], changes, task)
             model = _build_model(source, config, found[1], task, pooling, num_classes)
             params, adopted = _adopt(source, model, found[1], fresh, seed)
@@ -85,22 +85,22 @@ def convert(
                 task,
                 pooling=pooling,
                 format=target_format,
-                **{k: None if k in left_out else value for k, value in beside.items()},
+                **{k: None if k in left_out else value for k, value in extras.items()},
             )
     return Converted(task, found[2].merge(adopted), left_out)
 
 
 def _choose_task(
-    source: Path, told: Mapping[str, Any], task: str | None, fresh: Sequence[str]
+    source: Path, options: Mapping[str, Any], task: str | None, fresh: Sequence[str]
 ) -> str:
     """Returns `task`; for None the task that has all parts of the source and of `fresh`."""
-    kind = weights.model_config(source, **told)["kind"]
+    kind = weights.model_config(source, **options)["kind"]
     if task is not None:
         kept = [one for one in models.KEPT_TASKS if one in models.TASKS[kind]]
         choose(f"{source}: holds a {kind}: --task", task, dict.fromkeys(kept))
         return task
     for one in (one for one in PARTS if one in models.TASKS[kind]):
-        if PARTS[one] in fresh or PARTS[one] in weights.parts(source, one, **told):
+        if PARTS[one] in fresh or PARTS[one] in weights.parts(source, one, **options):
             return one
     return "encoder"
 
@@ -162,12 +162,12 @@ def _adopt(
 def _read_extras(
     source: Path,
     one: formats.Format,
-    told: Mapping[str, Any],
+    options: Mapping[str, Any],
     task: str,
     fresh: Sequence[str],
 ) -> dict[str, Any]:
     """Returns class names, tokenizer and the like of a source, as `weights.save` takes them."""
-    config = weights.model_config(source, **told)
+    config = weights.model_config(source, **options)
     has_pixels = models.TASKS[config["kind"]]["encoder"].modality == "image"
     statistics = one.pixel_statistics(source) if has_pixels else None
     images = weights.preprocessor(config, *statistics) if statistics else None
@@ -177,12 +177,12 @@ def _read_extras(
         "class_names": one.class_names(source) if named else None,
         "tokenizer": source if own else None,
         "preprocessor": images,
-        "reconstruction": _reconstruction(source, told, task, fresh),
+        "reconstruction": _reconstruction(source, options, task, fresh),
     }
 
 
 def _reconstruction(
-    source: Path, told: Mapping[str, Any], task: str, fresh: Sequence[str]
+    source: Path, options: Mapping[str, Any], task: str, fresh: Sequence[str]
 ) -> dict[str, Any] | None:
     """Returns the settings that the source's decoder was trained with.
 
@@ -190,16 +190,16 @@ def _reconstruction(
     """
     if task != "mae" or PARTS["mae"] in fresh:
         return None
-    return weights.reconstruction(source, format=told["format"]) or None
+    return weights.reconstruction(source, format=options["format"]) or None
 
 
-def _names_left_out(target_format: str, beside: Mapping[str, Any]) -> tuple[str, ...]:
-    """Returns the names of contents in `beside` that the target format cannot hold."""
+def _names_left_out(target_format: str, extras: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the names of contents in `extras` that the target format cannot hold."""
     no_place = {
         "class_names": BARE,
         "tokenizer": NO_TOKENIZER,
         "preprocessor": BARE,
         "reconstruction": BARE,
     }
-    given = [name for name, value in beside.items() if value is not None]
-    return tuple(name for name in given if target_format in no_place[name])
+    present = [name for name, value in extras.items() if value is not None]
+    return tuple(name for name in present if target_format in no_place[name])

@@ -277,12 +277,12 @@ def check_known(
 
 
 def assumed_values(
-    config: Mapping[str, Any], pooling: str, told: Collection[str], task: str
+    config: Mapping[str, Any], pooling: str, stated: Collection[str], task: str
 ) -> dict[str, Any]:
     """Returns {field: value} of the fields whose values are only assumed.
 
     These are fields of KNOWN or OF_RESNET, which no tensor shows, and the `pooling` of a
-    classifier. told: the fields whose values come from a config or the user.
+    classifier. stated: the fields whose values come from a config or the user.
     """
     names = OF_RESNET if config["kind"] == "resnet" else KNOWN
     values = {name: config[name] for name in names if name in config}
@@ -290,4 +290,4 @@ def assumed_values(
         values["decoder_heads"] = config["decoder"]["heads"]
     if task == "classify":
         values["pooling"] = pooling
-    return {name: value for name, value in values.items() if name not in told}
+    return {name: value for name, value in values.items() if name not in stated}

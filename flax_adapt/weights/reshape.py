@@ -178,10 +178,10 @@ def hint_at_rules(wrong: Iterable[str]) -> str:
     leaves = set(wrong)
     rules = ["'position'"] if leaves & set(POSITIONS) else []
     rules += ["'patch'", "'channels:sum'"] if KERNEL in leaves else []
-    told = f"; {' and '.join(rules)} in `reshape` resize the weights" if rules else ""
+    hint = f"; {' and '.join(rules)} in `reshape` resize the weights" if rules else ""
     if any(leaf.startswith(PREDICT) for leaf in leaves):
-        told += f"; {PREDICT} cannot be resized, only be fresh"
-    return told
+        hint += f"; {PREDICT} cannot be resized, only be fresh"
+    return hint
 
 
 def resize_positions(position_1LD: np.ndarray, grid: int) -> np.ndarray:

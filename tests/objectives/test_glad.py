@@ -33,7 +33,7 @@ def parts(regularizer, name="vit", kind="vector", **changes):
         beside = build(name, None, task)
         params = {**tiny.params_of(beside, seed=2), **params}
     frozen = {"start": tiny.params_of(build(name, None, "encoder"), seed=1)}
-    loss_fn = objectives.build(config, model, beside=beside)
+    loss_fn = objectives.build(config, model, second_model=beside)
     return loss_fn, params, frozen
 
 
@@ -144,7 +144,7 @@ def test_the_masked_model_is_run_without_the_dropout_of_the_classifier(name):
         beside = build(name, None, task, **options)
         model = build(name, "vector", **options)
         params = {**tiny.params_of(beside, seed=2), **tiny.params_of(model)}
-        loss_fn = objectives.build(config, model, beside=beside)
+        loss_fn = objectives.build(config, model, second_model=beside)
         _, metrics = jax.jit(loss_fn)(params, {}, batch, key_B)
         values.append((float(metrics[metric].value()), float(metrics["ce"].value())))
     (plain, ce), (found, dropped) = values

@@ -16,7 +16,7 @@ from flax_adapt.data.texts import layouts, token_rows, tokenizer
 
 log = logging.getLogger(__name__)
 
-# (what must hold, how the user is told)
+# (what must hold, what the error says)
 RULES = (
     (lambda c: len(c.text_fields) in (1, 2), "text_fields must be one name or two"),
     (lambda c: c.seq_len >= 8, "seq_len must be at least 8"),

@@ -158,8 +158,8 @@ def open_source(
         fields.check_task(path, config, task)
         table = big_vision_names.names(task)
         leaves, found = translate.to_leaves(table, tensors, DROPPED[task], task)
-        told = {"heads", *known} | ({"pooling"} if pooling != POOLING else set())
-        found["assumed"] = fields.assumed_values(config, POOLING, told, task)
+        stated = {"heads", *known} | ({"pooling"} if pooling != POOLING else set())
+        found["assumed"] = fields.assumed_values(config, POOLING, stated, task)
         yield config, leaves, found
 
 

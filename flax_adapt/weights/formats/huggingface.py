@@ -137,10 +137,10 @@ def open_source(
     fields.check_task(folder, config, task)
     family, theirs = FAMILIES[config["kind"]], config_file(folder)
     table, dropped = family.names(config["kind"], task), family.ignored(task, pooling)
-    told = {"pooling", *(ours for ours, name in UNSEEN.items() if name in theirs)}
+    stated = {"pooling", *(ours for ours, name in UNSEEN.items() if name in theirs)}
     with reading.open_tensors(folder, known) as tensors:
         leaves, found = translate.to_leaves(table, tensors, dropped, task)
-        found["assumed"] = fields.assumed_values(config, pooling, told, task)
+        found["assumed"] = fields.assumed_values(config, pooling, stated, task)
         yield config, leaves, found
 
 

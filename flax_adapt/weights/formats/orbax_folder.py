@@ -134,15 +134,17 @@ def _section(stage: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _read_written(path: Path) -> _Folder:
     where, pixels = path / writing.MODEL, None
-    told = reading.read_json(where)
-    if not isinstance(told.get("model"), dict):
+    content = reading.read_json(where)
+    if not isinstance(content.get("model"), dict):
         raise UserError(f"{where}: has no model")
     if files.is_file(path / reading.PREPROCESSOR):
         pixels = reading.read_json(path / reading.PREPROCESSOR)
     state = path / writing.STATE
-    masked = _section(told, RECONSTRUCTION)
-    pooling = told.get("pooling")
-    return _Folder(where, state, told["model"], pooling, pixels, told, None, masked)
+    masked = _section(content, RECONSTRUCTION)
+    pooling = content.get("pooling")
+    return _Folder(
+        where, state, content["model"], pooling, pixels, content, None, masked
+    )
 
 
 def model_config(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:

@@ -143,8 +143,8 @@ def source_options(format: str, known: Mapping[str, Any]) -> dict[str, Any]:
 
     There "" and 0 mean that a value is not set.
     """
-    given = {name: value for name, value in known.items() if value}
-    return {"format": format or None, "known": given}
+    facts = {name: value for name, value in known.items() if value}
+    return {"format": format or None, "known": facts}
 
 
 def rewordings(known: str, format: str) -> dict[str, str]:

@@ -171,10 +171,10 @@ def open_source(
     path: Path, task: str, pooling: str, known: Mapping[str, Any]
 ) -> AbstractContextManager[translate.Opened]:
     """Yields (model config, {leaf: LazyLeaf}, fields of `strict.Report`)."""
-    own, is_told = _pooling(path, known)
-    told = ("pooling",) if is_told else ()
+    own, is_stated = _pooling(path, known)
+    stated = ("pooling",) if is_stated else ()
     known = _fields_of_config(path) | dict(known)
-    return torch_vit.open_source(path, TABLE, known, task, pooling, own, told)
+    return torch_vit.open_source(path, TABLE, known, task, pooling, own, stated)
 
 
 def write(path: Path, content: Content) -> None:

@@ -36,9 +36,9 @@ def is_resnet(path: Path) -> bool:
 
 
 def model_config(
-    where: Path, tensors: Tensors, told: Mapping[str, Any]
+    where: Path, tensors: Tensors, stated: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Returns our model config of the tensors; told: fields of ASSUMED with known values.
+    """Returns our model config of the tensors; stated: fields of ASSUMED with known values.
 
     Raises UserError for a ResNet that our models cannot compute.
     """
@@ -64,7 +64,7 @@ def model_config(
         "depths": [_depth(tensors, stage) for stage in stages],
         "last_block": None,
         **ASSUMED,
-        **told,
+        **stated,
     }
     fields.check_sizes(str(where), config)
     return config

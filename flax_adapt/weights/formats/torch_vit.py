@@ -88,12 +88,12 @@ def open_source(
     task: str,
     pooling: str,
     own: str,
-    told: Collection[str],
+    stated: Collection[str],
 ) -> Iterator[translate.Opened]:
     """Yields (model config, {leaf: LazyLeaf}, fields of `strict.Report`).
 
     own: the pooling of the source. With another pooling its `fc_norm`, which normalises the
-    pooled features, is a part of the head. told: fields besides those of `known` whose values
+    pooled features, is a part of the head. stated: fields besides those of `known` whose values
     are not assumed.
     """
     with reading.open_tensors(path, known) as tensors:
@@ -101,8 +101,8 @@ def open_source(
         fields.check_task(path, config, task)
         table = timm_names.with_pooled_norm(table) if pooling == own else table
         leaves, found = translate.to_leaves(table, tensors, DROPPED[task], task)
-        told = {*known, *told} | ({"pooling"} if pooling != own else set())
-        found["assumed"] = fields.assumed_values(config, own, told, task)
+        stated = {*known, *stated} | ({"pooling"} if pooling != own else set())
+        found["assumed"] = fields.assumed_values(config, own, stated, task)
         yield config, leaves, found
 
 

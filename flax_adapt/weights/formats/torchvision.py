@@ -77,13 +77,13 @@ def open_source(
 ) -> Iterator[translate.Opened]:
     """Yields (model config, {leaf: LazyLeaf}, fields of `strict.Report`)."""
     fields.check_known(path, known, (reading.WEIGHTS,))
-    told = _fields_of_config(path)
+    stated = _fields_of_config(path)
     with reading.open_tensors(path, known) as tensors:
-        config = torch_resnet.model_config(path, tensors, told)
+        config = torch_resnet.model_config(path, tensors, stated)
         fields.check_task(path, config, task)
         leaves, found = translate.to_leaves(TABLE, tensors, DROPPED[task], task)
         found["assumed"] = fields.assumed_values(
-            config, pooling, {*told, "pooling"}, task
+            config, pooling, {*stated, "pooling"}, task
         )
         yield config, leaves, found
 
