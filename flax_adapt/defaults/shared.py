@@ -199,10 +199,12 @@ def evaluate(
     train, test: data sections with labels. source: data that the initial weights were
     pre-trained on, or None. With a source, drift is measured on `test` and `source`
     (alignment: between the two views of `test`, of texts between two dropout masks at
-    `view_dropout`). wide: see `wide`, or None. models_at_once: number of models that share
-    a pass over the data; all of them are in memory. compare: also measure CKA and the
-    distance of the weights to the first model. stages: names of the stages whose exports
-    are measured (in all evaluations); (): all.
+    `view_dropout`). probe_l2: penalty of the linear probe, which is solved exactly; 0: chosen
+    by cross-validation on `train`, in `probe_folds` parts (`train.linear`). wide: see `wide`,
+    or None. models_at_once: number of models that share a pass over the data; all of them
+    are in memory. compare: also measure CKA and the distance of the weights to the first
+    model. stages: names of the stages whose exports are measured (in all evaluations);
+    (): all.
     """
     section = dict(
         train=train,
@@ -213,8 +215,8 @@ def evaluate(
         pooling="cls",
         knn_k=20,
         knn_temperature=0.07,
-        probe_l2=1e-3,
-        probe_max_iterations=1_000,
+        probe_l2=0.0,
+        probe_folds=5,
         wide=None,
         compare=False,
         stages=(),

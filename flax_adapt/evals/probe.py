@@ -1,36 +1,55 @@
 """Probes on standardised features: multinomial logistic regression, and an MLP."""
 
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 
 from flax_adapt.base.errors import UserError
 from flax_adapt.evals import labelled
+from flax_adapt.train import linear
 
 _MLP_BATCH = 200  # scikit-learn's own
 
 
-def accuracy(
+class Probed(NamedTuple):
+    """Accuracy of a linear probe on the test rows, and the L2 penalty it was fitted with."""
+
+    accuracy: float
+    l2: float
+
+
+def linear_probe(
     train_features: np.ndarray,
     train_labels: np.ndarray,
     test_features: np.ndarray,
     test_labels: np.ndarray,
     *,
     l2: float,
-    max_iterations: int,
-) -> float:
+    folds: int,
+    seed: int,
+) -> Probed:
     """Returns the accuracy of a linear probe on test rows (float [m, D], int [m]).
 
-    The probe minimises mean cross-entropy + l2 / 2 * |weights|^2 on the training rows.
-    Raises UserError for missing labels, fewer than two classes, and an l2 of 0 or below.
+    The probe minimises mean cross-entropy + l2 / 2 * |weights|^2 on the training rows, and is
+    solved exactly (`train.linear`). l2 = 0: chosen by the loss on training labels that are
+    held out, each of `folds` parts once; `seed` draws the parts. Raises UserError for missing
+    labels, fewer than two classes, an l2 below 0, and fewer than two folds.
     """
-    from sklearn.linear_model import LogisticRegression
-
-    sets = (train_features, train_labels, test_features, test_labels)
-    train, test = _check_inputs(*sets, l2=l2)
-    # scikit-learn minimises C * (sum of cross-entropy) + |weights|^2 / 2.
-    probe = LogisticRegression(C=1 / (l2 * len(train_labels)), max_iter=max_iterations)
-    return float(probe.fit(train, train_labels).score(test, test_labels))
+    _check_inputs(train_features, train_labels, test_features, test_labels)
+    if not (0 <= l2 < np.inf and folds >= 2):
+        raise UserError(
+            f"evaluate: probe_l2={l2} must be above 0, or 0: chosen on held-out labels; "
+            f"probe_folds={folds} at least 2"
+        )
+    # Labels that no training row has would have weights without a limit.
+    names, label_n = np.unique(train_labels, return_inverse=True)
+    given = (train_features, label_n, len(names))
+    if l2 == 0:
+        l2 = linear.choose_logged(*given, folds=folds, seed=seed)
+    solved = linear.solve(*given, l2)
+    answers = names[solved.logits(test_features).argmax(axis=1)]
+    return Probed(float(np.mean(answers == test_labels)), l2)
 
 
 def mlp_accuracy(
@@ -44,7 +63,9 @@ def mlp_accuracy(
     max_iterations: int,
     seed: int,
 ) -> float:
-    """Returns the accuracy of a probe with one hidden layer (ReLU, Adam), else as `accuracy`.
+    """Returns the accuracy of a probe with one hidden layer (ReLU, Adam) on test rows.
+
+    Features and labels are as those of `linear_probe`, which raises the same errors.
 
     How much better it is than the linear probe shows how far classes are from linearly
     separable. It is trained for `max_iterations` epochs at most, from weights that `seed`
@@ -53,8 +74,8 @@ def mlp_accuracy(
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.neural_network import MLPClassifier
 
-    sets = (train_features, train_labels, test_features, test_labels)
-    train, test = _check_inputs(*sets, l2=l2)
+    _check_inputs(train_features, train_labels, test_features, test_labels)
+    train, test = standardise(train_features, test_features)
     batch_size = min(_MLP_BATCH, len(train_labels))
     # scikit-learn adds alpha / 2 * |weights|^2 / batch_size to the mean cross-entropy.
     probe = MLPClassifier(
@@ -76,17 +97,11 @@ def _check_inputs(
     train_labels: np.ndarray,
     test_features: np.ndarray,
     test_labels: np.ndarray,
-    *,
-    l2: float,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns both sets of features, standardised; raises UserError as `accuracy` does."""
+) -> None:
     labelled.check(train_features, train_labels, "the training examples")
     labelled.check(test_features, test_labels, "the test examples")
     if len(np.unique(train_labels)) < 2:
         raise UserError("a probe needs training examples of two classes or more")
-    if l2 <= 0:
-        raise UserError(f"a probe's l2={l2} must be above 0")
-    return standardise(train_features, test_features)
 
 
 def standardise(

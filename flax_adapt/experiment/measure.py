@@ -53,12 +53,12 @@ class Model(NamedTuple):
 def evaluate(config: Any, workdir: Path) -> list[dict[str, Any]]:
     """Returns rows of measures of `init` and of every finished stage; writes `eval.json`.
 
-    Measures are the accuracies of kNN and of a linear probe, and drift. Where the test
-    data has no classes, drift alone is measured. Where stages resize `init` in different
-    ways, there is a row for each way. Features are the final states, pooled as
-    `config.evaluate` says. Where that has a `source`, drift is measured from the features
-    of `init`; where it has `wide`, also sparsity and the accuracy of other probes. Each
-    section of `more_evaluations` adds rows that name its data. Raises UserError if no
+    Measures are the accuracies of kNN and of a linear probe, the probe's L2 penalty, and
+    drift. Where the test data has no classes, drift alone is measured. Where stages resize
+    `init` in different ways, there is a row for each way. Features are the final states,
+    pooled as `config.evaluate` says. Where that has a `source`, drift is measured from the
+    features of `init`; where it has `wide`, also sparsity and the accuracy of other probes.
+    Each section of `more_evaluations` adds rows that name its data. Raises UserError if no
     stage is finished.
     """
     finished = recipe.measurable_runs(config, workdir)
@@ -213,14 +213,20 @@ def _accuracies(config: Any, section: Any, found: Measured) -> dict[str, float]:
     if found.train is None:
         return {}
     arrays = _arrays(found.train, found.test)
-    linear = dict(l2=section.probe_l2, max_iterations=section.probe_max_iterations)
     nearest = knn.accuracy(
         *arrays, k=section.knn_k, temperature=section.knn_temperature
     )
-    measured = {"knn": nearest, "probe": probe.accuracy(*arrays, **linear)}
+    linear = _probe(config, section, arrays)
+    measured = {"knn": nearest, "probe": linear.accuracy, "probe_l2": linear.l2}
     if section.wide is None:
         return measured
-    return measured | _wide_measures(config, section, found, measured["probe"])
+    return measured | _wide_measures(config, section, found, linear)
+
+
+def _probe(config: Any, section: Any, arrays: list[Any]) -> probe.Probed:
+    return probe.linear_probe(
+        *arrays, l2=section.probe_l2, folds=section.probe_folds, seed=config.seed
+    )
 
 
 def _distances(section: Any, found: Measured, initial: Measured) -> dict[str, float]:
@@ -238,7 +244,7 @@ def _arrays(train: Features, test: Features) -> list[Any]:
 
 
 def _wide_measures(
-    config: Any, section: Any, found: Measured, linear: float
+    config: Any, section: Any, found: Measured, linear: probe.Probed
 ) -> dict[str, float]:
     """Returns sparsity and the accuracy of probes of wide features (S3)."""
     assert found.train is not None
@@ -246,23 +252,20 @@ def _wide_measures(
         rows._replace(embeddings=sparsity.binarise(rows.embeddings))
         for rows in (found.train, found.test)
     ]
-    binary = probe.accuracy(
-        *_arrays(*bits),
-        l2=section.probe_l2,
-        max_iterations=section.probe_max_iterations,
-    )
+    binary = _probe(config, section, _arrays(*bits))
     mlp = probe.mlp_accuracy(
         *_arrays(found.train, found.test),
         hidden=section.wide.mlp_hidden,
-        l2=section.probe_l2,
+        l2=linear.l2,
         max_iterations=section.wide.mlp_max_iterations,
         seed=config.seed,
     )
     return {
         "zeros": sparsity.zeros(found.test.embeddings),
-        "binarised": binary,
+        "binarised": binary.accuracy,
+        "binarised_l2": binary.l2,
         "mlp": mlp,
-        "mlp_gap": mlp - linear,
+        "mlp_gap": mlp - linear.accuracy,
     }
 
 

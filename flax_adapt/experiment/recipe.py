@@ -16,6 +16,8 @@ from flax_adapt.stage import check, loop
 from flax_adapt.stage.stage import Stage
 from flax_adapt.train.preemption import Preemption
 
+# Sections that `flax-adapt eval` alone reads, which measures everything each time.
+_MEASURES = ("evaluate", "more_evaluations", "transfer")
 COLUMNS = ("stage", "metric", "seeds", "mean", "std", "gain", "seconds")
 
 
@@ -104,12 +106,12 @@ def _check_sources(config: Any, workdir: Path) -> None:
 def _claim(config: Any, workdir: Path, force: bool) -> None:
     """Stores the config of a workdir; raises UserError if it holds another one.
 
-    The same config continues. `force` allows another one, and so does a workdir without
-    any checkpoint.
+    The same config continues, and one that differs in what `eval` measures. `force` allows
+    another one, and so does a workdir without any checkpoint.
     """
     path, new = workdir / "config.json", configs.plain(config)
     if path.exists() and any(workdir.glob("stages/**/checkpoints/*")) and not force:
-        changes = configs.difference(logs.read_json(path), new)
+        changes = configs.difference(*map(_trained, (logs.read_json(path), new)))
         if changes:
             raise UserError(
                 f"{workdir} was made with another config ({'; '.join(changes)}); use "
@@ -118,6 +120,13 @@ def _claim(config: Any, workdir: Path, force: bool) -> None:
             )
     if jax.process_index() == 0:
         logs.write_json(path, new)
+
+
+def _trained(config: Any) -> Any:
+    """Returns a plain config without _MEASURES."""
+    if not isinstance(config, dict):  # a damaged file
+        return config
+    return {name: part for name, part in config.items() if name not in _MEASURES}
 
 
 def _row(name: str, results: list[dict[str, Any]], workdir: Path) -> dict[str, Any]:

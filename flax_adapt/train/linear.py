@@ -7,18 +7,19 @@ held-out examples.
 
 import logging
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from flax_adapt.base.checks import Check, Row, present
 
-# The L2 penalties that are tried first; if the best is the first or last, further ones are.
-PENALTIES = tuple(10.0**power for power in range(-5, 2))
-_LIMITS = (1e-9, 1e5)
-# The L2 penalty where no class has two examples, so that none can be held out: that of the
-# probe of `flax-adapt eval` (ours).
+# L2 penalties are tried from FIRST on, in factors of ten, until the held-out loss rises.
+FIRST, LIMITS = 10.0, (1e-9, 1e5)
+# The L2 penalty where no class has two examples, so that none can be held out (ours).
 PENALTY = 1e-3
+_EXACT, _TO_CHOOSE = dict(ftol=1e-12, gtol=1e-7), dict(ftol=1e-9, gtol=1e-5)
+_MANY = 2_000  # rows of which one part is enough to choose by
 _EPS = 1e-6  # of the batch norm before a probe (He et al. 2022, main_linprobe.py)
 log = logging.getLogger(__name__)
 
@@ -39,10 +40,7 @@ class Solved(NamedTuple):
 
     def logits(self, x_nD: np.ndarray) -> np.ndarray:
         """Returns logits [n, N] of features [n, D]."""
-        x_nD = (np.asarray(x_nD, np.float64) - self.mean) / np.sqrt(
-            self.variance + _EPS
-        )
-        return x_nD @ self.kernel + self.bias
+        return _standardise(x_nD, self.mean, self.variance) @ self.kernel + self.bias
 
 
 # Rules of a section `optim.solve`.
@@ -90,6 +88,40 @@ CHECKS = (
 )
 
 
+class _Rows(NamedTuple):
+    """Standardised features in the fewest dimensions: (x - mean) / scale = x_nr @ basis_rD.
+
+    The optimal kernel is a linear combination of the rows: with fewer rows than features
+    the search is in their span. basis_rD: None where r = D.
+    """
+
+    x_nr: np.ndarray
+    basis_rD: np.ndarray | None
+    mean: np.ndarray
+    variance: np.ndarray
+
+    def transform(self, x_nD: np.ndarray) -> np.ndarray:
+        """Returns other features [m, D] in the same dimensions [m, r]."""
+        x_nD = _standardise(x_nD, self.mean, self.variance)
+        return x_nD if self.basis_rD is None else x_nD @ self.basis_rD.T
+
+
+def _standardise(
+    x_nD: np.ndarray, mean: np.ndarray, variance: np.ndarray
+) -> np.ndarray:
+    return (np.asarray(x_nD, np.float64) - mean) / np.sqrt(variance + _EPS)
+
+
+def _reduce(x_nD: np.ndarray) -> _Rows:
+    x_nD = np.asarray(x_nD, np.float64)
+    mean, variance = x_nD.mean(axis=0), x_nD.var(axis=0)
+    x_nD = _standardise(x_nD, mean, variance)
+    if len(x_nD) >= x_nD.shape[1]:
+        return _Rows(x_nD, None, mean, variance)
+    u_nr, size_r, basis_rD = np.linalg.svd(x_nD, full_matrices=False)
+    return _Rows(u_nr * size_r, basis_rD, mean, variance)
+
+
 def solve(
     x_nD: np.ndarray, labels_n: np.ndarray, num_classes: int, l2: float
 ) -> Solved:
@@ -97,49 +129,73 @@ def solve(
 
     x_nD: features [n, D]; labels_n: int [n], below num_classes. The bias has no penalty.
     """
-    x_nD = np.asarray(x_nD, np.float64)
-    mean, variance = x_nD.mean(axis=0), x_nD.var(axis=0)
-    x_nD = (x_nD - mean) / np.sqrt(variance + _EPS)
-    # The optimal kernel is a linear combination of the rows of x_nD: with fewer rows than
-    # features the search is in their span.
-    basis_rD = None
-    if len(x_nD) < x_nD.shape[1]:
-        u_nr, size_r, basis_rD = np.linalg.svd(x_nD, full_matrices=False)
-        x_nD = u_nr * size_r
-    kernel, bias, loss = _minimise(x_nD, np.asarray(labels_n), num_classes, l2)
-    if basis_rD is not None:
-        kernel = basis_rD.T @ kernel
-    return Solved(mean, variance, kernel, bias, l2, loss)
+    rows = _reduce(x_nD)
+    labels_n = np.asarray(labels_n)
+    start = np.zeros((rows.x_nr.shape[1] + 1, num_classes))
+    weights = _minimise(rows.x_nr, labels_n, start, l2, _EXACT)
+    loss = float(_cross_entropy(rows.x_nr, labels_n, weights)[0])
+    kernel = weights[:-1]
+    if rows.basis_rD is not None:
+        kernel = rows.basis_rD.T @ kernel
+    return Solved(rows.mean, rows.variance, kernel, weights[-1], l2, loss)
+
+
+def _cross_entropy(
+    x_nr: np.ndarray, labels_n: np.ndarray, weights_r1N: np.ndarray
+) -> tuple[float, np.ndarray]:
+    """Returns the mean loss, and its gradient (p - y) / n with respect to the logits."""
+    rows = np.arange(len(x_nr))
+    logits = x_nr @ weights_r1N[:-1] + weights_r1N[-1]
+    logits -= logits.max(axis=1, keepdims=True)
+    log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    error = np.exp(log_p)
+    error[rows, labels_n] -= 1
+    return -log_p[rows, labels_n].mean(), error / len(x_nr)
 
 
 def _minimise(
-    x_nD: np.ndarray, labels_n: np.ndarray, num_classes: int, l2: float
-) -> tuple[np.ndarray, np.ndarray, float]:
+    x_nr: np.ndarray,
+    labels_n: np.ndarray,
+    start: np.ndarray,
+    l2: float,
+    tolerances: dict[str, float],
+) -> np.ndarray:
+    """Returns weights [r + 1, N], the bias last, from initial weights `start`."""
     from scipy.optimize import minimize
 
-    (count, width), rows = x_nD.shape, np.arange(len(x_nD))
-
-    def cross_entropy(weights_D1N: np.ndarray) -> tuple[float, np.ndarray]:
-        """Returns the mean loss, and its gradient (p - y) / n with respect to the logits."""
-        logits = x_nD @ weights_D1N[:-1] + weights_D1N[-1]
-        logits -= logits.max(axis=1, keepdims=True)
-        log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-        error = np.exp(log_p)
-        error[rows, labels_n] -= 1
-        return -log_p[rows, labels_n].mean(), error / count
-
     def value(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        weights = flat.reshape(width + 1, num_classes)
-        loss, error = cross_entropy(weights)
-        slope = np.concatenate([x_nD.T @ error, error.sum(axis=0, keepdims=True)])
+        weights = flat.reshape(start.shape)
+        loss, error = _cross_entropy(x_nr, labels_n, weights)
+        slope = np.concatenate([x_nr.T @ error, error.sum(axis=0, keepdims=True)])
         slope[:-1] += l2 * weights[:-1]
         return loss + l2 / 2 * np.sum(weights[:-1] ** 2), slope.ravel()
 
-    start = np.zeros((width + 1) * num_classes)
-    options = dict(maxiter=5_000, maxfun=50_000, ftol=1e-12, gtol=1e-7)
-    found = minimize(value, start, jac=True, method="L-BFGS-B", options=options)
-    weights = found.x.reshape(width + 1, num_classes)
-    return weights[:-1], weights[-1], float(cross_entropy(weights)[0])
+    options = dict(maxiter=5_000, maxfun=50_000, **tolerances)
+    found = minimize(value, start.ravel(), jac=True, method="L-BFGS-B", options=options)
+    return found.x.reshape(start.shape)
+
+
+class _Fold:
+    """A part of the rows held out, and the head of the other rows at one l2 after another."""
+
+    def __init__(
+        self, x_nD: np.ndarray, labels_n: np.ndarray, held_out: np.ndarray, classes: int
+    ):
+        rows = _reduce(x_nD[~held_out])
+        self.x_nr, self.labels = rows.x_nr, labels_n[~held_out]
+        # Without classes that are new to the fit.
+        counts = held_out & np.isin(labels_n, self.labels)
+        self.held_out, self.answers = rows.transform(x_nD[counts]), labels_n[counts]
+        self.weights = np.zeros((self.x_nr.shape[1] + 1, classes))
+
+    def loss(self, l2: float) -> float:
+        """Returns the total cross-entropy of the rows that are held out."""
+        # It starts from the solution of the penalty before, which is near.
+        self.weights = _minimise(self.x_nr, self.labels, self.weights, l2, _TO_CHOOSE)
+        if not len(self.answers):
+            return 0.0
+        mean, _ = _cross_entropy(self.held_out, self.answers, self.weights)
+        return float(mean) * len(self.answers)
 
 
 def choose_penalty(
@@ -150,32 +206,37 @@ def choose_penalty(
     folds: int = 5,
     seed: int = 0,
 ) -> tuple[float, dict[float, float]]:
-    """Returns (the best l2, {l2: loss on held-out examples}), by cross-validation.
+    """Returns (the best l2, {l2: mean loss of held-out examples}), by cross-validation.
 
     x_nD: features [n, D]; labels_n: int [n]. The rows are split into at most `folds` parts,
-    stratified by class, each of which is held out once. Where the best of PENALTIES is the
-    first or the last, further ones are tried until it is not. Where no class has two
-    examples the result is (PENALTY, {}).
+    stratified by class, each of which is held out once; of more than 2000 rows only the
+    first part is. From FIRST on penalties are tried downward in factors of ten until the
+    loss rises, and upward where FIRST is better than the next, within LIMITS. Where no class
+    has two examples the result is (PENALTY, {}).
     """
     labels_n = np.asarray(labels_n)
     part_n = _parts(labels_n, folds, seed)
     if part_n is None:
         return PENALTY, {}
-    tried: dict[float, float] = {}
-    wanted = list(PENALTIES)
-    while wanted:
-        for l2 in wanted:
-            tried[l2] = _held_out_loss(x_nD, labels_n, num_classes, part_n, l2)
-        best = min(tried, key=lambda l2: tried[l2])
-        wanted = _beyond(best, sorted(tried))
-    return best, tried
+    number = 1 if len(labels_n) > _MANY else part_n.max() + 1
+    tests = [
+        _Fold(np.asarray(x_nD), labels_n, part_n == part, num_classes)
+        for part in range(number)
+    ]
+    count = sum(len(test.answers) for test in tests)
+    tried = _search(lambda l2: sum(test.loss(l2) for test in tests) / count)
+    return min(tried, key=lambda l2: tried[l2]), tried
 
 
-def _beyond(best: float, tried: list[float]) -> list[float]:
-    """Returns [the next penalty] where the best is the first or last so far, else []."""
-    step = {tried[0]: 0.1, tried[-1]: 10.0}.get(best)
-    further = [] if step is None else [float(f"{best * step:.0e}")]
-    return [l2 for l2 in further if _LIMITS[0] <= l2 <= _LIMITS[1]]
+def _search(loss: Callable[[float], float]) -> dict[float, float]:
+    """Returns {l2: loss}: small penalties, which take longest, only while they help."""
+    tried = {FIRST: loss(FIRST)}
+    for factor in (0.1, 10.0):
+        l2 = FIRST
+        while LIMITS[0] < l2 < LIMITS[1] and tried[l2] == min(tried.values()):
+            l2 = float(f"{l2 * factor:.0e}")
+            tried[l2] = loss(l2)
+    return tried
 
 
 def _parts(labels_n: np.ndarray, folds: int, seed: int) -> np.ndarray | None:
@@ -191,26 +252,6 @@ def _parts(labels_n: np.ndarray, folds: int, seed: int) -> np.ndarray | None:
     return part_n
 
 
-def _held_out_loss(
-    x_nD: np.ndarray,
-    labels_n: np.ndarray,
-    num_classes: int,
-    part_n: np.ndarray,
-    l2: float,
-) -> float:
-    """Returns the mean cross-entropy of held-out rows, without classes new to the fit."""
-    losses = []
-    for part in np.unique(part_n):
-        fits = part_n != part
-        head = solve(x_nD[fits], labels_n[fits], num_classes, l2)
-        held_out = ~fits & np.isin(labels_n, labels_n[fits])
-        logits = head.logits(x_nD[held_out])
-        logits -= logits.max(axis=1, keepdims=True)
-        own = logits[np.arange(len(logits)), labels_n[held_out]]
-        losses.append(np.log(np.exp(logits).sum(axis=1)) - own)
-    return float(np.mean(np.concatenate(losses)))
-
-
 def fit(
     x_nD: np.ndarray,
     labels_n: np.ndarray,
@@ -221,12 +262,24 @@ def fit(
 ) -> Solved:
     """Returns the head fitted to all rows.
 
-    `config`: section `optim.solve`, l2 (0: chosen by `choose_penalty`) and folds.
+    `config`: section `optim.solve`, l2 (0: chosen by `choose_logged`) and folds.
     """
-    l2 = config.l2
-    if l2 == 0:
-        data = (x_nD, labels_n, num_classes)
-        l2, tried = choose_penalty(*data, folds=config.folds, seed=seed)
-        said = ", ".join(f"{one:g}: {tried[one]:.4f}" for one in sorted(tried))
-        log.info("l2 %g, by the loss on held-out labels (%s)", l2, said or "none")
-    return solve(x_nD, labels_n, num_classes, l2)
+    data = (x_nD, labels_n, num_classes)
+    l2 = config.l2 or choose_logged(*data, folds=config.folds, seed=seed)
+    return solve(*data, l2)
+
+
+def choose_logged(
+    x_nD: np.ndarray, labels_n: np.ndarray, num_classes: int, *, folds: int, seed: int
+) -> float:
+    """Returns the l2 of `choose_penalty`; logs it, and warns where it is at a limit."""
+    l2, tried = choose_penalty(x_nD, labels_n, num_classes, folds=folds, seed=seed)
+    losses = ", ".join(f"{one:g}: {tried[one]:.4f}" for one in sorted(tried))
+    log.info("l2 %g, by the loss on held-out labels (%s)", l2, losses or "none")
+    if tried and l2 in LIMITS:
+        log.warning(
+            "the best l2 of a probe, %g, is at the edge of those that are tried, %g to %g: "
+            "the optimum may lie beyond",
+            *(l2, *LIMITS),
+        )
+    return l2

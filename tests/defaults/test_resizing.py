@@ -177,7 +177,8 @@ def test_widths_are_trained_and_measured_in_one_pass(files, tmp_path, monkeypatc
     assert [row["stage"] for row in rows] == names * 2
     assert {row["data"] for row in rows} == {files["images"]}
     for row in rows:
-        assert {"knn", "probe", "zeros", "binarised", "mlp", "mlp_gap"} <= set(row)
+        expected = {"knn", "probe", "zeros", "binarised", "mlp", "mlp_gap"}
+        assert expected | {"probe_l2", "binarised_l2"} <= set(row)
         assert row["mlp_gap"] == row["mlp"] - row["probe"]
         assert (row["zeros"] > 0.05) == (row["stage"] != "pretrained")
     for section in sections:
@@ -217,7 +218,7 @@ def test_only_a_hidden_layer_learns_exclusive_or():
     x = corners + 0.1 * rng.standard_normal((400, 2))
     labels = (corners[:, 0] * corners[:, 1] > 0).astype(int)
     sets = (x[:200], labels[:200], x[200:], labels[200:])
-    linear = probe.accuracy(*sets, l2=1e-3, max_iterations=100)
+    linear = probe.linear_probe(*sets, l2=1e-3, folds=5, seed=0).accuracy
     hidden = dict(hidden=16, l2=1e-3, max_iterations=200, seed=0)
     assert linear < 0.75
     assert probe.mlp_accuracy(*sets, **hidden) > 0.95

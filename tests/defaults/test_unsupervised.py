@@ -20,6 +20,7 @@ COLUMNS = {
     "stage",
     "knn",
     "probe",
+    "probe_l2",
     "alignment",
     "uniformity",
     "compactness",
@@ -281,7 +282,7 @@ def test_a_target_without_labels_is_measured_by_drift_alone(files, tmp_path):
     )
     recipe.run(config, tmp_path / "run", force=False)
     rows = measure.evaluate(config, tmp_path / "run")
-    assert set(rows[1]) == COLUMNS - {"knn", "probe", "nmi"}
+    assert set(rows[1]) == COLUMNS - {"knn", "probe", "probe_l2", "nmi"}
     with config.unlocked():
         config.evaluate.source = None
     with pytest.raises(UserError, match="has no classes; give"):

@@ -5,6 +5,7 @@ import pytest
 
 from flax_adapt.base.errors import UserError
 from flax_adapt.evals import features, knn, probe
+from flax_adapt.train import linear
 
 
 def batch(indices, weights=None):
@@ -90,7 +91,7 @@ def knn_accuracy(*sets):
 
 
 def probe_accuracy(*sets):
-    return probe.accuracy(*sets, l2=1e-3, max_iterations=500)
+    return probe.linear_probe(*sets, l2=1e-3, folds=5, seed=0).accuracy
 
 
 BAD_INPUT = {
@@ -143,13 +144,11 @@ def test_probe_l2_means_the_same_for_any_number_of_examples(l2):
     train, test = rng.normal(size=(30, 6)), rng.normal(size=(300, 6))
     labels, wanted = rng.integers(0, 3, 30), rng.integers(0, 3, 300)
     once, tenfold = (
-        probe.accuracy(
+        probe.linear_probe(
             np.tile(train, (times, 1)),
             np.tile(labels, times),
-            test,
-            wanted,
-            l2=l2,
-            max_iterations=500,
+            *(test, wanted),
+            **dict(l2=l2, folds=5, seed=0),
         )
         for times in (1, 10)
     )
@@ -161,6 +160,26 @@ def test_probe_needs_two_classes():
         probe_accuracy(TRAIN, np.zeros(4, int), QUERY, np.array([0]))
 
 
-def test_probe_needs_l2_above_zero():
-    with pytest.raises(UserError, match=r"l2=0\.0 must be above 0"):
-        probe.accuracy(TRAIN, LABELS, QUERY, np.array([0]), l2=0.0, max_iterations=10)
+@pytest.mark.parametrize(("l2", "folds"), [(-1.0, 5), (np.inf, 5), (0.0, 1)])
+def test_a_probe_without_a_sound_penalty_is_refused(l2, folds):
+    text = rf"probe_l2={l2} must be above 0, or 0.*; probe_folds={folds} at least 2"
+    with pytest.raises(UserError, match=text):
+        probe.linear_probe(
+            TRAIN, LABELS, QUERY, np.array([0]), l2=l2, folds=folds, seed=0
+        )
+
+
+def test_a_probe_chooses_its_penalty_by_training_labels_alone():
+    rng = np.random.default_rng(0)
+    labels, wanted = np.arange(60) % 3 * 2, np.arange(30) % 3 * 2  # none are 1 or 3
+    train, test = (rng.normal(size=(len(y), 8)) + y[:, None] for y in (labels, wanted))
+    sets = dict(l2=0.0, folds=5, seed=0)
+    one = probe.linear_probe(train, labels, test, wanted, **sets)
+    assert one == probe.linear_probe(train, labels, test, wanted, **sets)
+    assert one.accuracy > 0.6
+    expected, _ = linear.choose_penalty(train, labels // 2, 3)
+    assert one.l2 == expected
+    other = probe.linear_probe(train, labels, -test, wanted[::-1], **sets)
+    assert other.l2 == one.l2
+    same = probe.linear_probe(train, labels, test, wanted, **{**sets, "l2": one.l2})
+    assert same == one

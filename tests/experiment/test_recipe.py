@@ -131,6 +131,23 @@ def test_an_experiment_is_done_when_every_seed_of_every_stage_is(trained, tmp_pa
     assert not recipe.is_done(experiment(), tmp_path)
 
 
+def test_what_eval_measures_may_change(tmp_path):
+    """Nothing that was trained depends on it; the version before had other fields there."""
+    (tmp_path / "stages/pretrain/checkpoints/1").mkdir(parents=True)
+    recipe._claim(experiment(), tmp_path, force=False)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    stored["evaluate"]["probe_max_iterations"] = 1_000
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    other = experiment()
+    other.evaluate.probe_l2 = 1e-3
+    recipe._claim(other, tmp_path, force=False)
+    kept = json.loads((tmp_path / "config.json").read_text())
+    assert kept["evaluate"]["probe_l2"] == 1e-3
+    other.stages[0].num_steps += 1
+    with pytest.raises(UserError, match=r"\(stages.0.num_steps: \d+ -> \d+\)"):
+        recipe._claim(other, tmp_path, force=False)
+
+
 def test_another_config_is_refused_until_forced(trained, tmp_path):
     recipe.run(experiment(), tmp_path, force=False)
     stored = (tmp_path / "config.json").read_text()

@@ -1,10 +1,12 @@
 """The exact linear probe against scikit-learn, and how its penalty is chosen."""
 
+import logging
+
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from sklearn.linear_model import LogisticRegression
 
-from flax_adapt.evals import probe
 from flax_adapt.train import linear
 
 
@@ -26,13 +28,30 @@ def accuracy(head, x, y):
     return np.mean(head.logits(x).argmax(axis=1) == y)
 
 
-def test_a_probe_of_100_labels_is_that_of_scikit_learn(digits):
+def theirs(x, y, l2):
+    """scikit-learn's: C * (sum of cross-entropy) + |weights|^2 / 2, standardised before."""
+    mean, scale = x.mean(axis=0), np.sqrt(x.var(axis=0) + 1e-6)
+    fitted = LogisticRegression(C=1 / (l2 * len(x)), max_iter=10_000, tol=1e-8)
+    fitted.fit((x - mean) / scale, y)
+    return lambda rows: fitted.predict_proba((rows - mean) / scale)
+
+
+@pytest.mark.parametrize("l2", [1e-3, 1.0])
+def test_at_the_same_penalty_it_says_what_scikit_learn_says(digits, l2):
+    (x, y), (rest, _) = digits
+    logits, expected = linear.solve(x, y, 10, l2).logits(rest), theirs(x, y, l2)(rest)
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(p, expected, atol=1e-3)
+    np.testing.assert_array_equal(p.argmax(axis=1), expected.argmax(axis=1))
+
+
+def test_the_penalty_of_100_labels_is_as_good_as_any_other(digits):
     (x, y), rest = digits
-    ours = linear.solve(x, y, 10, 1e-3)
-    theirs = probe.accuracy(x, y, *rest, l2=1e-3, max_iterations=5_000)
-    assert accuracy(ours, *rest) == pytest.approx(theirs, abs=0.01)
     chosen = linear.fit(x, y, 10, ConfigDict(dict(l2=0.0, folds=5)))
-    assert accuracy(chosen, *rest) > theirs - 0.01
+    others = [linear.solve(x, y, 10, l2) for l2 in (1e-4, 1e-3, 1e-1, 1.0)]
+    assert accuracy(chosen, *rest) > max(accuracy(o, *rest) for o in others) - 0.01
+    again = linear.fit(x, y, 10, ConfigDict(dict(l2=0.0, folds=5)))
+    np.testing.assert_array_equal(chosen.kernel, again.kernel)
 
 
 @pytest.mark.parametrize("count", [40, 400])  # fewer rows than features, and more
@@ -58,7 +77,32 @@ def test_the_penalty_is_chosen_on_held_out_labels_and_lies_inside_the_grid(digit
     assert tried[l2] == min(tried.values())
     noise = np.random.default_rng(0).integers(2, size=60)
     beyond, tried = linear.choose_penalty(x[:60], noise, 2)  # nothing to be learnt
-    assert max(linear.PENALTIES) < beyond or beyond < max(tried)
+    assert beyond > linear.FIRST
+
+
+@pytest.mark.parametrize("limits", [(1e-9, 1e5), (1e-2, 1e2)])
+def test_a_best_penalty_at_the_edge_is_said(digits, caplog, monkeypatch, limits):
+    caplog.set_level(logging.INFO, "flax_adapt")
+    monkeypatch.setattr(linear, "LIMITS", limits)
+    l2 = linear.choose_logged(*digits[0], 10, folds=5, seed=0)
+    assert f"l2 {l2:g}, by the loss on held-out labels" in caplog.text
+    edge = "0.01, is at the edge of those that are tried, 0.01 to 100"
+    assert (edge in caplog.text) == (l2 == limits[0] == 1e-2)
+    assert (l2 in limits) == ("WARNING" in caplog.text)
+
+
+def test_of_many_rows_one_part_is_held_out(digits, monkeypatch):
+    (x, y), _ = digits
+    whole = linear.choose_penalty(x, y, 10)[1]
+    monkeypatch.setattr(linear, "_MANY", 99)
+    part = linear.choose_penalty(x, y, 10)[1]
+    fits = linear._parts(y, 5, seed=0) != 0
+    head = linear.solve(x[fits], y[fits], 10, 0.1)
+    logits = head.logits(x[~fits])
+    own = logits[np.arange(len(logits)), y[~fits]]
+    loss = np.mean(np.log(np.exp(logits).sum(axis=1)) - own)
+    assert part[0.1] == pytest.approx(loss, rel=1e-3)
+    assert part[0.1] != pytest.approx(whole[0.1], rel=1e-3)
 
 
 def test_one_label_of_a_class_leaves_none_to_choose_by():
