@@ -31,14 +31,14 @@ _PEER_IS_GONE = re.compile("Gloo|NCCL|[Cc]onnection (closed|reset)|Socket closed
 
 
 def usage() -> str:
-    """The commands, a line each."""
+    """Returns the help: a line for each command."""
     lines = ["flax-adapt COMMAND --flag=value ...  (COMMAND --help lists its flags)"]
     lines += [f"  {name:10}{command.summary}" for name, command in COMMANDS.items()]
     return "\n".join([*lines, "flax-adapt --version"])
 
 
 def describe(command: str) -> str:
-    """The flags of a command, a line each."""
+    """Returns the help of a command: a line for each flag."""
     _, summary, takes_config, table = COMMANDS[command]
     rows = [("--config", "", "file or shipped name, NAME:argument=value,...")]
     rows += [("--config.FIELD", "", "changes one field, as in --config.stages.0.seeds")]
@@ -63,7 +63,10 @@ def parse(command: str, arguments: Sequence[str]) -> dict:
 
 
 def _parse_with_config(command: str, arguments: list[str]) -> dict:
-    """The flags are checked first: to load a config takes as long as to import JAX."""
+    """Returns the arguments of a command with a config, after its flags are checked.
+
+    They are checked first, as loading a config imports JAX, which takes seconds.
+    """
     table = COMMANDS[command].flags
     names = [argument for argument in arguments if argument.startswith("--config=")]
     if len(names) != 1:
@@ -84,7 +87,7 @@ def _parse_with_config(command: str, arguments: list[str]) -> dict:
 
 
 def _without_overrides(arguments: Sequence[str]) -> list[str]:
-    """Leaves out `--config.FIELD=VALUE` and `--config.FIELD VALUE`."""
+    """Returns the arguments but `--config.FIELD=VALUE` and `--config.FIELD VALUE`."""
     own, before = [], ""
     for argument in arguments:
         is_override = re.match("--?config[.]", argument)
@@ -108,7 +111,7 @@ def _parse_flags(
     arguments: Sequence[str],
     loaded: Any = None,
 ) -> tuple[flags.FlagValues, list[str]]:
-    """Returns the flags, with the config `loaded` changed by them, and what is no flag."""
+    """Returns (flags, arguments that are no flags); flags also change the config `loaded`."""
     try:
         if loaded is not None:
             from ml_collections import config_flags
@@ -141,7 +144,7 @@ def _check_complete(command: str, values: flags.FlagValues, left: list[str]) -> 
 def _arguments_of(
     table: dict[str, tuple[Any, str]], values: flags.FlagValues
 ) -> dict[str, Any]:
-    """--from is no name of an argument in Python: there it is from_."""
+    """Returns {argument: value}; the flag --from is `from_`, as Python reserves `from`."""
     return {
         f"{name}_" if keyword.iskeyword(name) else name: values[name].value
         for name in table
@@ -163,7 +166,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _set_up_log() -> None:
-    """One plain line on stderr for what a run has to say; quiet libraries."""
+    """Makes each message of a run one plain line on stderr, and libraries quiet."""
     absl_logging.set_verbosity(absl_logging.WARNING)
     log = logging.getLogger("flax_adapt")
     log.setLevel(logging.INFO)
@@ -222,7 +225,7 @@ def _call(command: str, arguments: dict[str, Any]) -> None:
 
 
 def _refuse(error: Exception, code: int) -> int:
-    """Prints the one line of an error."""
+    """Prints the error as one line and returns the exit code."""
     text, problem = _one_line(error), errors.full_disk(error)
     if problem is not None and not isinstance(error, UserError):
         text = f"{problem}: make room, then run the same command again"
@@ -246,10 +249,10 @@ def _has_peers() -> bool:
 
 
 def _leave(code: int) -> int:
-    """Ends at once where there are other processes.
+    """Returns the exit code, or with several processes exits at once.
 
-    An ordinary exit waits for all to exit, and the others may wait for this one: then
-    all would hang for minutes, and be aborted without this exit code.
+    An ordinary exit waits for the other processes, and they may wait for this one: all
+    would hang for minutes, and be aborted without this exit code.
     """
     if _has_peers():
         sys.stdout.flush()

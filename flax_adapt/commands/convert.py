@@ -1,4 +1,4 @@
-"""Weights from one format to another."""
+"""Converts weights from one format to another."""
 
 from flax_adapt.base.paths import user_path
 from flax_adapt.commands.values import parse_values
@@ -17,7 +17,7 @@ def convert(
     num_classes: int,
     seed: int,
 ) -> None:
-    """Writes weights in another format, tensor by tensor; prints what became of each."""
+    """Writes weights in another format, tensor by tensor; prints a report on each."""
     done = converting.convert(
         user_path(from_),
         user_path(to),
@@ -26,7 +26,7 @@ def convert(
         task=task or None,
         known=parse_values("--known", known),
         changes=parse_values("--change", change),
-        fresh=tuple(name for given in fresh for name in given.split(",") if name),
+        fresh=tuple(name for names in fresh for name in names.split(",") if name),
         num_classes=num_classes,
         seed=seed,
     )

@@ -1,4 +1,4 @@
-"""What the models of a workdir are worth, as `flax-adapt eval` prints it."""
+"""Measures the models of a workdir by kNN, linear probe and drift."""
 
 from typing import Any
 

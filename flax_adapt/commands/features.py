@@ -1,4 +1,4 @@
-"""Embeddings of a data set by a model on disk."""
+"""Writes the embeddings of a data set by a model on disk."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -50,12 +50,16 @@ def features(
         label_field=label_field,
         label_kind=label_kind,
     )
-    pixels = (_numbers("--mean", mean), _numbers("--std", std)) if mean or std else None
+    pixels = (
+        (_parse_numbers("--mean", mean), _parse_numbers("--std", std))
+        if mean or std
+        else None
+    )
     init_options = weights.source_options(
         init_format, parse_values("--init_known", init_known)
     )
     with errors.reword_errors(INIT_FLAGS):
-        make_section = _section_maker(folder, init_options, pixels, of_text)
+        make_section = _make_section_maker(folder, init_options, pixels, of_text)
         section = make_section(
             data, split, data_dir=data_dir, max_bad_fraction=max_bad_fraction
         )
@@ -77,10 +81,10 @@ def features(
         print(f"left out, since they cannot be decoded: {bad}")
 
 
-def _section_maker(
+def _make_section_maker(
     init: Path, init_options: Mapping[str, Any], pixels: Any, of_text: Mapping[str, Any]
 ) -> Callable[..., ConfigDict]:
-    """Returns what makes the data section that fits the model: of images or of texts.
+    """Returns (source, split, ...) -> data section of images or texts, as the model takes.
 
     pixels: mean and std, or None. of_text: fields that only a section of texts has.
     """
@@ -95,7 +99,7 @@ def _section_maker(
 
 
 def _write_features(target: Path, rows: Features, examples: sources.Examples) -> None:
-    """Writes all of the file or nothing, and no embeddings that are no numbers."""
+    """Writes the whole file or none; raises UserError for embeddings that are not finite."""
     if not np.isfinite(rows.embeddings).all():
         raise UserError(
             f"--out={target}: nothing was written, since embeddings are NaN or infinite: "
@@ -112,8 +116,8 @@ def _write_features(target: Path, rows: Features, examples: sources.Examples) ->
     partial.replace(target)
 
 
-def _numbers(flag: str, text: str) -> tuple[float, ...]:
-    """`0.5,0.4,0.3` as numbers."""
+def _parse_numbers(flag: str, text: str) -> tuple[float, ...]:
+    """Returns the numbers of a flag such as `0.5,0.4,0.3`; raises UserError."""
     try:
         values = tuple(map(float, text.split(",")))
     except ValueError:

@@ -1,4 +1,4 @@
-"""The likeliest tokens for the mask tokens of a text."""
+"""Prints the likeliest tokens for the mask tokens of a text."""
 
 from flax_adapt.base import errors, logs
 from flax_adapt.base.paths import user_path

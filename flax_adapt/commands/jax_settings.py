@@ -1,4 +1,4 @@
-"""What is set in JAX before a run: its compile cache and its precision."""
+"""Sets up JAX before a run: its compile cache and its precision."""
 
 import os
 import warnings
@@ -12,12 +12,12 @@ MATMUL_PRECISION = {"float32": "highest", "bfloat16": None}
 
 
 def set_jax_up(workdir: Path, precision: str) -> None:
-    """Keeps compiled programs in the workdir for re-use; float32 is float32."""
+    """Keeps compiled programs in the workdir, and computes float32 in full precision."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(workdir / "xla_cache"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    # The cache only saves time: what a full or damaged disk does to it is no news.
+    # The cache only saves time: warnings about a full or damaged disk are not shown.
     warnings.filterwarnings("ignore", ".* persistent compilation cache entry.*")
-    # Accelerators multiply float32 in fewer bits unless told not to.
+    # Accelerators multiply float32 in fewer bits by default.
     precise = errors.choose("precision", precision, MATMUL_PRECISION)
     jax.config.update("jax_default_matmul_precision", precise)

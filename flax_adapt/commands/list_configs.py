@@ -1,4 +1,4 @@
-"""The shipped configs, listed without importing JAX."""
+"""Lists the shipped configs without importing JAX."""
 
 from flax_adapt.base import config as configs
 from flax_adapt.base import logs

@@ -1,4 +1,4 @@
-"""A whole experiment, or the rest of it."""
+"""Runs an experiment, or continues it."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The commands and their flags, as data: nothing here imports what they do."""
+"""The commands and their flags as data, without importing the commands."""
 
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ _PROCESSES: dict[str, tuple[Any, str]] = {
     "peer_timeout": (60, "seconds without another process after which this one ends"),
 }
 _FORMATS = "huggingface, timm, torchvision, facebook_mae, big_vision, orbax"
-_INIT_FORMAT = {"init_format": ("", f"{_FORMATS}; '': what it looks like")}
+_INIT_FORMAT = {"init_format": ("", f"{_FORMATS}; '': detected")}
 COMMANDS = {
     "run": Command(
         "run",
@@ -34,7 +34,7 @@ COMMANDS = {
         {
             **_WORKDIR,
             **_PROCESSES,
-            "force": (False, "go on although the config of the workdir differs"),
+            "force": (False, "continue although the config of the workdir differs"),
         },
     ),
     "eval": Command(
@@ -56,35 +56,35 @@ COMMANDS = {
             "pooling": ("cls", "cls, mean or mean_norm"),
             "batch_size": (64, "images or texts at once"),
             "precision": ("float32", "float32 or bfloat16"),
-            "max_bad_fraction": (0.01, "undecodable examples beyond it are an error"),
-            "seq_len": (128, "text: tokens that a text is cut to"),
+            "max_bad_fraction": (0.01, "a larger share of undecodable examples fails"),
+            "seq_len": (128, "text: the most tokens of a text, which is cut off there"),
             "text_fields": ("text", "text: the column, or A,B for pairs"),
             "label_field": ("label", "text: the column of the labels; '' for none"),
             "label_kind": ("class", "text: class or number"),
             **_INIT_FORMAT,
             "init_known": (
                 "",
-                "what init does not tell: heads=6,gelu=tanh,weights=model_ema",
+                "facts that init lacks: heads=6,gelu=tanh,weights=model_ema",
             ),
-            "mean": ("", "images: of the pixels, 0.5,0.5,0.5; '': what init tells"),
-            "std": ("", "images: of the pixels, 0.5,0.5,0.5; '': what init tells"),
+            "mean": ("", "images: mean of pixels, as 0.5,0.5,0.5; '': from init"),
+            "std": ("", "images: standard deviation of pixels; '': from init"),
         },
     ),
     "convert": Command(
         "convert",
-        "Writes weights in another format, tensor by tensor; prints what became of each.",
+        "Writes weights in another format, tensor by tensor; prints a report on each.",
         False,
         {
             "from": (REQUIRED, "folder or file of weights"),
             "to": (REQUIRED, "folder or file to write; must not be there yet"),
-            "from_format": ("", f"{_FORMATS}; '': what it looks like"),
+            "from_format": ("", f"{_FORMATS}; '': detected"),
             "format": ("huggingface", _FORMATS),
-            "task": ("", "mae, mlm, classify or encoder; '': all that there is"),
-            "known": ("", "what a file does not tell: heads=6,weights=model_ema"),
-            "change": ("", "what shall be written otherwise: layer_norm_eps=1e-6"),
-            "fresh": ([], "what shall be new: head (may be repeated)"),
-            "num_classes": (0, "of a fresh head; 0: those of the one there is"),
-            "seed": (0, "of what is fresh"),
+            "task": ("", "mae, mlm, classify or encoder; '': all parts of the model"),
+            "known": ("", "facts that the file lacks: heads=6,weights=model_ema"),
+            "change": ("", "fields of the written config: layer_norm_eps=1e-6"),
+            "fresh": ([], "parts with new random values: head (may be repeated)"),
+            "num_classes": (0, "classes of a fresh head; 0: those of the old head"),
+            "seed": (0, "seed of fresh parts"),
         },
     ),
     "fill": Command(

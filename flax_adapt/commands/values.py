@@ -1,4 +1,4 @@
-"""Flags whose value is a list, and the names of flags in errors."""
+"""Parses flags whose value is a list, and names flags in errors."""
 
 from typing import Any
 
@@ -7,12 +7,12 @@ from flax_adapt.base.errors import UserError
 from flax_adapt.weights import fields
 from flax_adapt.weights.formats import table as formats
 
-# What errors of `weights` name -> the flags of the commands that take --init.
+# Names of arguments in errors of `weights` -> flags of the commands that take --init.
 INIT_FLAGS = formats.rewordings("--init_known=", "--init_format")
 
 
 def parse_values(flag: str, text: str) -> dict[str, Any]:
-    """`heads=6,gelu=tanh` as a dict, every value of its type."""
+    """Returns `heads=6,gelu=tanh` as a dict, every value of its type; raises UserError."""
     pairs = [item.partition("=")[::2] for item in filter(None, text.split(","))]
     kinds = {name: errors.choose(flag, name, fields.KNOWN) for name, _ in pairs}
     try:

@@ -1,4 +1,4 @@
-"""Batches of images or texts through one door.
+"""Opens data sets of images or texts, and makes host batches of them.
 
     examples = data.open_examples(config.data, bad_log)
     examples = data.open_replay(config.data, config.replay, bad_log, num_steps)
@@ -55,9 +55,10 @@ MODALITIES: dict[str, Callable[[ConfigDict, str], OneDomain]] = {
 
 
 def open_examples(config_data: ConfigDict, bad_log: str) -> OneDomain:
-    """Opens the source and takes its subset; open once, use for many iterators.
+    """Returns the examples of a data section, which serve any number of iterators.
 
-    `bad_log`: a file that the names of undecodable examples are appended to; "": none.
+    bad_log: a file to which the names of undecodable examples are appended; "": none.
+    Raises UserError for a wrong section, and for a source that cannot be read.
     """
     opener = errors.choose("data.modality", config_data.modality, MODALITIES)
     return opener(config_data, bad_log)
@@ -66,11 +67,11 @@ def open_examples(config_data: ConfigDict, bad_log: str) -> OneDomain:
 def open_replay(
     config_data: ConfigDict, config_replay: ConfigDict, bad_log: str, num_steps: int
 ) -> ReplayExamples:
-    """Opens the target `config_data`, and the source's examples that are replayed.
+    """Returns the examples of the target `config_data` with replayed source examples.
 
-    `config_replay`: `data` (a whole section, or several), ratio, final_ratio, schedule,
-    sampling, buffer_size, seed. Over `num_steps` batches the ratio goes from ratio to
-    final_ratio.
+    config_replay: data (a section, or a tuple of them), ratio, final_ratio, schedule,
+    sampling, buffer_size, seed. Over `num_steps` batches the ratio goes from `ratio` to
+    `final_ratio`. Raises UserError as `open_examples` does, and for rules of `replay.ROWS`.
     """
     errors.choose("data.modality", config_data.modality, MODALITIES)
     checks.run(replay.ROWS, replay.Pair(config_data, config_replay))
@@ -85,7 +86,7 @@ def make_batches(
     process_index: int,
     process_count: int,
 ) -> "grain.DatasetIterator":
-    """An endless iterator of training batches: this process's rows of each.
+    """Returns an endless iterator of training batches with the rows of this process.
 
     Every epoch has each example once, in an order of its own; a batch may straddle two
     epochs. With replay each domain has such epochs; with `sampling` "joint", and with
@@ -103,7 +104,7 @@ def make_batches(
 
 
 def _shuffled(count: int, seed: int) -> "grain.MapDataset":
-    """Rows, not batches: endless epochs, each with an order of its own."""
+    """Returns a data set of row numbers: endless epochs, each in an order of its own."""
     import grain
 
     # grain shuffles epoch e with seed + e: without this, seed 1 would be seed 0 one
@@ -119,10 +120,10 @@ def eval_batches(
     process_count: int,
     rows: np.ndarray | None = None,
 ) -> Iterator[dict]:
-    """Every example exactly once, in order; as many batches in every process.
+    """Returns an iterator of batches with every example exactly once, in order.
 
-    rows: int [m], the examples to take, in this order; None: all. The last batch is
-    filled up with rows of index -1 and weight 0.
+    All processes have the same number of batches. rows: int [m], the examples to take, in
+    this order; None: all. The last batch is filled up with rows of index -1 and weight 0.
     """
     import grain
 
@@ -144,15 +145,15 @@ def _prefetch(
 ) -> "grain.DatasetIterator":
     import grain
 
-    # One grain thread for each batch under way; the decoding threads are `num_threads`
-    # in all, and are the examples' own.
+    # One grain thread for each prefetched batch. The examples own the decoding threads,
+    # `num_threads` in all.
     ahead = examples.config.prefetch_batches
     options = grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead)
     return iter(batches.to_iter_dataset(options))
 
 
 def _rows_of_process(batch_size: int, index: int, count: int) -> np.ndarray:
-    """int64 [b]: the rows of the global batch that process `index` reads."""
+    """Returns int64 [b], the rows of the global batch that process `index` reads."""
     if batch_size < 1 or batch_size % count:
         raise errors.UserError(
             f"batch_size={batch_size} must be a multiple of the {count} processes"

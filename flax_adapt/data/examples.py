@@ -1,4 +1,4 @@
-"""Examples of one data config of images, decoded to host batches."""
+"""Examples of an image data section, decoded to host batches."""
 
 import concurrent.futures
 from collections.abc import Sequence
@@ -6,24 +6,27 @@ from collections.abc import Sequence
 import numpy as np
 from ml_collections import ConfigDict
 
-from flax_adapt.base import errors
+from flax_adapt.base import checks, errors
+from flax_adapt.base.checks import Row
 from flax_adapt.data import fingerprint, source, subset
 from flax_adapt.data.bad_files import BadFiles
-from flax_adapt.data.base import UNLABELLED, Source
+from flax_adapt.data.base import BATCH_ROWS, UNLABELLED, Source
 from flax_adapt.data.images import image
 
-# (what must hold, what the error says)
-RULES = (
-    (lambda c: c.image_size >= 1, "image_size must be at least 1"),
-    (lambda c: c.channels in image.MODES, f"channels must be in {sorted(image.MODES)}"),
-    (lambda c: c.num_threads >= 1, "num_threads must be at least 1"),
-    (lambda c: c.prefetch_batches >= 0, "prefetch_batches must be at least 0"),
-    (lambda c: 0 <= c.max_bad_fraction <= 1, "max_bad_fraction must be in [0, 1]"),
+# Rules of a data section of images.
+ROWS = (
+    Row(lambda it: it.image_size >= 1, "data.image_size must be at least 1"),
+    Row(
+        lambda it: it.channels in image.MODES,
+        f"data.channels must be in {sorted(image.MODES)}",
+    ),
+    Row(lambda it: it.num_threads >= 1, "data.num_threads must be at least 1"),
+    *BATCH_ROWS,
 )
 
 _PROBABILITY = (lambda value: 0 <= value <= 1, "in [0, 1]")
 _STRENGTH = (lambda value: 0 <= value < float("inf"), "at least 0")
-# Of a section of `augment.augment`: (what must hold, what the error says).
+# Field of a section `augment` -> (condition, what its value must be).
 AUGMENT_RULES = {
     "flip": (lambda value: isinstance(value, bool), "True or False"),
     "min_crop_area": (lambda value: 0 < value <= 1, "in (0, 1]"),
@@ -49,15 +52,16 @@ COLOUR_FIELDS = ("saturation", "hue", "grey_probability")
 # A set that decodes to no more than this is decoded once and kept (5 000 images of
 # 96x96x3 are 138 MB): every later epoch and evaluation costs no decoding.
 CACHE_BYTES = 256 * 2**20
-# 14 bits and less of 16 are taken for another scale; so many examples tell.
+# Images that use 14 bits or less of 16 are taken for images of another scale; and the
+# number of examples that are checked for it.
 _USED_OF_16_BITS, _LOOKED_AT = 2**14, 8
 
 
 class ImageExamples:
     """Decodes the examples of a source, in parallel; small sets only once.
 
-    `len`, `names`, `labels`, `class_names` are the source's. `bad_files` counts what
-    could not be decoded: such an example is zeros with weight 0.
+    `len`, `names`, `labels`, `class_names` are those of the source. `bad_files` counts
+    undecodable images, which are zeros with weight 0 in a batch.
     """
 
     def __init__(self, source: Source, config_data: ConfigDict, bad_log: str):
@@ -80,7 +84,7 @@ class ImageExamples:
 
     @property
     def labels(self) -> np.ndarray:
-        """int32 [n], -1 where there is none."""
+        """Labels, int32 [n], -1 where there is none."""
         return self.source.labels
 
     @property
@@ -92,8 +96,9 @@ class ImageExamples:
         return fingerprint.of_source(self.source)
 
     def batch(self, index_B: np.ndarray, position_b: np.ndarray) -> dict:
-        """The host batch of rows index_B[position_b] (-1: padding) of the global batch.
+        """Returns the host batch of rows index_B[position_b] (-1: padding).
 
+        index_B: the rows of the global batch. position_b: those of this process.
         image uint8 [b, S, S, C], label, index, position int32 [b], weight float32 [b].
         """
         index_b = index_B[position_b]
@@ -143,10 +148,11 @@ class ImageExamples:
 
 
 def open_images(config_data: ConfigDict, bad_log: str) -> ImageExamples:
-    """Opens the source and takes its subset; images are decoded when asked for."""
-    for holds, rule in RULES:
-        if not holds(config_data):
-            raise errors.UserError(f"data.{rule}")
+    """Returns the examples of a data section; images are decoded on access.
+
+    Raises UserError for a wrong section, and for a source that cannot be read.
+    """
+    checks.run(ROWS, config_data)
     check_augment("augment", config_data.augment, config_data.channels)
     for number, view in enumerate(config_data.views):
         check_augment(f"views.{number}", view, config_data.channels)
@@ -159,7 +165,7 @@ def open_images(config_data: ConfigDict, bad_log: str) -> ImageExamples:
 def _check_16_bits(source: Source) -> None:
     """Raises UserError where 16-bit images use so little of 0..65535 that 8 bits lose them.
 
-    Cameras and microscopes store 10, 12 or 14 bits so. A few examples are looked at.
+    Cameras and microscopes store 10, 12 or 14 bits that way. A few examples are checked.
     """
     rows = np.unique(np.linspace(0, len(source) - 1, _LOOKED_AT).astype(int)).tolist()
     highest = [image.highest_of_16_bits(source.read(row)[0]) for row in rows]
@@ -174,7 +180,7 @@ def _check_16_bits(source: Source) -> None:
 
 
 def check_augment(name: str, section: ConfigDict, channels: int) -> None:
-    """Raises UserError for what `data.NAME`, an augment section, must not be."""
+    """Raises UserError for a wrong field of `data.NAME`, a section `augment`."""
     missing = [field for field in AUGMENT_RULES if field not in section]
     if missing:
         raise errors.UserError(f"data.{name} lacks {missing}: give every field a value")

@@ -1,8 +1,8 @@
-"""Files of a data folder: its splits, what lies below them, what was meant by a wrong path.
+"""Lists the splits and files of a data folder, and what a message says of a wrong path.
 
 Folders that other programs leave behind are never read: hidden ones (`.git`,
-`.ipynb_checkpoints`, `.thumbnails`) and those of IGNORED_FOLDERS. What is not read is named in
-one line, once.
+`.ipynb_checkpoints`, `.thumbnails`) and those of IGNORED_FOLDERS. A warning names what is not
+read, once.
 """
 
 import collections
@@ -31,18 +31,21 @@ def warn_once(text: str) -> None:
 
 
 def is_ignored(name: str) -> bool:
-    """Whether a folder is hidden or left behind by another program."""
+    """Returns whether a folder is hidden or was made by another program."""
     return name.startswith(".") or name.lower() in IGNORED_FOLDERS
 
 
 def list_folders(root: pathlib.Path) -> list[pathlib.Path]:
-    """The folders directly in `root` that are read, sorted by name."""
+    """Returns the folders directly in `root` that are read, sorted by name."""
     children = sorted(child for child in root.iterdir() if child.is_dir())
     return [child for child in children if not is_ignored(child.name)]
 
 
 def find_split_folders(root: pathlib.Path, split: str) -> dict[str, pathlib.Path]:
-    """Every split of `root`, the asked one among them; {"train": root} without any."""
+    """Returns {split: folder} of `root`; {"train": root} where it has no split folder.
+
+    Raises UserError where `split` is not among them.
+    """
     folders = list_folders(root)
     found = find_named_splits({folder.name: folder for folder in folders}, split)
     others = [folder.name for folder in folders if folder not in found.values()]
@@ -68,9 +71,9 @@ def find_split_folders(root: pathlib.Path, split: str) -> dict[str, pathlib.Path
 def find_named_splits(
     paths: dict[str, pathlib.Path], split: str
 ) -> dict[str, pathlib.Path]:
-    """Those of the named paths that are splits by their name, or the asked one.
+    """Returns those of {name: path} that are named as a split, or as `split`.
 
-    Train and TEST are splits too, but an exact name wins.
+    Train and TEST are splits, too, but an exact name wins.
     """
     named = {name.lower(): path for name, path in paths.items()} | paths
     return {name: path for name, path in named.items() if name in SPLITS | {split}}
@@ -79,7 +82,7 @@ def find_named_splits(
 class Listing(NamedTuple):
     """The files that are read, relative to their folder and sorted as POSIX strings.
 
-    unread: what else the folder holds, for messages; "" where that is nothing.
+    unread: other contents of the folder, for messages; "" where there are none.
     """
 
     paths: list[pathlib.PurePath]
@@ -87,7 +90,7 @@ class Listing(NamedTuple):
 
 
 def list_files(root: pathlib.Path, endings: Set[str]) -> Listing:
-    """Lists the files at any depth below `root` that end in one of `endings`."""
+    """Returns the files at any depth below `root` whose names end in one of `endings`."""
     found: list[pathlib.PurePath] = []
     others: collections.Counter[str] = collections.Counter()
     ignored: set[str] = set()
@@ -123,13 +126,13 @@ def _describe_unread(
 
 
 def list_few(names: Sequence[str]) -> str:
-    """Up to ten names, for messages."""
+    """Returns up to ten names and the number of the others, for messages."""
     more = f" and {len(names) - 10} more" if len(names) > 10 else ""
     return f"{list(names[:10])}{more}"
 
 
 def _walk(root: pathlib.Path) -> Iterator[tuple[pathlib.Path, list[str], list[str]]]:
-    """(folder, its folders, its files); what is ignored is named, but not walked into."""
+    """Yields (folder, its folders, its files); ignored folders are named, but not entered."""
     for folder, children, names in os.walk(root, onerror=_refuse, followlinks=True):
         here = pathlib.Path(folder)
         yield here, list(children), names
@@ -145,21 +148,21 @@ def _refuse(error: OSError) -> None:
 
 
 def _loops(folder: str, child: str) -> bool:
-    """Whether it is a link back to a folder it lies in, which would never end."""
+    """Returns whether `child` is a link to a folder that contains it: an endless walk."""
     path = os.path.join(folder, child)
     here, there = os.path.realpath(folder), os.path.realpath(path)
     return os.path.islink(path) and os.path.commonpath((here, there)) == there
 
 
 def ending_of(name: str) -> str:
-    """The ending in lower case, such as ".png"."""
+    """Returns the ending of a file name in lower case, such as ".png"."""
     return os.path.splitext(name)[1].lower()
 
 
 def describe_neighbours(path: pathlib.Path, kinds: str) -> str:
-    """What there is in the nearest folder that exists: most mistakes are typing.
+    """Returns the contents of the nearest existing folder, since most mistakes are typos.
 
-    `kinds` is "folders", or "files" to list those too.
+    kinds: "folders", or "files" to list those, too.
     """
     parent = next((p for p in path.absolute().parents if p.is_dir()), None)
     if parent is None:

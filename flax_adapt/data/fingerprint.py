@@ -1,4 +1,4 @@
-"""What a set of examples was, to be compared when a run goes on with it.
+"""Digests of a set of examples, which a resumed run compares with its data.
 
 Files are compared by name and size, and not by time: a folder that was copied, moved or
 unpacked again has other times and the same images. So an image that is edited and keeps
@@ -14,13 +14,13 @@ import numpy as np
 
 from flax_adapt.data.base import Source
 
-# Of a larger set so many are looked at, evenly spread: asking a network file system for
-# the size of a million files takes minutes. The names are compared of all.
+# Of a larger set this many examples are digested, evenly spread: a network file system
+# takes minutes to tell the sizes of a million files. All names are compared.
 MAX_FILES, MAX_CONTENTS = 100_000, 10_000
 
 
 def of_source(source: Source) -> dict[str, str]:
-    """{"names": digest, "sizes" or "contents": digest} of the examples of a source."""
+    """Returns {"names": digest, "sizes" or "contents": digest} of a source's examples."""
     named = {"names": digest(source.names)}
     if not len(source):
         return named
@@ -32,12 +32,12 @@ def of_source(source: Source) -> dict[str, str]:
 
 
 def of_arrays(names: Sequence[str], arrays: Iterable[np.ndarray]) -> dict[str, str]:
-    """{"names": digest, "contents": digest} of examples that are kept as arrays."""
+    """Returns {"names": digest, "contents": digest} of examples that are arrays."""
     return {"names": digest(names), "contents": digest(arrays)}
 
 
 def of_both(one: dict[str, str], other: dict[str, str]) -> dict[str, str]:
-    """The fingerprint of two sets together."""
+    """Returns the fingerprint of two sets together."""
     fields = sorted({*one, *other})
     return {
         field: digest((one.get(field, ""), other.get(field, ""))) for field in fields
@@ -45,7 +45,7 @@ def of_both(one: dict[str, str], other: dict[str, str]) -> dict[str, str]:
 
 
 def digest(items: Iterable[Any]) -> str:
-    """A short digest of texts, numbers, bytes and arrays, in order."""
+    """Returns a short digest of texts, numbers, bytes and arrays, in order."""
     whole = hashlib.sha256()
     for item in items:
         found = _bytes(item)
@@ -71,5 +71,5 @@ def _spread(count: int, most: int) -> Iterable[int]:
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
-    except OSError:  # a broken link, or gone: said when it is read
+    except OSError:  # a broken link, or a missing file: the error comes when it is read
         return -1

@@ -1,8 +1,8 @@
-"""In which order training batches take their rows: by batch number alone, without end.
+"""The order in which training batches take their rows: a function of the batch number.
 
 An order of batches is a grain.MapDataset whose element k is index_B, int64 [batch_size],
-the rows of batch k. It is a function of k and of seeds, so where training stands in it is
-one number.
+the rows of batch k. It depends on k and on seeds alone, so that the position of training
+in it is one number.
 """
 
 import functools
@@ -20,11 +20,10 @@ from flax_adapt.base import errors
 if TYPE_CHECKING:  # slow to import: only where it is used
     import grain
 
-# Numbers of the purposes that a seed is used for; 0 would be the seed itself.
+# Numbers that derive several random streams from one seed; 0 would be the seed itself.
 _TARGET, _SOURCE, _UNION, _COUNT, _PLACE = range(11, 16)
 
-# schedule -> how much of the way from `ratio` to `final_ratio` is gone after a part of
-# the steps
+# replay.schedule -> (part of the steps) -> share of the way from `ratio` to `final_ratio`
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda part: 0.0,
     "linear": lambda part: part,
@@ -45,7 +44,7 @@ class Mixture(NamedTuple):
     num_steps: int
 
     def share(self, k: int) -> float:
-        """Of the rows of batch k (0, 1, ...), those of the source: r_k / (1 + r_k)."""
+        """Returns the share of source rows in batch k (0, 1, ...): r_k / (1 + r_k)."""
         first, last = self.config.ratio, self.config.final_ratio
         gone = SCHEDULES[self.config.schedule](min(k / self.num_steps, 1.0))
         ratio = first + (last - first) * gone
@@ -53,17 +52,17 @@ class Mixture(NamedTuple):
 
 
 def joint(mixture: Mixture, batch_size: int, seed: int) -> "grain.MapDataset":
-    """An epoch is the union of both domains, shuffled: each of its rows exactly once."""
+    """Returns an order whose epochs are both domains shuffled together."""
     union = _stream(mixture.num_target + mixture.num_source, seed, _UNION)
     return _make_order(lambda k: union(k * batch_size, (k + 1) * batch_size))
 
 
 def uniform(mixture: Mixture, batch_size: int, seed: int) -> "grain.MapDataset":
-    """Every row of a batch is one of the source with the same probability.
+    """Returns an order in which each row of a batch is of the source with one probability.
 
-    With a constant ratio an epoch is the union of both domains, shuffled. Else, or where
-    a buffer has another size than the ratio says, the number of source rows is drawn,
-    Binomial(batch_size, share of batch k).
+    With a constant ratio an epoch is both domains shuffled together. With another schedule,
+    or where a buffer has another size than the ratio says, the number of source rows is
+    drawn: Binomial(batch_size, share of batch k).
     """
     config = mixture.config
     if config.ratio == config.final_ratio and not config.buffer_size:
@@ -77,7 +76,10 @@ def uniform(mixture: Mixture, batch_size: int, seed: int) -> "grain.MapDataset":
 
 
 def stratified(mixture: Mixture, batch_size: int, seed: int) -> "grain.MapDataset":
-    """Batch k has exactly round(batch_size * share of k) rows of the source."""
+    """Returns an order with exactly round(batch_size * share of k) source rows in batch k.
+
+    Raises UserError where a batch would lack rows of one of the domains.
+    """
     top = max(mixture.config.ratio, mixture.config.final_ratio)
     most = round(batch_size * (top / (1 + top)))  # as `share` rounds
     if not 0 < most < batch_size:
@@ -104,10 +106,10 @@ SAMPLINGS: dict[str, Callable[[Mixture, int, int], "grain.MapDataset"]] = {
 def _two_streams(
     mixture: Mixture, batch_size: int, seed: int, count: Callable[[int], int]
 ) -> "grain.MapDataset":
-    """Batch k takes the next count(k) rows of the source and the rest of the target.
+    """Returns an order whose batch k has the next count(k) source rows, the others target.
 
-    Each domain is a stream of shuffled epochs of which nothing is left out. Where in the
-    batch the source's rows stand is drawn, too: every process gets rows of both.
+    Each domain is a stream of complete shuffled epochs. The positions of the source rows
+    in a batch are drawn, too, so that every process gets rows of both domains.
     """
     target = _stream(mixture.num_target, seed, _TARGET)
     source = _stream(mixture.num_source, seed, _SOURCE)
@@ -134,9 +136,10 @@ def _make_order(rows: Callable[[int], np.ndarray]) -> "grain.MapDataset":
 
 
 def _stream(count: int, *seed: int) -> Callable[[int, int], np.ndarray]:
-    """(begin, end) -> that part, int64, of epochs that have each of `count` rows once.
+    """Returns (begin, end) -> those entries, int64, of a stream of shuffled epochs.
 
-    NumPy's shuffle: of few rows, grain's takes a millisecond for each.
+    Each epoch has each of `count` rows once. The shuffle is NumPy's: for few rows grain's
+    takes a millisecond each.
     """
 
     @functools.lru_cache(maxsize=2)  # a batch may straddle two epochs
@@ -154,14 +157,14 @@ def _stream(count: int, *seed: int) -> Callable[[int, int], np.ndarray]:
 
 
 class _RunningCounts:
-    """Running sums of the counts of all batches; safe to share by threads."""
+    """Running sums of the counts of all batches; threads may share it."""
 
     def __init__(self, count: Callable[[int], int]):
         self._count, self._lock = count, threading.Lock()
         self._before = np.zeros(1, np.int64)
 
     def before(self, k: int) -> int:
-        """How many rows the batches 0 .. k - 1 take."""
+        """Returns how many rows the batches 0 .. k - 1 take."""
         with self._lock:
             known = len(self._before)
             if k >= known:

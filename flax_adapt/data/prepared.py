@@ -20,7 +20,7 @@ INFO = "dataset_info.json"
 
 @dataclasses.dataclass(frozen=True)
 class PreparedDataset:
-    """A prepared data set: what TFDS knows of it, and `count` examples of a split."""
+    """A prepared data set: its TFDS builder, and the number of examples of a split."""
 
     where: str
     folder: "epath.Path"
@@ -33,11 +33,14 @@ class PreparedDataset:
 
     @property
     def features(self) -> dict[str, Any]:
-        """The kind of every field."""
+        """The TFDS feature of every field."""
         return dict(self.info.features.items())
 
     def records(self, split: str, decoders: dict) -> Any:
-        """Random access to the examples; other formats need TensorFlow."""
+        """Returns random access to the examples of a split.
+
+        Raises UserError for files other than array_record, which need TensorFlow.
+        """
         try:
             source = self.builder.as_data_source(split=split, decoders=decoders)
             return Records(source, self.builder.data_dir)
@@ -53,7 +56,7 @@ class PreparedDataset:
 
 
 class Records:
-    """Random access to records; a UserError for what is damaged in their files."""
+    """Random access to records; raises UserError where their files are damaged."""
 
     def __init__(self, source: Any, folder: Any):
         self._source, self._folder = source, folder
@@ -74,7 +77,7 @@ class Records:
 
 
 def damage_error(folder: Any, error: Exception) -> errors.UserError:
-    """What is said of a prepared data set that cannot be read."""
+    """Returns the error about a prepared data set that cannot be read."""
     why = " ".join(str(error).split())[:200]
     return errors.UserError(
         f"data.source: the data set in {folder} is damaged; prepare it again ({why})"
@@ -82,8 +85,11 @@ def damage_error(folder: Any, error: Exception) -> errors.UserError:
 
 
 def open_prepared(name: str, config_data: ConfigDict) -> PreparedDataset:
-    """Opens NAME[:config] of the highest version there is; `split` may be a slice."""
-    # Imported when asked for: it takes seconds.
+    """Opens the highest version of NAME[:config]; `config_data.split` may be a slice.
+
+    Raises UserError where it is not prepared, is damaged, or has no such split.
+    """
+    # Imported here, since it takes seconds.
     import tensorflow_datasets as tfds
 
     where = f"tfds:{name} {config_data.split}"
@@ -98,12 +104,12 @@ def open_prepared(name: str, config_data: ConfigDict) -> PreparedDataset:
 
 
 def describe_features(features: dict[str, Any]) -> dict[str, str]:
-    """The features and their types, for messages."""
+    """Returns {feature: its type}, for messages."""
     return {key: type(value).__name__ for key, value in features.items()}
 
 
 def _find_folder(name: str, data_dir: str) -> "epath.Path":
-    """The folder of the highest prepared version of NAME[:config]."""
+    """Returns the folder of the highest prepared version of NAME[:config]."""
     from etils import epath
 
     default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
@@ -121,7 +127,7 @@ def _find_folder(name: str, data_dir: str) -> "epath.Path":
 
 
 def _list_versions(folder: "epath.Path") -> "Iterator[epath.Path]":
-    """`folder` itself where the version was named, else the versions in it."""
+    """Yields `folder` itself where the name has a version, else the versions in it."""
     if (folder / INFO).exists():
         yield folder
     elif folder.is_dir():
@@ -134,14 +140,17 @@ def _parse_version(folder: "epath.Path") -> list[int]:
 
 
 def _list_prepared(root: "epath.Path") -> set[str]:
-    """NAME or NAME:config of everything that is there."""
+    """Returns NAME or NAME:config of all prepared data sets in `root`."""
     found = [*root.glob(f"*/*/{INFO}"), *root.glob(f"*/*/*/{INFO}")]
     parts = (file.parent.parent.relative_to(root).parts for file in found)
     return {":".join(part) for part in parts}
 
 
 def _count_examples(info: Any, split: str, where: str) -> int:
-    """Examples of `split`, which may be a slice or a sum."""
+    """Returns the number of examples of `split`, which may be a slice or a sum.
+
+    Raises UserError for a split that does not exist or is empty.
+    """
     there = {key: value.num_examples for key, value in info.splits.items()}
     try:
         count = info.splits[split].num_examples

@@ -1,8 +1,8 @@
-"""Rows with named fields to a source of texts and labels.
+"""Makes a source of texts and labels from rows with named fields.
 
-`data.text_fields` names one text, or the two of a pair; `data.label_field` the label
-("": none) and `data.label_kind` what it is: a "class", or a "number". A row without
-them, or with another type, is broken: left out, named and counted.
+`data.text_fields` names one text, or the two of a pair. `data.label_field` names the label
+("": none), and `data.label_kind` is its kind: "class" or "number". A row that lacks a
+field, or has another type in it, is broken: it is left out, named and counted.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from flax_adapt.base import errors
 from flax_adapt.data.base import UNLABELLED, Source, Texts
 from flax_adapt.data.rows import NOT_UTF8, Fields
 
-# How the Hugging Face and TFDS test sets of GLUE write that there is no label.
+# The label -1, which means "no label" in the Hugging Face and TFDS test sets of GLUE.
 NO_LABEL = str(UNLABELLED)
 
 
@@ -27,9 +27,9 @@ class BrokenRow(Exception):
 
 
 class GatheredRows(NamedTuple):
-    """What the rows of a split hold, in order; values are class names or numbers.
+    """The readable rows of a split, in order, and the reasons why others are broken.
 
-    `keys` are those of the good rows; `broken` is name -> reason.
+    keys: of the readable rows. values: their class names or numbers. broken: {name: reason}.
     """
 
     keys: list[Any]
@@ -44,9 +44,10 @@ def gather_rows(
     where: str,
     name_of: Callable[[Any], str],
 ) -> GatheredRows:
-    """Sorts the rows into good and broken; a field that no row has is an error.
+    """Reads rows (key, fields), and sorts them into readable and broken ones.
 
-    `name_of` gives the name of a row from its key, such as FILE:LINE from a line.
+    name_of: key -> name of the row, such as line -> FILE:LINE. Raises UserError where no row
+    is readable, such as for a field that no row has.
     """
     good = GatheredRows([], [], [], {})
     seen: set[str] = set()
@@ -70,14 +71,14 @@ def gather_rows(
 
 
 def read_texts(fields: Fields, config_data: ConfigDict) -> Texts:
-    """The text, or both texts of a pair."""
+    """Returns the text, or both texts of a pair; raises BrokenRow."""
     return tuple(
         _read_text(_read_field(fields, name), name) for name in config_data.text_fields
     )
 
 
 def read_value(fields: Fields, config_data: ConfigDict) -> str | float | None:
-    """The class name or the number; None without a label field."""
+    """Returns the class name or the number, None without a label field; raises BrokenRow."""
     if not config_data.label_field:
         return None
     value = _read_field(fields, config_data.label_field)
@@ -85,7 +86,7 @@ def read_value(fields: Fields, config_data: ConfigDict) -> str | float | None:
 
 
 def read_values(rows: Iterable[Fields], config_data: ConfigDict) -> list[Any]:
-    """The labels of another split; its broken rows count when that split is opened."""
+    """Returns the labels of another split, without those of its broken rows."""
     found = []
     for fields in rows:
         with contextlib.suppress(BrokenRow):
@@ -110,12 +111,12 @@ def _read_text(value: Any, name: str) -> str:
 
 
 def _is_unicode(value: str) -> bool:
-    """JSON may spell half a surrogate pair, which is no character."""
+    """Returns whether all are characters; JSON may contain half a surrogate pair."""
     return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _read_class_name(value: Any) -> str:
-    """Without spaces around it; an empty one is none."""
+    """Returns the name without spaces around it; raises BrokenRow for an empty one."""
     if isinstance(value, bool):
         return str(value).lower()
     if not isinstance(value, str | int):
@@ -141,7 +142,7 @@ def _shorten(value: Any) -> str:
     return repr(value)[:50]
 
 
-# data.label_kind -> of a label as it was read
+# data.label_kind -> (label in the file) -> class name or number
 KINDS: dict[str, Callable[[Any], Any]] = {
     "class": _read_class_name,
     "number": _read_number,
@@ -149,9 +150,9 @@ KINDS: dict[str, Callable[[Any], Any]] = {
 
 
 def order_class_names(values_by_split: Iterable[Sequence[str]]) -> tuple[str, ...]:
-    """All names in order: whole numbers by value, else as text.
+    """Returns all class names in order: whole numbers by value, other names as text.
 
-    A split of -1 alone has no labels; beside others, -1 is a class as any.
+    A split with only the label -1 has no labels. Among other labels, -1 is a class.
     """
     found: set[str] = set()
     for values in values_by_split:
@@ -169,7 +170,10 @@ def make_source(
     config_data: ConfigDict,
     classes: tuple[str, ...],
 ) -> Source:
-    """`classes` are the names of label 0, 1, ...; () for numbers and for no labels."""
+    """Returns the source of readable rows.
+
+    classes: the names of label 0, 1, ...; () for numbers and without labels.
+    """
     labels = _make_labels(gathered, config_data, classes)
     texts = gathered.texts
     return Source(
@@ -185,7 +189,7 @@ def make_source(
 def _make_labels(
     gathered: GatheredRows, config_data: ConfigDict, classes: tuple[str, ...]
 ) -> np.ndarray:
-    """int32 [n], -1 where there is none; float32 [n] of numbers."""
+    """Returns labels, int32 [n], -1 where there is none; for numbers float32 [n]."""
     if not config_data.label_field:
         return np.full(len(gathered.texts), UNLABELLED, np.int32)
     if config_data.label_kind == "number":
@@ -197,6 +201,7 @@ def _make_labels(
 def _refuse_empty(
     seen: set[str], broken: dict[str, str], config_data: ConfigDict, where: str
 ) -> None:
+    """Raises UserError that says why no row is readable; seen: all fields of the rows."""
     if not broken:
         raise errors.UserError(f"data.source: {where} has no text at all")
     wanted = {"text_fields": config_data.text_fields}

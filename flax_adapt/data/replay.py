@@ -1,12 +1,12 @@
-"""Replay: the target's examples and a few of the source the model came from (S2).
+"""Replay: training on the target with a few examples of the source domain (S2).
 
-Or of several sources, such as earlier tasks: `replay.data` is one data section or a tuple
-of them, and the few are drawn from all together. They are drawn once, by `replay.seed`,
-and stay the same for the whole stage: a share of the target (`replay.ratio`), or
-`replay.buffer_size` of them. The latter is what a reservoir holds at the end of a stream
-of the sources: each example with the same probability (Vitter 1985). Which of them a
-batch holds is said in `order`. With `replay.sampling="joint"` all of them are drawn, and
-an epoch has every example of the target and of all sources once: joint training.
+There may be several sources, such as earlier tasks: `replay.data` is one data section or a
+tuple of them, and the examples are drawn from all together. They are drawn once, by
+`replay.seed`, and stay the same for the whole stage. Their number is `replay.ratio` times
+that of the target, or `replay.buffer_size`: a sample as in a reservoir at the end of a
+stream of the sources, each example with the same probability (Vitter 1985). `order`
+decides which of them are in a batch. With `replay.sampling="joint"` all examples are drawn,
+and an epoch has every example of the target and of all sources once: joint training.
 """
 
 import math
@@ -27,12 +27,12 @@ from flax_adapt.data.texts.text import TextExamples
 if TYPE_CHECKING:  # slow to import: only where it is used
     import grain
 
-# modality -> the fields in which target and source must agree: one batch holds both
+# Modality -> the fields in which target and sources must agree, as a batch mixes them.
 SAME_AS_TARGET = {
     "image": ("image_size", "channels", "mean", "std"),
     "text": ("tokenizer", "seq_len", "layout", "buckets"),
 }
-# ... and what several sources must have alike: one set of examples is made of them
+# Modality -> the properties that several sources must share, as they become one set.
 SAME_IN_SOURCES: dict[str, dict[str, Callable[[ConfigDict], Any]]] = {
     "image": {},
     "text": {
@@ -51,7 +51,7 @@ class Pair(NamedTuple):
 
 
 def _list_unlike_target(pair: Pair) -> list[str]:
-    """Fields in which a source differs from the target, as a message each."""
+    """Returns a message for each field in which a source differs from the target."""
     fields = ("modality", *SAME_AS_TARGET[pair.data.modality])
     return [
         f"replay.data.{field}={section[field]!r} must be that of the target, "
@@ -63,7 +63,7 @@ def _list_unlike_target(pair: Pair) -> list[str]:
 
 
 def _list_unlike_sources(pair: Pair) -> list[str]:
-    """What sources of one replay do not have alike, as a message each."""
+    """Returns a message for each property that the sources do not share."""
     first, *others = drawing.list_sections(pair.replay)
     return [
         f"replay.data: {what} must be the same for all sources, not {value(first)!r} and "
@@ -139,12 +139,12 @@ CHECKS = (Check(_pairs, ROWS),)
 
 
 class ReplayExamples:
-    """The rows of the target, then those drawn from the source, as one set of examples.
+    """The examples of the target, then those drawn from the source, as one set.
 
-    `target` and `source` are the two sets; `config` is the target's: the source's rows
-    are augmented and fetched ahead as it says. `same_classes`: a label means the same in
-    both; where it does not, the source's rows have none. `origins`: int [m], which of
-    several sources each image or document that was drawn is of.
+    target, source: the two sets. config: the target's data section, which also rules how
+    source examples are augmented and prefetched. same_classes: whether labels mean the same
+    in both; if not, source examples have no labels. origins: int [m], the number of the
+    source of each drawn image or document.
     """
 
     def __init__(
@@ -169,38 +169,39 @@ class ReplayExamples:
 
     @property
     def labels(self) -> np.ndarray:
-        """int32 (-1: none) or float32 [n]."""
+        """Labels, int32 (-1: none) or float32 [n]."""
         ours, theirs = self.target.labels, self.source.labels
         if not self.same_classes:
             theirs = np.full(len(theirs), UNLABELLED, ours.dtype)
         return np.concatenate([ours, theirs])
 
     def fingerprint(self) -> dict[str, str]:
-        """See `data.fingerprint`: of both domains together."""
+        """Returns the `data.fingerprint` of both domains together."""
         both = (self.target.fingerprint(), self.source.fingerprint())
         return fingerprint.of_both(*both)
 
     @property
     def bad_files(self) -> BadOfSeveral:
-        """What could not be decoded so far."""
+        """The examples of both domains that could not be decoded so far."""
         return BadOfSeveral(
             (*self.target.bad_files.names, *self.source.bad_files.names)
         )
 
     def order(self, batch_size: int, seed: int) -> "grain.MapDataset":
-        """Element k: index_B, int64 [batch_size], the rows of training batch k.
+        """Returns a data set whose element k is index_B, int64 [batch_size]: batch k.
 
-        Without end, and deterministic. A UserError if `batch_size` is too small for a
-        row of each domain where each batch is promised some.
+        It is endless and deterministic. Raises UserError where `sampling` puts rows of both
+        domains in each batch, and `batch_size` is too small for it.
         """
         sampling = order.SAMPLINGS[self._replay.sampling]
         return sampling(self._mixture, batch_size, seed)
 
     def batch(self, index_B: np.ndarray, position_b: np.ndarray) -> dict:
-        """The host batch of rows index_B[position_b] (-1: padding) of the global batch.
+        """Returns the host batch of rows index_B[position_b] (-1: padding).
 
-        As the batch of the target, with domain int32 [b]: 0 target (and padding), 1
-        source. Rows of text have the length that the longest of both domains needs.
+        index_B: the rows of the global batch. position_b: those of this process. The batch
+        is one of the target with domain int32 [b]: 0 target (and padding), 1 source. Rows
+        of text have the length that the longest row of both domains needs.
         """
         first = len(self.target)
         from_source_B = index_B >= first
@@ -220,7 +221,7 @@ class ReplayExamples:
         }
 
     def _length(self, own_B: np.ndarray, other_B: np.ndarray) -> dict[str, Any]:
-        """Of text the length of the rows, which neither domain knows alone."""
+        """Returns {"length": length of rows of text}, which needs both domains; {} for images."""
         needed = [
             examples.length(index_B)
             for examples, index_B in ((self.target, own_B), (self.source, other_B))
@@ -229,7 +230,7 @@ class ReplayExamples:
         return {"length": max(needed)} if needed else {}
 
     def record(self) -> dict[str, Any]:
-        """What was drawn, as JSON can hold it: `names` are of images or documents."""
+        """Returns the settings and the names of the drawn examples, for replay.json."""
         fields = ["seed", "ratio", "final_ratio", "schedule", "sampling"]
         fields += ["buffer_size"] if self._replay.buffer_size else []
         data, names = drawing.list_sections(self._replay), list(self._drawn_names)
@@ -241,7 +242,7 @@ class ReplayExamples:
 
 
 def _label_meaning(examples: OneDomain) -> tuple:
-    """Equal for two sets whose labels mean the same."""
+    """Returns a value that is equal for two sets whose labels mean the same."""
     if not isinstance(examples, TextExamples):
         return (examples.class_names,)
     config = examples.config
@@ -251,7 +252,7 @@ def _label_meaning(examples: OneDomain) -> tuple:
 def _merge_rows(
     ours: np.ndarray, theirs: np.ndarray, is_source_b: np.ndarray
 ) -> np.ndarray:
-    """The rows of two arrays, put where `is_source_b` says; the first one's dtype."""
+    """Returns the rows of two arrays in the order of `is_source_b`, in the dtype of `ours`."""
     merged = np.empty((len(is_source_b), *ours.shape[1:]), ours.dtype)
     merged[~is_source_b], merged[is_source_b] = ours, theirs
     return merged
@@ -260,11 +261,11 @@ def _merge_rows(
 def add_source(
     target: OneDomain, config_replay: ConfigDict, bad_log: str, num_steps: int
 ) -> ReplayExamples:
-    """Draws from the sources of `config_replay`, of which ROWS hold.
+    """Returns the target with examples drawn from the sources of a checked `config_replay`.
 
-    All of them if `sampling` is "joint"; else `buffer_size` of them, or where that is 0
-    round(max(ratio, final_ratio) * number of target examples). Of packed texts documents
-    are counted, and drawn before they are packed.
+    All of them are drawn if `sampling` is "joint"; else `buffer_size` of them, or where
+    that is 0 round(max(ratio, final_ratio) * number of target examples). Packed texts are
+    counted and drawn as documents, before they are packed.
     """
     data = drawing.list_sections(config_replay)
     try:

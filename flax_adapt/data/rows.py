@@ -1,7 +1,8 @@
-"""Rows of text files: (line, fields), or (line, why it cannot be read).
+"""Reads rows of text files: (line, fields), or (line, reason why it cannot be read).
 
-Lines end in LF or CR LF, or where there is no LF, in CR; a UTF-8 byte order mark is
-dropped; blank lines are no rows. Another encoding by its byte order mark is an error.
+Lines end in LF or CR LF, or in a file without LF in CR. A UTF-8 byte order mark is
+dropped, and blank lines are no rows. Raises UserError for the byte order mark of another
+encoding.
 """
 
 import codecs
@@ -23,7 +24,7 @@ _BOMS_OF_OTHERS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE
 
 
 def read_jsonl(path: pathlib.Path) -> Rows:
-    """A JSON object a line."""
+    """Yields the JSON object of each line."""
     for number, line in _lines(path):
         yield number, NOT_UTF8 if line is None else _object(line)
 
@@ -37,7 +38,7 @@ def _object(line: str) -> Fields:
 
 
 def read_tsv(path: pathlib.Path) -> Rows:
-    """A header, then fields between tabs, never quoted: as GLUE's files are."""
+    """Yields rows of a header and fields between tabs, without quotes, as in GLUE."""
     header = None
     for number, line in _lines(path):
         if line is None:
@@ -49,13 +50,13 @@ def read_tsv(path: pathlib.Path) -> Rows:
 
 
 def read_text(path: pathlib.Path) -> Rows:
-    """One document a line, as the field "text"."""
+    """Yields one document a line, as the field "text"."""
     for number, line in _lines(path):
         yield number, NOT_UTF8 if line is None else {"text": line}
 
 
 def read_csv(path: pathlib.Path) -> Rows:
-    """A header, then fields between commas; quoted ones may hold commas and lines."""
+    """Yields rows of a header and fields between commas; quotes may hold commas and lines."""
     # Bytes that are no UTF-8 become surrogates, so that only their own row is broken.
     escape = "surrogateescape"
     _check_encoding(path)
@@ -79,7 +80,7 @@ def read_csv(path: pathlib.Path) -> Rows:
 def _csv_records(
     reader: Any, path: pathlib.Path
 ) -> Iterator[tuple[int, list[str] | str]]:
-    """The first line of every record, and its values or what is wrong with it."""
+    """Yields (first line, values) of every record, or (first line, its error)."""
     while True:
         number = reader.line_num + 1
         try:
@@ -98,7 +99,7 @@ def _csv_records(
 
 @contextlib.contextmanager
 def _long_fields() -> Iterator[None]:
-    """Documents may be longer than the 128 KiB that the csv module allows."""
+    """Allows documents longer than the 128 KiB of the csv module."""
     before = csv.field_size_limit(sys.maxsize)
     try:
         yield
@@ -125,10 +126,10 @@ def _named(header: list[str] | None, values: list[str]) -> Fields:
 
 
 def _lines(path: pathlib.Path) -> Iterator[tuple[int, str | None]]:
-    """Numbered lines that are not blank; None for one that is not UTF-8.
+    """Yields (number, line) for lines that are not blank; None for one that is not UTF-8.
 
-    Of the characters that `str.splitlines` takes for line ends, only LF is one here:
-    JSON strings and documents may hold the others.
+    Only LF ends a line. JSON strings and documents may contain the other characters at
+    which `str.splitlines` would split.
     """
     _check_encoding(path)
     with open(path, "rb") as file:
@@ -145,7 +146,7 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[int, str | None]]:
 
 
 def _ended_lines(file: BinaryIO) -> Iterator[bytes]:
-    """Lines that end in LF; of a file that has it nowhere but at its end, in CR."""
+    """Yields lines that end in LF; in CR for a file with no LF except at its end."""
     first, second = file.readline(), file.readline()
     yield from (first,) if second else first.split(b"\r")
     yield from (second,) if second else ()

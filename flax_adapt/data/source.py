@@ -1,9 +1,9 @@
-"""`open_source`: one string names any set of images or texts.
+"""Opens a data source, which one string names.
 
 images
     tfds:NAME[:config]   a prepared TensorFlow dataset in array_record, under `data_dir`
     folder:PATH          image files, PATH/[SPLIT/][CLASS]/...
-    builtin:NAME         a small set that comes with a Python package
+    builtin:NAME         a small data set that comes with a Python package
 texts
     tfds:NAME[:config]   as above
     jsonl:PATH           a JSON object a line; PATH is a file, or a folder of SPLIT.jsonl
@@ -26,7 +26,7 @@ from flax_adapt.data.images import prepared as prepared_images
 from flax_adapt.data.texts import files as text_files
 from flax_adapt.data.texts import prepared as prepared_texts
 
-# open(what follows the colon, data config)
+# (the part after the colon, data section) -> source
 Open: TypeAlias = Callable[[str, ConfigDict], Source]
 # modality -> scheme -> open
 SCHEMES: dict[str, dict[str, Open]] = {
@@ -46,9 +46,10 @@ SCHEMES: dict[str, dict[str, Open]] = {
 
 
 def open_source(config_data: ConfigDict) -> Source:
-    """Opens `source`, `data_dir` and `split` of a data config, before its subset.
+    """Returns the source of a data section, before its subset is taken.
 
-    Where it lists `classes`, labels are counted in those.
+    If the section lists `classes`, they are the classes of the source, see `recount`.
+    Raises UserError for a source that does not exist or cannot be read.
     """
     schemes = errors.choose("data.modality", config_data.modality, SCHEMES)
     scheme, colon, rest = config_data.source.partition(":")
@@ -62,10 +63,11 @@ def open_source(config_data: ConfigDict) -> Source:
 
 
 def recount(source: Source, classes: tuple[str, ...]) -> Source:
-    """The same examples with labels 0, 1, ... in `classes`; (): as they are.
+    """Returns the same examples with labels that are indices into `classes`; (): unchanged.
 
-    By name: so one number means the same for sets with other classes, or in another
-    order. Ours: a class may have no example, but every example has one of them.
+    Labels are translated by their names, so that a number means the same for data sets with
+    other classes or another order. Ours: a class may be without examples. Raises UserError
+    for a class of the source that `classes` lacks.
     """
     if not classes or classes == source.class_names:
         return source

@@ -1,4 +1,4 @@
-"""Fewer labels: k examples a class, or a fraction of each class, seeded."""
+"""Takes a subset of a source: k examples a class, or a fraction of each class, by a seed."""
 
 from collections.abc import Callable
 
@@ -8,20 +8,23 @@ from ml_collections import ConfigDict
 from flax_adapt.base import errors
 from flax_adapt.data.base import UNLABELLED, Source
 
-# Of the chosen examples of each class, what choosing a learning rate holds out; ours.
+# Share of each class that is held out to choose a learning rate (ours).
 HELD_OUT = 0.2
 
 
 def select(source: Source, config_subset: ConfigDict) -> Source:
-    """A part of the source, see PARTS, in its order."""
+    """Returns a part of the source, see PARTS, in the order of the source.
+
+    Raises UserError for a wrong section, and for a part without examples.
+    """
     part = errors.choose("data.subset.part", config_subset.part, PARTS)
     _check(config_subset)
     rows = part(source, config_subset)
     if not len(rows):
         raise errors.UserError(
             f"data.subset leaves no example of {source.where} in"
-            f" part={config_subset.part!r}; set per_class or fraction (what is held"
-            " out takes two examples of a class)"
+            f" part={config_subset.part!r}; set per_class or fraction (to hold examples"
+            " out takes two of a class)"
         )
     return source if len(rows) == len(source) else source.take(rows)
 
@@ -29,13 +32,13 @@ def select(source: Source, config_subset: ConfigDict) -> Source:
 def chosen_rows(
     source: Source, config_subset: ConfigDict, held_out: float = 0.0
 ) -> np.ndarray:
-    """int64 [m], sorted. Unlabelled examples are one more class, but have no k; all
-    examples are one class where labels are numbers.
+    """Returns the rows of the chosen examples, int64 [m], sorted.
 
-    Of every class, `fraction` of its examples (rounded, at least one) and of those
-    `per_class`. More of either keeps what fewer chose: with one seed, 10 labels a class
-    are among the 20. Less the share `held_out` of each class (rounded; one at least, but
-    never all).
+    They are `fraction` of every class (rounded, at least one example), and of those
+    `per_class`. Unlabelled examples are one more class, of which `per_class` chooses none.
+    Where labels are numbers, all examples are one class. Larger values keep the choice of
+    smaller ones: with one seed the 10 examples of a class are among the 20. held_out: the
+    share of each class that is taken away again (rounded; at least one example, never all).
     """
     everything = config_subset.per_class == 0 and config_subset.fraction == 1.0
     if everything and not held_out:
@@ -60,13 +63,13 @@ def _draw_rows(
         count = 0 if label == UNLABELLED else min(count, config_subset.per_class)
     if held_out and count:
         count -= min(count - 1, max(1, int(held_out * count + 0.5)))
-    # A class draws alone: its choice stays when another class changes.
+    # Each class has a stream of its own, so that other classes do not change its choice.
     rng = np.random.default_rng([config_subset.seed, label + 1])
     return rng.permutation(rows)[:count]
 
 
 def _count_of_fraction(count: int, config_subset: ConfigDict) -> int:
-    """`fraction` of a class of `count`, rounded; at least one of those there are."""
+    """Returns the rounded `fraction` of `count` examples; at least one, if there is one."""
     return min(count, max(1, int(config_subset.fraction * count + 0.5)))
 
 
@@ -81,7 +84,7 @@ def _check(config_subset: ConfigDict) -> None:
 
 
 def _check_counts(source: Source, config_subset: ConfigDict) -> None:
-    """Every class must have its k examples."""
+    """Raises UserError unless every class has at least `per_class` examples."""
     wanted, labels = config_subset.per_class, source.labels
     if labels.dtype.kind == "f":
         raise errors.UserError(
@@ -117,14 +120,14 @@ def _held_out_rows(source: Source, config_subset: ConfigDict) -> np.ndarray:
 
 
 def _rows_without_names(source: Source, config_subset: ConfigDict) -> np.ndarray:
-    """The part `base`, a section like this one, less the examples of these `names`."""
+    """Returns the rows of the subset section `base` without the examples `names`."""
     base = config_subset.base
     rows, names = PARTS[base.part](source, base), set(config_subset.names)
     return np.array([row for row in rows if source.names[row] not in names], np.int64)
 
 
-# "fit" and "held_out" are the two parts of "chosen". "without" has fields of its own,
-# which a sweep writes (`experiment.held_out`).
+# "chosen" consists of "fit" and "held_out". "without" has fields of its own, which a sweep
+# writes (`experiment.held_out`).
 PARTS: dict[str, Callable[[Source, ConfigDict], np.ndarray]] = {
     "chosen": chosen_rows,
     "rest": _rest_rows,

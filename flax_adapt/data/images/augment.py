@@ -1,7 +1,7 @@
 """Random views of images, on the device: crops, colours, blur, flips.
 
-What is drawn for an example depends on its own key, and on nothing else of the batch.
-The order is that of SimCLR and MoCo-v3: crop, jitter, grey, blur, solarize, flip.
+The view of an example depends on its own key, and not on the rest of the batch. The order
+of operations is that of SimCLR and MoCo-v3: crop, jitter, grey, blur, solarize, flip.
 """
 
 import functools
@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from flax_adapt.base import keys
 from flax_adapt.base.types import Array, Key
 
-# Numbers of the purposes folded into an example's key; no other purpose may use them.
+# Constants folded into an example's key, one for each purpose; no other purpose uses them.
 FLIP, CROP, JITTER, GREY, BLUR, SOLARIZE = 7001, 7002, 7003, 7004, 7005, 7006
 # Of a random resized crop (Szegedy et al. 2015, as in torchvision.RandomResizedCrop).
 ASPECT_RATIOS = (3 / 4, 4 / 3)
@@ -24,10 +24,10 @@ SOLARIZE_THRESHOLD = 0.5
 
 
 def augment(x_BYXC: Array, key_B: Key, config_augment: ConfigDict) -> Array:
-    """float32 [B, Y, X, C] in [0, 1] to a random view of every image, in [0, 1] too.
+    """Returns a random view of every image, float32 [B, Y, X, C] in [0, 1] as `x_BYXC`.
 
-    `config_augment` is static: what has the probability or strength 0 is not even
-    traced. Its fields:
+    config_augment is static: operations of probability or strength 0 are not traced. Its
+    fields:
 
     flip                  bool; mirrored in half of the cases
     min_crop_area         the least share of the area that is cut out; 1: no cut
@@ -55,9 +55,10 @@ def augment(x_BYXC: Array, key_B: Key, config_augment: ConfigDict) -> Array:
 
 
 def random_resized_crop(x_BYXC: Array, key_B: Key, min_area: float) -> Array:
-    """Cuts `min_area`..1 of every image, aspect 3/4..4/3, and resizes it back.
+    """Returns a random box of every image, resized to the size of the image.
 
-    torchvision's rule, bilinear, on real numbers instead of whole pixels.
+    Boxes have `min_area`..1 of its area and aspect 3/4..4/3: torchvision's rule, bilinear,
+    with real numbers instead of whole pixels.
     """
     _, height, width, channels = x_BYXC.shape
     box_B4 = keys.draw(_draw_box, keys.fold(key_B, CROP), min_area, height, width)
@@ -74,7 +75,7 @@ def random_resized_crop(x_BYXC: Array, key_B: Key, min_area: float) -> Array:
 
 
 def _draw_box(key: Key, min_area: float, height: int, width: int) -> Array:
-    """float32 [4]: top, left, height, width of a box inside the image."""
+    """Returns float32 [4]: top, left, height, width of a box inside the image."""
     area_key, ratio_key, place_key = jax.random.split(key, 3)
     tries = (CROP_TRIES,)
     area = jax.random.uniform(area_key, tries, minval=min_area) * (height * width)
@@ -91,7 +92,7 @@ def _draw_box(key: Key, min_area: float, height: int, width: int) -> Array:
 def _change_some(
     change: Callable[[Array, Key], Array], x_BYXC: Array, key_B: Key, probability: float
 ) -> Array:
-    """`change(x_YXC, key)` of every image with this probability, else the image."""
+    """Returns `change(x_YXC, key)` of every image with this probability, else the image."""
 
     def one(x_YXC, key):
         chosen_key, key = jax.random.split(key)
@@ -102,15 +103,15 @@ def _change_some(
 
 
 def adjust_brightness(x_YXC: Array, factor: Array) -> Array:
-    """Multiplies, as torchvision; dm_pix adds. Clipped to [0, 1]."""
+    """Returns the pixels times `factor`, clipped to [0, 1], as torchvision; dm_pix adds."""
     return jnp.clip(x_YXC * factor, 0, 1)
 
 
 def adjust_contrast(x_YXC: Array, factor: Array) -> Array:
-    """Scales the distance to the mean luma, as torchvision; clipped to [0, 1].
+    """Returns pixels with `factor` times their distance to the mean luma, clipped to [0, 1].
 
-    dm_pix scales every channel about its own mean. Ours: where there are not 3
-    channels, the mean of all of them stands for the luma.
+    As torchvision; dm_pix scales every channel about its own mean. Ours: without 3
+    channels the mean of all channels stands for the luma.
     """
     import dm_pix
 
@@ -120,9 +121,10 @@ def adjust_contrast(x_YXC: Array, factor: Array) -> Array:
 
 
 def adjust_saturation(x_YXC: Array, factor: Array) -> Array:
-    """Scales the distance to the luma, as torchvision; clipped to [0, 1].
+    """Returns pixels with `factor` times their distance to the luma, clipped to [0, 1].
 
-    dm_pix scales the S of HSV instead, which keeps the largest channel, not the luma.
+    As torchvision; dm_pix scales the S of HSV instead, which keeps the largest channel
+    and not the luma.
     """
     import dm_pix
 
@@ -131,7 +133,7 @@ def adjust_saturation(x_YXC: Array, factor: Array) -> Array:
 
 
 def adjust_hue(x_YXC: Array, turns: Array) -> Array:
-    """Adds to the H of HSV in turns, as torchvision."""
+    """Returns pixels whose H of HSV is larger by `turns`, as torchvision."""
     import dm_pix
 
     return dm_pix.adjust_hue(x_YXC, turns)
@@ -145,7 +147,7 @@ def _draw_turns(key: Key, strength: float) -> Array:
     return jax.random.uniform(key, minval=-strength, maxval=strength)
 
 
-# Fields of the jitter: what is drawn from their strength, and what is done with it.
+# Field of the jitter -> (draws a number from its strength, changes pixels by that number).
 JITTERS: dict[str, tuple[Callable[..., Array], Callable[..., Array]]] = {
     "brightness": (_draw_factor, adjust_brightness),
     "contrast": (_draw_factor, adjust_contrast),
@@ -172,12 +174,12 @@ def _grey(x_YXC: Array, key: Key, config_augment: ConfigDict) -> Array:
 
 
 def gaussian_blur(x_YXC: Array, sigma: Array) -> Array:
-    """Every pixel becomes a mean of its row and column, weighted by a Gaussian.
+    """Returns the image blurred along its rows and columns by a Gaussian.
 
     sigma: float32 [], above 0, in pixels. Ours: the kernel is as long as the image, so
-    nothing of it is cut off, and at the border the weights inside are scaled to sum to
-    1. dm_pix pads with zeros, which darkens the border, and convolves: with a kernel an
-    example that is slower than these products of matrices.
+    that it is not cut off, and the weights inside the border are scaled to sum to 1.
+    dm_pix pads with zeros, which darkens the border. It convolves, which is slower than
+    these products of matrices where every example has its own kernel.
     """
     for axis, size in enumerate(x_YXC.shape[:2]):
         place = jnp.arange(size, dtype=jnp.float32)
@@ -199,7 +201,8 @@ def _solarize(x_YXC: Array, key: Key, config_augment: ConfigDict) -> Array:
     return dm_pix.solarize(x_YXC, SOLARIZE_THRESHOLD)
 
 
-# What happens with a probability of its own, in this order.
+# Operation -> (constant folded into the key, function), in order; each has a field
+# `NAME_probability`.
 CHANGES: dict[str, tuple[int, Callable[..., Array]]] = {
     "jitter": (JITTER, _jitter),
     "grey": (GREY, _grey),

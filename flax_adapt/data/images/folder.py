@@ -1,4 +1,4 @@
-"""A plain folder of images.
+"""A folder of image files as a source.
 
 Where PATH holds a folder named as the split, its images are the split; where PATH holds
 no split folder at all, the split "train" is all of PATH. The class of an image is the
@@ -22,7 +22,10 @@ ENDINGS = frozenset(
 
 
 def open_folder(path: str, config_data: ConfigDict) -> Source:
-    """Lists PATH once, sorted by name; reads no image."""
+    """Returns the source of a folder, sorted by name; reads no image.
+
+    Raises UserError where there is no such folder, no such split or no image.
+    """
     root = user_path(path)
     if not root.is_dir():
         raise errors.UserError(
@@ -64,17 +67,18 @@ def _check_split_is_no_class(
     splits: dict[str, pathlib.Path],
     found: dict[str, files.Listing],
 ) -> None:
-    """One folder `train` (or `test`, `val`) of images beside others may be a class.
+    """Raises UserError where the only split folder may be a class, such as trains in VOC.
 
-    VOC and COCO have a class of trains.
+    That is so for a folder `train`, `test` or `val` that holds images and stands among
+    other folders of images.
     """
     (name, folder), *more = splits.items()
-    beside = [child.name for child in files.list_folders(root) if child != folder]
+    siblings = [child.name for child in files.list_folders(root) if child != folder]
     if more or folder == root or _classes(found[name].paths):
         return
     alike = [
         child
-        for child in beside
+        for child in siblings
         if any(
             files.ending_of(file.name) in ENDINGS for file in (root / child).iterdir()
         )
@@ -89,7 +93,10 @@ def _check_split_is_no_class(
 
 
 def describe_nesting(config_data: ConfigDict) -> str:
-    """Of a folder with one class, for messages: what looks like classes a level down."""
+    """Returns what a message about a single class adds: folders that may be the classes.
+
+    They are a level below that single class; "" where there are none.
+    """
     scheme, _, path = config_data.source.partition(":")
     root = user_path(path)
     if scheme != "folder" or not root.is_dir():
@@ -105,7 +112,7 @@ def describe_nesting(config_data: ConfigDict) -> str:
 
 
 def _classes(paths: list[pathlib.PurePath]) -> set[str]:
-    """The folders directly below the split; none where any image lies outside them."""
+    """Returns the folders directly below a split; none where an image lies outside them."""
     if any(len(file.parts) == 1 for file in paths):
         return set()
     return {file.parts[0] for file in paths}
@@ -114,7 +121,7 @@ def _classes(paths: list[pathlib.PurePath]) -> set[str]:
 def _labels(
     paths: list[pathlib.PurePath], class_names: tuple[str, ...], where: str
 ) -> np.ndarray:
-    """int32 [n]: rows of class_names, or all -1."""
+    """Returns int32 [n]: indices into class_names, or all -1."""
     outside = [file for file in paths if len(file.parts) == 1]
     if outside:
         if len(outside) < len(paths):

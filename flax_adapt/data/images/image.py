@@ -1,4 +1,4 @@
-"""Image files to uint8 pixels on the host, pixels to normalised float32 on the device."""
+"""Decodes image files to uint8 on the host, and normalises pixels on the device."""
 
 import io
 import pathlib
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _ORIENTATION = 0x0112  # tag of EXIF
-# EXIF orientation -> what puts the image upright; 1 is upright.
+# EXIF orientation -> Pillow's transpose that puts the image upright; 1 is upright.
 TURNS = {
     2: "FLIP_LEFT_RIGHT",
     3: "ROTATE_180",
@@ -32,23 +32,23 @@ TURNS = {
     7: "TRANSVERSE",
     8: "ROTATE_90",
 }
-# Broken metadata are ignored, so what Pillow has to say of them is no news.
+# Broken metadata are ignored, and so are Pillow's warnings about them.
 warnings.filterwarnings(
     "ignore", category=UserWarning, module=r"PIL\.(Tiff|Jpeg)ImagePlugin"
 )
 
 
 class UndecodableImage(Exception):
-    """Not an image that can be read; the text is the reason."""
+    """An image that cannot be decoded; the text is the reason."""
 
 
 def decode(item: base.Image, image_size: int, channels: int) -> np.ndarray:
     """Returns uint8 [S, S, C] of an image file's bytes or path, or of uint8 pixels.
 
-    Turned as EXIF says, made grey, RGB (transparency is dropped) or RGBA, 16 bits become 8,
-    then resized to the square without keeping the aspect ratio, bilinear with
-    antialiasing, as torchvision's Resize((S, S)) does to a Pillow image. Broken metadata
-    are ignored. Raises UndecodableImage where there are no pixels to read.
+    The image is turned as EXIF says, and converted to grey, RGB (transparency is dropped) or
+    RGBA; 16 bits become 8. It is then resized to the square without keeping the aspect
+    ratio, bilinear with antialiasing, as torchvision's Resize((S, S)) of a Pillow image.
+    Broken metadata are ignored. Raises UndecodableImage for a file without readable pixels.
     """
     try:
         pixels = np.asarray(_open(item, image_size, MODES[channels]))
@@ -74,12 +74,12 @@ def _open(item: base.Image, image_size: int, mode: str) -> "Image.Image":
         try:
             return _open_file(stripped, image_size, mode)
         except Exception:
-            # What was wrong with the file itself says more.
+            # The error about the original file says more.
             raise error from None
 
 
 def _without_metadata(item: bytes | pathlib.Path) -> bytes | None:
-    """The file without metadata, or None where that is the same or cannot be read."""
+    """Returns the file without metadata, None if it has none or cannot be read."""
     try:
         whole = item if isinstance(item, bytes) else item.read_bytes()
         stripped = metadata.strip(whole)
@@ -100,11 +100,11 @@ def _open_file(item: bytes | pathlib.Path, image_size: int, mode: str) -> "Image
 
 
 def _turn(image: "Image.Image") -> str | None:
-    """What puts the image upright by its EXIF; None where it is, or EXIF is broken."""
+    """Returns the entry of TURNS for the image's EXIF; None if upright or broken."""
     try:
         return TURNS.get(image.getexif().get(_ORIENTATION, 1))
     except Exception:
-        # Broken EXIF raises almost anything, and its pixels are good.
+        # Broken EXIF raises errors of many kinds, and the pixels are good.
         return None
 
 
@@ -126,7 +126,7 @@ def _square(image: "Image.Image", image_size: int, mode: str) -> "Image.Image":
 
 
 def _from_16_bits(image: "Image.Image") -> "Image.Image":
-    """Grey 0..65535 to 0..255; Pillow's own conversion would clip at 255."""
+    """Returns grey 0..65535 scaled to 0..255; Pillow's conversion would clip at 255."""
     from PIL import Image
 
     pixels = np.asarray(image).astype(np.int64)
@@ -136,9 +136,9 @@ def _from_16_bits(image: "Image.Image") -> "Image.Image":
 
 
 def highest_of_16_bits(item: base.Image) -> int | None:
-    """The highest of its levels 0..65535, of colours in steps of 256; None of 8 bits.
+    """Returns the highest level, 0..65535, of a 16-bit image; None for 8 bits.
 
-    Also None where it cannot be decoded, which is found out when it is.
+    For colours it is known in steps of 256. None also for an image that cannot be decoded.
     """
     from PIL import Image
 
@@ -164,11 +164,12 @@ def preprocess(
     data_config: ConfigDict,
     config_augment: ConfigDict | None,
 ) -> Array:
-    """Pixels 0..255 [B, S, S, C] to normalised float32; None: nothing is augmented.
+    """Returns float32 [B, S, S, C]: augmented images, normalised by `mean` and `std`.
 
-    uint8, or float32 of mixed images. `key_B` holds one key an example (None will do
-    where nothing is augmented), and what is drawn depends on nothing else. `mean` and
-    `std` are of pixels scaled to [0, 1]. For use inside jit: both configs are static.
+    image_BYXC: pixels 0..255, uint8, or float32 for mixed images. key_B: one key an example,
+    the only randomness of its view; None without augmentation. config_augment: None: no
+    augmentation. `mean` and `std` are those of pixels scaled to [0, 1]. For use inside jit:
+    both configs are static.
     """
     mean_C, std_C = channel_values(data_config)
 
@@ -178,14 +179,14 @@ def preprocess(
     x_BYXC = image_BYXC.astype(jnp.float32) / 255
     if config_augment is None:
         return normalize(x_BYXC)
-    assert key_B is not None  # what would be drawn from?
+    assert key_B is not None  # augmentation draws from it
     x_BYXC = augment.augment(x_BYXC, key_B, config_augment)
     x_BYXC = randaugment.randaugment_batch(x_BYXC, key_B, config_augment)
     return randaugment.erase_batch(normalize(x_BYXC), key_B, config_augment)
 
 
 def channel_values(data_config: ConfigDict) -> tuple[np.ndarray, np.ndarray]:
-    """(mean_C, std_C), float32; a UserError where they do not fit the channels."""
+    """Returns (mean_C, std_C), float32; raises UserError if they do not fit `channels`."""
     mean_C = np.asarray(data_config.mean, np.float32)
     std_C = np.asarray(data_config.std, np.float32)
     if not mean_C.shape == std_C.shape == (data_config.channels,) or std_C.min() <= 0:

@@ -1,4 +1,4 @@
-"""Image files without their metadata, so that broken metadata cost no good pixels.
+"""Removes metadata from image files, so that broken metadata cost no good pixels.
 
 EXIF, XMP, colour profiles, comments and texts are not needed to decode pixels, but
 Pillow refuses the whole file for some mistakes in them.
@@ -21,7 +21,7 @@ _TIFF_PIXELS = frozenset(
 
 
 def strip(data: bytes) -> bytes:
-    """Returns the file without metadata; of a format not listed here, `data` itself.
+    """Returns the file without metadata, or `data` itself for a format not in _FORMATS.
 
     A file that is damaged elsewhere stays damaged. Raises struct.error where it ends too
     early for its own sizes.
@@ -73,7 +73,7 @@ def _jpeg(data: bytes) -> bytes:
 
 
 def _tiff(data: bytes) -> bytes:
-    """Leaves only the first image, and of its tags those that pixels depend on."""
+    """Returns the first image alone, with the tags that its pixels depend on."""
     order = "<" if data[:1] == b"I" else ">"
     (first,) = struct.unpack_from(f"{order}I", data, 4)
     (count,) = struct.unpack_from(f"{order}H", data, first)
@@ -89,7 +89,7 @@ def _tiff(data: bytes) -> bytes:
     return data[:first] + table + data[first + len(table) :]
 
 
-# (what the file begins with, where that stands, how its metadata are left out)
+# (signature of a format, its position in the file, function that removes metadata)
 _FORMATS: tuple[tuple[bytes, int, Callable[[bytes], bytes]], ...] = (
     (_PNG, 0, _png),
     (b"WEBP", 8, _webp),

@@ -12,8 +12,11 @@ from flax_adapt.data.base import UNLABELLED, NumberedNames, Source
 
 
 def open_tfds_images(name: str, config_data: ConfigDict) -> Source:
-    """Opens NAME[:config]: its image feature, and its class label if it has one."""
-    # Imported when asked for: it takes seconds.
+    """Returns the source of NAME[:config]: its image feature, and a class label if any.
+
+    Raises UserError where it is not prepared or has no single image feature.
+    """
+    # Imported here, since it takes seconds.
     import tensorflow_datasets as tfds
 
     opened = prepared.open_prepared(name, config_data)
@@ -53,7 +56,7 @@ def open_tfds_images(name: str, config_data: ConfigDict) -> Source:
 
 
 def _feature(info: Any, kind: type, usual: str) -> str | None:
-    """The feature of this kind: the supervised one, the usual name, or the only one."""
+    """Returns the feature of a kind: the supervised one, else `usual`, else the only one."""
     names = [k for k, v in info.features.items() if isinstance(v, kind)]
     supervised = [key for key in info.supervised_keys or () if key in names]
     best = supervised or [key for key in names if key == usual] or names

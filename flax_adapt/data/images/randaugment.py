@@ -26,13 +26,13 @@ from flax_adapt.base import keys
 from flax_adapt.base.types import Array, Key
 from flax_adapt.data.images import augment
 
-# Numbers of the purposes folded into an example's key, as those of `augment`.
+# Constants folded into an example's key, see `augment`.
 RANDAUGMENT, ERASE = 7007, 7008
 MAX_MAGNITUDE = 10.0
 MAGNITUDE_STD = 0.5
 OPERATION_PROBABILITY = 0.5
 FILL = 128 / 255
-# Share of the area and aspect ratio of what is erased; how often a box is tried.
+# Share of the area and aspect ratio of an erased box; how many boxes are tried.
 ERASE_AREA, ERASE_RATIO, ERASE_TRIES = (0.02, 1 / 3), (0.3, 1 / 0.3), 10
 
 # (image [Y, X, C], level in [0, 1], sign -1 or 1) -> image
@@ -40,7 +40,7 @@ Operation = Callable[[Array, Array, Array], Array]
 
 
 def randaugment_batch(x_BYXC: Array, key_B: Key, config_augment: ConfigDict) -> Array:
-    """RandAugment of every image, float32 [B, Y, X, C] in [0, 1], as the section says."""
+    """Returns images after RandAugment, float32 [B, Y, X, C] in [0, 1]."""
     operations = config_augment["randaugment_operations"]
     if not operations:
         return x_BYXC
@@ -51,7 +51,7 @@ def randaugment_batch(x_BYXC: Array, key_B: Key, config_augment: ConfigDict) -> 
 
 
 def erase_batch(x_BYXC: Array, key_B: Key, config_augment: ConfigDict) -> Array:
-    """Random erasing of every normalised image, float32 [B, Y, X, C]."""
+    """Returns normalised images, float32 [B, Y, X, C], after random erasing."""
     probability = config_augment["erase_probability"]
     if not probability:
         return x_BYXC
@@ -61,7 +61,7 @@ def erase_batch(x_BYXC: Array, key_B: Key, config_augment: ConfigDict) -> Array:
 
 
 def randaugment(x_YXC: Array, key: Key, operations: int, magnitude: float) -> Array:
-    """Applies `operations` random operations to one image, float32 [Y, X, C] in [0, 1]."""
+    """Returns one image, float32 [Y, X, C] in [0, 1], after `operations` random operations."""
     for layer_key in jax.random.split(key, operations):
         x_YXC = _random_operation(x_YXC, layer_key, magnitude)
     return x_YXC
@@ -78,9 +78,9 @@ def _random_operation(x_YXC: Array, key: Key, magnitude: float) -> Array:
 
 
 def operate(x_YXC: Array, index: Array, level: Array, sign: Array) -> Array:
-    """Applies the operation number `index` of COLOURS, then of MOVES.
+    """Returns the image after operation number `index` of COLOURS followed by MOVES.
 
-    All moves are one interpolation, whose matrix is that of no move for a colour.
+    All moves share one interpolation, which has the identity matrix for a colour operation.
     """
     height, width, _ = x_YXC.shape
     branches = [_stay] * len(COLOURS) + list(MOVES.values())
@@ -93,7 +93,7 @@ def operate(x_YXC: Array, index: Array, level: Array, sign: Array) -> Array:
 
 
 def warp(x_YXC: Array, matrix_23: Array) -> Array:
-    """Takes each pixel from where `matrix_23` says, as Pillow's affine transform.
+    """Returns the affine transform of an image, as Pillow defines it.
 
     matrix_23: (x, y) of the source from (x, y, 1) of the result, in pixels whose centres
     are at .5. Bilinear; FILL where the source lies outside the image.
@@ -164,7 +164,7 @@ def _keep(x_YXC: Array, level: Array, sign: Array) -> Array:
 
 
 def _auto_contrast(x_YXC: Array, level: Array, sign: Array) -> Array:
-    """Spreads every channel over all levels."""
+    """Scales every channel to the range from 0 to 1."""
     del level, sign
     low_C, high_C = jnp.min(x_YXC, (0, 1)), jnp.max(x_YXC, (0, 1))
     range_C = jnp.where(high_C > low_C, high_C - low_C, 1)
@@ -194,21 +194,21 @@ def _invert(x_YXC: Array, level: Array, sign: Array) -> Array:
 
 
 def _posterize(x_YXC: Array, level: Array, sign: Array) -> Array:
-    """Keeps 4 bits of each level, none at the greatest magnitude."""
+    """Keeps 4 bits of each level, down to none at the greatest magnitude."""
     del sign
     unit = 2.0 ** (8 - (4 - jnp.floor(level * 4)))
     return jnp.floor(jnp.round(x_YXC * 255) / unit) * unit / 255
 
 
 def _solarize(x_YXC: Array, level: Array, sign: Array) -> Array:
-    """Inverts what is bright; at the greatest magnitude everything."""
+    """Inverts bright pixels, at the greatest magnitude all."""
     del sign
     threshold = 256 - jnp.floor(level * 256)
     return jnp.where(jnp.round(x_YXC * 255) < threshold, x_YXC, 1 - x_YXC)
 
 
 def _solarize_add(x_YXC: Array, level: Array, sign: Array) -> Array:
-    """Brightens what is dark, by up to 110 of 255."""
+    """Brightens dark pixels, by up to 110 of 255."""
     del sign
     brighter_YXC = jnp.minimum(x_YXC + jnp.floor(level * 110) / 255, 1)
     return jnp.where(jnp.round(x_YXC * 255) < 128, brighter_YXC, x_YXC)
@@ -233,7 +233,7 @@ def _brightness(x_YXC: Array, level: Array, sign: Array) -> Array:
 
 
 def _sharpness(x_YXC: Array, level: Array, sign: Array) -> Array:
-    """Moves away from, or towards, Pillow's filter SMOOTH, which leaves the border."""
+    """Sharpens or blurs by Pillow's filter SMOOTH, which leaves the border unchanged."""
     kernel_33 = jnp.ones((3, 3)).at[1, 1].set(5) / 13
     smooth = jax.vmap(
         lambda channel_YX: jax.scipy.signal.convolve2d(channel_YX, kernel_33, "valid"),
@@ -260,9 +260,9 @@ COLOURS: dict[str, Operation] = {
 
 
 def erase(x_YXC: Array, key: Key, probability: float) -> Array:
-    """Replaces a random box of one normalised image by standard normal noise.
+    """Returns one normalised image with a random box of standard normal noise.
 
-    The first of ten boxes that fits is taken; where none fits nothing is erased.
+    It is the first of ten boxes that fits; where none fits nothing is erased.
     """
     height, width, _ = x_YXC.shape
     chance_key, area_key, ratio_key, place_key, noise_key = jax.random.split(key, 5)

@@ -1,4 +1,4 @@
-"""Texts in files.
+"""Sources of texts in files.
 
 jsonl:PATH, csv:PATH, tsv:PATH  rows with named fields; PATH is a file, which is the
     split "train", or a folder of SPLIT.jsonl (.csv, .tsv)
@@ -6,7 +6,7 @@ text:PATH  documents without labels; PATH is a file with one a line, which is th
     "train", or a folder where every .txt file, at any depth, is one; its splits are
     folders, as of image folders
 
-What is broken is named FILE:LINE.
+Broken rows are named FILE:LINE.
 """
 
 import pathlib
@@ -23,12 +23,15 @@ from flax_adapt.data.base import LineNames, Source
 
 
 def table_opener(scheme: str) -> Callable[[str, ConfigDict], Source]:
-    """The door of jsonl, csv or tsv."""
+    """Returns the function that opens sources of jsonl, csv or tsv."""
     return lambda path, config_data: open_table(scheme, path, config_data)
 
 
 def open_table(scheme: str, path: str, config_data: ConfigDict) -> Source:
-    """Reads the split, and the labels of the others: a class has one number in all."""
+    """Returns the source of a split; its classes are those of all splits.
+
+    Raises UserError where there is no such file or split, or no readable row.
+    """
     where = f"{scheme}:{path} {config_data.split}"
     splits = _split_files(scheme, path, config_data.split)
     read = rows.READERS[scheme]
@@ -44,7 +47,7 @@ def open_table(scheme: str, path: str, config_data: ConfigDict) -> Source:
 
 
 def open_text(path: str, config_data: ConfigDict) -> Source:
-    """One document a line of a file, or one a .txt file of a folder."""
+    """Returns the source of documents: the lines of a file, or the .txt files of a folder."""
     _check_plain(config_data)
     root = user_path(path)
     where = f"text:{path} {config_data.split}"
@@ -60,7 +63,7 @@ def open_text(path: str, config_data: ConfigDict) -> Source:
 
 
 def _split_files(scheme: str, path: str, split: str) -> dict[str, pathlib.Path]:
-    """Every split there is, the asked one among them."""
+    """Returns {split: file}; raises UserError where `split` is not among them."""
     root = user_path(path)
     if not root.is_dir():
         _check_one_split(scheme, path, root, split)
@@ -86,9 +89,9 @@ def _split_files(scheme: str, path: str, split: str) -> dict[str, pathlib.Path]:
 def _split_tables(
     tables: dict[str, pathlib.Path], split: str
 ) -> dict[str, pathlib.Path]:
-    """Those that are splits: the asked one, and any named `train`, `Dev`, `train_10`, ...
+    """Returns the tables that are splits: `split`, and all like `train`, `Dev`, `train_10`.
 
-    Where none is named so, such as `fold1` and `fold2`, all are.
+    Where no table has such a name, as with `fold1` and `fold2`, all are splits.
     """
     found = {
         name: file
@@ -115,7 +118,7 @@ def _check_one_split(scheme: str, path: str, file: pathlib.Path, split: str) -> 
 def _gather_lines(
     found: rows.Rows, config_data: ConfigDict, where: str, file: pathlib.Path
 ) -> tuple[records.GatheredRows, LineNames]:
-    """What the rows hold, and their names, FILE:LINE."""
+    """Returns the readable rows and their names, FILE:LINE."""
     gathered = records.gather_rows(
         found, config_data, where, lambda line: f"{file.name}:{line}"
     )

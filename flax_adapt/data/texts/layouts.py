@@ -1,6 +1,6 @@
-"""How texts become rows: `padded`, `packed`, `full_sentences`.
+"""Arranges the tokens of texts in rows, by the layouts of `data.layout`.
 
-All are deterministic functions of the tokens, so the same in every process.
+All functions depend on the tokens alone, so that every process gets the same rows.
 """
 
 import re
@@ -31,7 +31,7 @@ OPENING = "\"'“‘(["
 def pad_rows(
     pieces: Pieces, template: Template, num_texts: int, seq_len: int
 ) -> tuple[TokenRows, int]:
-    """One document or pair a row, cut to `seq_len`; and how many were cut.
+    """Returns (rows with one document or pair each, number of rows cut to `seq_len`).
 
     Of a pair the longer text is cut first; of two that are equally long, the second.
     """
@@ -64,7 +64,7 @@ def pad_rows(
 def pack_rows(
     pieces: Pieces, template: Template, seq_len: int
 ) -> tuple[TokenRows, int]:
-    """Many documents a row; long ones are split, and how many of them.
+    """Returns (rows with many documents each, number of documents that were split).
 
     Every piece of a document is a segment of its own, with its own special tokens.
     """
@@ -86,7 +86,7 @@ def pack_rows(
 def split_long(
     offsets: np.ndarray, room: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(text, begin, size) of pieces of at most `room` tokens, all but the last full."""
+    """Returns (text, begin, size) of pieces of `room` tokens; a text's last is shorter."""
     sizes = np.diff(offsets)
     counts = np.maximum(1, -(-sizes // room))
     text = np.repeat(np.arange(len(sizes)), counts)
@@ -96,10 +96,11 @@ def split_long(
 
 
 def best_fit(sizes: np.ndarray, capacity: int) -> np.ndarray:
-    """int64 [n]: a bin for every item, the longest first, each where it fits tightest.
+    """Returns int64 [n], the bin of every item, by best fit decreasing.
 
-    Best fit decreasing: at most 11/9 of the fewest bins possible (Johnson et al. 1974).
-    Bins are kept by their free space, so an item costs a constant time.
+    Items are placed from the longest on, each into the bin with the least space that is
+    enough: at most 11/9 of the fewest bins possible (Johnson et al. 1974). Bins are listed
+    by their free space, so that an item takes constant time.
     """
     bins = np.zeros(len(sizes), np.int64)
     with_space: list[list[int]] = [[] for _ in range(capacity + 1)]
@@ -121,7 +122,7 @@ def best_fit(sizes: np.ndarray, capacity: int) -> np.ndarray:
 
 
 def renumber_rows(bins: np.ndarray) -> np.ndarray:
-    """Numbers the bins anew, in the order of their first items."""
+    """Returns bins numbered in the order of their first items."""
     _, first, inverse = np.unique(bins, return_index=True, return_inverse=True)
     rank = np.empty(len(first), np.int64)
     rank[np.argsort(first)] = np.arange(len(first))
@@ -131,11 +132,11 @@ def renumber_rows(bins: np.ndarray) -> np.ndarray:
 def fill_full_sentences(
     pieces: Pieces, document: np.ndarray, template: Template, seq_len: int
 ) -> tuple[TokenRows, int]:
-    """RoBERTa's FULL-SENTENCES (Liu et al. 2019, 4.2); and the sentences cut.
+    """Returns (rows of RoBERTa's FULL-SENTENCES, number of sentences that were cut).
 
-    The texts are sentences, in order; `document` int64 [n] says of which. Rows are
-    filled with whole sentences, across documents, with one separator between those;
-    a sentence longer than a row is cut into pieces.
+    Liu et al. 2019, 4.2: rows are filled with whole sentences, across documents, with one
+    separator between documents. A sentence longer than a row is cut into pieces. pieces:
+    the sentences, in order. document: int64 [n], the document of each.
     """
     room = seq_len - template.size(1)
     text, begin, size = split_long(pieces.offsets, room)
@@ -162,7 +163,7 @@ def fill_full_sentences(
 def fill_in_order(
     sizes: np.ndarray, document: np.ndarray, room: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(row int64 [n], bool [n]: a separator stands before), never more than `room`."""
+    """Returns (row int64 [n], bool [n]: a separator stands before), at most `room` a row."""
     row, used, before = 0, 0, -1
     rows, separated = [], []
     for size, of in zip(sizes.tolist(), document.tolist(), strict=True):
@@ -176,17 +177,17 @@ def fill_in_order(
 
 
 def split_sentences(text: str) -> list[str]:
-    """The sentences of a text, which joined are the text.
+    """Returns the sentences of a text; joined they are the text.
 
-    One ends at the end of a line, and after . ! or ? (and closing quotes or brackets)
-    where white space and a capital, a digit, or an opening quote or bracket follow. So
-    "Dr. Who" are two and "e.g. this" is one; languages that write no white space there
-    are split at lines alone.
+    A sentence ends at the end of a line, and after . ! or ? (and closing quotes or
+    brackets) before white space and a capital, a digit, or an opening quote or bracket. So
+    "Dr. Who" is two sentences and "e.g. this" is one. Languages without white space between
+    sentences are split at lines alone.
     """
     parts, begin = [], 0
     for end in SENTENCE_END.finditer(text):
         following = end.group(1)
-        # The end of a line right after a full stop is the same end.
+        # A full stop at the end of a line ends one sentence, not two.
         is_end = following is None or _opens_sentence(following)
         if is_end and end.end() > begin:
             parts.append(text[begin : end.end()])

@@ -1,4 +1,4 @@
-"""Texts of prepared TensorFlow datasets."""
+"""Sources of texts from prepared TensorFlow datasets."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +13,10 @@ from flax_adapt.data.rows import NOT_UTF8, Fields
 
 
 def open_tfds_texts(name: str, config_data: ConfigDict) -> Source:
-    """Reads NAME[:config]; labels are a ClassLabel, whole numbers or real ones."""
+    """Returns the source of NAME[:config]; labels are a ClassLabel or numbers.
+
+    Raises UserError where it is not prepared, or lacks a field of the section.
+    """
     opened = prepared.open_prepared(name, config_data)
     wanted = _list_fields(config_data)
     missing = [field for field in wanted if field not in opened.features]
@@ -41,7 +44,7 @@ def _list_fields(config_data: ConfigDict) -> list[str]:
 def _read_rows(
     opened: prepared.PreparedDataset, split: str, wanted: list[str], named: bool
 ) -> Iterator[Fields]:
-    """The wanted fields of every record as plain Python; `named`: classes by name."""
+    """Yields the fields `wanted` of every record as Python values; named: classes by name."""
     found, features = opened.records(split, {}), opened.features
     for i in range(len(found)):
         record = found[i]
@@ -62,7 +65,7 @@ def _to_python(value: Any) -> Any:
 
 
 def _name_class(value: Any, feature: Any) -> Any:
-    """The class name of a ClassLabel's number; -1 stays, and what is no ClassLabel."""
+    """Returns the class name of a ClassLabel's number; -1 and other values unchanged."""
     names = getattr(feature, "names", None)
     return names[value] if names and value != UNLABELLED else value
 
@@ -72,7 +75,7 @@ def _find_classes(
     gathered: records.GatheredRows,
     config_data: ConfigDict,
 ) -> tuple[str, ...]:
-    """Of a ClassLabel its own names, else what the labels of all splits are."""
+    """Returns the class names: those of the ClassLabel, else the labels of all splits."""
     if not config_data.label_field or config_data.label_kind == "number":
         return ()
     own = getattr(opened.features[config_data.label_field], "names", None)

@@ -1,4 +1,4 @@
-"""Examples of one data config of texts: tokenised once, cut into host batches."""
+"""Examples of a text data section: tokenised once, cut into host batches."""
 
 import itertools
 import logging
@@ -8,33 +8,36 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from flax_adapt.base import errors
+from flax_adapt.base import checks, errors
+from flax_adapt.base.checks import Row
 from flax_adapt.data import fingerprint, records, source, subset
 from flax_adapt.data.bad_files import BadFiles
-from flax_adapt.data.base import UNLABELLED, NumberedNames, Source
+from flax_adapt.data.base import BATCH_ROWS, UNLABELLED, NumberedNames, Source
 from flax_adapt.data.texts import layouts, token_rows, tokenizer
 
 log = logging.getLogger(__name__)
 
-# (what must hold, what the error says)
-RULES = (
-    (lambda c: len(c.text_fields) in (1, 2), "text_fields must be one name or two"),
-    (lambda c: c.seq_len >= 8, "seq_len must be at least 8"),
-    (
-        lambda c: all(a < b for a, b in itertools.pairwise((0, *c.buckets))),
-        "buckets must be increasing lengths",
+# Rules of a data section of texts.
+ROWS = (
+    Row(
+        lambda it: len(it.text_fields) in (1, 2),
+        "data.text_fields must be one name or two",
     ),
-    (
-        lambda c: len(c.text_fields) == 1 or c.layout == "padded",
-        "layout must be 'padded' for pairs of texts",
+    Row(lambda it: it.seq_len >= 8, "data.seq_len must be at least 8"),
+    Row(
+        lambda it: all(a < b for a, b in itertools.pairwise((0, *it.buckets))),
+        "data.buckets must be increasing lengths",
     ),
-    (lambda c: c.prefetch_batches >= 0, "prefetch_batches must be at least 0"),
-    (lambda c: 0 <= c.max_bad_fraction <= 1, "max_bad_fraction must be in [0, 1]"),
+    Row(
+        lambda it: len(it.text_fields) == 1 or it.layout == "padded",
+        "data.layout must be 'padded' for pairs of texts",
+    ),
+    *BATCH_ROWS,
 )
 
 
 class TokenisedTexts(NamedTuple):
-    """The rows of a layout; how many tokens the texts have, and how many were cut."""
+    """The rows of a layout, the number of tokens of the texts, and how many texts were cut."""
 
     rows: token_rows.TokenRows
     num_tokens: int
@@ -42,17 +45,17 @@ class TokenisedTexts(NamedTuple):
 
 
 class TextExamples:
-    """Rows of tokens by `data.layout`, the tokens kept and nothing else.
+    """Rows of tokens by `data.layout`; only the tokens are kept in memory.
 
-    padded          a row is a text or a pair, with its label and name; a batch is as
-                    long as the least of `seq_len` and the `buckets` below it that its
-                    longest row, of all processes, fits in
+    padded          a row is a text or a pair, with its label and name. The length of a
+                    batch is the smallest of `buckets` and `seq_len` that its longest
+                    row, over all processes, fits in
     packed, full_sentences
-                    rows of `seq_len` tokens of many texts, so without labels and names
+                    a row is `seq_len` tokens of many texts, without labels and names
 
-    `num_texts` were read, with `num_tokens` tokens (special ones not counted), of which
-    `num_cut` did not fit in a row: cut off if padded, else continued in another. `fill`
-    is the share of all rows that is not padding, were every batch `seq_len` long.
+    num_texts, num_tokens: the size of the source, without special tokens. num_cut: the
+    number of texts longer than a row; they are cut off if padded, else continued in another
+    row. fill: the share of tokens that are not padding in rows of `seq_len`.
     """
 
     def __init__(self, source: Source, config_data: ConfigDict, bad_files: BadFiles):
@@ -69,7 +72,7 @@ class TextExamples:
                 f" {self.num_texts} texts are empty"
             )
         self.fill = float(self._lengths.mean() / config_data.seq_len)
-        # Only of padded rows can it be said which text they are.
+        # Only padded rows are of one text each.
         padded = config_data.layout == "padded"
         numbered = NumberedNames(config_data.layout, len(self))
         self.names: Sequence[str] = source.names if padded else numbered
@@ -82,7 +85,7 @@ class TextExamples:
         return len(self._lengths)
 
     def summary(self) -> str:
-        """One line for logs."""
+        """Returns a line for the log."""
         done = "cut to" if self.config.layout == "padded" else "split to fit in"
         return (
             f"{self.num_texts} texts of {self.num_tokens} tokens in {len(self)}"
@@ -91,12 +94,12 @@ class TextExamples:
         )
 
     def fingerprint(self) -> dict[str, str]:
-        """See `data.fingerprint`: of the rows of tokens, so of the tokenizer too."""
+        """Returns the `data.fingerprint` of the rows of tokens, and so of the tokenizer."""
         return fingerprint.of_arrays(self.names, self._rows)
 
     @property
     def row_sizes(self) -> dict[str, int]:
-        """What a model must have room for (see `models.check_fits`)."""
+        """The sizes that a model must have (see `models.check_fits`)."""
         used, num_texts = self.tokenizer, len(self.config.text_fields)
         return dict(
             length=self.config.seq_len,
@@ -107,11 +110,12 @@ class TextExamples:
     def batch(
         self, index_B: np.ndarray, position_b: np.ndarray, length: int | None = None
     ) -> dict:
-        """The host batch of rows index_B[position_b] (-1: padding) of the global batch.
+        """Returns the host batch of rows index_B[position_b] (-1: padding).
 
+        index_B: the rows of the global batch. position_b: those of this process.
         text `Text` of int32 [b, L], label int32 or float32, index, position int32 [b],
-        weight float32 [b]. L is `length`; None: `length(index_B)`, the same for all parts
-        of a global batch.
+        weight float32 [b]. L is `length`, or for None `self.length(index_B)`, which is the
+        same in all processes.
         """
         index_b = index_B[position_b]
         real_b = index_b >= 0
@@ -134,7 +138,7 @@ class TextExamples:
         return self.labels.dtype.type(UNLABELLED)
 
     def length(self, index_B: np.ndarray) -> int:
-        """How long the rows of a batch of these are (-1: padding, of no length)."""
+        """Returns the length of a batch of the rows index_B (-1: padding, of no length)."""
         if self.config.layout != "padded":
             return self.config.seq_len
         longest = self._lengths[index_B[index_B >= 0]].max(initial=0)
@@ -143,16 +147,18 @@ class TextExamples:
 
 
 def open_texts(config_data: ConfigDict, bad_log: str) -> TextExamples:
-    """Opens the source, names its broken rows, takes its subset and tokenises it."""
+    """Returns the tokenised examples of a data section.
+
+    bad_log: a file for the names of broken rows; "": none. Raises UserError for a wrong
+    section, and for a source that cannot be read.
+    """
     chosen, bad_files = open_documents(config_data, bad_log)
     return TextExamples(chosen, config_data, bad_files)
 
 
 def open_documents(config_data: ConfigDict, bad_log: str) -> tuple[Source, BadFiles]:
-    """What `open_texts` tokenises, and the rows that are broken."""
-    for holds, rule in RULES:
-        if not holds(config_data):
-            raise errors.UserError(f"data.{rule}")
+    """Returns the texts of a data section that are to be tokenised, and its broken rows."""
+    checks.run(ROWS, config_data)
     errors.choose("data.layout", config_data.layout, LAYOUTS)
     errors.choose("data.label_kind", config_data.label_kind, records.KINDS)
     whole = source.open_source(config_data)
@@ -193,7 +199,7 @@ def _make_full_sentences(
     return TokenisedTexts(made[0], len(pieces.tokens), made[1])
 
 
-# data.layout -> the rows of a source
+# data.layout -> (source, tokenizer, data section) -> rows
 LAYOUTS: dict[str, Callable[..., TokenisedTexts]] = {
     "padded": _make_padded,
     "packed": _make_packed,

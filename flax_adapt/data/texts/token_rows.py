@@ -1,4 +1,4 @@
-"""Rows of tokens: kept one after the other, put together from spans, cut into batches."""
+"""Rows of tokens: stored one after the other, assembled from spans, cut into batches."""
 
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ STARTS_WORD, STARTS_SEGMENT, SECOND_TEXT = np.uint8(1), np.uint8(2), np.uint8(4)
 
 
 class Pieces(NamedTuple):
-    """Tokens of many texts, one after the other, without any that a template adds.
+    """Tokens of many texts, one after the other, without special tokens of a template.
 
     tokens   int32 [t]
     starts   bool [t]: the token begins a word
@@ -24,7 +24,7 @@ class Pieces(NamedTuple):
 
 
 class Template(NamedTuple):
-    """What stands before, between and after the texts of a row.
+    """The special tokens before, between and after the texts of a row.
 
     [CLS] A [SEP] and [CLS] A [SEP] B [SEP] with types 0 0 0 1 1 of BERT, or <s> A </s>
     and <s> A </s></s> B </s> with type 0 alone of RoBERTa.
@@ -36,13 +36,13 @@ class Template(NamedTuple):
     second_type: int
 
     def size(self, num_texts: int) -> int:
-        """How many tokens are added to a row of so many texts."""
+        """Returns how many special tokens a row of `num_texts` texts has."""
         between = len(self.between) * (num_texts - 1)
         return len(self.before) + between + len(self.after)
 
 
 class TokenRows(NamedTuple):
-    """Whole rows, special tokens and all.
+    """Rows with their special tokens.
 
     tokens   int32 [t]
     flags    uint8 [t]: where words and segments start, and the second text of a pair
@@ -55,12 +55,12 @@ class TokenRows(NamedTuple):
 
     @property
     def lengths(self) -> np.ndarray:
-        """int64 [n]"""
+        """The lengths of all rows, int64 [n]."""
         return np.diff(self.offsets)
 
 
 class Spans(NamedTuple):
-    """Stretches of a pool of tokens, in the order in which rows hold them.
+    """Parts of a pool of tokens, in the order in which rows contain them.
 
     row, begin, size  int64 [s]; flags: uint8 [s], set on every token of the span
     """
@@ -72,7 +72,10 @@ class Spans(NamedTuple):
 
 
 class Pool(NamedTuple):
-    """All tokens that rows are made of: those of the texts, then the template's."""
+    """All tokens that rows are made of: those of the texts, then those of the template.
+
+    before, between, after: where the parts of the template begin.
+    """
 
     tokens: np.ndarray
     flags: np.ndarray
@@ -82,7 +85,7 @@ class Pool(NamedTuple):
 
 
 def make_pool(pieces: Pieces, template: Template) -> Pool:
-    """`before`, `between` and `after` are where in the pool the template's lie."""
+    """Returns the pool of the tokens of texts and of a template."""
     parts = (template.before, template.between, template.after)
     added = np.concatenate([np.array(part, np.int32) for part in parts])
     flags = pieces.starts.astype(np.uint8) * STARTS_WORD
@@ -99,20 +102,23 @@ def make_pool(pieces: Pieces, template: Template) -> Pool:
 
 
 def interleave(*columns: Spans) -> Spans:
-    """Spans k of the first, of the second, ...: columns are equally long."""
+    """Returns span 0 of every column, then span 1 of every column, and so on.
+
+    The columns have the same length.
+    """
     return Spans(
         *(np.stack(field, axis=1).reshape(-1) for field in zip(*columns, strict=True))
     )
 
 
 def constant(row: np.ndarray, begin: int, size: int, flags: int | np.uint8) -> Spans:
-    """The same span in every one of these rows."""
+    """Returns the same span for every row in `row`."""
     ones = np.ones(len(row), np.int64)
     return Spans(row, begin * ones, size * ones, np.full(len(row), flags, np.uint8))
 
 
 def assemble(pool: Pool, spans: Spans, num_rows: int) -> TokenRows:
-    """Copies the spans, whose rows must be in order, to rows."""
+    """Returns rows assembled from spans, which must be sorted by row."""
     ends = np.cumsum(spans.size)
     total = int(ends[-1]) if len(ends) else 0
     source = np.arange(total) + np.repeat(spans.begin - (ends - spans.size), spans.size)
@@ -127,7 +133,7 @@ def assemble(pool: Pool, spans: Spans, num_rows: int) -> TokenRows:
 def to_text(
     rows: TokenRows, index_b: np.ndarray, length: int, pad_id: int, special: np.ndarray
 ) -> Text:
-    """int32 [b, length] arrays of these rows; -1 is a row of padding.
+    """Returns the rows `index_b` as int32 [b, length] arrays; -1 is a row of padding.
 
     special: bool [vocab_size], the tokens that belong to no word.
     """
@@ -139,7 +145,7 @@ def to_text(
     tokens_bL, flags_bL = rows.tokens[at_bL], rows.flags[at_bL] * real_bL
     first_bL = (flags_bL & STARTS_SEGMENT) != 0
     begins_bL = np.maximum.accumulate(np.where(first_bL, place_1L, 0), axis=1)
-    # Text declares what a device holds; here it holds the same as NumPy arrays.
+    # `Text` is declared with arrays of a device; on the host they are NumPy arrays.
     fields: list[Any] = [
         np.where(real_bL, tokens_bL, np.int32(pad_id)),
         ((flags_bL & SECOND_TEXT) != 0).astype(np.int32),
@@ -151,9 +157,9 @@ def to_text(
 
 
 def number_words(flags_bL: np.ndarray, in_text_bL: np.ndarray) -> np.ndarray:
-    """int32 [b, L]: 0, 1, ... along the row; -1 where not `in_text_bL`.
+    """Returns int32 [b, L]: words numbered 0, 1, ... in the row; -1 outside `in_text_bL`.
 
-    A word starts where the flags say, and after whatever is no text.
+    A word starts where the flags say so, and after a token that is no text.
     """
     after_none_bL = np.ones_like(in_text_bL)
     after_none_bL[:, 1:] = ~in_text_bL[:, :-1]

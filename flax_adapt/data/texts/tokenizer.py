@@ -1,10 +1,10 @@
-"""The tokenizer of a model folder, as the Rust library `tokenizers` runs it.
+"""The tokenizer of a model folder, run by the Rust library `tokenizers`.
 
     tokenizer.json            used as it is; its truncation and padding are switched off
     vocab.txt                 BERT's WordPiece
     vocab.json + merges.txt   RoBERTa's byte-level BPE
 
-The first of these that is there. Special tokens are those that special_tokens_map.json
+The first of these that exists is used. Special tokens are those that special_tokens_map.json
 or tokenizer_config.json name, else the usual ones: [CLS] [SEP] [PAD] [MASK] [UNK], or
 <s> </s> <pad> <mask> <unk>.
 """
@@ -30,7 +30,7 @@ from flax_adapt.data.texts.token_rows import Pieces, Template
 if TYPE_CHECKING:
     import tokenizers
 
-# Everything that a tokenizer consists of, to go with a model that is saved.
+# The files of a tokenizer, which are copied with a saved model.
 FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -40,10 +40,8 @@ FILES = (
     "merges.txt",
     "added_tokens.json",
 )
-CHUNK = 1024  # texts that one thread takes at a time
-MAX_PROBES = (
-    1000  # words of a vocabulary that are tried to see what stands around texts
-)
+CHUNK = 1024  # texts that one thread tokenises at a time
+MAX_PROBES = 1000  # words of a vocabulary that are tried to find the template
 
 
 class Encoding(NamedTuple):
@@ -56,12 +54,12 @@ class Encoding(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """Text to token ids and back.
+    """Converts text to token ids and back.
 
     vocab_size   one more than the greatest id
-    special      bool [vocab_size]: ids that stand for no text; they belong to no word,
-                 whether a template adds them or they are spelt out in a text
-    files        to be copied with a model
+    special      bool [vocab_size]: ids of special tokens, which belong to no word, also
+                 where they are spelt out in a text
+    files        the files that are copied with a model
     """
 
     vocab_size: int
@@ -76,7 +74,7 @@ class Tokenizer:
     rust: "tokenizers.Tokenizer"
 
     def encode(self, texts: Sequence[Texts]) -> list[Encoding]:
-        """All texts, or all pairs, with their special tokens; nothing is cut off."""
+        """Returns the encodings of texts, or of pairs, with special tokens, not cut off."""
         num_texts = len(texts[0]) if texts else 1
         if any(len(parts) != num_texts for parts in texts):
             raise ValueError("encode takes texts or pairs, not both at once")
@@ -91,7 +89,7 @@ class Tokenizer:
         return Encoding(*(np.asarray(field)[0] for field in fields))
 
     def pieces(self, texts: Sequence[str]) -> Pieces:
-        """Tokenises without special tokens; on all cores, as Rust holds no lock."""
+        """Returns the tokens of texts, without special tokens; runs on all cores."""
         chunks = (texts[i : i + CHUNK] for i in range(0, len(texts), CHUNK))
         with concurrent.futures.ThreadPoolExecutor() as threads:
             return _join(list(threads.map(self._chunk, chunks)))
@@ -113,15 +111,15 @@ class Tokenizer:
         return Pieces(tokens, starts, offsets)
 
     def token_types(self, num_texts: int) -> int:
-        """How many token types a row of so many texts has."""
+        """Returns how many token types a row of `num_texts` texts has."""
         return 1 + self.template.second_type if num_texts == 2 else 1
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of these tokens, special ones left out."""
+        """Returns the text of tokens, without special ones."""
         return self.rust.decode([int(i) for i in ids])
 
     def token(self, id: int) -> str:
-        """How a token is written in the vocabulary."""
+        """Returns the spelling of a token in the vocabulary."""
         return self.rust.id_to_token(int(id)) or ""
 
 
@@ -139,8 +137,11 @@ def _join(chunks: list[Pieces]) -> Pieces:
 
 
 def open_tokenizer(path: str | os.PathLike) -> Tokenizer:
-    """Opens the tokenizer of a model folder; tokens that a model needs must be there."""
-    # Our threads do what the library's own would, and those warn, or hang, after a fork.
+    """Returns the tokenizer of a model folder.
+
+    Raises UserError where its files are missing or damaged, or lack a special token.
+    """
+    # We run threads of our own; those of the library warn, or hang, after a fork.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     folder = user_path(path)
     rust = vocabularies.load(folder)
@@ -159,9 +160,10 @@ def open_tokenizer(path: str | os.PathLike) -> Tokenizer:
 
 
 def _encode_pair(rust: "tokenizers.Tokenizer", folder: pathlib.Path) -> Any:
-    """Returns the encoding of a pair of texts of which it knows at least a token each.
+    """Returns the encoding of a pair of texts that gives at least one token each.
 
-    Without an unknown token a tokenizer drops, or refuses, what it has no token for.
+    A tokenizer without an unknown token drops or refuses unknown words, so that several are
+    tried.
     """
     vocabulary = rust.get_vocab(with_added_tokens=True)
     texts = itertools.chain(["a"], itertools.islice(vocabulary, MAX_PROBES))
@@ -179,7 +181,7 @@ def _encode_pair(rust: "tokenizers.Tokenizer", folder: pathlib.Path) -> Any:
 def _template(
     rust: "tokenizers.Tokenizer", cls_id: int, sep_id: int, folder: pathlib.Path
 ) -> Template:
-    """Reads off what the tokenizer puts around a pair of texts."""
+    """Returns the special tokens that the tokenizer adds to a pair of texts."""
     pair = _encode_pair(rust, folder)
     sides = pair.sequence_ids
     first, second = sides.index(0), sides.index(1)

@@ -1,4 +1,4 @@
-"""Tokenizers from the files that a model folder may hold, and their special tokens."""
+"""Builds tokenizers from the files of a model folder, and finds their special tokens."""
 
 import json
 import pathlib
@@ -10,7 +10,7 @@ from flax_adapt.base import errors
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-# role -> how it is usually written: by BERT, by RoBERTa
+# role -> its usual spellings: in BERT, in RoBERTa
 USUAL = {
     "cls": ("[CLS]", "<s>"),
     "sep": ("[SEP]", "</s>"),
@@ -19,7 +19,7 @@ USUAL = {
     "unk": ("[UNK]", "<unk>"),
 }
 ENDS = ("sep", "cls")
-MARK = "\ufeff"  # what a file in UTF-8 may begin with: no part of its text
+MARK = "\ufeff"  # byte order mark at the start of a UTF-8 file, not part of its text
 SETTINGS, SPECIAL, ADDED = (
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -28,7 +28,10 @@ SETTINGS, SPECIAL, ADDED = (
 
 
 def load(folder: pathlib.Path) -> "Tokenizer":
-    """The tokenizer of a model folder, without truncation and padding."""
+    """Returns the tokenizer of a model folder, without truncation and padding.
+
+    Raises UserError where its files are missing or damaged.
+    """
     for needed, make in KINDS.items():
         if all((folder / name).is_file() for name in needed):
             try:
@@ -51,7 +54,7 @@ def load(folder: pathlib.Path) -> "Tokenizer":
 
 
 def special_tokens(folder: pathlib.Path, vocabulary: Container[str]) -> dict[str, str]:
-    """The token of every role; a UserError where the vocabulary has none for one."""
+    """Returns {role: token}; raises UserError for a role without a token."""
     named = _settings(folder, SETTINGS) | _settings(folder, SPECIAL)
     found = {}
     for role, usual in USUAL.items():
@@ -80,7 +83,7 @@ def _from_json(folder: pathlib.Path) -> "Tokenizer":
 
 
 def _word_piece(folder: pathlib.Path) -> "Tokenizer":
-    """BERT's: basic tokens, then the longest known pieces from the left."""
+    """Returns BERT's WordPiece: words are split into the longest known pieces from the left."""
     from tokenizers import (
         Tokenizer,
         decoders,
@@ -112,7 +115,7 @@ def _word_piece(folder: pathlib.Path) -> "Tokenizer":
 
 
 def _byte_pairs(folder: pathlib.Path) -> "Tokenizer":
-    """RoBERTa's: GPT-2's byte-level merges, with special tokens of its own."""
+    """Returns RoBERTa's byte-level BPE: GPT-2's merges, with its own special tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
     spaced = _settings(folder, SETTINGS).get("add_prefix_space") is True
@@ -130,7 +133,7 @@ def _byte_pairs(folder: pathlib.Path) -> "Tokenizer":
 
 
 def _merges(file: pathlib.Path) -> list[tuple[str, str]]:
-    """The pairs of a merges.txt, a line each; a line with the version is no pair."""
+    """Returns the pairs of a merges.txt, one a line; a line with the version is skipped."""
     lines = [line for line in read_text(file).split("\n") if line]
     pairs = [line.rstrip("\r").split(" ") for line in lines if not _is_version(line)]
     if wrong := next((pair for pair in pairs if len(pair) != 2), None):
@@ -142,7 +145,7 @@ def _is_version(line: str) -> bool:
     return line.startswith("#version")
 
 
-# files needed -> the tokenizer they make; the first whose files are all there
+# needed files -> function that builds the tokenizer; the first with all files is used
 KINDS: dict[tuple[str, ...], Callable[[pathlib.Path], "Tokenizer"]] = {
     ("tokenizer.json",): _from_json,
     ("vocab.txt",): _word_piece,
@@ -151,7 +154,7 @@ KINDS: dict[tuple[str, ...], Callable[[pathlib.Path], "Tokenizer"]] = {
 
 
 def _is_uncased(vocabulary: dict[str, int]) -> bool:
-    """Where nothing says so: no word but special ones has a capital."""
+    """Returns whether no word has a capital, special tokens aside."""
     words = (token for token in vocabulary if token[:1] not in "[<")
     return all(word == word.lower() for word in words)
 
@@ -162,9 +165,9 @@ def _add(
     names: dict[str, str],
     mask_takes_space: bool,
 ) -> list[tuple[str, int]]:
-    """Makes the special tokens whole; returns (token, id) of sep and cls.
+    """Adds special tokens, which are never split; returns (token, id) of sep and cls.
 
-    `mask_takes_space`: as RoBERTa's "<mask>" does, which stands for " word".
+    mask_takes_space: whether the mask token includes the space before it, as RoBERTa's.
     """
     from tokenizers import AddedToken
 
@@ -185,7 +188,7 @@ def _add(
 
 
 def _settings(folder: pathlib.Path, name: str) -> dict[str, Any]:
-    """The contents of a JSON file; {} without it."""
+    """Returns the contents of a JSON file, {} where it does not exist."""
     file = folder / name
     if not file.is_file():
         return {}
