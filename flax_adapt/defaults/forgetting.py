@@ -7,6 +7,8 @@ those of `baselines`.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from flax_adapt.base import checks
+from flax_adapt.base.checks import Row
 from flax_adapt.base.errors import UserError, choose
 from flax_adapt.defaults import baselines, sections
 
@@ -143,20 +145,22 @@ def check(args: Any, learns: str) -> None:
             f"{what} holds on to earlier domains, but objective={args.objective} "
             f"{_WHY[learns]}: use {' or '.join(ways)}, or method={others} without rho"
         )
-    rules = (
-        (args.rho >= 0, f"rho={args.rho} must be at least 0"),
-        (args.buffer_size >= 0, f"buffer_size={args.buffer_size} must be at least 0"),
-        (
-            method.replays or not (args.rho or args.buffer_size),
-            f"rho={args.rho} and buffer_size={args.buffer_size} are of replay, which "
-            f"method={args.method} has not: give method=er or der, or leave them at 0",
-        ),
-        (
-            args.penalty >= 0 and (args.method != "none" or not args.penalty),
-            f"penalty={args.penalty} is the weight of a method's penalty: give it a "
-            "number above 0 and a method, such as method=ewc",
-        ),
-    )
-    for holds, problem in rules:
-        if not holds:
-            raise UserError(problem)
+    checks.run(_ROWS, args)
+
+
+_ROWS = (
+    Row(lambda it: it.rho >= 0, "rho={0.rho} must be at least 0"),
+    Row(
+        lambda it: it.buffer_size >= 0, "buffer_size={0.buffer_size} must be at least 0"
+    ),
+    Row(
+        lambda it: method_of(it).replays or not (it.rho or it.buffer_size),
+        "rho={0.rho} and buffer_size={0.buffer_size} are of replay, which "
+        "method={0.method} has not: give method=er or der, or leave them at 0",
+    ),
+    Row(
+        lambda it: it.penalty >= 0 and (it.method != "none" or not it.penalty),
+        "penalty={0.penalty} is the weight of a method's penalty: give it a number above 0 "
+        "and a method, such as method=ewc",
+    ),
+)

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flax_adapt import data, weights
-from flax_adapt.base import logs
+from flax_adapt.base import checks, logs
+from flax_adapt.base.checks import Row
 from flax_adapt.base.errors import UserError
 from flax_adapt.base.paths import user_path
 from flax_adapt.base.types import Params
@@ -133,25 +134,25 @@ def _open(config: Any, section: Any) -> Sets:
 
 def _check_drift(config: Any, section: Any) -> None:
     """Raises UserError where drift cannot be measured, which needs `init` and two views."""
-    is_image = section.test.modality == "image"
-    rules = (
-        (
-            bool(config.init),
+    if not config.init:
+        raise UserError(
             "evaluate.source asks for drift from the config's `init`, which is empty; "
-            "give init=PATH, or set evaluate.source to None",
-        ),
-        (
-            not is_image or len(section.test.views) == 2,
-            "evaluate.test.views must be two augmentations, whose alignment is measured",
-        ),
-        (
-            is_image or section.view_dropout > 0,
-            "evaluate.view_dropout must be above 0: the two views of a text differ by it",
-        ),
-    )
-    for holds, problem in rules:
-        if not holds:
-            raise UserError(problem)
+            "give init=PATH, or set evaluate.source to None"
+        )
+    checks.run(_VIEW_ROWS, section)
+
+
+# Rules of an evaluation section that measures drift: there must be two views of an example.
+_VIEW_ROWS = (
+    Row(
+        lambda it: it.test.modality != "image" or len(it.test.views) == 2,
+        "evaluate.test.views must be two augmentations, whose alignment is measured",
+    ),
+    Row(
+        lambda it: it.test.modality == "image" or it.view_dropout > 0,
+        "evaluate.view_dropout must be above 0: the two views of a text differ by it",
+    ),
+)
 
 
 def _ways_of_init(config: Any) -> list[tuple[str, dict[str, Any]]]:

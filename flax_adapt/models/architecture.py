@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 
+from flax_adapt.base import checks
+from flax_adapt.base.checks import Row, one_of
 from flax_adapt.base.errors import UserError, choose
 from flax_adapt.base.types import Array
 from flax_adapt.models.adaptors import AdaptorConfig
@@ -88,25 +90,29 @@ class LastBlock:
     mlp_dim: int
 
     def __post_init__(self):
-        choose("model.last_block.kind", self.kind, LAST_BLOCKS)
-        rules = (
-            (self.width >= 1, f"width={self.width} must be at least 1"),
-            (
-                0 <= self.norm_width <= self.width,
-                f"norm_width={self.norm_width} must lie in 0 to width={self.width}",
-            ),
-            (
-                self.norm_width == 0 or self.kind == "resized",
-                f"norm_width={self.norm_width} must be 0 for kind={self.kind!r}",
-            ),
-            (
-                (self.mlp_dim >= 1) == (self.kind == "extra"),
-                f"mlp_dim={self.mlp_dim} must be given for kind='extra', 0 for others",
-            ),
-        )
-        for holds, problem in rules:
-            if not holds:
-                raise UserError(f"model.last_block.{problem}")
+        checks.run(_LAST_BLOCK_ROWS, self)
+
+
+# Rules of a `LastBlock`.
+_LAST_BLOCK_ROWS = (
+    one_of("model.last_block.kind", lambda it: it.kind, LAST_BLOCKS),
+    Row(
+        lambda it: it.width >= 1,
+        "model.last_block.width={0.width} must be at least 1",
+    ),
+    Row(
+        lambda it: 0 <= it.norm_width <= it.width,
+        "model.last_block.norm_width={0.norm_width} must lie in 0 to width={0.width}",
+    ),
+    Row(
+        lambda it: it.norm_width == 0 or it.kind == "resized",
+        "model.last_block.norm_width={0.norm_width} must be 0 for kind={0.kind!r}",
+    ),
+    Row(
+        lambda it: (it.mlp_dim >= 1) == (it.kind == "extra"),
+        "model.last_block.mlp_dim={0.mlp_dim} must be given for kind='extra', 0 for others",
+    ),
+)
 
 
 def check_last_block(last_block: LastBlock | None, width: int) -> None:

@@ -8,10 +8,13 @@ that it influences no real token.
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
 
+from flax_adapt.base import checks
+from flax_adapt.base.checks import Row
 from flax_adapt.base.errors import UserError, choose
 from flax_adapt.base.types import Array, Key, Text
 from flax_adapt.models import architecture, layers
@@ -94,26 +97,35 @@ def check_fits(
     config: BertConfig, *, length: int, vocab_size: int, token_types: int
 ) -> None:
     """Raises UserError unless rows of `length` tokens fit the model's tables."""
-    rules = (
-        (
-            length <= config.max_length,
-            f"rows of {length} tokens (data.seq_len) are longer than the "
-            f"{config.max_length} positions of the model",
-        ),
-        (
-            vocab_size <= config.vocab_size,
-            f"the tokenizer has {vocab_size} tokens but the model {config.vocab_size}: "
-            "it is not the model's own, or was added to",
-        ),
-        (
-            token_types <= config.token_types,
-            f"the tokenizer tells {token_types} texts of a row apart by type but the "
-            f"model has {config.token_types}",
-        ),
-    )
-    for holds, problem in rules:
-        if not holds:
-            raise UserError(problem)
+    checks.run(_FIT_ROWS, _RowSizes(config, length, vocab_size, token_types))
+
+
+class _RowSizes(NamedTuple):
+    """Sizes of rows of text and of their tokenizer, and the model that shall read them."""
+
+    model: BertConfig
+    length: int
+    vocab_size: int
+    token_types: int
+
+
+_FIT_ROWS = (
+    Row(
+        lambda it: it.length <= it.model.max_length,
+        "rows of {0.length} tokens (data.seq_len) are longer than the "
+        "{0.model.max_length} positions of the model",
+    ),
+    Row(
+        lambda it: it.vocab_size <= it.model.vocab_size,
+        "the tokenizer has {0.vocab_size} tokens but the model {0.model.vocab_size}: "
+        "it is not the model's own, or was added to",
+    ),
+    Row(
+        lambda it: it.token_types <= it.model.token_types,
+        "the tokenizer tells {0.token_types} texts of a row apart by type but the "
+        "model has {0.model.token_types}",
+    ),
+)
 
 
 class Embeddings(nn.Module):

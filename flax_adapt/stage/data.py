@@ -180,28 +180,34 @@ def check_text(
         check_text(stage, model, replayed, examples.source)
     if not isinstance(examples, data.TextExamples):
         return
-    tokenizer, objective = examples.tokenizer, stage.config.objective
-    masked = objective.get("masked", objective)
-    rules = (
-        (
-            stage.task not in ("classify", "contrast") or section.layout == "padded",
-            f"data.layout={section.layout!r} puts several texts in a row; objective "
-            f"{objective.name!r} needs 'padded'",
-        ),
-        (
-            masked.get("mask_token_id", tokenizer.mask_id) == tokenizer.mask_id,
-            "objective.mask_token_id is not the mask token of the tokenizer, which is "
-            f"{tokenizer.mask_id}",
-        ),
-    )
     try:
         models.check_fits(model.config, **examples.row_sizes)
-        for holds, problem in rules:
-            if not holds:
-                raise UserError(problem)
+        checks.run(_TEXT_ROWS, (stage, section, examples.tokenizer))
     except UserError as error:
         where = f"stage {stage.label}: {section.tokenizer}"
         raise UserError(f"{where}: {error}") from None
+
+
+# Rules of (stage, data section of texts, its tokenizer).
+_TEXT_ROWS = (
+    Row(
+        lambda it: (
+            it[0].task not in ("classify", "contrast") or it[1].layout == "padded"
+        ),
+        "data.layout={0[1].layout!r} puts several texts in a row; objective "
+        "{0[0].config.objective.name!r} needs 'padded'",
+    ),
+    Row(
+        lambda it: _mask_id(it[0].config.objective) in (None, it[2].mask_id),
+        "objective.mask_token_id is not the mask token of the tokenizer, which is "
+        "{0[2].mask_id}",
+    ),
+)
+
+
+def _mask_id(objective: Any) -> int | None:
+    """Returns the mask token of an objective, None if it masks no tokens."""
+    return objective.get("masked", objective).get("mask_token_id")
 
 
 def _has_new_head(stage: Stage) -> bool:

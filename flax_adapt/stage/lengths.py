@@ -53,13 +53,9 @@ def _recadam(section: Any, num_steps: int) -> str:
 def _average(section: Any, num_steps: int) -> str:
     if section.ema is None:
         return ""
+    advice = "set ema.warmup=True, or lower ema.momentum"
     share = ema.share_of_start(section.ema, num_steps)
-    if share < _MUCH / 10:
-        return ""
-    return (
-        f"ema: {share:.0%} of the average are the initial weights after num_steps="
-        f"{num_steps}; set ema.warmup=True, or lower ema.momentum"
-    )
+    return _note_start("ema", "average", share, _MUCH / 10, num_steps, advice)
 
 
 def _key_encoder(section: Any, num_steps: int) -> str:
@@ -68,11 +64,23 @@ def _key_encoder(section: Any, num_steps: int) -> str:
         return ""
     how = dict(momentum=objective.momentum, schedule=objective.momentum_schedule)
     share = ema.share_of_start(ema.without_warmup(**how), num_steps)
-    if share < _MUCH:
+    field = f"objective.momentum={objective.momentum}"
+    advice = "a lower momentum follows faster"
+    return _note_start(field, "key encoder", share, _MUCH, num_steps, advice)
+
+
+def _note_start(
+    field: str, average: str, share: float, most: float, num_steps: int, advice: str
+) -> str:
+    """Returns the note about a moving average if the initial weights are too much of it.
+
+    share: the share of the initial weights in the average. most: the share that is accepted.
+    """
+    if share < most:
         return ""
     return (
-        f"objective.momentum={objective.momentum}: {share:.0%} of the key encoder are the "
-        f"initial weights after num_steps={num_steps}; a lower momentum follows faster"
+        f"{field}: {share:.0%} of the {average} are the initial weights after "
+        f"num_steps={num_steps}; {advice}"
     )
 
 
