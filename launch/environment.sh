@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by test.sh, quickstart.sh and .ci/run. Needs $root, the checkout. Sets $venv.
 
 export PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -26,7 +27,7 @@ fingerprint() {
 # install [EXTRA]: installs this checkout into $venv, unless exactly this is there already.
 install() {
     local extra=${1:-} target=$root stamp stamps now python
-    if [ -n "$extra" ]; then target="$root[$extra]"; fi
+    if [ -n "$extra" ]; then target="${root}[$extra]"; fi
     stamp=$venv/.flax_adapt_installed${extra:+_$extra}
     now=$(fingerprint)
     # What was installed with the tools of an extra serves without them too.

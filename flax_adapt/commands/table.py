@@ -34,6 +34,7 @@ COMMANDS = {
         {
             **_WORKDIR,
             **_PROCESSES,
+            "stop_code": (0, "exit code after SIGTERM, for a scheduler that restarts"),
             "force": (False, "continue although the config of the workdir differs"),
         },
     ),

@@ -20,7 +20,14 @@ PATHS = {
     "configs": set(),
 }
 OTHERS = {
-    "run": {"coordinator", "num_processes", "process_id", "peer_timeout", "force"},
+    "run": {
+        "coordinator",
+        "num_processes",
+        "process_id",
+        "peer_timeout",
+        "stop_code",
+        "force",
+    },
     "eval": set(),
     "features": {
         *("split", "pooling", "batch_size", "precision", "max_bad_fraction", "seq_len"),

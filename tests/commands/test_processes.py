@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from flax_adapt import __main__
-from flax_adapt.base.errors import UserError
+from flax_adapt.base.errors import Preempted, UserError
 from flax_adapt.commands import processes
 
 # Environment -> arguments of jax.distributed.initialize.
@@ -135,3 +135,17 @@ def test_a_process_that_breaks_down_does_not_wait_for_the_others(
     __main__.main(["configs"])
     assert codes == [1]
     assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("flags", "code"), [([], 0), (["--stop_code=75"], 75)])
+def test_a_stopped_run_has_the_exit_code_that_a_scheduler_asked_for(
+    monkeypatch, capsys, flags, code
+):
+    def stop(command, arguments):
+        assert "stop_code" not in arguments
+        raise Preempted("stopped")
+
+    monkeypatch.setattr(__main__, "_call", stop)
+    monkeypatch.setattr(__main__.signal, "signal", lambda *_: None)
+    assert __main__.main(["run", "--config=quickstart", "--workdir=w", *flags]) == code
+    assert capsys.readouterr().out == "stopped; run the same command to continue\n"
