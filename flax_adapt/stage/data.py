@@ -1,4 +1,4 @@
-"""Opens the examples of a stage, and checks that they fit its model and are the same on resume.
+"""Opens the examples of a stage, and checks that they fit its model.
 
 CHECKS has the rules about the config alone; the functions check the opened data.
 """
@@ -6,21 +6,17 @@ CHECKS has the rules about the config alone; the functions check the opened data
 import logging
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from flax import linen as nn
 
 from flax_adapt import data, models, objectives
-from flax_adapt.base import checks, errors, logs
-from flax_adapt.base import config as configs
+from flax_adapt.base import checks, errors
 from flax_adapt.base.checks import Check, Context, Row, one_of, present
 from flax_adapt.base.errors import UserError, unknown
 from flax_adapt.data import classes
 from flax_adapt.stage.stage import Stage
 
 log = logging.getLogger(__name__)
-# Digests of the names, and of the sizes of files or of contents (`data.fingerprint`).
-FINGERPRINT = ("names", "sizes", "contents")
 
 
 class _DataUse(NamedTuple):
@@ -96,13 +92,13 @@ def _open_replay(stage: Stage) -> data.ReplayExamples:
     examples = data.open_replay(config.data, config.replay, log_file, config.num_steps)
     if stage.task == "classify" and not examples.same_classes:
         raise UserError(
-            f"stage {stage.label}: replay.data {_name_replayed(stage)} has other classes than "
+            f"stage {stage.label}: replay.data {name_replayed(stage)} has other classes than "
             f"{config.data.source}; a classifier can only replay its own"
         )
     return examples
 
 
-def _name_replayed(stage: Stage) -> str:
+def name_replayed(stage: Stage) -> str:
     """Returns the names of the replayed sources, for messages."""
     data_sections = data.replay_sections(stage.config.replay)
     return " + ".join(section.source for section in data_sections)
@@ -247,41 +243,6 @@ def check_test_classes(stage: Stage) -> None:
         data.open_examples(one, "") for one in (config.data, config.eval.data)
     )
     check_same_classes(stage, train, test)
-
-
-def check_same_data(stage: Stage, examples: data.Examples) -> None:
-    """Raises UserError if a stage that resumes has other data than when it began.
-
-    The position in an epoch is one in an order of the rows. The number of rows, their
-    fingerprint and the classes are therefore stored in data.json, and the examples that
-    were drawn for replay in replay.json.
-    """
-    now: dict[str, Any] = {"rows": len(examples)}
-    now |= {"class_names": list(examples.class_names), **examples.fingerprint()}
-    _check_same(stage, "data.json", stage.config.data.source, now)
-    if isinstance(examples, data.ReplayExamples):
-        source = f"replay.data {_name_replayed(stage)}"
-        _check_same(stage, "replay.json", source, examples.record())
-
-
-def _check_same(stage: Stage, name: str, source: str, now: dict[str, Any]) -> None:
-    file = stage.folder / name
-    if file.exists() and any(stage.folder.glob("checkpoints/*")):
-        before = logs.read_json(file)
-        if not isinstance(before, dict):
-            raise UserError(f"{file} is damaged: put it back, or delete {stage.folder}")
-        # Files of earlier versions have no fingerprint: then none is compared.
-        unknown = {name: now[name] for name in FINGERPRINT if name in now}
-        changes = configs.difference({**unknown, **before}, now)
-        if changes:
-            more = f"; {len(changes) - 3} more" if len(changes) > 3 else ""
-            raise UserError(
-                f"stage {stage.label}: {source} is not what the stage began with "
-                f"({'; '.join(changes[:3])}{more}); put it back, or delete "
-                f"{stage.folder}"
-            )
-    if jax.process_index() == 0:
-        logs.write_json(file, now)
 
 
 def warn_of_overflow(stage: Stage, values: dict[str, float]) -> bool:

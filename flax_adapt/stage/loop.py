@@ -15,8 +15,8 @@ from flax_adapt.base.errors import NonFiniteError, Preempted, UserError
 from flax_adapt.base.metrics import Meter
 from flax_adapt.base.types import Metrics
 from flax_adapt.stage import data as inputs
+from flax_adapt.stage import same_data, training
 from flax_adapt.stage import stage as stages
-from flax_adapt.stage import training
 from flax_adapt.stage.result import RESULT, is_done, read_result
 from flax_adapt.stage.stage import Stage
 from flax_adapt.train import optim, sharding
@@ -84,14 +84,14 @@ class Run:
             stage, self.model, self.examples, self.mesh
         )
         self.names = rules.names(self.state.params)
-        if config.eval is not None:
-            self._prepare_eval()
+        self.test = None if config.eval is None else self._prepare_eval()
         self.bar: Any = None
         self.writer: logs.MetricWriter | None = None
         self.warned = False
         self._open_folder()
 
-    def _prepare_eval(self) -> None:
+    def _prepare_eval(self) -> data.Examples:
+        """Returns the evaluation data."""
         config = self.config.eval
         sharding.check_batch_size(config.batch_size, 1, self.mesh)
         examples = inputs.open_examples(self.stage, config.data)
@@ -102,6 +102,7 @@ class Run:
         )
         loss_fn = training.make_loss(self.stage, self.model, config.data, train=False)
         self.eval_step = steps.make_eval_step(loss_fn, self.mesh)
+        return examples
 
     def _open_folder(self) -> None:
         """Opens the checkpoints; nothing is written before the checks of `__init__` passed."""
@@ -113,12 +114,11 @@ class Run:
             metric, mode = config.eval.metric, config.eval.mode
             self.eval_data = f"{config.eval.data.source} {config.eval.data.split}"
         self.metric, self.mode = metric, mode
-        inputs.check_same_data(stage, self.examples)
+        same_data.check(stage, self.examples, self.test)
         self.checkpoints = checkpoint.Checkpoints(
             stage.folder / "checkpoints", stage.experiment.checkpoint, metric, mode
         )
-        is_writer = jax.process_index() == 0
-        if is_writer and self.report is not None:
+        if jax.process_index() == 0 and self.report is not None:
             logs.write_json(stage.folder / "import_report.json", self.report.to_json())
 
     def restore(self) -> int:

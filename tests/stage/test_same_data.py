@@ -4,10 +4,11 @@ import json
 
 import pytest
 from PIL import Image
-from support import tiny
+from support import tiny, tiny_text
 
 from flax_adapt.base.errors import UserError
 from flax_adapt.stage import data as inputs
+from flax_adapt.stage import same_data
 from flax_adapt.stage.stage import Stage
 
 
@@ -30,7 +31,7 @@ def begun(images, tmp_path):
     (stage.folder / "checkpoints/1").mkdir(parents=True)
 
     def check():
-        inputs.check_same_data(stage, inputs.open_training(stage))
+        same_data.check(stage, inputs.open_training(stage), None)
 
     check()
     return stage, check
@@ -68,3 +69,56 @@ def test_a_damaged_note_of_the_data_is_one_line(begun):
     (begun[0].folder / "data.json").write_text("[]")
     with pytest.raises(UserError, match=r"data\.json is damaged: put it back, or"):
         begun[1]()
+
+
+@pytest.fixture
+def evaluated(tmp_path):
+    """A classifier of texts with a checkpoint, and what checks its two sets."""
+    for split in ("train", "test"):
+        lines = [f"good {number},a\nbad {number},b\n" for number in range(3)]
+        (tmp_path / f"{split}.csv").write_text("text,label\n" + "".join(lines))
+    model = tiny_text.bert_folder(tmp_path / "bert")
+    train, test = (
+        tiny_text.section(f"csv:{tmp_path}", model, split=split)
+        for split in ("train", "test")
+    )
+    measure = {**tiny.finetune()["eval"], "data": test}
+    section = {**tiny.finetune(eval=measure, init_from="scratch"), "data": train}
+    config = tiny.experiment(section, model=tiny.TEXT_MODEL)
+    stage = Stage(config, config.stages[0], 0, tmp_path / "run")
+
+    def check():
+        opened = inputs.open_examples(stage, stage.config.eval.data)
+        same_data.check(stage, inputs.open_training(stage), opened)
+
+    check()
+    (stage.folder / "checkpoints/1").mkdir(parents=True)
+    return stage, check
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "text"),
+    [("good 1", "gone 1", "contents: "), ("bad 1,b", "bad 1,a", "labels: ")],
+)
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_changed_texts_and_labels_to_train_and_to_evaluate_on_are_refused(
+    evaluated, tmp_path, split, old, new, text
+):
+    stage, check = evaluated
+    check()
+    file = tmp_path / f"{split}.csv"
+    file.write_text(file.read_text().replace(old, new))
+    notes = {path: path.read_bytes() for path in stage.folder.glob("*.json")}
+    where = "eval.data csv:.* test" if split == "test" else "csv:[^ ]*"
+    with pytest.raises(UserError, match=rf"finetune: {where} is not what") as caught:
+        check()
+    assert text in str(caught.value)
+    assert {path: path.read_bytes() for path in notes} == notes
+
+
+def test_evaluation_data_of_the_version_before_are_watched_from_then_on(evaluated):
+    stage, check = evaluated
+    (stage.folder / "eval_data.json").unlink()
+    check()
+    now = json.loads((stage.folder / "eval_data.json").read_text())
+    assert {"rows", "class_names", "names", "contents", "labels"} == now.keys()

@@ -1,6 +1,7 @@
 """A stage whose head is solved: what it leaves, and what it refuses."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -71,6 +72,18 @@ def test_it_goes_on_from_its_checkpoint_to_the_same_result(run, tmp_path):
     recipe.run(config, workdir, force=False)
     after = json.loads(result.read_text())
     assert {**after, "seconds": 0} == {**before, "seconds": 0}
+
+
+def test_it_does_not_go_on_with_other_evaluation_data(run, tmp_path):
+    workdir, config, _ = run
+    shutil.copytree(workdir, tmp_path / "run")
+    folder = tmp_path / "run/stages/probe"
+    (folder / "result.json").unlink()
+    before = json.loads((folder / "eval_data.json").read_text())
+    (folder / "eval_data.json").write_text(json.dumps({**before, "contents": "0"}))
+    text = r"eval.data builtin:digits train is not what the stage began with \(contents"
+    with pytest.raises(UserError, match=text):
+        recipe.run(config, tmp_path / "run", force=False)
 
 
 def test_more_than_the_head_cannot_be_solved_for(run):
