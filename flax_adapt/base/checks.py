@@ -12,9 +12,8 @@ A module lists rules of the section that it owns, and says which stages have tha
     CHECKS = (Check(lambda at: present(at.section.ema), ROWS),)
 
 `stage/check.py` runs the CHECKS of all modules over all stages before anything starts. A
-function that builds something from such a section itself calls `run(ROWS, section)`. What
-depends on opened data or loaded weights is not a rule here: the code that reads these
-checks it.
+function that builds something from such a section itself calls `run(ROWS, section)`.
+Conditions on opened data or loaded weights are checked by the code that reads these.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -1,6 +1,6 @@
 """The words and dimension letters used by the whole library.
 
-A tensor's name ends in its shape; `bool` masks say what *true* means (`hidden_BL`).
+A tensor's name ends in its shape; a `bool` mask is named by what *true* means (`hidden_BL`).
 
     B  examples in a batch          L  tokens or patches of an example (CLS included where said)
     D  width of the residual stream M  key positions in attention

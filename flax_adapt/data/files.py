@@ -1,4 +1,4 @@
-"""Lists the splits and files of a data folder, and what a message says of a wrong path.
+"""Lists the splits and files of a data folder, and describes wrong paths for messages.
 
 Folders that other programs leave behind are never read: hidden ones (`.git`,
 `.ipynb_checkpoints`, `.thumbnails`) and those of IGNORED_FOLDERS. A warning names what is not

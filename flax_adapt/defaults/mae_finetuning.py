@@ -17,7 +17,7 @@ MAE_FINETUNE_ARGUMENTS = dict(
 
 
 class Recipe(NamedTuple):
-    """What depends on the size of the model."""
+    """The training settings that depend on the size of the model."""
 
     epochs: int
     layer_decay: float

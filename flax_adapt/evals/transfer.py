@@ -23,8 +23,8 @@ def figures(matrix: np.ndarray) -> dict[str, float]:
     forgetting      mean over all learnt domains but the last of how much their best row
                     between the first and the last exceeds the last row (Chaudhry et al.
                     2018, equation 3); below 0 where the last is the best
-    backward        mean over the same of R[T, d] - R[d + 1, d]: what learning more did to
-                    a domain since it was learnt (Lopez-Paz and Ranzato, equation 3)
+    backward        mean over the same of R[T, d] - R[d + 1, d]: the change of a domain by
+                    the tasks after it (Lopez-Paz and Ranzato, equation 3)
     forward         mean over all learnt domains but the first of R[d, d] - R[0, d], before
                     they are learnt (there equation 4; ours: compared with the initial
                     weights, not with chance)

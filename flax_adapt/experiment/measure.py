@@ -30,7 +30,7 @@ class Sets(NamedTuple):
     source: data.Examples | None
 
 
-class Measured(NamedTuple):
+class MeasuredModel(NamedTuple):
     """Features of one model on `Sets`, and its encoder's parameters.
 
     views: features of the two views of `test`; () where drift is not measured.
@@ -83,24 +83,24 @@ def evaluate(config: Any, workdir: Path) -> list[dict[str, Any]]:
         named = {"data": section.test.source} if len(sections) > 1 else {}
         measured = _measure(config, section, models)
         pairs = zip(models, measured, strict=True)
-        rows += [{"stage": one.label, **named, **found} for one, found in pairs]
+        rows += [{"stage": one.label, **named, **row} for one, row in pairs]
     logs.write_json(workdir / "eval.json", rows)
     return rows
 
 
 def _measure(config: Any, section: Any, models: list[Model]) -> list[dict[str, float]]:
     """Returns the measures of each model; drift is measured from the first model."""
-    sets, found = _open(config, section), []
+    sets, measured = _open(config, section), []
     for start in range(0, len(models), section.models_at_once):
         together = models[start : start + section.models_at_once]
-        found += _features(config, section, together, sets)
+        measured += _features(config, section, together, sets)
     return [
         {
             **_accuracies(config, section, one),
-            **_drift(config, one, found[0]),
-            **_distances(section, one, found[0]),
+            **_drift(config, one, measured[0]),
+            **_distances(section, one, measured[0]),
         }
-        for one in found
+        for one in measured
     ]
 
 
@@ -180,7 +180,7 @@ def _ways_of_init(config: Any) -> list[tuple[str, dict[str, Any]]]:
 
 def _features(
     config: Any, section: Any, models: list[Model], sets: Sets
-) -> list[Measured]:
+) -> list[MeasuredModel]:
     """Returns the features of all models, from one pass over each data set."""
     is_text = section.test.modality == "text"
     embedders = [
@@ -207,13 +207,13 @@ def _features(
     pairs = list(zip(*views, strict=True)) or [()] * len(models)
     encoders = [one.params["encoder"] for one in embedders]
     columns = (of(sets.train), of(sets.test), pairs, of(sets.source), encoders)
-    return [Measured(*row) for row in zip(*columns, strict=True)]
+    return [MeasuredModel(*row) for row in zip(*columns, strict=True)]
 
 
-def _accuracies(config: Any, section: Any, found: Measured) -> dict[str, float]:
-    if found.train is None:
+def _accuracies(config: Any, section: Any, model: MeasuredModel) -> dict[str, float]:
+    if model.train is None:
         return {}
-    arrays = _arrays(found.train, found.test)
+    arrays = _arrays(model.train, model.test)
     nearest = knn.accuracy(
         *arrays, k=section.knn_k, temperature=section.knn_temperature
     )
@@ -221,7 +221,7 @@ def _accuracies(config: Any, section: Any, found: Measured) -> dict[str, float]:
     measured = {"knn": nearest, "probe": linear.accuracy, "probe_l2": linear.l2}
     if section.wide is None:
         return measured
-    return measured | _wide_measures(config, section, found, linear)
+    return measured | _wide_measures(config, section, model, linear)
 
 
 def _probe(config: Any, section: Any, arrays: list[Any]) -> probe.Probed:
@@ -230,13 +230,15 @@ def _probe(config: Any, section: Any, arrays: list[Any]) -> probe.Probed:
     )
 
 
-def _distances(section: Any, found: Measured, initial: Measured) -> dict[str, float]:
+def _distances(
+    section: Any, model: MeasuredModel, initial: MeasuredModel
+) -> dict[str, float]:
     """Returns CKA and distance of weights to the first model; {} unless the section asks."""
     if not section.compare:
         return {}
     return {
-        "cka_start": drift.cka(found.test.embeddings, initial.test.embeddings),
-        "weight_distance": drift.weight_distance(found.params, initial.params),
+        "cka_start": drift.cka(model.test.embeddings, initial.test.embeddings),
+        "weight_distance": drift.weight_distance(model.params, initial.params),
     }
 
 
@@ -245,24 +247,24 @@ def _arrays(train: Features, test: Features) -> list[Any]:
 
 
 def _wide_measures(
-    config: Any, section: Any, found: Measured, linear: probe.Probed
+    config: Any, section: Any, model: MeasuredModel, linear: probe.Probed
 ) -> dict[str, float]:
     """Returns sparsity and the accuracy of probes of wide features (S3)."""
-    assert found.train is not None
+    assert model.train is not None
     bits = [
         rows._replace(embeddings=sparsity.binarise(rows.embeddings))
-        for rows in (found.train, found.test)
+        for rows in (model.train, model.test)
     ]
     binary = _probe(config, section, _arrays(*bits))
     mlp = probe.mlp_accuracy(
-        *_arrays(found.train, found.test),
+        *_arrays(model.train, model.test),
         hidden=section.wide.mlp_hidden,
         l2=linear.l2,
         max_iterations=section.wide.mlp_max_iterations,
         seed=config.seed,
     )
     return {
-        "zeros": sparsity.zeros(found.test.embeddings),
+        "zeros": sparsity.zeros(model.test.embeddings),
         "binarised": binary.accuracy,
         "binarised_l2": binary.l2,
         "mlp": mlp,
@@ -270,15 +272,17 @@ def _wide_measures(
     }
 
 
-def _drift(config: Any, found: Measured, initial: Measured) -> dict[str, float]:
-    if found.source is None or initial.source is None:
+def _drift(
+    config: Any, model: MeasuredModel, initial: MeasuredModel
+) -> dict[str, float]:
+    if model.source is None or initial.source is None:
         return {}
-    first, second = (view.embeddings for view in found.views)
+    first, second = (view.embeddings for view in model.views)
     features = drift.Features(
-        target=found.test.embeddings,
+        target=model.test.embeddings,
         views=(first, second),
-        labels=None if found.train is None else found.test.labels,
-        source=found.source.embeddings,
+        labels=None if model.train is None else model.test.labels,
+        source=model.source.embeddings,
         initial_target=initial.test.embeddings,
         initial_source=initial.source.embeddings,
     )

@@ -101,7 +101,7 @@ def check_fits(
 
 
 class _RowSizes(NamedTuple):
-    """Sizes of rows of text and of their tokenizer, and the model that shall read them."""
+    """Sizes of rows of text and of their tokenizer, and the config of the model."""
 
     model: BertConfig
     length: int

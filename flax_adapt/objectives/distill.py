@@ -161,8 +161,8 @@ def _match_features(config: Any, model: nn.Module, train: bool) -> Distance:
     """Returns the smooth L1 distance to the whitened states of the teacher.
 
     Feature distillation (Wei et al. 2022, arXiv 2205.14141, section 3; official code). Its
-    linear projection of the student's tokens, which is dropped after training, is left
-    out: student and teacher are of one width here (ours).
+    linear projection of the student's tokens is not needed here, as student and teacher
+    have the same width (ours).
     """
     error = functools.partial(smooth_l1, beta=config.beta)
     return _encoded_distance(config, model, whiten, error)
@@ -176,8 +176,8 @@ def _encoded_distance(
 ) -> Distance:
     """Returns the distance of hidden states on the FULL unmasked input, without dropout.
 
-    (Ours; the reference trains without any dropout.) target: what becomes of the states
-    of the teacher [B, L, D]. error: of a difference.
+    (Ours; the reference trains without any dropout.) target: transforms
+    the states of the teacher [B, L, D]. error: function of a difference.
     """
 
     def states(params, inputs):

@@ -32,7 +32,7 @@ MASKED = {
 
 
 class Unadapted(NamedTuple):
-    """What R, the regularizer of the pass without adaptors, is built from.
+    """The parts of R, the regularizer of the pass without adaptors.
 
     plain: the encoder without adaptors. second_model: the model of the masked objective, None
     where it is not trained. config: section `objective`.

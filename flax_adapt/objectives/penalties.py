@@ -52,7 +52,7 @@ _LWF = (
 
 
 class Kind(NamedTuple):
-    """How a penalty is built, and what it needs of its stage.
+    """A kind of penalty: its constructor, and its requirements on the stage.
 
     rows: rules of its own fields. starts: the stage must load initial weights. classifies:
     the model must predict classes. replays: the batch must have replayed rows of earlier
@@ -164,7 +164,7 @@ _ONCE = (
     ),
 )
 _KNOWN = (one_of("penalties.name", lambda penalty: penalty.name, PENALTIES),)
-# Rules of every penalty: its weight, and what its kind needs of the stage.
+# Rules of every penalty: its weight, and the requirements of its kind on the stage.
 _FITS = (
     Row(
         lambda it: 0 <= it.penalty.weight < math.inf,

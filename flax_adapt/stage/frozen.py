@@ -48,13 +48,13 @@ def build_frozen(start: StageStart) -> dict[str, Any]:
 
     Raises UserError where a teacher or an old model does not fit the stage.
     """
-    found = stage_weights.load_teacher(start.stage)
+    frozen = stage_weights.load_teacher(start.stage)
     if objectives.keeps_start(start.stage.config.objective):
-        found[START] = start.params
+        frozen[START] = start.params
     for section in start.stage.config.penalties:
         if section.name in PENALTIES:
-            found |= PENALTIES[section.name](start, section)
-    return found
+            frozen |= PENALTIES[section.name](start, section)
+    return frozen
 
 
 def _start(start: StageStart, section: Any) -> dict[str, Any]:
@@ -78,8 +78,8 @@ def _old_classifier(
     stage = start.stage
     folder = stages.locate_weights(stage, f"penalties: `of` of {section.name!r}", text)
     known = stages.known_options_of(stage, text)
-    found = weights.model_config(folder, **known)
-    stages.check_architecture(stage, found, folder, "classify")
+    loaded_config = weights.model_config(folder, **known)
+    stages.check_architecture(stage, loaded_config, folder, "classify")
     fit: dict[str, Any] = {**weights.reshape.sizes_of(stage.experiment.model), **known}
     fit["reshape"] = stage.config.model.reshape
     model, params, _ = weights.from_pretrained(folder, "classify", **fit)
@@ -154,8 +154,8 @@ def _logits(
     run = jax.jit(predict, out_shardings=everywhere)
     share = sharding.share_of_process(mesh)
     batches = data.eval_batches(examples, config.batch_size, *share, rows)
-    found = [np.asarray(run(params, sharding.put_batch(b, mesh))) for b in batches]
-    return np.concatenate(found or [np.zeros((0, model.num_classes))])[: len(rows)]
+    logits = [np.asarray(run(params, sharding.put_batch(b, mesh))) for b in batches]
+    return np.concatenate(logits or [np.zeros((0, model.num_classes))])[: len(rows)]
 
 
 PENALTIES: dict[str, Callable[[StageStart, Any], dict[str, Any]]] = {

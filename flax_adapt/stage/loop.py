@@ -164,7 +164,7 @@ class Run:
         self.pending = (step, metrics)
 
     def settle_step(self, step: int) -> None:
-        """Reports, evaluates, saves and stops, whatever is due after `step`.
+        """Reports, evaluates, saves and stops if it is due after `step`.
 
         Raises Preempted if a stop was requested, after saving.
         """

@@ -18,7 +18,7 @@ _DRAW = 0x7FFFFFFD  # no step has this number, so the new block has a key of its
 
 
 def resize(
-    found: Mapping[str, Any],
+    loaded_config: Mapping[str, Any],
     loaded: Params,
     init: Params,
     section: Any,
@@ -27,13 +27,13 @@ def resize(
 ) -> tuple[dict[str, Any], weights.Report, tuple[str, ...]]:
     """Returns (parameters, report, names of new leaves, which have their values in `init`).
 
-    found: the model config of `loaded`. init: randomly initialised parameters of the new
+    loaded_config: the model config of `loaded`. init: randomly initialised parameters of the new
     model. section: `model.resize`. components_dD: see `principal_components`.
     """
     key = jax.random.fold_in(jax.random.key(seed), _DRAW)
     leaves = (strict.flatten(loaded), strict.flatten(init))
-    trained = TrainedBlock(*leaves, found, section, key, components_dD)
-    done = SURGERY[found["kind"]].resize(trained)
+    trained = TrainedBlock(*leaves, loaded_config, section, key, components_dD)
+    done = SURGERY[loaded_config["kind"]].resize(trained)
     return (
         strict.unflatten(done.leaves),
         weights.Report(reshaped=done.rules),
@@ -42,7 +42,7 @@ def resize(
 
 
 def principal_components(
-    found: Mapping[str, Any],
+    loaded_config: Mapping[str, Any],
     loaded: Params,
     section: Any,
     examples: data.Examples,
@@ -54,14 +54,16 @@ def principal_components(
     """Returns principal components float64 [D, width] for the init "pca", None for others.
 
     They are of the features of all `examples`, in one pass without augmentation or masks.
-    found: the model config of `loaded`. section: `model.resize`.
+    loaded_config: the model config of `loaded`. section: `model.resize`.
     """
     if section.init != "pca":
         return None
     encoder = {"encoder": loaded["encoder"]}
     params = sharding.put(encoder, mesh)
-    of_batch = jax.jit(_batch_moments(found, section, examples.config, precision))
-    total = moments.empty(found["width"])
+    of_batch = jax.jit(
+        _batch_moments(loaded_config, section, examples.config, precision)
+    )
+    total = moments.empty(loaded_config["width"])
     batches = data.eval_batches(examples, batch_size, *sharding.share_of_process(mesh))
     for batch in batches:
         parts = of_batch(params, sharding.put_batch(batch, mesh))
@@ -70,11 +72,11 @@ def principal_components(
 
 
 def _batch_moments(
-    found: Mapping[str, Any], section: Any, config_data: Any, precision: str
+    loaded_config: Mapping[str, Any], section: Any, config_data: Any, precision: str
 ) -> Callable[[Params, Batch], tuple[Array, Array, Array]]:
     """Returns (params, batch) -> `moments.of_batch` of the last block's features."""
     model = models.build(
-        models.encoder_config(found),
+        models.encoder_config(loaded_config),
         "encoder",
         dtype=precision,
         dropout=0.0,

@@ -156,7 +156,7 @@ def known_options_of_init(config: Any) -> dict[str, Any]:
 
 def check_architecture(
     stage: Stage,
-    found: dict[str, Any],
+    loaded_config: dict[str, Any],
     path: Path,
     task: str,
     *,
@@ -164,20 +164,20 @@ def check_architecture(
 ) -> None:
     """Raises UserError where weights are of another model than the stage's.
 
-    found: the model config of the weights at `path`. The fields that `model.reshape` names
+    loaded_config: that of the weights at `path`. The fields that `model.reshape` names
     may differ. So may an ordinary last block that `model.resize` replaces, and adaptors
     that are new. A decoder that is missing, or is to be new, is checked by `weights.adopt`.
     """
     options = stage.config.model
     skipped = {"pooler", *weights.reshape.may_differ(options.reshape)}
-    skipped |= weights.reshape.free_fields(found["kind"])
-    if replaces_last_block(stage, found) and not is_teacher:
+    skipped |= weights.reshape.free_fields(loaded_config["kind"])
+    if replaces_last_block(stage, loaded_config) and not is_teacher:
         skipped.add("last_block")
-    if found.get("adaptor") is None:
+    if loaded_config.get("adaptor") is None:
         skipped.add("adaptor")
-    if task != "mae" or found["decoder"] is None or "decoder" in options.fresh:
+    if task != "mae" or loaded_config["decoder"] is None or "decoder" in options.fresh:
         skipped.add("decoder")
-    both = (found, stage.architecture)
+    both = (loaded_config, stage.architecture)
     changes = configs.difference(
         *({name: a[name] for name in a if name not in skipped} for a in both)
     )
@@ -227,9 +227,9 @@ def build_for_task(
     )
 
 
-def replaces_last_block(stage: Stage, found: dict[str, Any]) -> bool:
+def replaces_last_block(stage: Stage, loaded_config: dict[str, Any]) -> bool:
     """Returns whether `model.resize` replaces the last block of weights.
 
-    found: the model config of the weights.
+    loaded_config: the model config of the weights.
     """
-    return stage.config.model.resize is not None and found["last_block"] is None
+    return stage.config.model.resize is not None and loaded_config["last_block"] is None

@@ -1,4 +1,4 @@
-"""Builds what a stage trains with: initial state, loss and step; and writes its export."""
+"""Builds the initial state, loss and step of a stage, and writes its export."""
 
 import logging
 from collections.abc import Collection

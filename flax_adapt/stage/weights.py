@@ -58,29 +58,33 @@ def warm_start(
     if stage.config.init_from == "scratch":
         return *batch_stats.split(init), None
     path = stages.resolve_field(stage, "init_from")
-    known = stages.known_options_of(stage, stage.config.init_from)
+    init_options = stages.known_options_of(stage, stage.config.init_from)
     options, fresh = stage.config.model, stage.config.model.fresh
     try:
-        found, loaded, report = weights.load(
-            path, stage.start_task, pooling=options.pooling, **known
+        loaded_config, loaded, report = weights.load(
+            path, stage.start_task, pooling=options.pooling, **init_options
         )
-        stages.check_architecture(stage, found, path, stage.start_task)
+        stages.check_architecture(stage, loaded_config, path, stage.start_task)
         if stage.start_task != stage.task:
             loaded, without = _drop_pooler(loaded)
             report = report.merge(without)
         if stage.start_task == "mae" and "decoder" in loaded:
-            _log_reconstruction(stage, path, known["format"] if known else None)
-        wanted = stage.architecture
-        loaded, reshaped = weights.fit(found, loaded, wanted, options.reshape)
+            _log_reconstruction(
+                stage, path, init_options["format"] if init_options else None
+            )
+        new_config = stage.architecture
+        loaded, reshaped = weights.fit(
+            loaded_config, loaded, new_config, options.reshape
+        )
         report = report.merge(reshaped)
-        if stages.replaces_last_block(stage, found):
+        if stages.replaces_last_block(stage, loaded_config):
             loaded, resized, new = _resize(stage, loaded, init, examples, mesh)
             report, fresh = report.merge(resized), (*fresh, *new)
         if options.grow_head:
             loaded, grown = _grow(path, loaded, init, examples)
             report = report.merge(grown)
         adapted = adaptors.leaves_of(rules.names(init))
-        fresh = (*fresh, *(adapted if found.get("adaptor") is None else ()))
+        fresh = (*fresh, *(adapted if loaded_config.get("adaptor") is None else ()))
         fresh = (*fresh, *([batch_stats.NAME] if options.head_norm else []))
         stored, adopted = weights.adopt(init, loaded, fresh)
     except UserError as error:
@@ -161,13 +165,13 @@ def load_teacher(stage: Stage) -> dict[str, Params]:
 @reword_errors(stages.FIELDS)
 def _load(stage: Stage) -> Params:
     path = stages.resolve_field(stage, "teacher")
-    known = stages.known_options_of(stage, stage.config.teacher)
+    init_options = stages.known_options_of(stage, stage.config.teacher)
     task = objectives.teacher_task(stage.config.objective)
-    found = weights.model_config(path, **known)
-    stages.check_architecture(stage, found, path, task, is_teacher=True)
+    loaded_config = weights.model_config(path, **init_options)
+    stages.check_architecture(stage, loaded_config, path, task, is_teacher=True)
     sizes = weights.reshape.sizes_of(stage.experiment.model)
     fit = dict(reshape=stage.config.model.reshape, **sizes)
-    _, params, _ = weights.from_pretrained(path, task, **fit, **known)
+    _, params, _ = weights.from_pretrained(path, task, **fit, **init_options)
     return params
 
 

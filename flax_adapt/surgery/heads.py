@@ -63,7 +63,7 @@ def grow(
     old_classes: Sequence[str],
     new_classes: Sequence[str],
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Returns (leaves with a head of more classes, {leaf: what was done}).
+    """Returns (leaves with a head of more classes, {leaf: how it was changed}).
 
     leaves: {name: array} of the trained model. init: the same of new parameters of the larger
     model. The head, float32, gives the old classes the same logits; the columns of new

@@ -235,7 +235,7 @@ def _start_anew(trained: TrainedBlock) -> ResizedWeights:
 class Init(NamedTuple):
     """A way to initialise new leaves.
 
-    fits: whether (width, old width) are possible; what: says in errors which widths are.
+    fits: whether (width, old width) are possible; what: the possible widths, for errors.
     make: does it.
     """
 

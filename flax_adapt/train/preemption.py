@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: training goes on to the next safe point, saves and exits with code 0."""
+"""SIGTERM and Ctrl-C: training stops at the next safe point, saves and exits with code 0."""
 
 import logging
 import os

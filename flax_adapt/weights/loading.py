@@ -94,17 +94,17 @@ def open_weights(
 
 
 def fit(
-    found: Mapping[str, Any],
+    old_config: Mapping[str, Any],
     loaded_params: Params,
-    wanted: Mapping[str, Any],
+    new_config: Mapping[str, Any],
     rules: Sequence[str],
 ) -> tuple[dict[str, Any], Report]:
-    """Returns (parameters resized from config `found` to config `wanted`, report).
+    """Returns (parameters resized from config `old_config` to config `new_config`, report).
 
     rules: names of rules of `reshape`; the report lists the resized leaves.
     """
     leaves = strict.flatten(loaded_params)
-    fitted, reshaped = reshape.fit(leaves, found, wanted, rules)
+    fitted, reshaped = reshape.fit(leaves, old_config, new_config, rules)
     return strict.unflatten(fitted), Report(reshaped=reshaped)
 
 

@@ -1,6 +1,6 @@
 """Resizes weights for another image size, patch size or number of channels.
 
-    loaded, reshaped = reshape.fit(loaded, found, wanted, ("position", "channels:sum"))
+    loaded, reshaped = reshape.fit(loaded, old_config, new_config, ("position", "channels:sum"))
 
 Only leaves that a rule names are resized, and `reshaped` says how. The RULES:
 
@@ -91,46 +91,49 @@ def sizes_of(config: Mapping[str, Any]) -> dict[str, int]:
 
 
 def resized_config(
-    found: Mapping[str, Any],
+    config: Mapping[str, Any],
     sizes: Mapping[str, int | None],
     task: str,
     decoder: Mapping[str, int] | None,
 ) -> dict[str, Any]:
-    """Returns the model config `found`, changed by those of `sizes` that are not None.
+    """Returns the model config `config`, changed by those of `sizes` that are not None.
 
-    task "mae" also needs a decoder: it is `decoder`, or that of `found`, or the paper's.
+    task "mae" also needs a decoder: it is `decoder`, or that of `config`, or the paper's.
     Raises UserError for a size that the kind of model does not have.
     """
     changes: dict[str, Any] = {k: size for k, size in sizes.items() if size is not None}
-    if unknown := sorted(set(changes) - set(found)):
-        raise UserError(f"{', '.join(unknown)}: a {found['kind']} model has none")
+    if unknown := sorted(set(changes) - set(config)):
+        raise UserError(f"{', '.join(unknown)}: a {config['kind']} model has none")
     if task == "mae":
-        own = decoder or found["decoder"] or models.PAPER_DECODER
+        own = decoder or config["decoder"] or models.PAPER_DECODER
         changes["decoder"] = dict(own)
-    return {**found, **changes}
+    return {**config, **changes}
 
 
 def fit(
     leaves: Mapping[str, Any],
-    found: Mapping[str, Any],
-    wanted: Mapping[str, Any],
+    old_config: Mapping[str, Any],
+    new_config: Mapping[str, Any],
     rules: Sequence[str],
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Returns ({name: array} for the config `wanted`, {leaf: how it was resized}).
+    """Returns ({name: array} for the config `new_config`, {leaf: how it was resized}).
 
-    leaves: {name: array} of the model config `found`. rules: names of RULES. A leaf without
-    a rule, or of another shape than `found` says, is unchanged; `strict.adopt` will report
-    it. Raises UserError for unknown rules, and for rules on a model without patches.
+    leaves: {name: array} of the model `old_config`. rules: names of RULES. A leaf without a
+    rule, or of another shape than that of `old_config`, is unchanged; `strict.adopt` will
+    report it. Raises UserError for unknown rules, and for rules on a model without patches.
     """
     checks.run(ROWS, rules)
     if not rules:
         return dict(leaves), {}
-    if "patch_size" not in found or "patch_size" not in wanted:
+    if "patch_size" not in old_config or "patch_size" not in new_config:
         raise UserError(
             f"reshape={tuple(rules)} is for models of patches of images only"
         )
     fitted, reshaped = dict(leaves), {}
-    grids = [config["image_size"] // config["patch_size"] for config in (found, wanted)]
+    grids = [
+        config["image_size"] // config["patch_size"]
+        for config in (old_config, new_config)
+    ]
     if "position" in rules and grids[0] != grids[1]:
         for name in POSITIONS:
             if _is_grid(leaves.get(name), grids[0]):
@@ -139,9 +142,9 @@ def fit(
     kernel = leaves.get(KERNEL)
     if (
         kernel is not None
-        and len(kernel) == found["patch_size"] ** 2 * found["channels"]
+        and len(kernel) == old_config["patch_size"] ** 2 * old_config["channels"]
     ):
-        fitted[KERNEL], texts = _fit_kernel(kernel, found, wanted, rules)
+        fitted[KERNEL], texts = _fit_kernel(kernel, old_config, new_config, rules)
         reshaped |= {KERNEL: ", ".join(texts)} if texts else {}
     return fitted, reshaped
 
@@ -152,16 +155,16 @@ def _is_grid(table: Any, side: int) -> bool:
 
 def _fit_kernel(
     kernel_PD: np.ndarray,
-    found: Mapping[str, Any],
-    wanted: Mapping[str, Any],
+    old_config: Mapping[str, Any],
+    new_config: Mapping[str, Any],
     rules: Sequence[str],
 ) -> tuple[np.ndarray, list[str]]:
     texts = []
-    old, new = found["patch_size"], wanted["patch_size"]
+    old, new = old_config["patch_size"], new_config["patch_size"]
     if "patch" in rules and old != new:
-        kernel_PD = resize_patches(kernel_PD, old, new, found["channels"])
+        kernel_PD = resize_patches(kernel_PD, old, new, old_config["channels"])
         texts.append(f"patch {_change(old, new)}, pseudo-inverse of bilinear")
-    sizes = found["channels"], wanted["channels"]
+    sizes = old_config["channels"], new_config["channels"]
     for how in (rule.partition(":")[2] for rule in rules if "channels:" in rule):
         if sizes[0] != sizes[1]:
             kernel_PD = change_channels(kernel_PD, *sizes, how)

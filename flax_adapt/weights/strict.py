@@ -16,7 +16,7 @@ _UNKNOWN = "unknown/"
 # The number of a block, in our names and in those of other libraries.
 _BLOCK = re.compile(r"(?<=[._])\d+(?=[./]|$)")
 DECODER = "decoder"
-# Leaf that is missing or unexpected -> what the error says of it.
+# Leaf that is missing or unexpected -> hint in the error.
 HINTS = {
     "encoder/norm": "a source whose norm follows its pooling (fc_norm) is read with "
     "pooling='mean_norm'",
@@ -78,7 +78,7 @@ class Report:
         return ", ".join(parts)
 
     def table(self) -> str:
-        """Returns text with a row for each tensor: source name, leaf, what happened."""
+        """Returns text with a row for each tensor: source name, leaf, result."""
         return _columns(("source", "leaf", ""), self._rows())
 
     def overview(self) -> str:

@@ -74,7 +74,7 @@ def test_a_fifth_of_each_class_of_what_is_chosen_is_held_out(per_class, fraction
 
 def test_of_one_example_a_class_none_is_held_out():
     with pytest.raises(
-        errors.UserError, match="held out takes two examples of a class"
+        errors.UserError, match="to hold examples out takes two of a class"
     ):
         pick(labelled(LABELS), 1, part="held_out")
 

@@ -69,8 +69,7 @@ def _check_split_is_no_class(
 ) -> None:
     """Raises UserError where the only split folder may be a class, such as trains in VOC.
 
-    That is so for a folder `train`, `test` or `val` that holds images and stands among
-    other folders of images.
+    Such a folder `train`, `test` or `val` holds images and has siblings with images.
     """
     (name, folder), *more = splits.items()
     siblings = [child.name for child in files.list_folders(root) if child != folder]
@@ -93,7 +92,7 @@ def _check_split_is_no_class(
 
 
 def describe_nesting(config_data: ConfigDict) -> str:
-    """Returns what a message about a single class adds: folders that may be the classes.
+    """Returns the end of a message about a single class: folders that may be the classes.
 
     They are a level below that single class; "" where there are none.
     """

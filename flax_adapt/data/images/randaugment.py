@@ -10,8 +10,8 @@ RandAugment (Cubuk et al. 2020) in the form of timm's "rand-m9-mstd0.5-inc1": ev
 gets stronger with the magnitude, and each of the `operations` drawn for an image happens with
 probability 0.5. Random erasing (Zhong et al. 2020) in timm's mode "pixel".
 
-Pixels are float32 in [0, 1] and not rounded to 256 levels between operations (ours). What a
-rotation, shear or shift uncovers is grey, 128 / 255, timm's value where no mean is given;
+Pixels are float32 in [0, 1] and not rounded to 256 levels between operations (ours). Pixels
+from outside the image are grey, 128 / 255, timm's value without a mean;
 interpolation is bilinear (timm draws bilinear or bicubic).
 """
 
