@@ -38,7 +38,7 @@ Run     flax-adapt run --workdir=runs/x \
         label_split, test_split  splits to fine-tune and probe on, and to test on
         pooling   features that heads and probes read: cls | mean
         min_crop_area  of the two views whose alignment `flax-adapt eval` measures, where
-                  evaluate.source is set
+                  evaluate.source is set; 0: that of MoCo-v3, 0.08
         seq_len, text_field, label_field  of texts: as in bert_self_distill
 Expect  stages/task_T_NAME/export after every task; one table of all fine-tuned models and
         domains, and from `flax-adapt eval` the transfer matrices (fine-tuned, linear probe,

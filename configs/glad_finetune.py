@@ -28,7 +28,7 @@ Run     flax-adapt run --workdir=runs/x \
         augment, seeds, steps, batch_size, lr, lrs, dropout, pooling  of training, with the
                   same meaning and values as in baseline_finetune
         min_crop_area  of the two views whose alignment `flax-adapt eval` measures, where
-                  evaluate.source is set
+                  evaluate.source is set; 0: that of MoCo-v3, 0.08
         seq_len, text_field, label_field  of texts: as in bert_self_distill
 Expect  a table of test accuracies. stages/NAME/export is the backbone (with its decoder
         where that was trained); stages/NAME/checkpoints is the classifier with its

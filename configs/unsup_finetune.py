@@ -24,7 +24,7 @@ Run     flax-adapt run --workdir=runs/x \
         form      of contrast: moco_v3 (keys of the batch) | moco_v2 (keys of a queue)
         queue_size  of moco_v2: a multiple of batch_size, at most half of the examples
         hidden    width of the heads' hidden layers (contrast)
-        min_crop_area  of the views of images
+        min_crop_area  of the views of images; 0: that of MoCo-v3, 0.08, of a resnet 0.2
         seeds     number of runs of every method
         steps, batch_size, lr  of training
         split, source_split  splits of target and source to train on, as "train[:300]"

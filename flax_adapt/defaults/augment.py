@@ -49,6 +49,11 @@ MOCO_V3_VIEWS: tuple[dict[str, Any], ...] = (
 )
 
 
+# The least share of the area that a view is cut from, by kind of model: official code's
+# default for a ViT, and --crop-min=.2 of its commands for a ResNet.
+MIN_CROP_AREA = {"vit": 0.08, "resnet": 0.2}
+
+
 def views(**changes: Any) -> tuple[dict[str, Any], ...]:
     """Returns MOCO_V3_VIEWS with `changes` in both, such as a blur for small images."""
     return tuple(sections.change(view, changes) for view in MOCO_V3_VIEWS)

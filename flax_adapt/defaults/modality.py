@@ -70,7 +70,8 @@ class Images:
         # Only RGB has colours; the published sigmas are for images of 224 x 224 pixels.
         changes: dict[str, Any] = {} if channels == 3 else dict(augment.NO_COLOURS)
         changes["blur_sigma"] = tuple(s * size / 224 for s in augment.MOCO_V3_SIGMA)
-        self.views = augment.views(min_crop_area=args.min_crop_area, **changes)
+        area = args.min_crop_area or augment.MIN_CROP_AREA[model["kind"]]
+        self.views = augment.views(min_crop_area=area, **changes)
         self.model = sections.stage_model()
         self.data_dir = args.data_dir
 

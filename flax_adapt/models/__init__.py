@@ -140,8 +140,11 @@ CLASSIFIER_POOLING = {
     "resnet": tuple(resnet.POOLING),
 }
 # Poolings of a model of task "contrast", by kind.
-CONTRAST_POOLING = dict.fromkeys(TASKS, tuple(POOLING)) | {
-    "resnet": tuple(resnet.POOLING)
+CONTRAST_POOLING = {
+    "vit": tuple(vit.POOLING),
+    "bert": tuple(text.POOLING),
+    "roberta": tuple(text.POOLING),
+    "resnet": tuple(resnet.POOLING),
 }
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 

@@ -98,6 +98,11 @@ def test_contrast_of_a_resnet_is_that_of_moco_v3s_resnet(files):
     """Official code: 2-layer projector, temperature 1, LARS without decay of 1-D leaves."""
     stage = scratch(files, "resnet50", objective="contrast")
     assert (stage.objective.temperature, stage.model.projector.layers) == (1.0, 2)
+    assert {view.min_crop_area for view in stage.data.views} == {0.2}
+    changed = scratch(files, "resnet50", objective="contrast", min_crop_area=0.5)
+    assert {view.min_crop_area for view in changed.data.views} == {0.5}
+    vit = scratch(files, "Ti", objective="contrast")
+    assert {view.min_crop_area for view in vit.data.views} == {0.08}
     assert dict(stage.optim.lars) == dict(momentum=0.9, trust=0.001)
     assert stage.optim.lr == pytest.approx(0.3 * 64 / 256)
     assert (stage.optim.weight_decay, stage.optim.decay) == (1e-6, "pretrain")

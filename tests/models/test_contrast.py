@@ -199,3 +199,10 @@ def test_mixed_embeddings_are_what_the_blocks_of_a_text_see(rows):
 def test_heads_that_cannot_be_built_are_the_users_mistake(changes, text):
     with pytest.raises(UserError, match=text):
         build(**changes)
+
+
+def test_a_pooling_of_images_alone_is_no_pooling_of_texts():
+    build("image", pooling="mean_norm")
+    text = r"pooling='mean_norm' is unknown; choose one of \['cls', 'mean'\]"
+    with pytest.raises(UserError, match=text):
+        build("text", pooling="mean_norm")
