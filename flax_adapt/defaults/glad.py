@@ -179,7 +179,7 @@ class Glad:
         """
         part, _ = modality.HEADS[self.start.masked_task]
         how = (self.args.then_warmup, 5e-4, ("encoder/.*",), (part,))
-        return self._make_masked(f"{name}_make_warmup", data, init_from, *how)
+        return self._make_masked(f"{name}_warmup", data, init_from, *how)
 
     def experiment(self) -> dict[str, Any]:
         """Returns the whole config, with all stages."""
