@@ -239,5 +239,5 @@ def test_a_wrong_field_is_named_before_anything_runs(refuses, changes, text):
 def test_glad_needs_adaptors_and_its_masked_model():
     with pytest.raises(UserError, match=r"'glad' needs model\.adaptor"):
         objectives.build(section("none"), build("vit", None))
-    with pytest.raises(UserError, match=r"trains the task 'mae' beside"):
+    with pytest.raises(UserError, match=r"trains a second task, 'mae'"):
         objectives.build(section("masked"), build("vit", "vector"))
