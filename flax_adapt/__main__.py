@@ -206,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with typed.reworded(command, arguments[1:]):
             parsed = parse(command, arguments[1:])
             stop_code = parsed.pop("stop_code", 0)
-            _call(command, parsed)
+            return _call(command, parsed)
     except Preempted as stop:
         print(f"{stop}; run the same command to continue")
         return stop_code
@@ -221,11 +221,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _call(command: str, arguments: dict[str, Any]) -> None:
-    """Imports the module of the command, and with it JAX where it needs JAX."""
+def _call(command: str, arguments: dict[str, Any]) -> int:
+    """Runs a command and returns its exit code; JAX is imported where it needs JAX."""
     function = COMMANDS[command].function
     module = importlib.import_module(f"flax_adapt.commands.{function}")
-    getattr(module, function)(**arguments)
+    return getattr(module, function)(**arguments) or 0
 
 
 def _refuse(error: Exception, code: int) -> int:

@@ -18,7 +18,7 @@ ORDER = (
     ("objectives",),
     ("defaults",),
     ("stage",),
-    ("evals",),
+    ("evals", "plan"),
     ("experiment",),
     ("commands",),
     ("__main__",),

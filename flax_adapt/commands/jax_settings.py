@@ -18,6 +18,10 @@ def set_jax_up(workdir: Path, precision: str) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     # The cache only saves time: warnings about a full or damaged disk are not shown.
     warnings.filterwarnings("ignore", ".* persistent compilation cache entry.*")
-    # Accelerators multiply float32 in fewer bits by default.
+    set_precision(precision)
+
+
+def set_precision(precision: str) -> None:
+    """Lets accelerators multiply float32 in full, which they do in fewer bits by default."""
     precise = errors.choose("precision", precision, MATMUL_PRECISION)
     jax.config.update("jax_default_matmul_precision", precise)

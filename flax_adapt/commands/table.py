@@ -38,6 +38,26 @@ COMMANDS = {
             "force": (False, "continue although the config of the workdir differs"),
         },
     ),
+    "plan": Command(
+        "plan",
+        "Compiles every kind of stage for hardware that is not there; prints what it needs.",
+        True,
+        {
+            "topology": (REQUIRED, "v5e:16x16, v5p:2x2x4, v6e:4x4, h100:8, cpu:8 ..."),
+            "stage": ("", "name of a stage; '': every kind of stage"),
+            "json": (False, "print JSON"),
+            "search": (
+                False,
+                "try batch, remat, accumulation and mesh; print the best",
+            ),
+            "price_per_chip_hour": (
+                0.0,
+                "dollars; then the price of the run is printed",
+            ),
+            "hbm_gib": (0.0, "memory of a chip that may be used; 0: all of it"),
+            "num_classes": (0, "of a classifier whose data has them; 0: 1000"),
+        },
+    ),
     "eval": Command(
         "evaluate",
         "kNN, linear probe and drift of every finished stage of a workdir.",

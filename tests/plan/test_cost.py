@@ -1,0 +1,115 @@
+"""What a compiled program costs: a small program whose every number is counted by hand."""
+
+from pathlib import Path
+
+import pytest
+
+from flax_adapt.plan import cost, hlo, roofline, topology
+
+TEXT = (Path(__file__).parent / "program.hlo").read_text("utf-8")
+# Left [8, 16] times [16, 32], in a loop of three.
+DOTS = 3 * 2 * 8 * 16 * 32
+# Along an axis of 5 a window of 3 with one place of padding meets 3 + 3 + 3 + 2 + 2 elements.
+CONVOLUTION = 2 * 2 * 13 * 13 * 3 * 4
+ROWS, KERNEL, PRODUCT = 8 * 16 * 2, 16 * 32 * 2, 8 * 32 * 4
+IMAGES, FILTERS, BLURRED = 2 * 25 * 3 * 4, 9 * 3 * 4 * 4, 2 * 25 * 4 * 4
+
+
+@pytest.fixture(scope="module")
+def found():
+    return cost.costs(hlo.parse(TEXT), devices=4)
+
+
+def bytes_of(found):
+    return {c.instruction.name: c.times * c.bytes for c in found if c.bytes}
+
+
+def test_products_in_loops_count_as_often_as_the_loop_runs(found):
+    assert cost.total_flops(found) == DOTS + CONVOLUTION
+
+
+def test_a_collective_counts_once_and_in_a_loop_as_often_as_it_runs(found):
+    assert cost.by_kind(found) == {
+        "all-gather": {"count": 1, "bytes": 3 * 16 * 32 * 2},
+        "all-reduce": {"count": 3, "bytes": 3 * PRODUCT},
+        "collective-permute": {"count": 1, "bytes": 3 * PRODUCT},
+    }
+
+
+def test_a_chip_sends_what_a_ring_of_its_group_needs(found):
+    sent = {c.collective.kind: c.collective.traffic for c in found if c.collective}
+    assert sent == {
+        "all-gather": 3 / 4 * 3 * 16 * 32 * 2,
+        "all-reduce": 2 * 1 / 2 * PRODUCT,  # of groups of two
+        "collective-permute": 3 * PRODUCT,
+    }
+
+
+def test_bytes_are_those_of_slices_and_of_the_main_memory_alone(found):
+    assert bytes_of(found) == {
+        "near": FILTERS,  # read; written to the fast memory
+        "empty": 4 + 3 * PRODUCT,
+        "made": 3 * (ROWS + KERNEL + PRODUCT),  # one of three kernels each time
+        "kept": 3 * (PRODUCT + PRODUCT),  # one of three results is replaced in place
+        "next": 3 * 3 * 4,
+        "blurred": IMAGES + BLURRED,
+    }
+
+
+def test_the_count_of_a_loop_is_its_annotation_where_it_has_one():
+    text = TEXT.replace(
+        "body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"7"}}'
+    )
+    found = cost.costs(hlo.parse(text), devices=4)
+    assert cost.total_flops(found) == 7 * DOTS / 3 + CONVOLUTION
+
+
+@pytest.mark.parametrize(
+    ("groups", "size"),
+    [
+        ("replica_groups={{0,1,2},{3,4,5}}", 3),
+        ("replica_groups=[4,2]<=[8]", 2),
+        ("replica_groups=[2,4]<=[4,2]T(1,0)", 4),
+        ("replica_groups=mesh['a'=4,'b'=2] {'b'}", 2),
+        ("replica_groups=mesh['a'=4,'b'=2] {'a','b'}", 8),
+        ("replica_groups=mesh['a'=4,'b'=2] {'a':(1)2,'b'}", 4),
+        ("replica_groups={}", 8),
+        ("channel_id=1", 8),
+    ],
+)
+def test_the_size_of_a_group_is_read_in_every_form(groups, size):
+    assert cost.group_size(f", channel_id=3, {groups}, dimensions={{0}}", 8) == size
+
+
+def test_a_product_of_a_gpu_library_counts():
+    text = (
+        "ENTRY %main (a: bf16[8,16], b: bf16[16,32]) -> bf16[8,32] {\n"
+        "  %a = bf16[8,16]{1,0} parameter(0)\n"
+        "  %b = bf16[16,32]{1,0} parameter(1)\n"
+        "  ROOT %gemm = (bf16[8,32]{1,0}, s8[64]{0}) custom-call(%a, %b), "
+        'custom_call_target="__cublas$gemm", backend_config={"gemm_backend_config":'
+        '{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],'
+        '"rhs_contracting_dimensions":["0"]}}}\n}\n'
+    )
+    found = cost.costs(hlo.parse(text), devices=1)
+    assert cost.total_flops(found) == 2 * 8 * 16 * 32
+
+
+def test_a_roofline_is_the_slower_of_products_and_memory_and_of_the_network(found):
+    # A product takes a second of memory or of compute for each of its bytes or FLOPs.
+    chip = topology.Chip(
+        "tpu", flops=1.0, float32_passes=6, hbm=1.0, link=1e9, gib=1, lanes=8
+    )
+    local = bytes_of(found) | {
+        "made": DOTS,
+        "blurred": CONVOLUTION,
+    }  # more FLOPs than bytes
+    bound = roofline.bound(found, chip, "bfloat16")
+    assert bound.compute == DOTS + CONVOLUTION
+    assert bound.memory == sum(bytes_of(found).values())
+    assert bound.seconds == sum(local.values())
+    assert bound.mfu(bound.seconds / 2, chips=1, peak=1.0) == 0.5
+    slow = roofline.bound(found, chip._replace(link=1e-9), "bfloat16")
+    assert slow.seconds == slow.network > bound.seconds
+    in_float32 = roofline.bound(found, chip, "float32")
+    assert in_float32.compute == 6 * bound.compute

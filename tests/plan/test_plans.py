@@ -1,0 +1,135 @@
+"""Plans of tiny stages: counts by hand, kinds of stages, hardware by name."""
+
+import jax
+import numpy as np
+import pytest
+from support import tiny
+
+from flax_adapt import defaults
+from flax_adapt.base.errors import UserError
+from flax_adapt.plan import flops, notes, plans, search, topology
+from flax_adapt.plan.topology import GIB
+from flax_adapt.stage import shapes
+from flax_adapt.train import sharding
+
+
+def described(*stages, devices=1, **changes):
+    config = tiny.experiment(*stages, **changes)
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[:devices])
+    return shapes.describe(plans.kinds(config)[0].stage, mesh)
+
+
+def block(length, width, mlp_dim):
+    """Multiply-adds of a block: four projections, two products of attention, the MLP."""
+    return length * width * (4 * width + 2 * mlp_dim + 2 * length)
+
+
+def test_the_analytic_count_of_a_masked_autoencoder_is_that_by_hand():
+    # 8 x 8 pixels in patches of 4: four patches of 16 pixels, one of them visible; width 16.
+    encoder = 16 * 16 + 2 * block(2, 16, 32)
+    decoder = 2 * 16 * 16 + block(5, 16, 32) + 4 * 16 * 16
+    # A gradient takes twice its forward pass; the pixels have none.
+    total = 2 * (3 * (encoder + decoder) - 16 * 16)
+    assert flops.of_step(described(tiny.pretrain(batch_size=4))) == 4 * total
+
+
+def test_a_frozen_encoder_has_no_backward_pass():
+    frozen = defaults.pretrain_optim(freeze=("encoder/.*",))
+    encoder = 16 * 16 + 2 * block(2, 16, 32)
+    embed = 2 * 16 * 16
+    decoder = embed + block(5, 16, 32) + 4 * 16 * 16
+    total = 2 * (encoder + 3 * decoder - embed)  # no gradient to its inputs
+    stage = tiny.pretrain(batch_size=4, optim=frozen)
+    assert flops.of_step(described(stage)) == 4 * total
+
+
+def test_a_loop_counts_as_often_as_it_runs():
+    def run(x):
+        return jax.lax.scan(lambda x, _: (x @ np.ones((3, 3)), None), x, length=5)[0]
+
+    assert flops.count(jax.make_jaxpr(run)(np.ones((2, 3))).jaxpr) == 5 * 2 * 2 * 3 * 3
+
+
+def test_stages_with_the_same_program_are_one_kind():
+    config = tiny.experiment(
+        tiny.pretrain(num_steps=6),
+        tiny.pretrain("again", init_from="scratch", num_steps=4, seeds=(0, 1)),
+        tiny.distill("distill_1"),
+        tiny.distill("distill_2", teacher="stage:distill_1"),
+        tiny.pretrain("larger", batch_size=32),
+        tiny.finetune(),
+    )
+    found = plans.kinds(config)
+    names = [
+        ("pretrain", "again"),
+        ("distill_1", "distill_2"),
+        ("larger",),
+        ("finetune",),
+    ]
+    assert [kind.names for kind in found] == names
+    assert found[0].num_steps == 6 + 2 * 4
+
+
+@pytest.mark.parametrize(
+    "name", ["v5e", "v5e:0x4", "v5e:4x", "5", "v9:4x4", "h100:2x4"]
+)
+def test_a_topology_that_cannot_be_is_refused_in_the_users_words(name):
+    with pytest.raises(UserError, match=f"--topology={name}"):
+        topology.parse(name)
+
+
+def test_a_topology_has_the_product_of_its_sizes_of_chips():
+    assert topology.parse("v5p:2x3x4").chips == 24
+
+
+def test_the_bytes_that_a_program_needs_are_read_from_the_refusal_of_the_compiler():
+    text = (
+        "RESOURCE_EXHAUSTED: Ran out of memory. Used 72.10G of 15.75G hbm. Exceeded ..."
+    )
+    assert plans._needed(text) == int(72.1 * GIB)
+    assert plans._needed("RESOURCE_EXHAUSTED") == 0
+
+
+def test_large_parameters_that_no_rule_splits_are_warned_of():
+    # Positions are on every chip by the table of shardings.
+    model = {**tiny.MODEL, "image_size": 256, "width": 512, "heads": 4}
+    data = tiny.digits()
+    data |= {"image_size": 256}
+    mesh = dict(data=1, fsdp=8, tensor=1)
+    stage = tiny.pretrain(batch_size=8, data=data)
+    found = described(stage, devices=8, model=model, mesh=mesh)
+    texts = notes.list_warnings(found, None, topology.parse("cpu:8"))
+    assert "encoder/position [1, 4097, 512], 8 MiB, is copied to every chip" in texts
+    assert not any("kernel" in text for text in texts)
+
+
+def test_sizes_that_fill_few_lanes_are_warned_of():
+    texts = notes.list_warnings(
+        described(tiny.pretrain()), None, topology.parse("v5e:1x1")
+    )
+    assert "head_dim=8 fills 6% of the 128 lanes of a v5e" in texts
+
+
+def candidate(number, speed, memory, fits=True):
+    plan = {
+        "memory": {"fits": fits, "total": memory},
+        "roofline": {"examples_per_second": speed, "mfu": 0.5},
+    }
+    return search.Candidate({"stages.0.batch_size": number}, plan)
+
+
+def test_what_is_beaten_in_speed_and_memory_is_not_in_the_table():
+    small, fast = candidate(1, 10.0, 1), candidate(2, 20.0, 4)
+    beaten, too_large = candidate(3, 15.0, 5), candidate(4, 90.0, 9, fits=False)
+    best = search.pareto([small, beaten, fast, too_large])
+    assert best == [fast, small]
+    assert search.flags(best[0]) == "--config.stages.0.batch_size=2"
+    assert search.pareto([too_large]) == []
+
+
+def test_a_candidate_changes_fields_of_a_copy():
+    config = tiny.experiment(tiny.pretrain())
+    changes = {"mesh.fsdp": -1, "mesh.data": 1, "stages.0.optim.accum_steps": 2}
+    changed = search.change(config, changes)
+    assert (changed.mesh.fsdp, changed.stages[0].optim.accum_steps) == (-1, 2)
+    assert (config.mesh.fsdp, config.stages[0].optim.accum_steps) == (1, 1)
