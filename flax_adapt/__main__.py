@@ -218,7 +218,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if _has_peers():
             return _break_down(error)
         raise
-    return 0
 
 
 def _call(command: str, arguments: dict[str, Any]) -> int:
