@@ -84,7 +84,7 @@ def load(name: str) -> ConfigDict:
     try:
         return module.get_config(arguments) if arguments else module.get_config()
     except (AttributeError, TypeError) as error:
-        raise _broken(name, path, error) from error
+        raise _broken_file_error(name, path, error) from error
 
 
 def argument_defaults(name: str) -> dict[str, Any]:
@@ -117,11 +117,11 @@ def _module(name: str, path: str) -> Any:
     try:
         spec.loader.exec_module(module)
     except (AttributeError, ImportError, SyntaxError, TypeError) as error:
-        raise _broken(name, path, error) from error
+        raise _broken_file_error(name, path, error) from error
     return module
 
 
-def _broken(name: str, path: str, error: Exception) -> UserError:
+def _broken_file_error(name: str, path: str, error: Exception) -> UserError:
     kind = type(error).__name__
     return UserError(f"--config={name}: {path} does not work: {kind}: {error}")
 

@@ -47,7 +47,7 @@ class MetricWriter:
             return
         line = {"stage": self._stage, "step": int(step)}
         line |= {name: float(value) for name, value in values.items()}
-        with self._named():
+        with self._add_file_names():
             self._file.write(json.dumps(plain(line)) + "\n")
             self._file.flush()
             self._events.write(int(step), values)
@@ -55,13 +55,13 @@ class MetricWriter:
     def close(self) -> None:
         """Closes both files."""
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self._named())
+            stack.enter_context(self._add_file_names())
             for opened in (self._file, self._events):
                 if opened is not None:
                     stack.callback(opened.close)
 
     @contextlib.contextmanager
-    def _named(self) -> Iterator[None]:
+    def _add_file_names(self) -> Iterator[None]:
         """Adds the names of the files to an OSError, which may lack them."""
         try:
             yield

@@ -98,12 +98,12 @@ def make_batches(
     if isinstance(examples, ReplayExamples):
         order = examples.order(batch_size, seed)
     else:
-        order = _shuffled(len(examples), seed).batch(batch_size)
+        order = _shuffle_rows(len(examples), seed).batch(batch_size)
     batches = order.map(lambda index_B: examples.batch(index_B, position_b))
     return _prefetch(batches, examples)
 
 
-def _shuffled(count: int, seed: int) -> "grain.MapDataset":
+def _shuffle_rows(count: int, seed: int) -> "grain.MapDataset":
     """Returns a data set of row numbers: endless epochs, each in an order of its own."""
     import grain
 

@@ -46,7 +46,7 @@ def read_tsv(path: pathlib.Path) -> Rows:
         elif header is None:
             header = line.split("\t")
         else:
-            yield number, _named(header, line.split("\t"))
+            yield number, _name_fields(header, line.split("\t"))
 
 
 def read_text(path: pathlib.Path) -> Rows:
@@ -74,7 +74,7 @@ def read_csv(path: pathlib.Path) -> Rows:
             if isinstance(row, list) and header is None:
                 header = row
             else:
-                yield number, row if isinstance(row, str) else _named(header, row)
+                yield number, row if isinstance(row, str) else _name_fields(header, row)
 
 
 def _csv_records(
@@ -115,7 +115,7 @@ def _is_utf8(values: list[str]) -> bool:
     return True
 
 
-def _named(header: list[str] | None, values: list[str]) -> Fields:
+def _name_fields(header: list[str] | None, values: list[str]) -> Fields:
     if header is not None and len(set(header)) < len(header):
         raise errors.UserError(
             f"data.source: a column is named twice in the header {header}; rename one"

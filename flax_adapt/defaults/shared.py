@@ -49,17 +49,17 @@ def describe_init(init: str, format: str, known: Mapping[str, Any]) -> dict[str,
 
 def count_examples(section: dict[str, Any]) -> int:
     """Returns the number of examples that `subset.per_class` of a data section selects."""
-    source, per_class = _opened(section), section["subset"]["per_class"]
+    source, per_class = _open_data(section), section["subset"]["per_class"]
     return per_class * len(source.class_names) if per_class else len(source)
 
 
 def class_names(*sections: dict[str, Any]) -> tuple[str, ...]:
     """Returns the class names of several data sections, each once, in order of appearance."""
-    named = (_opened(section).class_names for section in sections)
+    named = (_open_data(section).class_names for section in sections)
     return tuple(dict.fromkeys(name for names in named for name in names))
 
 
-def _opened(section: dict[str, Any]) -> Any:
+def _open_data(section: dict[str, Any]) -> Any:
     return data.source.open_source(ConfigDict(section))
 
 

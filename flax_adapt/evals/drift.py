@@ -71,7 +71,9 @@ def alignment(first: np.ndarray, second: np.ndarray) -> float:
             f"views of widths {first.shape[1]} and {second.shape[1]} have no distance: "
             "take both from one model"
         )
-    return float(np.mean(np.sum((_unit(first) - _unit(second)) ** 2, axis=1)))
+    return float(
+        np.mean(np.sum((_scale_to_unit(first) - _scale_to_unit(second)) ** 2, axis=1))
+    )
 
 
 def uniformity(features: np.ndarray) -> float:
@@ -81,7 +83,7 @@ def uniformity(features: np.ndarray) -> float:
     rows have -8; many rows spread evenly in many dimensions come near -4. Wang and Isola
     2020 (arXiv 2005.10242), section 4.1 with t = 2, over all pairs of two examples.
     """
-    unit = _unit(_rows(features, "uniformity"))
+    unit = _scale_to_unit(_rows(features, "uniformity"))
     squares = np.sum(unit**2, axis=1)
     total = 0.0
     for start in range(0, len(unit), _CHUNK):
@@ -109,7 +111,7 @@ def compactness(features: np.ndarray) -> float:
     """
     # 1 - x.y is half the squared distance, and the mean of that over pairs is the trace
     # of the unbiased covariance: no pair is formed, and nothing cancels.
-    return _spread(_unit(_rows(features, "compactness")))
+    return _spread(_scale_to_unit(_rows(features, "compactness")))
 
 
 def spread_ratio(target: np.ndarray, source: np.ndarray) -> float:
@@ -153,7 +155,7 @@ def cka(first: np.ndarray, second: np.ndarray) -> float:
     first, second = _pair(first, second, names)
     for features, name in zip((first, second), names, strict=True):
         _varies(features, name)
-    first, second = _centred(first), _centred(second)
+    first, second = _centre(first), _centre(second)
     shared = np.linalg.norm(second.T @ first) ** 2
     own = np.linalg.norm(first.T @ first) * np.linalg.norm(second.T @ second)
     return float(shared / own)
@@ -257,15 +259,15 @@ def _varies(features: np.ndarray, who: str) -> None:
         raise UserError(f"{who}: all rows are the same; check the weights and the data")
 
 
-def _unit(features: np.ndarray) -> np.ndarray:
+def _scale_to_unit(features: np.ndarray) -> np.ndarray:
     norm = np.linalg.norm(features, axis=1, keepdims=True)
     return features / np.where(norm > 0, norm, 1)
 
 
-def _centred(features: np.ndarray) -> np.ndarray:
+def _centre(features: np.ndarray) -> np.ndarray:
     return features - features.mean(axis=0)
 
 
 def _spread(features: np.ndarray) -> float:
     """Returns the trace of the unbiased covariance."""
-    return float(np.sum(_centred(features) ** 2) / (len(features) - 1))
+    return float(np.sum(_centre(features) ** 2) / (len(features) - 1))

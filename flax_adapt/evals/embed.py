@@ -142,23 +142,23 @@ def extract(
     return extract_all(encoders, batches)
 
 
-class _Prepared(NamedTuple):
+class _InputForm(NamedTuple):
     """The preparation of inputs: (inputs, key_B) -> (the model's input, the model's key_B)."""
 
     name: str
     inputs: Callable[[Any, Key | None], tuple[Any, Key | None]]
 
 
-def _image(config: ConfigDict, number: int | None) -> _Prepared:
+def _image(config: ConfigDict, number: int | None) -> _InputForm:
     """Returns the preparation of images: a view is augmented; the model has no dropout."""
     augment = None if number is None else config.views[number]
     name = json.dumps(configs.plain([number, config.mean, config.std, augment]))
-    return _Prepared(
+    return _InputForm(
         name, lambda x, key_B: (image.preprocess(x, key_B, config, augment), None)
     )
 
 
-def _text(config: ConfigDict, number: int | None) -> _Prepared:
+def _text(config: ConfigDict, number: int | None) -> _InputForm:
     """Returns the preparation of texts: none, since views differ by the model's dropout."""
     del config
-    return _Prepared(str(number), lambda x, key_B: (x, key_B))
+    return _InputForm(str(number), lambda x, key_B: (x, key_B))

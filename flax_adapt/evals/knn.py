@@ -38,7 +38,7 @@ def accuracy(
             "change k or use more examples"
         )
     num_classes = int(train_labels.max()) + 1
-    bank_MD = _unit(jnp.asarray(train_features, jnp.float32))
+    bank_MD = _scale_to_unit(jnp.asarray(train_features, jnp.float32))
     labels_M = jnp.asarray(train_labels)
     predictions = [
         _vote(
@@ -66,7 +66,7 @@ def _vote(
 ) -> Array:
     """Returns the label with the most votes, int [B]; in a tie the lowest."""
     # Accelerators would otherwise multiply in fewer bits and reorder near neighbours.
-    similarity_BM = jnp.matmul(_unit(query_BD), bank_MD.T, precision="highest")
+    similarity_BM = jnp.matmul(_scale_to_unit(query_BD), bank_MD.T, precision="highest")
     nearest_BK, rows_BK = jax.lax.top_k(similarity_BM, k)
     # Softmax equals the weights up to one factor for each row, and cannot overflow.
     weights_BK = jax.nn.softmax(nearest_BK / temperature, axis=-1)
@@ -74,6 +74,6 @@ def _vote(
     return jnp.argmax(jnp.einsum("BK,BKN->BN", weights_BK, votes_BKN), axis=-1)
 
 
-def _unit(features_BD: Array) -> Array:
+def _scale_to_unit(features_BD: Array) -> Array:
     norm_B1 = jnp.linalg.norm(features_BD, axis=-1, keepdims=True)
     return features_BD / jnp.maximum(norm_B1, 1e-12)

@@ -12,7 +12,7 @@ from flax_adapt.train import linear
 _MLP_BATCH = 200  # scikit-learn's own
 
 
-class Probed(NamedTuple):
+class ProbeResult(NamedTuple):
     """Accuracy of a linear probe on the test rows, and the L2 penalty it was fitted with."""
 
     accuracy: float
@@ -28,7 +28,7 @@ def linear_probe(
     l2: float,
     folds: int,
     seed: int,
-) -> Probed:
+) -> ProbeResult:
     """Returns the accuracy of a linear probe on test rows (float [m, D], int [m]).
 
     The probe minimises mean cross-entropy + l2 / 2 * |weights|^2 on the training rows, and is
@@ -49,7 +49,7 @@ def linear_probe(
         l2 = linear.choose_logged(*given, folds=folds, seed=seed)
     solved = linear.solve(*given, l2)
     answers = names[solved.logits(test_features).argmax(axis=1)]
-    return Probed(float(np.mean(answers == test_labels)), l2)
+    return ProbeResult(float(np.mean(answers == test_labels)), l2)
 
 
 def mlp_accuracy(

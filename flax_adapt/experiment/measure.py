@@ -224,7 +224,7 @@ def _accuracies(config: Any, section: Any, model: MeasuredModel) -> dict[str, fl
     return measured | _wide_measures(config, section, model, linear)
 
 
-def _probe(config: Any, section: Any, arrays: list[Any]) -> probe.Probed:
+def _probe(config: Any, section: Any, arrays: list[Any]) -> probe.ProbeResult:
     return probe.linear_probe(
         *arrays, l2=section.probe_l2, folds=section.probe_folds, seed=config.seed
     )
@@ -247,7 +247,7 @@ def _arrays(train: Features, test: Features) -> list[Any]:
 
 
 def _wide_measures(
-    config: Any, section: Any, model: MeasuredModel, linear: probe.Probed
+    config: Any, section: Any, model: MeasuredModel, linear: probe.ProbeResult
 ) -> dict[str, float]:
     """Returns sparsity and the accuracy of probes of wide features (S3)."""
     assert model.train is not None

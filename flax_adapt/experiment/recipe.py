@@ -111,7 +111,7 @@ def _claim(config: Any, workdir: Path, force: bool) -> None:
     """
     path, new = workdir / "config.json", configs.plain(config)
     if path.exists() and any(workdir.glob("stages/**/checkpoints/*")) and not force:
-        changes = configs.difference(*map(_trained, (logs.read_json(path), new)))
+        changes = configs.difference(*map(_drop_measures, (logs.read_json(path), new)))
         if changes:
             raise UserError(
                 f"{workdir} was made with another config ({'; '.join(changes)}); use "
@@ -122,7 +122,7 @@ def _claim(config: Any, workdir: Path, force: bool) -> None:
         logs.write_json(path, new)
 
 
-def _trained(config: Any) -> Any:
+def _drop_measures(config: Any) -> Any:
     """Returns a plain config without _MEASURES."""
     if not isinstance(config, dict):  # a damaged file
         return config

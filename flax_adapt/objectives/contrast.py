@@ -105,7 +105,7 @@ def _check(config: Any) -> None:
         checks.run(mixing.ROWS, config.mixing)
 
 
-def _reading(config_mixing: Any, modality: str, train: bool) -> str:
+def _choose_reading(config_mixing: Any, modality: str, train: bool) -> str:
     """Returns a key of READINGS.
 
     It is "none" for images of the reading "instance": `objectives.on_pixels` has mixed
@@ -132,7 +132,10 @@ def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
     """
     _check(config)
     checks.run(contrast_rules.HEADS, Heads(config.form, model.projector_config))
-    form, reading = FORMS[config.form], _reading(config.mixing, model.modality, train)
+    form, reading = (
+        FORMS[config.form],
+        _choose_reading(config.mixing, model.modality, train),
+    )
     names = _carried_names(config)
 
     def loss_fn(params, frozen, batch, key_B):

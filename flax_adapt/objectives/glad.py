@@ -31,7 +31,7 @@ MASKED = {
 }
 
 
-class Unadapted(NamedTuple):
+class RegularizerParts(NamedTuple):
     """The parts of R, the regularizer of the pass without adaptors.
 
     plain: the encoder without adaptors. second_model: the model of the masked objective, None
@@ -44,11 +44,11 @@ class Unadapted(NamedTuple):
     train: bool
 
 
-def _no_regularizer(parts: Unadapted) -> LossFn | None:
+def _no_regularizer(parts: RegularizerParts) -> LossFn | None:
     return None
 
 
-def _preserve_regularizer(parts: Unadapted) -> LossFn:
+def _preserve_regularizer(parts: RegularizerParts) -> LossFn:
     """Returns the squared distance of states to those of the initial model.
 
     The parameters of that model are `frozen["start"]`. "features" compares the states
@@ -96,7 +96,7 @@ PRESERVED: dict[str, Callable[..., list[Array]]] = {
 }
 
 
-def _masked_regularizer(parts: Unadapted) -> LossFn:
+def _masked_regularizer(parts: RegularizerParts) -> LossFn:
     """Returns the masked-modelling loss, which also trains its decoder or head.
 
     It has no dropout: the rates of `second_model` are those of the classifier, and MAE has none.
@@ -118,7 +118,7 @@ def _masked_regularizer(parts: Unadapted) -> LossFn:
     return loss_fn
 
 
-REGULARIZERS: dict[str, Callable[[Unadapted], LossFn | None]] = {
+REGULARIZERS: dict[str, Callable[[RegularizerParts], LossFn | None]] = {
     "preserve": _preserve_regularizer,
     "masked": _masked_regularizer,
     "none": _no_regularizer,
@@ -222,7 +222,7 @@ def make_loss(
     if not train:
         return solve
     plain = models.without_adaptor(model)
-    parts = Unadapted(plain, second_model, config, train)
+    parts = RegularizerParts(plain, second_model, config, train)
     regularize = REGULARIZERS[config.regularizer](parts)
 
     def loss_fn(params: Params, frozen: Params, batch: Batch, key_B: Key):

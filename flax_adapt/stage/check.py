@@ -86,16 +86,16 @@ def first_mistake(config: Any) -> Mistake | None:
     return None
 
 
-def _twice(config: Any) -> list[str]:
+def _find_repeated(config: Any) -> list[str]:
     names = [section.name for section in config.stages]
     return sorted({name for name in names if names.count(name) > 1})
 
 
 _NAMES = (
     Row(
-        lambda config: config.stages and not _twice(config),
+        lambda config: config.stages and not _find_repeated(config),
         lambda config: (
-            f"stages: every stage needs a name of its own; twice: {_twice(config)}"
+            f"stages: every stage needs a name of its own; twice: {_find_repeated(config)}"
         ),
     ),
 )

@@ -241,7 +241,7 @@ class Run:
                 self.stage.seed,
             )
             sums.add(jax.device_get(metrics))
-            if self.preemption.noted():
+            if self.preemption.has_signal():
                 return
         values = sums.values()
         if not all(map(math.isfinite, values.values())):

@@ -90,7 +90,9 @@ def extract_features(
     return x_nD[weight_n > 0], label_n[weight_n > 0]
 
 
-def _with_head(state: TrainState, solved: linear.Solved, mesh: Mesh) -> TrainState:
+def _with_head(
+    state: TrainState, solved: linear.LinearSolution, mesh: Mesh
+) -> TrainState:
     """Returns the state after the step, with the solver's mean and variance in batch norm."""
     leaves = {
         "head": {"kernel": solved.kernel, "bias": solved.bias},
@@ -105,7 +107,9 @@ def _with_head(state: TrainState, solved: linear.Solved, mesh: Mesh) -> TrainSta
     )
 
 
-def _metrics(solved: linear.Solved, x_nD: np.ndarray, labels_n: np.ndarray) -> Metrics:
+def _metrics(
+    solved: linear.LinearSolution, x_nD: np.ndarray, labels_n: np.ndarray
+) -> Metrics:
     """Returns loss and accuracy of the training examples, and the L2 penalty."""
     count = len(labels_n)
     right = np.sum(solved.logits(x_nD).argmax(axis=1) == labels_n)

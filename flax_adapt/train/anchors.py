@@ -258,10 +258,10 @@ def _project_around_start(radius: float) -> optax.GradientTransformation:
     def update(
         updates: Params, state: Start, params: Params | None = None
     ) -> tuple[Params, Start]:
-        def held(u: Array, w: Array, w0: Array) -> Array:
+        def project_update(u: Array, w: Array, w0: Array) -> Array:
             return project(w + u, w0, radius) - w
 
-        return jax.tree.map(held, updates, params, state.start), state
+        return jax.tree.map(project_update, updates, params, state.start), state
 
     return optax.GradientTransformation(init, update)
 

@@ -24,7 +24,7 @@ _EPS = 1e-6  # of the batch norm before a probe (He et al. 2022, main_linprobe.p
 log = logging.getLogger(__name__)
 
 
-class Solved(NamedTuple):
+class LinearSolution(NamedTuple):
     """A linear head on standardised features: logits = (x - mean) / scale @ kernel + bias.
 
     mean, variance [D]: of the training features. kernel [D, N], bias [N]. All are float64.
@@ -124,7 +124,7 @@ def _reduce(x_nD: np.ndarray) -> _Rows:
 
 def solve(
     x_nD: np.ndarray, labels_n: np.ndarray, num_classes: int, l2: float
-) -> Solved:
+) -> LinearSolution:
     """Returns the head that minimises mean cross-entropy + l2 / 2 * |kernel|^2.
 
     x_nD: features [n, D]; labels_n: int [n], below num_classes. The bias has no penalty.
@@ -137,7 +137,7 @@ def solve(
     kernel = weights[:-1]
     if rows.basis_rD is not None:
         kernel = rows.basis_rD.T @ kernel
-    return Solved(rows.mean, rows.variance, kernel, weights[-1], l2, loss)
+    return LinearSolution(rows.mean, rows.variance, kernel, weights[-1], l2, loss)
 
 
 def _cross_entropy(
@@ -259,7 +259,7 @@ def fit(
     config: Any,
     *,
     seed: int = 0,
-) -> Solved:
+) -> LinearSolution:
     """Returns the head fitted to all rows.
 
     `config`: section `optim.solve`, l2 (0: chosen by `choose_logged`) and folds.

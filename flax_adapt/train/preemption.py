@@ -16,7 +16,7 @@ class Preemption:
     """A context in which SIGTERM and SIGINT (Ctrl-C) request a stop of training.
 
     A second SIGINT ends the process at once. `requested()` is polled after every step,
-    `noted()` more often.
+    `has_signal()` more often.
 
     Several processes must all stop at the same poll. JAX's own preemption service (started
     by `jax.distributed.initialize`) then catches the signal. It makes all of them stop at
@@ -58,7 +58,7 @@ class Preemption:
             return multihost_utils.reached_preemption_sync_point(self._num_polls)
         return self._flag.is_set()
 
-    def noted(self) -> bool:
+    def has_signal(self) -> bool:
         """Returns whether a signal came; always False with several processes.
 
         It may be called between two steps, when processes are not at the same point.

@@ -30,7 +30,7 @@ FLAGS = {
 }
 
 
-class Converted(NamedTuple):
+class Conversion(NamedTuple):
     """Result of a conversion.
 
     task: of the written model. report: of loading. left_out: contents that the target's
@@ -54,7 +54,7 @@ def convert(
     fresh: Sequence[str],
     num_classes: int,
     seed: int,
-) -> Converted:
+) -> Conversion:
     """Writes the weights of `source` to `target`, a folder or file that does not exist yet.
 
     source_format None: detected. task None: the one that uses all parts of the source. known:
@@ -87,7 +87,7 @@ def convert(
                 format=target_format,
                 **{k: None if k in left_out else value for k, value in extras.items()},
             )
-    return Converted(task, found[2].merge(adopted), left_out)
+    return Conversion(task, found[2].merge(adopted), left_out)
 
 
 def _choose_task(

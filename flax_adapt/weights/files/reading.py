@@ -115,10 +115,10 @@ def _open_place(path: Path, place: str | None) -> Iterator[dict[str, LazyTensor]
             tensors |= found
             if len(tensors) > MAX_TENSORS:
                 raise UserError(f"{file}: more than {MAX_TENSORS} tensors are no model")
-        yield _unwrapped(tensors)
+        yield _unwrap(tensors)
 
 
-def _unwrapped(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
+def _unwrap(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
     prefix = _wrappers_of_all(tensors)
     return (
         {

@@ -188,7 +188,7 @@ def state_dicts(value: Any) -> dict[str, StateDict]:
     State dicts with less than SMALLEST_SHARE of the tensors of the largest one, such as the
     scale of a loss, are left out, unless they are in a USUAL place.
     """
-    found = dict(_nested(value, "", set()))
+    found = dict(_find_nested(value, "", set()))
     largest = max(map(len, found.values()), default=0)
     return {
         place: tensors
@@ -197,7 +197,9 @@ def state_dicts(value: Any) -> dict[str, StateDict]:
     }
 
 
-def _nested(value: Any, place: str, seen: set[int]) -> Iterator[tuple[str, StateDict]]:
+def _find_nested(
+    value: Any, place: str, seen: set[int]
+) -> Iterator[tuple[str, StateDict]]:
     """Yields (place, state dict) of a dict and of the dicts in it, each of them once."""
     if type(value) is not dict or id(value) in seen or place.count(".") >= MAX_NESTING:
         return
@@ -207,7 +209,7 @@ def _nested(value: Any, place: str, seen: set[int]) -> Iterator[tuple[str, State
         yield place or TOP, tensors
     for name, inner in value.items():
         if type(name) is str:
-            yield from _nested(inner, f"{place}.{name}" if place else name, seen)
+            yield from _find_nested(inner, f"{place}.{name}" if place else name, seen)
 
 
 def choose_state_dict(found: Mapping[str, StateDict], place: str | None) -> StateDict:
@@ -218,17 +220,17 @@ def choose_state_dict(found: Mapping[str, StateDict], place: str | None) -> Stat
     if not found:
         raise UserError("holds no tensors with names")
     if place is not None and place not in found:
-        raise UserError(f"known weights={place}: the file holds {_listed(found)}")
+        raise UserError(f"known weights={place}: the file holds {_list_places(found)}")
     default = default_place(found)
     if place is None and default is None:
         raise UserError(
-            f"holds several sets of weights: {_listed(found)}; give one of these names, "
+            f"holds several sets of weights: {_list_places(found)}; give one of these names, "
             "known={'weights': NAME}"
         )
     return found[place or default or TOP]
 
 
-def _listed(places: Collection[str]) -> str:
+def _list_places(places: Collection[str]) -> str:
     more = len(places) - MAX_LISTED
     listed = ", ".join(itertools.islice(places, MAX_LISTED))
     return f"{listed} and {more} more" if more > 0 else listed

@@ -52,7 +52,7 @@ def _open_tensors(path: Path) -> Iterator[dict[str, LazyTensor]]:
             raise UserError(f"{path}: holds two sets of parameters")
         for name, tensor in tensors_of.items():
             if name.startswith(STACK) and tensor.shape:
-                tensors |= _unstacked(name, tensor, whole)
+                tensors |= _unstack(name, tensor, whole)
             elif name == "pos_embedding" and len(tensor.shape) == 3:
                 tensors[big_vision_names.POSITION] = _with_cls(tensor)
             else:
@@ -66,7 +66,7 @@ def _without_prefix(name: str) -> str:
     return name
 
 
-def _unstacked(name: str, tensor: LazyTensor, whole: Any) -> dict[str, LazyTensor]:
+def _unstack(name: str, tensor: LazyTensor, whole: Any) -> dict[str, LazyTensor]:
     """Returns a tensor for each block: big_vision's scan stacks them on the first axis."""
     depth, *shape = tensor.shape
     layer = name.removeprefix(STACK)

@@ -105,11 +105,11 @@ def _read_folder(path: Path) -> _Folder:
         pixels = {"image_mean": data.get("mean"), "image_std": data.get("std")}
     state = folder / writing.STATE
     pooling, section = options.get("pooling"), options.get("lora")
-    masked = _masked(_section(stage, "objective"))
+    masked = _masked_fields(_section(stage, "objective"))
     return _Folder(where, state, model, pooling, pixels, {}, section, masked)
 
 
-def _masked(objective: dict[str, Any]) -> dict[str, Any]:
+def _masked_fields(objective: dict[str, Any]) -> dict[str, Any]:
     """Returns the fields OF_RECONSTRUCTION of an objective with a part of MAE; else {}."""
     reconstructs = objective.get("name") == "reconstruct"
     part = objective if reconstructs else _section(objective, "masked")
