@@ -1,5 +1,6 @@
 """Writes the embeddings of a data set by a model on disk."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -105,15 +106,19 @@ def _write_features(target: Path, rows: Features, examples: sources.Examples) ->
             f"--out={target}: nothing was written, since embeddings are NaN or infinite: "
             "the weights overflow; take --precision=float32 or other weights"
         )
-    partial = target.with_suffix(".partial.npz")
-    np.savez(
-        partial,
+    arrays: dict[str, Any] = dict(
         embeddings=rows.embeddings,
         labels=rows.labels,
         names=np.array([examples.names[index] for index in rows.indices]),
         class_names=np.array(examples.class_names),
     )
-    partial.replace(target)
+    partial = target.with_suffix(".partial.npz")
+    try:
+        np.savez(partial, **arrays)
+        partial.replace(target)
+    finally:
+        with contextlib.suppress(OSError):  # the error of the write is said
+            partial.unlink()
 
 
 def _parse_numbers(flag: str, text: str) -> tuple[float, ...]:

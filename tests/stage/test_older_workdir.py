@@ -31,6 +31,8 @@ def resumed(tmp_path_factory):
     """The workdir after today's code went on, in a process of its own (one device)."""
     workdir = tmp_path_factory.mktemp("older") / "run"
     shutil.copytree(OLD / "run", workdir)
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write('{"stage": "finetune/seed_1", "st')  # of a kill in mid-write
     command = [sys.executable, "-m", "flax_adapt", "run"]
     command += [f"--config={OLD / 'config.py'}", f"--workdir={workdir}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1200)

@@ -37,6 +37,9 @@ def open_tfds_images(name: str, config_data: ConfigDict) -> Source:
 
     def read(i: int) -> tuple[bytes, int]:
         record = records[i]
+        if any(record[name] is None for name in (image, label) if name is not None):
+            problem = ValueError(f"record {i} lacks a feature")
+            raise prepared.damage_error(opened.folder, problem)
         return record[image], UNLABELLED if label is None else int(record[label])
 
     def read_labels() -> np.ndarray:
