@@ -1,7 +1,7 @@
 """Warnings of a plan: what lies whole on every chip, and sizes that pad badly."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from flax_adapt.plan.topology import GIB, Topology
 from flax_adapt.stage.shapes import Described
 
 # From these sizes on a copy on every chip is worth a warning.
-_BATCH_BYTES, _PARAMETER_BYTES = 2**20, 4 * 2**20
+_BATCH_BYTES, _PARAMETER_BYTES = 16 * 2**20, 4 * 2**20
 _FILLED = 0.8  # a share of the lanes below it is worth a warning
 _MOST = 3
 
@@ -54,19 +54,36 @@ def _whole_batch(described: Described, module: hlo.Module) -> Iterator[str]:
     batch = described.stage.config.batch_size // described.program.accum_steps
     if _shards(described, "data", "fsdp") == 1:
         return
-    sizes = {batch, *(batch * length for length in lengths(described))}
-    leaves = jax.tree.leaves(described.state.params)
-    sizes -= {size for leaf in leaves for size in leaf.shape}
+    has_batch = _batch_test(described, batch)
     found: dict[str, int] = {}
     for one, _, _ in hlo.walk(module):
         for shape in one.shapes:
-            if sizes & {*shape.dims} and shape.bytes >= _BATCH_BYTES:
+            if shape.bytes >= _BATCH_BYTES and has_batch(shape.dims):
                 found[f"{shape.dtype}{[*shape.dims]}"] = shape.bytes
     for text in sorted(found, key=lambda text: -found[text])[:_MOST]:
         yield (
             f"{text}, {found[text] / GIB:.2f} GiB, has the global batch of {batch} on "
             "every chip"
         )
+
+
+def _batch_test(described: Described, batch: int) -> Callable[[tuple[int, ...]], bool]:
+    """Returns sizes -> whether an array of them has the global batch of examples or tokens.
+
+    A batch that is also a size of the model tells nothing by itself, but beside the tokens
+    of an example.
+    """
+    tokens = {*lengths(described)}
+    own = batch // _shards(described, "data", "fsdp")
+    leaves = jax.tree.leaves(described.state.params)
+    of_model = {size for leaf in leaves for size in leaf.shape}
+    plain = {batch, *(batch * length for length in tokens)} - of_model
+
+    def has_batch(sizes: tuple[int, ...]) -> bool:
+        both = batch in sizes and bool(tokens & {*sizes}) and own not in sizes
+        return both or bool(plain & {*sizes})
+
+    return has_batch
 
 
 def _copied(described: Described) -> Iterator[str]:

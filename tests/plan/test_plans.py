@@ -7,7 +7,7 @@ from support import tiny
 
 from flax_adapt import defaults
 from flax_adapt.base.errors import UserError
-from flax_adapt.plan import flops, notes, plans, search, topology
+from flax_adapt.plan import flops, hlo, notes, plans, search, topology
 from flax_adapt.plan.topology import GIB
 from flax_adapt.stage import shapes
 from flax_adapt.train import sharding
@@ -108,6 +108,27 @@ def test_sizes_that_fill_few_lanes_are_warned_of():
         described(tiny.pretrain()), None, topology.parse("v5e:1x1")
     )
     assert "head_dim=8 fills 6% of the 128 lanes of a v5e" in texts
+
+
+def test_an_array_with_the_whole_batch_on_a_chip_is_warned_of():
+    def warned(sizes, batch_size=48):
+        mesh = dict(data=2, fsdp=4, tensor=1)
+        stage = tiny.pretrain(batch_size=batch_size)
+        one = f"ROOT %x = bf16{sizes} constant(0)"
+        module = hlo.parse(f"ENTRY %main () -> bf16[] {{\n  {one}\n}}\n")
+        found = described(stage, devices=8, mesh=mesh)
+        texts = notes.list_warnings(found, module, topology.parse("cpu:8"))
+        return [text for text in texts if "global batch" in text]
+
+    text = "bf16[48, 5, 99999], 0.04 GiB, has the global batch of 48 on every chip"
+    assert warned("[48,5,99999]") == [text]
+    assert warned("[240,99999]")  # 48 examples of 5 tokens
+    assert not warned("[6,5,99999]")  # the part of a chip
+    assert not warned("[48,5,16]")  # too small to matter
+    # 32 is a width of the model, too: it is the batch where the tokens are beside it.
+    assert warned("[32,5,99999]", 32)
+    assert not warned("[32,99999]", 32)
+    assert not warned("[4,5,32,9999]", 32)
 
 
 def candidate(number, speed, memory, fits=True):

@@ -1,0 +1,211 @@
+"""What `flax-adapt plan` says of the methods at full size on TPUs that are not there.
+
+Run     pip install '.[tpu]' && python benchmarks/plan.py [--rows=mae_b,mae_l] \
+            [--topologies=v5e:4x4,v5e:16x16] [--store=runs/plan.jsonl]
+Writes  benchmarks/results/plan.md, the table of all rows that are in the store. A row is
+        compiled once and added to the store, so that a run can be stopped and continued.
+        bfloat16; parameters and batch are split over fsdp; no data and no weights.
+"""
+
+import importlib.metadata
+import json
+import os
+from pathlib import Path
+
+os.environ["JAX_PLATFORMS"] = "cpu"  # before JAX starts: nothing runs on an accelerator
+
+from absl import app, flags
+
+from flax_adapt import defaults, models
+from flax_adapt.base import config as configs
+from flax_adapt.plan import plans
+from flax_adapt.plan.topology import GIB, parse
+
+RESULT = Path(__file__).parent / "results" / "plan.md"
+_ROWS = flags.DEFINE_list("rows", [], "names of rows; all if there are none")
+_TOPOLOGIES = flags.DEFINE_list("topologies", ["v5e:4x4", "v5e:16x16"], "hardware")
+_STORE = flags.DEFINE_string(
+    "store", "runs/plan.jsonl", "file of the plans made so far"
+)
+
+IMAGES = defaults.image_data("folder:none", "train")
+TEXTS = dict(layout="packed", seq_len=512, label_field="")
+MASK = 103  # [MASK] of bert-large-uncased
+
+
+def mae(size, patch, **changes):
+    """Masked pre-training of a ViT."""
+    model = models.mae_config(size, image_size=224, patch_size=patch, channels=3)
+    fields = dict(init_from="scratch", **changes)
+    return model, defaults.pretrain_stage("stage", IMAGES, **fields)
+
+
+def distill(size, patch, **changes):
+    """Self-distillation of a ViT (S1)."""
+    fields = dict(objective=defaults.distill(), teacher="stage:first")
+    return mae(size, patch, **fields, **changes)
+
+
+def contrast(size, patch, **changes):
+    """MoCo-v3 of a ViT (S2)."""
+    model = models.vit_config(size, image_size=224, patch_size=patch, channels=3)
+    data = {**IMAGES, "views": defaults.MOCO_V3_VIEWS}
+    heads = defaults.stage_model(projector=defaults.projector())
+    fields = dict(init_from="scratch", objective=defaults.contrast(), model=heads)
+    return model, defaults.pretrain_stage("stage", data, **fields, **changes)
+
+
+def glad(size, patch, **changes):
+    """GLAD of a ViT (S4), which stays near its initial weights."""
+    model = models.vit_config(size, image_size=224, patch_size=patch, channels=3)
+    options = defaults.stage_model(
+        fresh=("head",), adaptor=defaults.adaptor(), num_classes=1_000
+    )
+    fields = dict(objective=defaults.glad(), model=options, eval=None)
+    return model, defaults.finetune_stage("stage", IMAGES, IMAGES, **fields, **changes)
+
+
+def bert(size, **changes):
+    """Masked language modelling of rows of 512 tokens."""
+    texts = defaults.text_data("jsonl:none", "train", "none", **TEXTS)
+    model = models.bert_config("bert", size)
+    return model, defaults.text_pretrain_stage("stage", texts, MASK, **changes)
+
+
+def bert_distill(size, **changes):
+    """Self-distillation of a masked language model (S1)."""
+    objective = defaults.distill(defaults.mlm(MASK))
+    return bert(size, objective=objective, teacher="stage:first", **changes)
+
+
+# Name -> (title, function that makes model and stage, its arguments, examples a chip).
+ROWS = {
+    "mae_b": ("MAE ViT-B/16", mae, ("B", 16), 128),
+    "mae_l": ("MAE ViT-L/16", mae, ("L", 16), 128),
+    "mae_h": ("MAE ViT-H/14", mae, ("H", 14), 96),
+    "distill_b": ("Self-distillation ViT-B/16", distill, ("B", 16), 64),
+    "distill_l": ("Self-distillation ViT-L/16", distill, ("L", 16), 32),
+    "contrast_b": ("MoCo-v3 ViT-B/16", contrast, ("B", 16), 32),
+    "bert_l": ("MLM BERT-large, 512 tokens", bert, ("L",), 32),
+    "bert_distill_l": ("Self-distillation BERT-large, 512", bert_distill, ("L",), 32),
+    "glad_b": ("GLAD ViT-B/16", glad, ("B", 16), 64),
+}
+
+
+def config_of(name, topology):
+    """The config of a row on a topology."""
+    _, make, arguments, images = ROWS[name]
+    model, stage = make(*arguments, batch_size=images * parse(topology).chips)
+    fields = dict(
+        init="none",
+        model=model,
+        mesh=dict(data=1, fsdp=-1, tensor=1),
+        precision="bfloat16",
+        evaluate=None,
+        stages=(stage,),
+    )
+    return configs.build(defaults.experiment(**fields))
+
+
+def make_plan(name, topology):
+    """The plan of a row, and which versions compiled it."""
+    (kind,) = plans.kinds(config_of(name, topology))
+    plan = plans.plan_kind(kind, plans.hardware_of(topology))
+    versions = {m: importlib.metadata.version(m) for m in ("jax", "libtpu")}
+    return {"row": name, **versions, **plan}
+
+
+def cells(plan):
+    """The cells of a plan in the table."""
+    memory = plan["memory"]
+    yield ROWS[plan["row"]][0]
+    yield plan["topology"]
+    yield f"{plan['batch_per_chip']:g}"
+    yield policy(plan)
+    yield f"{memory['arguments'] / GIB:.2f}" if "arguments" in memory else ""
+    yield f"{memory['temporaries'] / GIB:.2f}" if "temporaries" in memory else ""
+    yield f"{memory['total'] / GIB:.2f}" + ("" if memory["fits"] else ", does not fit")
+    if "flops" not in plan:
+        yield from [""] * 4
+    else:
+        flops, kinds = plan["flops"], plan["collectives"].items()
+        yield f"{flops['analytic_per_example'] / 1e9:.1f}"
+        yield f"{flops['compiled'] / flops['analytic']:.2f}"
+        yield ", ".join(f"{row['count']} {kind}" for kind, row in kinds)
+        yield f"{plan['roofline']['mfu']:.0%}"
+    yield f"{plan['compile_seconds']:.0f}"
+
+
+def policy(plan):
+    """The fields of the section `memory`, in words."""
+    memory = plan.get("policy", {})
+    return " ".join(f"{name}={value}" for name, value in memory.items()) or "none"
+
+
+COLUMNS = (
+    "program",
+    "topology",
+    "examples a chip",
+    "memory policy",
+    "arguments GiB",
+    "temporaries GiB",
+    "total GiB of 15.75",
+    "GFLOP an example",
+    "compiled / analytic",
+    "collectives of a step",
+    "MFU at most",
+    "compile s",
+)
+
+
+def write(found):
+    """Writes the table of all plans."""
+    order = {name: place for place, name in enumerate(ROWS)}
+    rows = sorted(found, key=lambda p: (order[p["row"]], p["chips"]))
+    table = [COLUMNS, ["---"] * len(COLUMNS), *map(list, map(cells, rows))]
+    versions = sorted({f"jax {p['jax']}, libtpu {p['libtpu']}" for p in found})
+    missing = [name for name in ROWS if name not in {p["row"] for p in found}]
+    lines = [
+        "# Programs for TPUs that are not there",
+        "",
+        "```bash",
+        "python benchmarks/plan.py",
+        "```",
+        "",
+        f"`flax-adapt plan` of the methods at full size, compiled by {'; '.join(versions)}",
+        "on CPU cores that other work shared, so compile seconds are high and uneven. bfloat16,",
+        "mesh data=1 fsdp=-1. [How to read it](../../docs/plan.md).",
+        "",
+        *("| " + " | ".join(row) + " |" for row in table),
+        "",
+    ]
+    if missing:
+        lines += [
+            f"Not compiled yet: {', '.join(ROWS[name][0] for name in missing)}.",
+            "",
+        ]
+    RESULT.write_text("\n".join(lines), "utf-8")
+
+
+def read(store):
+    """The plans in the store, the last of each row and topology."""
+    lines = store.read_text("utf-8").splitlines() if store.exists() else []
+    return {(p["row"], p["topology"]): p for p in map(json.loads, lines)}
+
+
+def main(argv):
+    del argv
+    store = Path(_STORE.value)
+    store.parent.mkdir(parents=True, exist_ok=True)
+    for topology in _TOPOLOGIES.value:
+        for name in _ROWS.value or ROWS:
+            if (name, topology) not in read(store):
+                line = json.dumps(make_plan(name, topology))
+                with store.open("a", encoding="utf-8") as file:
+                    file.write(line + "\n")
+                print(line, flush=True)
+    write(read(store).values())
+
+
+if __name__ == "__main__":
+    app.run(main)
