@@ -28,9 +28,10 @@ def plan(
     """Compiles every kind of stage for hardware that is not there; prints what it needs."""
     # Nothing is run on the accelerators of this machine, if it has any.
     jax.config.update("jax_platforms", "cpu")
+    # First of all, as the number of CPU devices is fixed when JAX starts.
+    hardware = plans.hardware_of(topology, hbm_gib, price_per_chip_hour, num_classes)
     jax_settings.set_precision(config.precision)
     check.experiment(config)
-    hardware = plans.hardware_of(topology, hbm_gib, price_per_chip_hour, num_classes)
     kinds = _choose(config, stage)
     if search:
         return _print_search(config, kinds, hardware, json)

@@ -85,7 +85,8 @@ def devices(topology: Topology) -> list[Any]:
     Those of a TPU or GPU can only be compiled for. Raises UserError where the extra that
     brings the compiler is not installed, or there is no such topology.
     """
-    found = _DEVICES[topology.chip.platform](topology)
+    with _quiet_stderr():  # plugins of JAX, too, tell that there is no accelerator
+        found = _DEVICES[topology.chip.platform](topology)
     return sorted(found, key=lambda device: (device.process_index, device.id))
 
 
@@ -95,13 +96,13 @@ def _tpu(topology: Topology) -> list[Any]:
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
     os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
-    with _quiet_stderr(), _no_such(topology):
+    with _no_such(topology):
         return topologies.get_topology_desc(topology.name, platform="tpu").devices
 
 
 def _cuda(topology: Topology) -> list[Any]:
     _check_extra("jax_cuda12_plugin", "cuda", topology)
-    with _quiet_stderr(), _no_such(topology):
+    with _no_such(topology):
         return gpu.devices(topology.chips)
 
 
