@@ -109,8 +109,8 @@ def config_of(name, topology):
 
 def make_plan(name, topology):
     """The plan of a row, and which versions compiled it."""
-    (kind,) = plans.kinds(config_of(name, topology))
-    plan = plans.plan_kind(kind, plans.hardware_of(topology))
+    (kind,) = plans.group_stages(config_of(name, topology))
+    plan = plans.plan_kind(kind, plans.find_hardware(topology))
     versions = {m: importlib.metadata.version(m) for m in ("jax", "libtpu")}
     return {"row": name, **versions, **plan}
 

@@ -29,7 +29,7 @@ def plan(
     # Nothing is run on the accelerators of this machine, if it has any.
     jax.config.update("jax_platforms", "cpu")
     # First of all, as the number of CPU devices is fixed when JAX starts.
-    hardware = plans.hardware_of(topology, hbm_gib, price_per_chip_hour, num_classes)
+    hardware = plans.find_hardware(topology, hbm_gib, price_per_chip_hour, num_classes)
     jax_settings.set_precision(config.precision)
     check.experiment(config)
     kinds = _choose(config, stage)
@@ -42,12 +42,12 @@ def plan(
             print(report.describe(found[-1]), flush=True)
     if json:
         print(json_format.dumps(found))
-    return 0 if plans.fit(found) else 1
+    return 0 if plans.all_fit(found) else 1
 
 
 def _choose(config: Any, stage: str) -> list[Kind]:
     """Returns all kinds of stages that have a step to compile, or that of one stage."""
-    kinds = plans.kinds(config)
+    kinds = plans.group_stages(config)
     names = [section.name for section in config.stages]
     if stage and stage not in names:
         raise UserError(f"--stage={stage} is no stage; there are: {', '.join(names)}")
@@ -65,15 +65,17 @@ def _print_search(
     names, code, rows = [section.name for section in config.stages], 0, []
     for kind in kinds:
         index = names.index(kind.names[0])
-        best = _search.pareto(_search.search(config, index, hardware))
+        best = _search.pareto(_search.try_candidates(config, index, hardware))
         code = code if best else 1
         rows += [{"changes": one.changes, **one.plan} for one in best]
         if not as_json:
             print(
                 f"{kind.names[0]} on {hardware.topology.name}: {len(best)} candidates"
             )
-            print(_search.table(best) if best else "nothing fits")
-            print(f"best: {_search.flags(best[0])}\n" if best else "", flush=True)
+            print(_search.format_table(best) if best else "nothing fits")
+            print(
+                f"best: {_search.format_flags(best[0])}\n" if best else "", flush=True
+            )
     if as_json:
         print(json_format.dumps(rows))
     return code

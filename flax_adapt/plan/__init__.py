@@ -1,7 +1,7 @@
 """What the training step of a stage needs on hardware that is not there.
 
-    hardware = plans.hardware_of("v5e:4x4")
-    kind = plans.kinds(config)[0]
+    hardware = plans.find_hardware("v5e:4x4")
+    kind = plans.group_stages(config)[0]
     plan = plans.plan_kind(kind, hardware)
     print(report.describe(plan))
 

@@ -65,7 +65,7 @@ class Cost(NamedTuple):
     collective: Collective | None
 
 
-def costs(module: Module, devices: int) -> list[Cost]:
+def count_costs(module: Module, devices: int) -> list[Cost]:
     """Returns the costs of all instructions; devices: of the whole program."""
     found = []
     for one, computation, times in hlo.walk(module):
@@ -77,12 +77,12 @@ def costs(module: Module, devices: int) -> list[Cost]:
     return found
 
 
-def total_flops(found: Iterable[Cost]) -> float:
+def sum_flops(found: Iterable[Cost]) -> float:
     """Returns 2 times the multiply-adds of all products, of one chip."""
     return sum(cost.times * cost.flops for cost in found)
 
 
-def by_kind(found: Iterable[Cost]) -> dict[str, dict[str, int]]:
+def sum_by_kind(found: Iterable[Cost]) -> dict[str, dict[str, int]]:
     """Returns {kind: {"count": runs, "bytes": bytes on one chip}} of collectives."""
     kinds: dict[str, dict[str, int]] = {}
     for cost in found:

@@ -14,10 +14,10 @@ from flax_adapt.base import keys
 from flax_adapt.stage.shapes import Described
 
 
-def of_step(described: Described) -> float:
+def count_step(described: Described) -> float:
     """Returns 2 times the multiply-adds of the loss and its gradient for a global batch."""
     loss_fn, state = described.program.loss_fn, described.state
-    strip = jax.tree.map(
+    stripped = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state
     )
     batch = jax.tree.map(
@@ -28,11 +28,11 @@ def of_step(described: Described) -> float:
         key_B = keys.example_keys(jax.random.key(0), batch["position"])
         return jax.grad(lambda p: loss_fn(p, frozen, batch, key_B)[0])(params)
 
-    traced = jax.make_jaxpr(gradient)(strip.params, strip.loss_inputs, batch)
-    return count(traced.jaxpr)
+    traced = jax.make_jaxpr(gradient)(stripped.params, stripped.loss_inputs, batch)
+    return count_products(traced.jaxpr)
 
 
-def count(jaxpr: Any) -> float:
+def count_products(jaxpr: Any) -> float:
     """Returns 2 times the multiply-adds of a jaxpr; of a conditional the larger branch.
 
     A product of [2, 3] and [3, 4]: 48. A loop of unknown length counts once.
@@ -43,10 +43,12 @@ def count(jaxpr: Any) -> float:
         if name in _PRODUCTS:
             total += _PRODUCTS[name](equation)
         elif name == "cond":
-            total += max(count(branch.jaxpr) for branch in equation.params["branches"])
+            total += max(
+                count_products(branch.jaxpr) for branch in equation.params["branches"]
+            )
         else:
             times = equation.params["length"] if name == "scan" else 1
-            total += times * sum(count(inner) for inner in _inner(equation))
+            total += times * sum(count_products(inner) for inner in _inner(equation))
     return total
 
 

@@ -35,7 +35,7 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 WITHOUT_TRITON = {"xla_gpu_enable_triton_gemm": False}
 
 
-def devices(count: int) -> list[Any]:
+def describe_devices(count: int) -> list[Any]:
     """Returns `count` H100 of one host, to compile for."""
     found = topologies.get_topology_desc(
         "", platform="cuda", target_config=H100, topology=f"1x1x{count}"

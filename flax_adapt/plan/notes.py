@@ -33,7 +33,7 @@ def _shards(described: Described, *axes: str) -> int:
     return math.prod(mesh.shape[axis] for axis in axes)
 
 
-def lengths(described: Described) -> tuple[int, ...]:
+def token_counts(described: Described) -> tuple[int, ...]:
     """Returns the numbers of tokens of an example that the model has states of."""
     config, section = described.model.config, described.stage.config
     objective = section.objective.get("masked", section.objective)
@@ -73,7 +73,7 @@ def _batch_test(described: Described, batch: int) -> Callable[[tuple[int, ...]],
     A batch that is also a size of the model tells nothing by itself, but beside the tokens
     of an example.
     """
-    tokens = {*lengths(described)}
+    tokens = {*token_counts(described)}
     own = batch // _shards(described, "data", "fsdp")
     leaves = jax.tree.leaves(described.state.params)
     of_model = {size for leaf in leaves for size in leaf.shape}
@@ -109,7 +109,7 @@ def _bytes(leaf: Any) -> int:
 def _padded(described: Described, topology: Topology) -> Iterator[str]:
     """Yields sizes of which the lanes of the chip's matrix unit are filled badly."""
     lanes = topology.chip.lanes
-    for name, size in sizes(described).items():
+    for name, size in product_sizes(described).items():
         share = size / (-(-size // lanes) * lanes)
         if share < _FILLED:
             yield (
@@ -117,7 +117,7 @@ def _padded(described: Described, topology: Topology) -> Iterator[str]:
             )
 
 
-def sizes(described: Described) -> dict[str, int]:
+def product_sizes(described: Described) -> dict[str, int]:
     """Returns the sizes that matrix products have, by name, as a chip has them."""
     tensor = _shards(described, "tensor")
     parts = {"": described.model.config}
@@ -131,5 +131,5 @@ def sizes(described: Described) -> dict[str, int]:
         found[f"{part}head_dim"] = config.width // config.heads
         found[f"{part}width"] = config.width
         found[f"{part}mlp_dim a chip"] = config.mlp_dim // tensor
-    longest = max(lengths(described), default=0)
+    longest = max(token_counts(described), default=0)
     return {**found, **({"tokens of an example": longest} if longest else {})}

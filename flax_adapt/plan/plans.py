@@ -54,7 +54,7 @@ _SAME_PROGRAM = {
 _SAME_BELOW = re.compile(r"(eval|fisher|sweep|seeds|data\.(subset|mean|std))(\.|$)")
 
 
-def kinds(config: Any) -> list[Kind]:
+def group_stages(config: Any) -> list[Kind]:
     """Returns the kinds of stages of an experiment in the order of their first stages."""
     found: dict[str, Kind] = {}
     for section in config.stages:
@@ -163,9 +163,9 @@ def _measured(
 ) -> dict[str, Any]:
     chip, chips = hardware.topology.chip, hardware.topology.chips
     precision, batch = kind.stage.experiment.precision, kind.stage.config.batch_size
-    found = cost.costs(module, chips)
-    analytic, compiled = flops.of_step(described), chips * cost.total_flops(found)
-    bound = roofline.bound(found, chip, precision)
+    found = cost.count_costs(module, chips)
+    analytic, compiled = flops.count_step(described), chips * cost.sum_flops(found)
+    bound = roofline.bound_time(found, chip, precision)
     peak = roofline.peak_flops(chip, precision)
     hours = bound.seconds * kind.num_steps / 3600
     return {
@@ -175,7 +175,7 @@ def _measured(
             "analytic_per_example": analytic / batch,
             "compiled_per_example": compiled / batch,
         },
-        "collectives": cost.by_kind(found),
+        "collectives": cost.sum_by_kind(found),
         "roofline": {
             **bound._asdict(),
             "mfu": bound.mfu(analytic, chips, peak),
@@ -187,15 +187,15 @@ def _measured(
     }
 
 
-def fit(plans: Sequence[dict[str, Any]]) -> bool:
+def all_fit(plans: Sequence[dict[str, Any]]) -> bool:
     """Returns whether all plans fit into the memory of a chip."""
     return all(plan["memory"]["fits"] for plan in plans)
 
 
-def hardware_of(
+def find_hardware(
     name: str, gib: float = 0.0, price: float = 0.0, num_classes: int = 0
 ) -> Hardware:
     """Returns the hardware of a name such as "v5e:4x4"; gib: 0 for all of its memory."""
     found = topology.parse(name)
     limit = gib or found.chip.gib
-    return Hardware(found, topology.devices(found), limit, price, num_classes)
+    return Hardware(found, topology.list_devices(found), limit, price, num_classes)

@@ -34,7 +34,7 @@ def peak_flops(chip: Chip, precision: str) -> float:
     return chip.flops / (chip.float32_passes if precision == "float32" else 1)
 
 
-def bound(costs: Sequence[Cost], chip: Chip, precision: str) -> Roofline:
+def bound_time(costs: Sequence[Cost], chip: Chip, precision: str) -> Roofline:
     """Returns the lower bound of the time of the instructions of one chip."""
     peak = peak_flops(chip, precision)
     compute = memory = network = local = 0.0

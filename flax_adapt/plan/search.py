@@ -83,7 +83,7 @@ class Candidate(NamedTuple):
         return self.plan["memory"]["total"]
 
 
-def change(config: Any, changes: Changes) -> Any:
+def change_config(config: Any, changes: Changes) -> Any:
     """Returns a copy of a config with other values of the fields in `changes`."""
     plain = configs.plain(config)
     for name, value in changes.items():
@@ -97,7 +97,7 @@ def change(config: Any, changes: Changes) -> Any:
     return configs.build(plain)
 
 
-def search(config: Any, number: int, hardware: Hardware) -> list[Candidate]:
+def try_candidates(config: Any, number: int, hardware: Hardware) -> list[Candidate]:
     """Returns all candidates of stage `number` of a config that can be compiled."""
     at = _Place(number, config.stages[number], hardware)
     *outer, last = (axis(at) for axis in AXES)
@@ -117,8 +117,8 @@ def _grow(
     """Yields candidates until one does not fit."""
     for part in last:
         both = {**changes, **part}
-        changed = change(config, both)
-        kinds = plans.kinds(changed)
+        changed = change_config(config, both)
+        kinds = plans.group_stages(changed)
         name = changed.stages[at.number].name
         kind = next(kind for kind in kinds if name in kind.names)
         try:
@@ -152,7 +152,7 @@ def pareto(candidates: Sequence[Candidate]) -> list[Candidate]:
     return sorted(best, key=lambda one: (-one.speed, one.memory))
 
 
-def table(candidates: Sequence[Candidate]) -> str:
+def format_table(candidates: Sequence[Candidate]) -> str:
     """Returns a line for each candidate: its changes, speed, memory."""
     rows = [
         {
@@ -166,7 +166,7 @@ def table(candidates: Sequence[Candidate]) -> str:
     return logs.format_table(rows, tuple(dict.fromkeys(k for row in rows for k in row)))
 
 
-def flags(candidate: Candidate) -> str:
+def format_flags(candidate: Candidate) -> str:
     """Returns the changes as flags of a command."""
     return " ".join(
         f"--config.{name}={value}" for name, value in candidate.changes.items()

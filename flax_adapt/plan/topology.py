@@ -79,7 +79,7 @@ def parse(name: str) -> Topology:
     return Topology(name, found[1], sizes, chip)
 
 
-def devices(topology: Topology) -> list[Any]:
+def list_devices(topology: Topology) -> list[Any]:
     """Returns its devices in the order in which a run lays them out.
 
     Those of a TPU or GPU can only be compiled for. Raises UserError where the extra that
@@ -103,7 +103,7 @@ def _tpu(topology: Topology) -> list[Any]:
 def _cuda(topology: Topology) -> list[Any]:
     _check_extra("jax_cuda12_plugin", "cuda", topology)
     with _no_such(topology):
-        return gpu.devices(topology.chips)
+        return gpu.describe_devices(topology.chips)
 
 
 def _cpu(topology: Topology) -> list[Any]:

@@ -82,11 +82,11 @@ def describe(stage: Stage, mesh: Mesh, num_classes: int = 0) -> Described:
         frozen=_frozen(start),
         carry=program.carry,
     )
-    batch = sharding.describe_batch(batch_of(stage), mesh)
+    batch = sharding.describe_batch(describe_batch(stage), mesh)
     return Described(stage, model, program, state, batch, (*assumed, *_rows(stage)))
 
 
-def batch_of(stage: Stage) -> Batch:
+def describe_batch(stage: Stage) -> Batch:
     """Returns the shapes of a global batch of a stage, as `data.make_batches` gives it.
 
     Text is as long as `data.seq_len`, the longest that a batch can be.

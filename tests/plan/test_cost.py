@@ -17,7 +17,7 @@ IMAGES, FILTERS, BLURRED = 2 * 25 * 3 * 4, 9 * 3 * 4 * 4, 2 * 25 * 4 * 4
 
 @pytest.fixture(scope="module")
 def found():
-    return cost.costs(hlo.parse(TEXT), devices=4)
+    return cost.count_costs(hlo.parse(TEXT), devices=4)
 
 
 def bytes_of(found):
@@ -25,11 +25,11 @@ def bytes_of(found):
 
 
 def test_products_in_loops_count_as_often_as_the_loop_runs(found):
-    assert cost.total_flops(found) == DOTS + CONVOLUTION
+    assert cost.sum_flops(found) == DOTS + CONVOLUTION
 
 
 def test_a_collective_counts_once_and_in_a_loop_as_often_as_it_runs(found):
-    assert cost.by_kind(found) == {
+    assert cost.sum_by_kind(found) == {
         "all-gather": {"count": 1, "bytes": 3 * 16 * 32 * 2},
         "all-reduce": {"count": 3, "bytes": 3 * PRODUCT},
         "collective-permute": {"count": 1, "bytes": 3 * PRODUCT},
@@ -60,8 +60,8 @@ def test_the_count_of_a_loop_is_its_annotation_where_it_has_one():
     text = TEXT.replace(
         "body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"7"}}'
     )
-    found = cost.costs(hlo.parse(text), devices=4)
-    assert cost.total_flops(found) == 7 * DOTS / 3 + CONVOLUTION
+    found = cost.count_costs(hlo.parse(text), devices=4)
+    assert cost.sum_flops(found) == 7 * DOTS / 3 + CONVOLUTION
 
 
 @pytest.mark.parametrize(
@@ -91,8 +91,8 @@ def test_a_product_of_a_gpu_library_counts():
         '{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],'
         '"rhs_contracting_dimensions":["0"]}}}\n}\n'
     )
-    found = cost.costs(hlo.parse(text), devices=1)
-    assert cost.total_flops(found) == 2 * 8 * 16 * 32
+    found = cost.count_costs(hlo.parse(text), devices=1)
+    assert cost.sum_flops(found) == 2 * 8 * 16 * 32
 
 
 def test_a_roofline_is_the_slower_of_products_and_memory_and_of_the_network(found):
@@ -104,12 +104,12 @@ def test_a_roofline_is_the_slower_of_products_and_memory_and_of_the_network(foun
         "made": DOTS,
         "blurred": CONVOLUTION,
     }  # more FLOPs than bytes
-    bound = roofline.bound(found, chip, "bfloat16")
+    bound = roofline.bound_time(found, chip, "bfloat16")
     assert bound.compute == DOTS + CONVOLUTION
     assert bound.memory == sum(bytes_of(found).values())
     assert bound.seconds == sum(local.values())
     assert bound.mfu(bound.seconds / 2, chips=1, peak=1.0) == 0.5
-    slow = roofline.bound(found, chip._replace(link=1e-9), "bfloat16")
+    slow = roofline.bound_time(found, chip._replace(link=1e-9), "bfloat16")
     assert slow.seconds == slow.network > bound.seconds
-    in_float32 = roofline.bound(found, chip, "float32")
+    in_float32 = roofline.bound_time(found, chip, "float32")
     assert in_float32.compute == 6 * bound.compute

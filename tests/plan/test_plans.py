@@ -7,6 +7,7 @@ from support import tiny
 
 from flax_adapt import defaults
 from flax_adapt.base.errors import UserError
+from flax_adapt.models import masking
 from flax_adapt.plan import flops, hlo, notes, plans, search, topology
 from flax_adapt.plan.topology import GIB
 from flax_adapt.stage import shapes
@@ -16,7 +17,7 @@ from flax_adapt.train import sharding
 def described(*stages, devices=1, **changes):
     config = tiny.experiment(*stages, **changes)
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:devices])
-    return shapes.describe(plans.kinds(config)[0].stage, mesh)
+    return shapes.describe(plans.group_stages(config)[0].stage, mesh)
 
 
 def block(length, width, mlp_dim):
@@ -30,7 +31,28 @@ def test_the_analytic_count_of_a_masked_autoencoder_is_that_by_hand():
     decoder = 2 * 16 * 16 + block(5, 16, 32) + 4 * 16 * 16
     # A gradient takes twice its forward pass; the pixels have none.
     total = 2 * (3 * (encoder + decoder) - 16 * 16)
-    assert flops.of_step(described(tiny.pretrain(batch_size=4))) == 4 * total
+    assert flops.count_step(described(tiny.pretrain(batch_size=4))) == 4 * total
+
+
+def test_self_distillation_adds_a_student_and_a_teacher_of_the_whole_image():
+    whole = 4 * 16 * 16 + 2 * block(5, 16, 32)
+    alone, distilled = (
+        flops.count_step(described(make(batch_size=4)))
+        for make in (tiny.pretrain, tiny.distill)
+    )
+    # The teacher has no gradient, and neither have the pixels.
+    assert distilled - alone == 4 * 2 * (3 * whole - 4 * 16 * 16 + whole)
+
+
+def test_the_analytic_count_of_a_masked_language_model_is_that_by_hand():
+    texts = defaults.text_data("jsonl:none", "train", "none", seq_len=12)
+    stage = defaults.text_pretrain_stage(
+        "mlm", texts, tiny.MASK, batch_size=4, init_from="scratch"
+    )
+    found = described(stage, model=tiny.TEXT_MODEL)
+    hidden = masking.max_hidden(12, stage["objective"]["max_masked_fraction"])
+    head = hidden * (16 * 16 + 16 * tiny.TEXT_MODEL["vocab_size"])
+    assert flops.count_step(found) == 4 * 2 * 3 * (2 * block(12, 16, 32) + head)
 
 
 def test_a_frozen_encoder_has_no_backward_pass():
@@ -40,14 +62,17 @@ def test_a_frozen_encoder_has_no_backward_pass():
     decoder = embed + block(5, 16, 32) + 4 * 16 * 16
     total = 2 * (encoder + 3 * decoder - embed)  # no gradient to its inputs
     stage = tiny.pretrain(batch_size=4, optim=frozen)
-    assert flops.of_step(described(stage)) == 4 * total
+    assert flops.count_step(described(stage)) == 4 * total
 
 
 def test_a_loop_counts_as_often_as_it_runs():
     def run(x):
         return jax.lax.scan(lambda x, _: (x @ np.ones((3, 3)), None), x, length=5)[0]
 
-    assert flops.count(jax.make_jaxpr(run)(np.ones((2, 3))).jaxpr) == 5 * 2 * 2 * 3 * 3
+    assert (
+        flops.count_products(jax.make_jaxpr(run)(np.ones((2, 3))).jaxpr)
+        == 5 * 2 * 2 * 3 * 3
+    )
 
 
 def test_stages_with_the_same_program_are_one_kind():
@@ -59,7 +84,7 @@ def test_stages_with_the_same_program_are_one_kind():
         tiny.pretrain("larger", batch_size=32),
         tiny.finetune(),
     )
-    found = plans.kinds(config)
+    found = plans.group_stages(config)
     names = [
         ("pretrain", "again"),
         ("distill_1", "distill_2"),
@@ -144,13 +169,13 @@ def test_what_is_beaten_in_speed_and_memory_is_not_in_the_table():
     beaten, too_large = candidate(3, 15.0, 5), candidate(4, 90.0, 9, fits=False)
     best = search.pareto([small, beaten, fast, too_large])
     assert best == [fast, small]
-    assert search.flags(best[0]) == "--config.stages.0.batch_size=2"
+    assert search.format_flags(best[0]) == "--config.stages.0.batch_size=2"
     assert search.pareto([too_large]) == []
 
 
 def test_a_candidate_changes_fields_of_a_copy():
     config = tiny.experiment(tiny.pretrain())
     changes = {"mesh.fsdp": -1, "mesh.data": 1, "stages.0.optim.accum_steps": 2}
-    changed = search.change(config, changes)
+    changed = search.change_config(config, changes)
     assert (changed.mesh.fsdp, changed.stages[0].optim.accum_steps) == (-1, 2)
     assert (config.mesh.fsdp, config.stages[0].optim.accum_steps) == (1, 1)
