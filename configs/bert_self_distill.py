@@ -26,6 +26,8 @@ Run     flax-adapt run --workdir=runs/x \
         finetune_steps, finetune_lr, seeds  of fine-tuning (batch 16); seeds: number of runs
         regress   True: labels are numbers; squared error and Spearman's correlation
         per_class number of labelled texts of every class for fine-tuning (0: all)
+        labels    each_seed: every seed of fine-tuning draws its own labels, the same for
+                  all arms | fixed: all seeds have the same
         test_split  split to test on; "rest": all texts that per_class does not select;
                   masked pre-training then sees these texts (not their labels), too
         heldout_split  held-out texts for the perplexity of masked pre-training ("": none)

@@ -22,7 +22,8 @@ Run     flax-adapt run --workdir=runs/x \
                   and adaptor as in glad_finetune; "": usual fine-tuning instead
         compare   True: also fine-tune the initial weights and the result of every step
         pretrain_steps, pretrain_batch_size, pretrain_lr  of every stage without labels
-        per_class, split, test_split, data_dir  of the target
+        per_class, labels, split, test_split, data_dir  of the target; labels: as in
+                  vit_self_distill
         min_crop_area  not used here
         steps, batch_size, lr, lrs, seeds, dropout, pooling, augment  of fine-tuning and of
                   GLAD, the same for all, as in baseline_finetune

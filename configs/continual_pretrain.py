@@ -32,7 +32,7 @@ Run     flax-adapt run --workdir=runs/x \
         finetune_steps, finetune_batch_size, finetune_lr  of that fine-tuning
         seeds     number of fine-tuning runs of every model and domain
         per_class number of labelled examples of every class for fine-tuning and for the
-                  probes (0: all)
+                  probes (0: all); labels: as in vit_self_distill
         adaptor, regularizer, weight  of objective=glad, as in glad_finetune
         split     split on which the domains are learned
         label_split, test_split  splits to fine-tune and probe on, and to test on

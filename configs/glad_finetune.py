@@ -24,6 +24,7 @@ Run     flax-adapt run --workdir=runs/x \
                   masked-language head first, with the encoder frozen. regularizer=masked
                   needs none: it has trained one
         per_class number of labelled examples of every class (0: all)
+        labels    each_seed | fixed: as in vit_self_distill
         split, test_split  splits to train and to test on
         augment, seeds, steps, batch_size, lr, lrs, dropout, pooling  of training, with the
                   same meaning and values as in baseline_finetune

@@ -53,7 +53,7 @@ ARGUMENTS = dict(
 def get_config(arguments: str = ""):
     args = configs.parse_arguments(arguments, **ARGUMENTS)
     released, target = digits("builtin:mnist5k"), digits("builtin:digits")
-    few = {**defaults.ALL, "per_class": 10}
+    few = defaults.few(10, labels="fixed")
     augment = defaults.augment.section_of(args.augment)
     labelled = digits("builtin:digits", subset=few, augment=augment)
     test = digits("builtin:digits", subset={**few, "part": "rest"})

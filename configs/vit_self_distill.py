@@ -32,6 +32,8 @@ Run     flax-adapt run --workdir=runs/dtd \
                   twice (further pre-training for twice the steps); none: no replacement
         compare   True: also fine-tune the initial weights and the further pre-trained model
         per_class number of labelled images of every class for fine-tuning (0: all)
+        labels    each_seed: every seed of fine-tuning draws its own labels, the same for
+                  all arms | fixed: all seeds have the same
         test_split  split to test on; "rest": all images that per_class does not select
         augment   of fine-tuning: none | flip | crop (crops of 8 % of the area or more,
                   and flips); "": flip

@@ -30,6 +30,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "probe_optim": dict(num_steps=1_000, lr=0.1),
     "evaluate": dict(train={}, test={}),
     "mlm": dict(mask_token_id=103),
+    "few": dict(per_class=10, labels="each_seed"),
     "replay": dict(source="a data section", ratio=0.5),
     "resize": dict(width=1_536),
     "sweep": dict(lrs=(1e-4, 1e-3)),

@@ -157,7 +157,7 @@ class Chain:
     def _make_finetuning(self, name: str) -> dict[str, Any]:
         """Returns fine-tuning from the current weights; all rows share its settings."""
         args, make = self.args, self.start.make
-        few = {**shared.ALL, "per_class": args.per_class}
+        few = shared.few(args.per_class, args.labels)
         train = make.labelled_data(args.dataset, args.split, subset=few)
         test = make.labelled_data(args.dataset, args.test_split)
         stage = supervised.make_stage(name, train, test, args)

@@ -42,6 +42,7 @@ CONTINUAL_ARGUMENTS = dict(
     finetune_batch_size=32,
     finetune_lr=1e-4,
     seeds=3,
+    labels="each_seed",
     adaptor="vector",
     regularizer="preserve",
     weight=1.0,
@@ -226,7 +227,7 @@ class Continual:
         return sections.glad(masked, **fields)
 
     def _few_labels(self) -> dict[str, Any]:
-        return {**shared.ALL, "per_class": self.args.per_class}
+        return shared.few(self.args.per_class, self.args.labels)
 
     def _make_cell(self, model: str, d: int) -> dict[str, Any]:
         """Returns the stage that fine-tunes a model on domain d; all models alike."""

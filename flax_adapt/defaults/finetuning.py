@@ -176,7 +176,9 @@ class Baselines:
         if name == "linear_probe":
             return [self._make_probe(stage)]
         if name == "lp_ft":
-            head = {**stage, "name": f"{stage['name']}_head", "seeds": (0,)}
+            # A head has the labels of the seed that starts from it.
+            one = {"seeds": (0,)} if self.args.labels == "fixed" else {}
+            head = {**stage, "name": f"{stage['name']}_head", **one}
             start = dict(
                 init_from=f"stage:{head['name']}", model=self._keep_head(stage)
             )

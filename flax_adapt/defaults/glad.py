@@ -99,7 +99,7 @@ class Glad:
     ) -> dict:
         """Returns supervised training on `data`, with the settings that all stages share."""
         args, make = self.args, self.start.make
-        few = {**shared.ALL, "per_class": args.per_class}
+        few = shared.few(args.per_class, args.labels)
         train = make.labelled_data(data, args.split, subset=few)
         test = make.labelled_data(data, args.test_split)
         stage = supervised.make_stage(name, train, test, args)

@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from flax_adapt import data, weights
-from flax_adapt.base.errors import UserError
+from flax_adapt.base.errors import UserError, choose
 from flax_adapt.defaults import sections
 from flax_adapt.weights.formats import table as formats
 
@@ -31,7 +31,19 @@ ARGUMENTS_OF_DATA: dict[str, Any] = dict(
     text_field="text",
     label_field="label",
 )
-ALL = dict(per_class=0, fraction=1.0, seed=0, part="chosen")
+DRAWS = ("each_seed", "fixed")
+ALL = dict(per_class=0, fraction=1.0, seed=0, part="chosen", draw="fixed")
+
+
+def few(per_class: int, labels: str) -> dict[str, Any]:
+    """Returns the section `subset` of `per_class` examples of every class; 0: all examples.
+
+    labels: "each_seed", where every seed of a stage draws examples of its own, the same
+    for all methods, or "fixed", where all seeds have the same. Raises UserError for
+    another word.
+    """
+    draw = choose("labels", labels, {name: name for name in DRAWS})
+    return {**ALL, "per_class": per_class, "draw": draw}
 
 
 def describe_init(init: str, format: str, known: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from flax_adapt.defaults import augment, sections, shared, text
 SUPERVISED_ARGUMENTS: dict[str, Any] = dict(
     augment="",
     seeds=3,
+    labels="each_seed",
     steps=0,
     batch_size=0,
     lr=0.0,

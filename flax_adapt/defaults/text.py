@@ -135,6 +135,7 @@ TEXT_ARGUMENTS = dict(
     test_split="test",
     heldout_split="",
     per_class=0,
+    labels="each_seed",
     seeds=5,
     steps=12_500,
     batch_size=64,
@@ -172,7 +173,7 @@ class TextData:
                 f"init={args.init} holds a {kind}; this config takes text models"
             )
         self.mask_token_id = data.open_tokenizer(args.init).mask_id
-        few = {**ALL, "per_class": args.per_class}
+        few = shared.few(args.per_class, args.labels)
         self.texts = self._unlabelled_data("train")
         self.labelled = self._make_section("train", subset=few)
         rest = args.test_split == "rest"

@@ -140,6 +140,7 @@ S1_ARGUMENTS = dict(
     channels=0,
     channels_by="sum",
     per_class=0,
+    labels="each_seed",
     test_split="test",
     augment="",
 )
@@ -178,7 +179,7 @@ class S1Data:
             mean=mean,
             std=std,
         )
-        few = {**ALL, "per_class": args.per_class}
+        few = shared.few(args.per_class, args.labels)
         augmented = augment.section_of(args.augment)
         self.images = image_data(source, train, **fits)
         self.labelled = image_data(source, train, subset=few, augment=augmented, **fits)

@@ -7,7 +7,7 @@ the examples that are held out. Stages without labels may see every example.
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -16,28 +16,23 @@ from flax_adapt import data, objectives
 from flax_adapt.base.errors import UserError
 from flax_adapt.base.paths import user_path
 from flax_adapt.data import subset
-from flax_adapt.objectives import penalties
-from flax_adapt.stage.references import label
+from flax_adapt.stage import draws
+from flax_adapt.stage.draws import change_fields, label, references_of
 
 FOLDER = "held_out"  # stages/NAME/held_out/...
 _STAGE = "stage:"
 
 
 class Rerun(NamedTuple):
-    """A stage that is to be run again: its section, with references as in the config.
+    """A stage that is to be run again.
 
-    reference: the name by which later stages refer to it, `stage:NAME` or
-    `stage:NAME/seed_S`. seed: that of the run.
+    section: as in the config, for all seeds. reference: the name by which later stages
+    refer to it, `stage:NAME` or `stage:NAME/seed_S`. seed: that of the run.
     """
 
     reference: str
     section: Any
     seed: int
-
-
-def change_fields(section: Any, **fields: Any) -> ConfigDict:
-    """Returns a copy of a section with these fields changed."""
-    return ConfigDict({**section, **fields})
 
 
 def sees_labels(section: Any) -> bool:
@@ -53,21 +48,11 @@ def list_reruns(config: Any, section: Any) -> list[Rerun]:
     """
     found: dict[str, Rerun] = {}
     for one in _ancestors(config, section):
-        follows = any(name in found for name in references_of(one.section))
+        section_of_seed = draws.of_seed(config, one.section, one.seed)
+        follows = any(name in found for name in references_of(section_of_seed))
         if follows or _reads_data(one.section, section.data):
             found[one.reference] = one
     return list(found.values())
-
-
-def references_of(section: Any) -> set[str]:
-    """Returns the references to earlier stages in a section, as `stage:NAME`.
-
-    They are those that the stage starts from, learns from or is compared with.
-    """
-    named = [section.init_from, section.teacher]
-    for of in penalties.references_of(section).values():
-        named += of
-    return {text for text in named if text.startswith(_STAGE)}
 
 
 def exclude_examples(
@@ -105,30 +90,13 @@ def names_held_out(config_data: Any) -> tuple[str, ...]:
     return tuple(subset.select(data.source.open_source(config_data), part).names)
 
 
-def redirect_references(section: Any, moved: Mapping[str, str]) -> ConfigDict:
-    """Returns the section with its references replaced by {reference: new reference}."""
-
-    def of(penalty: Any) -> Any:
-        if "of" not in penalty:
-            return penalty
-        one, many = isinstance(penalty.of, str), penalty.of
-        new = moved.get(many, many) if one else tuple(moved.get(x, x) for x in many)
-        return change_fields(penalty, of=new)
-
-    return change_fields(
-        section,
-        init_from=moved.get(section.init_from, section.init_from),
-        teacher=moved.get(section.teacher, section.teacher),
-        penalties=tuple(of(penalty) for penalty in section.penalties),
-    )
-
-
 def check_sweeps(config: Any) -> None:
     """Raises UserError where a sweep cannot keep its held-out labels from earlier stages."""
     for section in config.stages:
         if section.sweep is None:
             continue
-        for one in (section, *(one.section for one in _ancestors(config, section))):
+        first = draws.of_seed(config, section, section.seeds[0])
+        for one in (section, *(one.section for one in _ancestors(config, first))):
             for other in _labelled_data(one):
                 _check_split(section, one.name, other)
 
@@ -140,7 +108,7 @@ def _ancestors(config: Any, section: Any) -> list[Rerun]:
         for seed in stage.seeds:
             name = _STAGE + label(stage, seed)
             if name in wanted:
-                wanted |= references_of(stage)
+                wanted |= references_of(draws.of_seed(config, stage, seed))
                 found.append(Rerun(name, stage, seed))
     return found[::-1]
 

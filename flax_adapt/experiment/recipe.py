@@ -1,6 +1,8 @@
 """Runs an experiment: its stages in order, each once; continues wherever it stopped."""
 
 import contextlib
+import json
+import logging
 import statistics
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,11 @@ from flax_adapt.base import config as configs
 from flax_adapt.base import logs
 from flax_adapt.base.errors import UserError
 from flax_adapt.experiment import held_out, lock, sweep
-from flax_adapt.stage import check, loop
+from flax_adapt.stage import check, draws, loop
 from flax_adapt.stage.stage import Stage
 from flax_adapt.train.preemption import Preemption
 
+log = logging.getLogger(__name__)
 # Sections that `flax-adapt eval` alone reads, which measures everything each time.
 _MEASURES = ("evaluate", "more_evaluations", "transfer")
 COLUMNS = ("stage", "metric", "seeds", "mean", "std", "gain", "seconds")
@@ -28,6 +31,7 @@ def run(config: Any, workdir: Path, *, force: bool) -> list[dict[str, Any]]:
     UserError for a workdir that holds another config, with the difference, unless
     `force`.
     """
+    config = _as_begun(config, workdir)
     check.experiment(config)
     held_out.check_sweeps(config)
     _check_sources(config, workdir)
@@ -35,8 +39,9 @@ def run(config: Any, workdir: Path, *, force: bool) -> list[dict[str, Any]]:
     with _only_run(workdir), Preemption() as preemption:
         _claim(config, workdir, force)
         for section in config.stages:
-            tuned = sweep.choose_rate(config, section, workdir, preemption)
-            for stage in _seeds(config, tuned, workdir):
+            for seed in section.seeds:
+                tuned = sweep.choose_rate(config, section, seed, workdir, preemption)
+                stage = Stage(config, tuned, seed, workdir)
                 results.append(loop.train_and_evaluate(stage, preemption))
                 _write(workdir, rows := summarize(results, workdir))
     return rows
@@ -49,7 +54,10 @@ def stage_runs(config: Any, workdir: Path) -> list[Stage]:
 
 
 def _seeds(config: Any, section: Any, workdir: Path) -> list[Stage]:
-    return [Stage(config, section, seed, workdir) for seed in section.seeds]
+    return [
+        Stage(config, draws.of_seed(config, section, seed), seed, workdir)
+        for seed in section.seeds
+    ]
 
 
 def is_done(config: Any, workdir: Path) -> bool:
@@ -103,6 +111,24 @@ def _check_sources(config: Any, workdir: Path) -> None:
                 opened.append(where)
 
 
+def _as_begun(config: Any, workdir: Path) -> Any:
+    """Returns the config, with fixed labels where the workdir was begun with these.
+
+    Before `data.subset.draw` all seeds of a stage had the same labels.
+    """
+    path, draw = workdir / "config.json", '"draw": "each_seed"'
+    if not path.exists() or '"draw": "' in path.read_text() or not _has_begun(workdir):
+        return config
+    if draw in json.dumps(configs.plain(config)):
+        log.info("%s was begun with labels=fixed and goes on with them", workdir)
+        return draws.fix(config)
+    return config
+
+
+def _has_begun(workdir: Path) -> bool:
+    return any(workdir.glob("stages/**/checkpoints/*"))
+
+
 def _claim(config: Any, workdir: Path, force: bool) -> None:
     """Stores the config of a workdir; raises UserError if it holds another one.
 
@@ -110,7 +136,7 @@ def _claim(config: Any, workdir: Path, force: bool) -> None:
     another one, and so does a workdir without any checkpoint.
     """
     path, new = workdir / "config.json", configs.plain(config)
-    if path.exists() and any(workdir.glob("stages/**/checkpoints/*")) and not force:
+    if path.exists() and _has_begun(workdir) and not force:
         changes = configs.difference(*map(_drop_measures, (logs.read_json(path), new)))
         if changes:
             raise UserError(

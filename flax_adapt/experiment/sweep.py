@@ -3,7 +3,8 @@
 Each of `sweep.lrs` is tried by a run of its own, stages/NAME/lr_LR: the stage with its
 first seed, on the part "fit" of its data (`data.subset`), evaluated on "held_out" when it
 ends. The best by `sweep.metric` (of equals, that with the lower loss) is the rate of all
-seeds, which train on all examples.
+seeds, which train on all examples. Where each seed has labels of its own (`stage.draws`),
+each chooses its rate by them, in stages/NAME/seed_S.
 
 An earlier stage of the chain may have trained on labels that are held out (`held_out`).
 It is then run again without them in stages/NAME/held_out, once for all rates, and the
@@ -22,7 +23,7 @@ from flax_adapt.base import logs
 from flax_adapt.base.errors import UserError
 from flax_adapt.experiment import held_out
 from flax_adapt.stage import data as inputs
-from flax_adapt.stage import loop
+from flax_adapt.stage import draws, loop
 from flax_adapt.stage.stage import Stage
 from flax_adapt.train.preemption import Preemption
 
@@ -31,24 +32,35 @@ log = logging.getLogger(__name__)
 
 
 def choose_rate(
-    config: Any, section: Any, workdir: Path, preemption: Preemption
+    config: Any, section: Any, seed: int, workdir: Path, preemption: Preemption
 ) -> Any:
-    """Returns the stage's section with the best of `sweep.lrs` as `optim.lr`.
+    """Returns the section for one seed, with the best of `sweep.lrs` as `optim.lr`.
 
-    A section without `sweep` is returned unchanged. stages/NAME/sweep.json records what
-    was measured. A rate at which training breaks down cannot be chosen; raises UserError
-    if it does at all of them.
+    Without `sweep` the rate stays. stages/NAME/sweep.json records what was measured. A rate
+    at which training breaks down cannot be chosen; raises UserError if it does at all of
+    them.
     """
+    own = draws.of_seed(config, section, seed)
     if section.sweep is None:
-        return section
-    record = workdir / "stages" / section.name / RECORD
+        return own
+    tried = _tried(config, section, seed)
+    record = workdir / "stages" / tried.name / RECORD
     if record.exists():
         lr = logs.read_json(record)["lr"]
     else:
-        lr = _try_all(record, config, section, workdir, preemption)
-    return held_out.change_fields(
-        section, optim=held_out.change_fields(section.optim, lr=lr)
-    )
+        lr = _try_all(record, config, tried, workdir, preemption)
+    return draws.change_fields(own, optim=draws.change_fields(own.optim, lr=lr))
+
+
+def _tried(config: Any, section: Any, seed: int) -> Any:
+    """Returns the section that tries the rates for a seed, with the name of its folder.
+
+    Seeds with the same labels share the choice of the first one.
+    """
+    if not draws.has_own_labels(section):
+        return draws.of_seed(config, section, section.seeds[0])
+    own, name = draws.of_seed(config, section, seed), draws.label(section, seed)
+    return draws.change_fields(own, name=name, seeds=(seed,))
 
 
 def _try_all(
@@ -101,18 +113,16 @@ def _rerun_chain(
     folder = f"{section.name}/{held_out.FOLDER}"
     moved: dict[str, str] = {}
     for one in again:
-        tuned = choose_rate(config, one.section, workdir, preemption)
+        tuned = choose_rate(config, one.section, one.seed, workdir, preemption)
         label = f"{folder}/{one.reference.removeprefix('stage:')}"
         less = held_out.exclude_examples(tuned, names, section.data)
         fields = dict(name=label, seeds=(one.seed,), eval=None, sweep=None)
-        run = held_out.change_fields(
-            held_out.redirect_references(less, moved), **fields
-        )
+        run = draws.change_fields(draws.redirect_references(less, moved), **fields)
         loop.train_and_evaluate(Stage(config, run, one.seed, workdir), preemption)
         moved[one.reference] = f"stage:{label}"
-    start = held_out.redirect_references(section, moved)
+    start = draws.redirect_references(section, moved)
     replay = held_out.exclude_examples(section, names, section.data).replay
-    return held_out.change_fields(start, name=folder, replay=replay)
+    return draws.change_fields(start, name=folder, replay=replay)
 
 
 def _measure(stage: Stage, preemption: Preemption) -> dict[str, float | None]:
@@ -129,18 +139,18 @@ def candidate(section: Any, lr: float) -> Any:
     """Returns the section of the run that tries `lr`."""
     fit, test = (_part(section.data, part) for part in ("fit", "held_out"))
     how = dict(metric=section.sweep.metric, mode=section.sweep.mode, every_steps=0)
-    return held_out.change_fields(
+    return draws.change_fields(
         section,
         name=f"{section.name}/lr_{lr:g}",
         seeds=section.seeds[:1],
         data=fit,
-        eval=held_out.change_fields(section.eval, data=test, **how),
-        optim=held_out.change_fields(section.optim, lr=lr),
+        eval=draws.change_fields(section.eval, data=test, **how),
+        optim=draws.change_fields(section.optim, lr=lr),
         fisher=None,
         sweep=None,
     )
 
 
 def _part(config_data: Any, part: str) -> ConfigDict:
-    subset = held_out.change_fields(config_data.subset, part=part)
-    return held_out.change_fields(config_data, subset=subset)
+    subset = draws.change_fields(config_data.subset, part=part)
+    return draws.change_fields(config_data, subset=subset)

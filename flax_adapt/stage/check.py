@@ -23,7 +23,7 @@ from flax_adapt.objectives import (
     penalties,
     statistics,
 )
-from flax_adapt.stage import data, fisher, references, stage, training
+from flax_adapt.stage import data, draws, fisher, references, stage, training
 from flax_adapt.surgery import heads, lora
 from flax_adapt.train import anchors, lars, linear, optim, sgd
 from flax_adapt.train import fisher as train_fisher
@@ -32,6 +32,7 @@ from flax_adapt.weights import reshape
 # The modules whose CHECKS are run, in this order: a row may rely on earlier ones.
 OWNERS: list[ModuleType] = [
     stage,
+    draws,
     objectives,
     data,
     optim,
@@ -79,11 +80,26 @@ def first_mistake(config: Any) -> Mistake | None:
             return Mistake(row, text)
     earlier: dict[str, Any] = {}
     for section in config.stages:
-        found = checks.first_mistake(gather(), Context(config, section, dict(earlier)))
-        if found is not None:
-            return found._replace(text=f"stage {section.name}: {found.text}")
+        for one in _different(config, section):
+            found = checks.first_mistake(gather(), Context(config, one, dict(earlier)))
+            if found is not None:
+                return found._replace(text=f"stage {section.name}: {found.text}")
         earlier |= dict.fromkeys(references.labels(section), section)
     return None
+
+
+def _different(config: Any, section: Any) -> list[Any]:
+    """Returns the section of a stage for the first of its seeds.
+
+    It is followed by those of seeds that refer to other runs.
+    """
+    if not section.seeds:
+        return [section]
+    found: dict[frozenset[str], Any] = {}
+    for seed in section.seeds:
+        one = draws.of_seed(config, section, seed)
+        found.setdefault(frozenset(draws.references_of(one)), one)
+    return list(found.values())
 
 
 def _find_repeated(config: Any) -> list[str]:

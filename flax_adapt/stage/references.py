@@ -1,6 +1,7 @@
 """References of a stage: to earlier stages by name, to the config's `init`, or to a path.
 
-A stage with one seed is called NAME, one with several seeds NAME/seed_S for each of them.
+A stage with one seed is called NAME, one with several seeds NAME/seed_S for each of them;
+NAME then means the run of the same seed (`stage.draws`).
 Whether a path exists and has suitable weights is checked by the stage that opens it.
 """
 
@@ -11,11 +12,7 @@ from flax_adapt.base import checks
 from flax_adapt.base.checks import Check, Context, Row
 from flax_adapt.objectives import penalties
 from flax_adapt.stage import exported
-
-
-def label(section: Any, seed: int) -> str:
-    """Returns the name of a stage's run: NAME, or NAME/seed_S with several seeds."""
-    return section.name if len(section.seeds) == 1 else f"{section.name}/seed_{seed}"
+from flax_adapt.stage.draws import label
 
 
 def labels(section: Any) -> list[str]:

@@ -102,7 +102,7 @@ def chosen_lr(workdir, mode="max", lrs=(0.1, 0.2, 0.3)):
     config = experiment(lrs)
     with config.unlocked():
         config.stages[0].sweep.mode = mode
-    return sweep.choose_rate(config, config.stages[0], workdir, None).optim.lr
+    return sweep.choose_rate(config, config.stages[0], 1, workdir, None).optim.lr
 
 
 @pytest.mark.parametrize(("mode", "lr"), [("max", 0.3), ("min", 0.1)])

@@ -65,6 +65,7 @@ MISTAKES = {
     "seed=0 + -1 must lie in [0, 2147483647]": (PLAIN, {"seeds": (-1,)}, {}),
     "num_steps=0 must be at least 1": (PLAIN, {"num_steps": 0}, {}),
     "batch_size=0 must be at least 1": (PLAIN, {"batch_size": 0}, {}),
+    "data.subset.draw='often' is unknown": (HEAD, {"data.subset.draw": "often"}, {}),
     # Of the objective, and what chooses by it.
     "objective.name='mea' is unknown": (PLAIN, {"objective.name": "mea"}, {}),
     "objective.masked.name='mea' is": (DISTILL, {"objective.masked.name": "mea"}, {}),

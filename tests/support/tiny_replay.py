@@ -6,7 +6,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from support import tiny, tiny_text
 
-from flax_adapt import data
+from flax_adapt import data, defaults
 
 NUM_STEPS = 4
 # What there is of orders; 2 of the scheduled ones run both ways.
@@ -36,7 +36,7 @@ def replay(source, ratio=0.5, **changes):
 
 def few(count, **changes):
     """So many digits of each class."""
-    subset = dict(per_class=count, fraction=1.0, seed=1, part="chosen")
+    subset = {**defaults.ALL, "per_class": count, "seed": 1}
     return tiny.digits(subset=subset, **changes)
 
 

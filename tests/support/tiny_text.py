@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 from tokenizers import Tokenizer, decoders, models, normalizers, processors
 from tokenizers import pre_tokenizers as splits
 
+from flax_adapt import defaults
 from flax_adapt.data import source as sources
 
 # (text, label): two topics, so that a model can tell them apart.
@@ -109,7 +110,7 @@ def section(source, tokenizer="", **changes):
         layout="padded",
         seq_len=16,
         buckets=(8, 12),
-        subset=dict(per_class=0, fraction=1.0, seed=0, part="chosen"),
+        subset=defaults.ALL,
         prefetch_batches=2,
         max_bad_fraction=0.0,
     )
