@@ -8,7 +8,6 @@ from typing import Any
 from flax_adapt import data, models, weights
 from flax_adapt.base.errors import UserError, choose, reword_errors
 from flax_adapt.defaults import augment, sections, shared
-from flax_adapt.defaults.shared import ALL
 
 
 def text_data(source: str, split: str, tokenizer: str, **changes: Any) -> dict:
@@ -29,7 +28,7 @@ def text_data(source: str, split: str, tokenizer: str, **changes: Any) -> dict:
         layout="padded",
         seq_len=128,
         buckets=(16, 32, 48, 64, 96, 128, 192, 256, 384),
-        subset=ALL,
+        subset=shared.ALL,
         prefetch_batches=4,
         max_bad_fraction=0.01,
     )
