@@ -166,6 +166,10 @@ def _library_call(one: Instruction, computation: Computation) -> float:
     target = one.attribute("custom_call_target").strip('"')
     if re.match(r"__cublas\$(gemm|lt\$matmul)", target):
         return _dot(one, computation, _contracted(one))
+    if target.startswith("__cudnn$fmha"):
+        # Two products of [B, L, H, K] and [B, M, H, K]; backward five, one of them again.
+        query, other = (_operand(one, computation, number) for number in (0, 1))
+        return 2.0 * (5 if "Backward" in target else 2) * query.size * other.dims[1]
     if target == "__cudnn$convForward":
         return _convolution(one, computation)
     if target.startswith("__cudnn$convBackward"):

@@ -81,18 +81,52 @@ def test_the_size_of_a_group_is_read_in_every_form(groups, size):
     assert cost.group_size(f", channel_id=3, {groups}, dimensions={{0}}", 8) == size
 
 
-def test_a_product_of_a_gpu_library_counts():
+@pytest.mark.parametrize(
+    ("left", "right", "call", "expected"),
+    [
+        (
+            "8,16",
+            "16,32",
+            '"__cublas$gemm", backend_config={"gemm_backend_config":'
+            '{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],'
+            '"rhs_contracting_dimensions":["0"]}}}',
+            2 * 8 * 16 * 32,
+        ),
+        # Images, 5 x 5 of 3 channels, and 3 x 3 filters to 4 channels; then the gradients
+        # of the images and of the filters from that of the result: as many multiply-adds.
+        (
+            "2,5,5,3",
+            "3,3,3,4",
+            '"__cudnn$convForward", window={size=3x3}, dim_labels=b01f_01io->b01f',
+            2 * 2 * 3 * 3 * 9 * 3 * 4,
+        ),
+        (
+            "2,3,3,4",
+            "3,3,3,4",
+            '"__cudnn$convBackwardInput", window={size=3x3}, dim_labels=b01f_01io->b01f',
+            2 * 2 * 3 * 3 * 9 * 3 * 4,
+        ),
+        # Attention of 7 queries to 9 keys, 3 heads of 8.
+        ("2,7,3,8", "2,9,3,8", '"__cudnn$fmhaSoftmax"', 2 * 2 * (2 * 3 * 7 * 9 * 8)),
+        (
+            "2,7,3,8",
+            "2,9,3,8",
+            '"__cudnn$fmhaSoftmaxBackward"',
+            5 * 2 * (2 * 3 * 7 * 9 * 8),
+        ),
+    ],
+)
+def test_what_gpu_libraries_compute_counts(left, right, call, expected):
+    result = {"8,16": "8,32", "2,5,5,3": "2,3,3,4"}.get(left, "2,5,5,3")
     text = (
-        "ENTRY %main (a: bf16[8,16], b: bf16[16,32]) -> bf16[8,32] {\n"
-        "  %a = bf16[8,16]{1,0} parameter(0)\n"
-        "  %b = bf16[16,32]{1,0} parameter(1)\n"
-        "  ROOT %gemm = (bf16[8,32]{1,0}, s8[64]{0}) custom-call(%a, %b), "
-        'custom_call_target="__cublas$gemm", backend_config={"gemm_backend_config":'
-        '{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],'
-        '"rhs_contracting_dimensions":["0"]}}}\n}\n'
+        f"ENTRY %main (a: bf16[{left}], b: bf16[{right}]) -> bf16[{result}] {{\n"
+        f"  %a = bf16[{left}] parameter(0)\n"
+        f"  %b = bf16[{right}] parameter(1)\n"
+        f"  ROOT %made = (bf16[{result}], s8[64]{{0}}) custom-call(%a, %b), "
+        f"custom_call_target={call}\n}}\n"
     )
     found = cost.count_costs(hlo.parse(text), devices=1)
-    assert cost.sum_flops(found) == 2 * 8 * 16 * 32
+    assert cost.sum_flops(found) == expected
 
 
 def test_a_roofline_is_the_slower_of_products_and_memory_and_of_the_network(found):
