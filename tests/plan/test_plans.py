@@ -1,5 +1,8 @@
 """Plans of tiny stages: counts by hand, kinds of stages, hardware by name."""
 
+import re
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -12,6 +15,8 @@ from flax_adapt.plan import flops, hlo, notes, plans, search, topology
 from flax_adapt.plan.topology import GIB
 from flax_adapt.stage import shapes
 from flax_adapt.train import sharding
+
+PAGE = (Path(__file__).parents[2] / "docs" / "plan.md").read_text("utf-8")
 
 
 def described(*stages, devices=1, **changes):
@@ -105,6 +110,15 @@ def test_a_topology_that_cannot_be_is_refused_in_the_users_words(name):
 
 def test_a_topology_has_the_product_of_its_sizes_of_chips():
     assert topology.parse("v5p:2x3x4").chips == 24
+
+
+def test_the_page_has_the_peaks_that_are_counted_with():
+    rows = re.findall(r"^\| (\w+) \| ([\d.]+(?: \| [\d.]+){4}) \|$", PAGE, re.MULTILINE)
+    told = {name: [*map(float, cells.split(" | "))] for name, cells in rows}
+    assert told == {
+        name: [c.flops / 1e12, c.hbm / 1e9, c.link / 1e9, c.gib, c.lanes]
+        for name, c in topology.CHIPS.items()
+    }
 
 
 def test_the_bytes_that_a_program_needs_are_read_from_the_refusal_of_the_compiler():
