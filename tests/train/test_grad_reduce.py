@@ -2,6 +2,7 @@
 
 XLA's CPU promotes every bfloat16 reduction afterwards, so that the final text says
 nothing: looked at is the program right after it was divided among eight devices.
+Compiled for a TPU (libtpu, v5e, 4 x 4), MAE and BERT sum their gradients in float32 as well.
 """
 
 import re
