@@ -34,7 +34,15 @@ Run     flax-adapt run --workdir=runs/dtd \
         per_class number of labelled images of every class for fine-tuning (0: all)
         labels    each_seed: every seed of fine-tuning draws its own labels, the same for
                   all arms | fixed: all seeds have the same
-        test_split  split to test on; "rest": all images that per_class does not select
+        train_split, test_split  splits to train and to test on, by the names of their
+                  folders; test_split=rest: all images that per_class does not select
+        fit       images are made square by: squash (the aspect ratio is lost, as in the
+                  papers) | crop (the middle) | pad (black is added)
+        bits      bits of a level in 16-bit files, such as 12 (0: all)
+        window    LOW:HIGH, the levels that become black and white; LOW%:HIGH%: percentiles
+                  of the training images ("": the range of the file's type)
+        image_field, label_field, split_field  columns of a table of images ("": image_field
+                  is the only one of the usual names; label_field="": no labels)
         augment   of fine-tuning: none | flip | crop (crops of 8 % of the area or more,
                   and flips); "": flip
 Expect  a table of test accuracies over 5 seeds with the gain of each step. Not run at

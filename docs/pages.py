@@ -44,6 +44,7 @@ OTHERS = {
     "dataset",
     "small_mae",
     "pixel_statistics",
+    "read_images_as",
     "distill_stages",
     "self_distill_stages",
 }

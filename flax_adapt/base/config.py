@@ -36,6 +36,13 @@ ADDED: dict[str, Any] = {
     r"(.*\.)?(augment|views\.\d+)\.erase_probability": 0.0,
     r"(.*\.)?subset\.draw": "fixed",
     r"init_known\.weights": "",  # the usual set of weights of a file
+    **{
+        rf"(.*\.)?(data(\.\d+)?|train|test|source)\.{name}": value
+        for name, value in (
+            *(("fit", "squash"), ("bits", 0), ("window", ""), ("image_field", "")),
+            *(("label_field", "label"), ("split_field", "split")),
+        )
+    },
 }
 
 

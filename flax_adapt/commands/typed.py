@@ -108,7 +108,10 @@ class Typed(NamedTuple):
                     *filter(self._has(value), given),
                     *filter(self._has(value), names),
                 ]
-                return f"{self.prefix}{equal[0]}={value}" if equal else found[0]
+                # Advice: of a field of data that one argument sets, with another value.
+                alone = names if field.startswith("data.") and len(names) == 1 else []
+                meant = [*equal, *alone]
+                return f"{self.prefix}{meant[0]}={value}" if meant else found[0]
             meant = given if len(given) == 1 else names
             return f"{self.prefix}{meant[0]}" if len(meant) == 1 else found[0]
 

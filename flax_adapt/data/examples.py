@@ -1,7 +1,7 @@
 """Examples of an image data section, decoded to host batches."""
 
 import concurrent.futures
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -11,15 +11,12 @@ from flax_adapt.base.checks import Row
 from flax_adapt.data import fingerprint, source, subset
 from flax_adapt.data.bad_files import BadFiles
 from flax_adapt.data.base import BATCH_ROWS, UNLABELLED, Source
-from flax_adapt.data.images import image
+from flax_adapt.data.images import image, levels
 
 # Rules of a data section of images.
 ROWS = (
     Row(lambda it: it.image_size >= 1, "data.image_size must be at least 1"),
-    Row(
-        lambda it: it.channels in image.MODES,
-        f"data.channels must be in {sorted(image.MODES)}",
-    ),
+    Row(lambda it: it.channels >= 1, "data.channels must be at least 1"),
     Row(lambda it: it.num_threads >= 1, "data.num_threads must be at least 1"),
     *BATCH_ROWS,
 )
@@ -55,6 +52,8 @@ CACHE_BYTES = 256 * 2**20
 # Images that use 14 bits or less of 16 are taken for images of another scale; and the
 # number of examples that are checked for it.
 _USED_OF_16_BITS, _LOOKED_AT = 2**14, 8
+# For percentiles of a set: so many of its images are read, and so many pixels of each kept.
+_MOST_IMAGES, _MOST_PIXELS = 500, 10_000
 
 
 class ImageExamples:
@@ -66,8 +65,12 @@ class ImageExamples:
 
     def __init__(self, source: Source, config_data: ConfigDict, bad_log: str):
         self.source, self.config = source, config_data
+        self._how = levels.how_of(config_data)
         fraction = config_data.max_bad_fraction
-        self.bad_files = BadFiles(source.where, len(source), fraction, bad_log)
+        count = len(source) + len(source.broken)
+        self.bad_files = BadFiles(source.where, count, fraction, bad_log)
+        for name, reason in source.broken.items():
+            self.bad_files.add(name, reason)
         self._threads = concurrent.futures.ThreadPoolExecutor(config_data.num_threads)
         decoded_bytes = len(source) * config_data.image_size**2 * config_data.channels
         small = decoded_bytes <= CACHE_BYTES
@@ -141,7 +144,7 @@ class ImageExamples:
         item, label = self.source.read(row)
         try:
             size, channels = self.config.image_size, self.config.channels
-            return image.decode(item, size, channels), label
+            return image.decode(item, size, channels, self._how), label
         except image.UndecodableImage as error:
             self.bad_files.add(self.names[row], str(error))
             return None, label
@@ -157,26 +160,75 @@ def open_images(config_data: ConfigDict, bad_log: str) -> ImageExamples:
     for number, view in enumerate(config_data.views):
         check_augment(f"views.{number}", view, config_data.channels)
     image.channel_values(config_data)
+    how = levels.how_of(config_data)
     chosen = subset.select(source.open_source(config_data), config_data.subset)
-    _check_16_bits(chosen)
+    if how.window is None:
+        _check_levels(chosen)
     return ImageExamples(chosen, config_data, bad_log)
 
 
-def _check_16_bits(source: Source) -> None:
-    """Raises UserError where 16-bit images use so little of 0..65535 that 8 bits lose them.
+def _check_levels(source: Source) -> None:
+    """Raises UserError for images whose range must be given in `bits` or `window`.
 
-    Cameras and microscopes store 10, 12 or 14 bits that way. A few examples are checked.
+    These are 16-bit images that use so little of 0..65535 that 8 bits lose them, since
+    cameras and microscopes store 10, 12 or 14 bits so, and images of floating-point numbers
+    or of more bits. A few examples are looked at.
     """
-    rows = np.unique(np.linspace(0, len(source) - 1, _LOOKED_AT).astype(int)).tolist()
-    highest = [image.highest_of_16_bits(source.read(row)[0]) for row in rows]
-    top = max((level for level in highest if level is not None), default=0)
+    looked_at = [pixels for pixels in _levels_of(source, _LOOKED_AT) if pixels.size]
+    if not looked_at:
+        return
+    low = min(float(pixels.min()) for pixels in looked_at)
+    top = max(float(pixels.max()) for pixels in looked_at)
+    window = "data.window='LOW:HIGH', or 'LOW%:HIGH%' for percentiles of the set"
+    if low < 0 or top > 65535 or any(p.dtype.kind == "f" for p in looked_at):
+        raise errors.UserError(
+            f"{source.where}: the pixels of {looked_at[0].dtype} lie in {low:.6g} to "
+            f"{top:.6g} (in {len(looked_at)} images that were looked at), which is no known "
+            f"range: give {window}"
+        )
     if 0 < top < _USED_OF_16_BITS:
         raise errors.UserError(
-            f"{source.where}: the 16-bit images use only 0 to {top} of 0 to 65535 (in"
-            f" {len(rows)} that were looked at), so that 8 bits keep {top // 257 + 1}"
-            f" levels, nearly black; multiply their pixels by up to {65535 // top}, or"
-            " save them in 8 bits"
+            f"{source.where}: the 16-bit images use only 0 to {top:.0f} of 0 to 65535 (in"
+            f" {len(looked_at)} that were looked at), so that 8 bits keep {top // 257 + 1:.0f}"
+            f" levels, nearly black: give data.bits={int(top).bit_length()}, or {window}"
         )
+
+
+def _levels_of(source: Source, most: int) -> Iterator[np.ndarray]:
+    """The levels of evenly spread images whose range is not certain."""
+    rows = np.unique(np.linspace(0, len(source) - 1, most).astype(int)).tolist()
+    for row in rows if len(source) else []:
+        pixels = image.read_levels(source.read(row)[0])
+        if pixels is not None:
+            yield pixels
+
+
+def window_of_percentiles(config_data: ConfigDict) -> str:
+    """Returns `data.window` with "LOW%:HIGH%" as levels of the set, else unchanged.
+
+    Percentiles of all pixels of up to 500 images, evenly spread. Raises UserError where no
+    image needs a range.
+    """
+    percentiles = levels.parse_percentiles(config_data.window)
+    if percentiles is None:
+        return str(config_data.window)
+    opened = source.open_source(config_data)
+    kept = [
+        pixels.ravel()[:: 1 + pixels.size // _MOST_PIXELS]
+        for pixels in _levels_of(opened, _MOST_IMAGES)
+    ]
+    if not kept:
+        raise errors.UserError(
+            f"data.window={config_data.window!r}: the images of {opened.where} have 8 bits "
+            "or tell their range: leave it out"
+        )
+    low, high = np.percentile(np.concatenate(kept), percentiles).tolist()
+    if low >= high:
+        raise errors.UserError(
+            f"data.window={config_data.window!r} of {opened.where} is {low:.6g} to "
+            f"{high:.6g}, which is empty: take percentiles further apart"
+        )
+    return f"{low:.6g}:{high:.6g}"
 
 
 def check_augment(name: str, section: ConfigDict, channels: int) -> None:

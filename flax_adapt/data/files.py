@@ -10,6 +10,7 @@ import functools
 import logging
 import os
 import pathlib
+import re
 from collections.abc import Iterator, Sequence, Set
 from typing import NamedTuple
 
@@ -18,6 +19,11 @@ from flax_adapt.base import errors
 log = logging.getLogger(__name__)
 
 SPLITS = frozenset(("train", "test", "val", "validation", "valid", "dev"))
+# Names that people give splits, besides: Training, TestSet, eval_images. Folders are taken
+# for splits by these only where all of them are named so.
+_LIKE_SPLITS = re.compile(
+    r"(train|test|val|valid|dev|eval)(ing|ation|uation|s|[-_ ]?(set|data|images|split))?"
+)
 # Lower case: of network drives, archives, recycle bins, repaired disks, Python.
 IGNORED_FOLDERS = frozenset(
     ("@eadir", "@recycle", "#recycle", "#snapshot", "__macosx", "__pycache__")
@@ -54,10 +60,11 @@ def find_split_folders(root: pathlib.Path, split: str) -> dict[str, pathlib.Path
             warn_once(f"{root}: not a split, so not read: {others}")
         return found
     if found:
-        more = f", and beside it {list_few(others)}" if others else ""
+        beside_them = f", and beside it {list_few(others)}" if others else ""
+        there = sorted({folder.name for folder in found.values()})
         raise errors.UserError(
             f"data.split={split!r}: {root} has no such folder; it has"
-            f" {sorted(found)}{more}"
+            f" {there}{beside_them}: give one of these names as the split"
         )
     if split != "train":
         raise errors.UserError(
@@ -76,36 +83,41 @@ def find_named_splits(
     Train and TEST are splits, too, but an exact name wins.
     """
     named = {name.lower(): path for name, path in paths.items()} | paths
-    return {name: path for name, path in named.items() if name in SPLITS | {split}}
+    named_so: Set[str] = SPLITS
+    if paths and all(_LIKE_SPLITS.fullmatch(name.lower()) for name in paths):
+        named_so = SPLITS | {*paths}
+    return {name: path for name, path in named.items() if name in named_so | {split}}
 
 
 class Listing(NamedTuple):
-    """The files that are read, relative to their folder and sorted as POSIX strings.
+    """The files that are read, relative to their folder, as sorted POSIX paths.
 
     unread: other contents of the folder, for messages; "" where there are none.
     """
 
-    paths: list[pathlib.PurePath]
+    paths: list[str]
     unread: str
 
 
 def list_files(root: pathlib.Path, endings: Set[str]) -> Listing:
-    """Returns the files at any depth below `root` whose names end in one of `endings`."""
-    found: list[pathlib.PurePath] = []
+    """Lists the files at any depth below `root` that end in one of `endings`."""
+    found: list[str] = []
     others: collections.Counter[str] = collections.Counter()
     ignored: set[str] = set()
     for folder, children, names in _walk(root):
         ignored |= {child for child in children if is_ignored(child)}
+        prefix = folder.relative_to(root).as_posix()
+        prefix = "" if prefix == "." else f"{prefix}/"
         # A leading dot also covers the ._* files that macOS leaves behind.
         for name in (name for name in names if not name.startswith(".")):
             if ending_of(name) in endings:
-                found.append((folder / name).relative_to(root))
+                found.append(prefix + name)
             else:
                 others[ending_of(name) or "without an ending"] += 1
-    read = {file.parts[0] for file in found}
+    read = {file.partition("/")[0] for file in found}
     barren = [child.name for child in list_folders(root) if child.name not in read]
     unread = _describe_unread(endings, others, barren, sorted(ignored))
-    return Listing(sorted(found, key=lambda file: file.as_posix()), unread)
+    return Listing(sorted(found), unread)
 
 
 def _describe_unread(
@@ -159,8 +171,13 @@ def ending_of(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
 
+def first_word(name: str) -> str:
+    """The first word of a file's name: "train" of `train-00000-of-00002.parquet`."""
+    return re.split(r"[-_. ]", name)[0]
+
+
 def describe_neighbours(path: pathlib.Path, kinds: str) -> str:
-    """Returns the contents of the nearest existing folder, since most mistakes are typos.
+    """What there is in the nearest folder that exists: most mistakes are typing.
 
     kinds: "folders", or "files" to list those, too.
     """

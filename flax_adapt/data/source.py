@@ -3,11 +3,16 @@
 images
     tfds:NAME[:config]   a prepared TensorFlow dataset in array_record, under `data_dir`
     folder:PATH          image files, PATH/[SPLIT/][CLASS]/...
-    builtin:NAME         a small data set that comes with a Python package
+    csv:PATH, tsv:, jsonl:  a table of paths of images; PATH is a file, or a folder of SPLIT.csv
+    parquet:PATH         images or paths in parquet files, by row groups
+    hf:PATH, hf:NAME     a folder that `datasets` saved; a data set on the Hub, in parquet
+    tar:PATTERN          the tar shards of a WebDataset
+    builtin:NAME         a small set that comes with a Python package
 texts
     tfds:NAME[:config]   as above
     jsonl:PATH           a JSON object a line; PATH is a file, or a folder of SPLIT.jsonl
     csv:PATH, tsv:PATH   the same with a header line; tsv knows no quotes
+    parquet:PATH, hf:PATH, hf:NAME  as above
     text:PATH            a document a line, or a folder of .txt files; no labels
 """
 
@@ -21,7 +26,7 @@ from ml_collections import ConfigDict
 from flax_adapt.base import errors
 from flax_adapt.data import builtin
 from flax_adapt.data.base import Source
-from flax_adapt.data.images import folder
+from flax_adapt.data.images import folder, shards, tables
 from flax_adapt.data.images import prepared as prepared_images
 from flax_adapt.data.texts import files as text_files
 from flax_adapt.data.texts import prepared as prepared_texts
@@ -33,6 +38,12 @@ SCHEMES: dict[str, dict[str, Open]] = {
     "image": {
         "tfds": prepared_images.open_tfds_images,
         "folder": folder.open_folder,
+        "csv": tables.table_opener("csv"),
+        "tsv": tables.table_opener("tsv"),
+        "jsonl": tables.table_opener("jsonl"),
+        "parquet": tables.arrow_opener("parquet"),
+        "hf": tables.arrow_opener("hf"),
+        "tar": shards.open_shards,
         "builtin": builtin.open_builtin,
     },
     "text": {
@@ -40,6 +51,8 @@ SCHEMES: dict[str, dict[str, Open]] = {
         "jsonl": text_files.table_opener("jsonl"),
         "csv": text_files.table_opener("csv"),
         "tsv": text_files.table_opener("tsv"),
+        "parquet": text_files.arrow_opener("parquet"),
+        "hf": text_files.arrow_opener("hf"),
         "text": text_files.open_text,
     },
 }

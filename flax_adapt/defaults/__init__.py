@@ -28,6 +28,7 @@ from flax_adapt.defaults.chain import CHAIN_ARGUMENTS, Chain
 from flax_adapt.defaults.continual import CONTINUAL_ARGUMENTS, Continual
 from flax_adapt.defaults.finetuning import BASELINE_ARGUMENTS, Baselines
 from flax_adapt.defaults.glad import GLAD_ARGUMENTS, Glad
+from flax_adapt.defaults.image_section import IMAGE_FILES, image_data, read_images_as
 from flax_adapt.defaults.mae_finetuning import MAE_FINETUNE_ARGUMENTS, mae_finetune
 from flax_adapt.defaults.resizing import RESIZING_ARGUMENTS, Resizing
 from flax_adapt.defaults.sections import (
@@ -74,7 +75,6 @@ from flax_adapt.defaults.vision import (
     S1_PRETRAIN_ARGUMENTS,
     S1Data,
     dataset,
-    image_data,
     pixel_statistics,
     small_mae,
 )
@@ -87,6 +87,7 @@ __all__ = [
     "CONTINUAL_ARGUMENTS",
     "DATASETS",
     "GLAD_ARGUMENTS",
+    "IMAGE_FILES",
     "MAE_FINETUNE_ARGUMENTS",
     "MARS_RADIUS",
     "MOCO_V3_VIEWS",
@@ -136,6 +137,7 @@ __all__ = [
     "probe_optim",
     "projector",
     "r3f",
+    "read_images_as",
     "recadam",
     "reconstruct",
     "regress",

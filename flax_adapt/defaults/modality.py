@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from flax_adapt import data, models, weights
 from flax_adapt.base.errors import UserError, choose, reword_errors
-from flax_adapt.defaults import augment, sections, shared, text, vision
+from flax_adapt.defaults import augment, image_section, sections, shared, text, vision
 
 
 class Form(NamedTuple):
@@ -67,6 +67,8 @@ class Images:
             args.init, channels, args.init_format or None
         )
         self.fits = dict(image_size=size, channels=channels, mean=mean, std=std)
+        source = vision.dataset(args.dataset) if args.get("dataset") else ""
+        self.fits |= image_section.read_images_as(args, source, args.split)
         # Only RGB has colours; the published sigmas are for images of 224 x 224 pixels.
         changes: dict[str, Any] = {} if channels == 3 else dict(augment.NO_COLOURS)
         changes["blur_sigma"] = tuple(s * size / 224 for s in augment.MOCO_V3_SIGMA)
@@ -78,7 +80,7 @@ class Images:
     def labelled_data(self, source: str, split: str, **changes: Any) -> dict[str, Any]:
         """Returns the data section of a split; images are the same with and without labels."""
         fields = {"data_dir": self.data_dir, **self.fits, **changes}
-        return vision.image_data(vision.dataset(source), split, **fields)
+        return image_section.image_data(vision.dataset(source), split, **fields)
 
     unpacked_data = unlabelled_data = labelled_data
 

@@ -30,6 +30,7 @@ ARGUMENTS_OF_DATA: dict[str, Any] = dict(
     seq_len=128,
     text_field="text",
     label_field="label",
+    **dict(fit="squash", bits=0, window="", image_field="", split_field="split"),
 )
 DRAWS = ("each_seed", "fixed")
 ALL = dict(per_class=0, fraction=1.0, seed=0, part="chosen", draw="fixed")

@@ -7,9 +7,14 @@ from typing import Any
 
 from flax_adapt import models, weights
 from flax_adapt.base.errors import UserError, choose, reword_errors
-from flax_adapt.data.images import image
-from flax_adapt.defaults import augment, sections, shared
-from flax_adapt.defaults.augment import NO_AUGMENT
+from flax_adapt.defaults import augment, shared
+from flax_adapt.defaults.image_section import (
+    IMAGE_FILES,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    image_data,
+    read_images_as,
+)
 from flax_adapt.defaults.shared import ALL, UNKNOWN
 
 # Short names for `dataset=`: the paper's vision sets that TFDS carries.
@@ -20,9 +25,6 @@ DATASETS = {
     "dogs": "tfds:stanford_dogs",
     "flowers": "tfds:oxford_flowers102",
 }
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def dataset(name: str) -> str:
@@ -102,31 +104,6 @@ def pixel_statistics(
     return (0.5,) * channels, (0.5,) * channels
 
 
-def image_data(source: str, split: str, **changes: Any) -> dict[str, Any]:
-    """Returns a data section: 224 x 224, ImageNet mean and std, no augmentation, all examples.
-
-    views: (), or the two sections `augment` of a contrastive objective.
-    """
-    section = dict(
-        modality="image",
-        source=source,
-        data_dir="",
-        split=split,
-        classes=(),
-        image_size=224,
-        channels=3,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-        subset=ALL,
-        augment=NO_AUGMENT,
-        views=(),
-        num_threads=16,
-        prefetch_batches=4,
-        max_bad_fraction=0.01,
-    )
-    return sections.change(section, changes)
-
-
 # Arguments of all configs of S1 on images; the docstring of vit_self_distill explains them.
 S1_ARGUMENTS = dict(
     dataset="dtd",
@@ -141,8 +118,10 @@ S1_ARGUMENTS = dict(
     channels_by="sum",
     per_class=0,
     labels="each_seed",
+    train_split="train",
     test_split="test",
     augment="",
+    **IMAGE_FILES,
 )
 # Arguments of those of them that pre-train.
 S1_PRETRAIN_ARGUMENTS = dict(**S1_ARGUMENTS, decoder_warmup=0)
@@ -153,7 +132,7 @@ class S1Data:
     """Makes the stages of the configs of S1 on images, from S1_ARGUMENTS."""
 
     def __init__(self, args: Any):
-        source, train = dataset(args.dataset), "train"
+        source, train = dataset(args.dataset), args.train_split
         self.args, self.init = args, args.init
         self.known = {name: args[name] for name in UNKNOWN}
         self.init_options = shared.describe_init(
@@ -165,15 +144,12 @@ class S1Data:
         task = "mae" if WARMUP in args else "classify"
         self.model = weights.reshape.resized_config(self.found, sizes, task, None)
         channels = self.model["channels"]
-        if channels not in image.MODES:
-            raise UserError(
-                f"channels={channels}: images are read with {sorted(image.MODES)} channels"
-            )
         if args.init:
             weights.reshape.check_channels(self.found["channels"], channels)
         mean, std = pixel_statistics(args.init, channels, self.init_options["format"])
         fits = dict(
             data_dir=args.data_dir,
+            **read_images_as(args, source, train),
             image_size=self.model["image_size"],
             channels=channels,
             mean=mean,

@@ -93,10 +93,6 @@ def test_a_teacher_takes_it_too(files, tmp_path):
         (",heads=2,init_format=tf", "init_format='tf' is unknown"),
         (",heads=2,init_format=timm,gelu=relu", "gelu='relu' is unknown"),
         (",heads=x", "argument heads='x' must be of type int"),
-        (
-            f"{TOLD},channels=2",
-            r"channels=2: images are read with \[1, 3, 4\] channels",
-        ),
     ],
 )
 def test_a_config_says_what_to_give(files, more, told):

@@ -4,10 +4,14 @@ Either the right number of examples comes out and exit code 0, or one line that 
 is wrong and exit code 2: never a traceback.
 """
 
+import tarfile
+
 import numpy as np
+import pyarrow
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
+from pyarrow import parquet
 from support import tiny, tiny_files, tiny_text
 
 from flax_adapt import data
@@ -16,6 +20,8 @@ from flax_adapt.base import errors
 TEXTS = ("the cat sat", "a dog ran", "cold rain", "the sea")
 LABELS = ("animal", "animal", "weather", "weather")
 HEADERS = {"csv": "text,label\n", "tsv": "text\tlabel\n", "jsonl": "", "text": ""}
+# Images in one file or by a pattern.
+IMAGES = ("folder", "builtin", "images csv", "parquet", "hf", "tar")
 LINES = {
     "csv": "{0},{1}\n",
     "tsv": "{0}\t{1}\n",
@@ -118,7 +124,7 @@ def models(tmp_path_factory):
 
 def section_of(source, models, **changes):
     scheme = source.partition(":")[0]
-    if scheme in ("folder", "builtin"):
+    if scheme in IMAGES or source.endswith("/images.csv"):
         fields = dict(image_size=8, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
         return ConfigDict({**tiny.digits(), **fields, "source": source, **changes})
     label = {} if scheme != "text" else dict(label_field="")
@@ -147,7 +153,7 @@ def check(found, wanted):
 def through_features(main, source, models, out, kind="", **flags):
     """The same by the command; `features` allows one bad example in a hundred."""
     kind = kind or source.partition(":")[0]
-    modality = "image" if kind in ("folder", "builtin") else "text"
+    modality = "image" if kind in IMAGES else "text"
     label = ["--label_field="] if source.startswith("text:") else []
     more = [f"--{name}={value}" for name, value in flags.items()]
     code, _, error = main(
@@ -187,34 +193,86 @@ def test_folders_of_images(main, tmp_path, models, case):
     check(through_features(main, source, models, tmp_path / "out.npz"), wanted)
 
 
-@pytest.mark.parametrize("kind", ["folder", "builtin", *LINES])
+def image_rows(folder):
+    return [(file, file.parent.name) for file in sorted(folder.rglob("*.png"))]
+
+
+def write_images(kind, root):
+    """The images of `image_folder` as a source of another kind; returns its path."""
+    rows = image_rows(image_folder(root / "images"))
+    if kind == "images csv":
+        lines = [f"{file},{label}" for file, label in rows]
+        (root / "images.csv").write_text("\n".join(["image,label", *lines]))
+        return root / "images.csv"
+    if kind == "tar":
+        with tarfile.open(root / "images.tar", "w") as tar:
+            for file, label in rows:
+                tar.add(file, f"{label}{file.stem}.png")
+                (root / "cls").write_text(label)
+                tar.add(root / "cls", f"{label}{file.stem}.cls")
+        return root / "images.tar"
+    columns = {
+        "image": [file.read_bytes() for file, _ in rows],
+        "label": [label for _, label in rows],
+    }
+    parquet.write_table(pyarrow.table(columns), root / "images.parquet")
+    return root / "images.parquet"
+
+
+# What is done to the bytes of a file of images, and what comes out.
+WHOLE = {
+    "good": (lambda body: body, GOOD),
+    "empty file": (lambda body: b"", ""),
+    "cut": (lambda body: body[: len(body) // 3], ""),
+    "of another kind": (lambda body: b"\xff\xfe" * 400, ""),
+}
+
+
+@pytest.mark.parametrize("kind", IMAGES[2:])
+@pytest.mark.parametrize("case", WHOLE)
+def test_files_of_images(main, tmp_path, models, kind, case):
+    change, wanted = WHOLE[case]
+    file = write_images(kind, tmp_path)
+    file.write_bytes(change(file.read_bytes()))
+    source = f"{kind.removeprefix('images ')}:{file}"
+    found = outcome(section_of(source, models))
+    told = through_features(main, source, models, tmp_path / "out.npz", kind=kind)
+    if wanted:
+        assert found == told == wanted
+    elif not (kind == "images csv" and case == "cut"):  # fewer rows are good rows
+        check(found, str(file.name))
+        check(told, str(file.name))
+
+
+@pytest.mark.parametrize("kind", [*IMAGES, *LINES])
 @pytest.mark.parametrize("case", SETTINGS)
 def test_settings(main, tmp_path, models, kind, case):
     changes, wanted = SETTINGS[case]
-    path = "digits"
+    path, kind_of_path = "digits", kind
     if kind == "folder":
         path = image_folder(tmp_path / "images")
+    elif kind in IMAGES and kind != "builtin":
+        path = write_images(kind, tmp_path)
     elif kind in LINES:
         path = tmp_path / f"x.{kind}"
         path.write_bytes(table(kind, GOOD))
+    kind = kind.removeprefix("images ")
     if case in ("missing", "unknown home"):
-        path = tmp_path / "gone" if case == "missing" else "~nobody_here/x"
+        path = tmp_path / "gone/images.csv" if case == "missing" else "~nobody_here/x"
         wanted = "['digits', 'mnist5k']" if kind == "builtin" else wanted
     source = changes.get("source", f"{kind}:{path}")
+    section = section_of(f"{kind}:{path}", models)
+    if kind_of_path == "images csv":
+        section = section_of("csv:/images.csv", models)
+    is_image = section.modality == "image"
     if case == "another modality":
-        source = f"{'jsonl' if kind in ('folder', 'builtin') else 'folder'}:{path}"
-        modality = "image" if kind in ("folder", "builtin") else "text"
-        section = section_of(f"{kind}:{path}", models)
-        section.source = source
-        assert section.modality == modality
-    else:
-        section = section_of(f"{kind}:{path}", models)
-        section.update({**changes, "source": source})
+        source = f"{'text' if is_image else 'folder'}:{path}"
+    section.update({**changes, "source": source})
     check(outcome(section), wanted)
     if case != "another modality":
         flags = {"split": changes["split"]} if "split" in changes else {}
         out = tmp_path / "out.npz"
-        told = through_features(main, source, models, out, kind=kind, **flags)
+        told = through_features(main, source, models, out, kind=kind_of_path, **flags)
         check(told, wanted)
 
 

@@ -2,8 +2,9 @@
 
 Where PATH holds a folder named as the split, its images are the split; where PATH holds
 no split folder at all, the split "train" is all of PATH. The class of an image is the
-first folder below the split; images that lie directly in the split have no class, and
-then none of the split has.
+first folder below the split. A split whose images all lie directly in it has no classes,
+and one with class folders and images beside them is an error, unless `data.label_field` is
+"", which asks for no labels.
 """
 
 import pathlib
@@ -15,10 +16,17 @@ from flax_adapt.base import errors
 from flax_adapt.base.paths import user_path
 from flax_adapt.data import files
 from flax_adapt.data.base import UNLABELLED, Source
+from flax_adapt.data.images import arrays, image
 
-ENDINGS = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+ENDINGS = arrays.ENDINGS | frozenset(
+    (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 )
+_HEIF = frozenset((".heic", ".heif"))
+
+
+def read_endings() -> frozenset[str]:
+    """The endings of image files that can be read here."""
+    return ENDINGS | (_HEIF if image.HEIF in image.formats() else frozenset())
 
 
 def open_folder(path: str, config_data: ConfigDict) -> Source:
@@ -33,29 +41,34 @@ def open_folder(path: str, config_data: ConfigDict) -> Source:
             f" {files.describe_neighbours(root, 'folders')}"
         )
     splits = files.find_split_folders(root, config_data.split)
-    found = {name: files.list_files(child, ENDINGS) for name, child in splits.items()}
+    endings = read_endings()
+    found = {name: files.list_files(child, endings) for name, child in splits.items()}
     chosen, where = splits[config_data.split], f"folder:{path} {config_data.split}"
     paths, unread = found[config_data.split]
     if not paths:
         there = f"; there are only {unread}" if unread else ""
         raise errors.UserError(
             f"data.source='folder:{path}': no image in {chosen};"
-            f" files must end in one of {sorted(ENDINGS)}{there}"
+            f" files must end in one of {sorted(endings)}{there}"
         )
     _check_split_is_no_class(path, root, splits, found)
     for name, listing in found.items():
         if listing.unread:
             files.warn_once(f"{splits[name]}: not read: {listing.unread}")
-    class_names = tuple(
-        sorted(set().union(*(_classes(listing.paths) for listing in found.values())))
-    )
-    labels = _labels(paths, class_names, where)
-    prefix = chosen.relative_to(root)
+    class_names: tuple[str, ...] = ()
+    if config_data.label_field:
+        of_all = (_classes(listing.paths) for listing in found.values())
+        class_names = tuple(sorted(set().union(*of_all)))
+        _check_strays(paths, where)
+    labels = _labels(paths, class_names)
+    prefix = chosen.relative_to(root).as_posix()
+    # Only these names are kept in memory, and the labels.
+    names = paths if prefix == "." else [f"{prefix}/{file}" for file in paths]
     return Source(
         where=where,
-        names=[(prefix / file).as_posix() for file in paths],
+        names=names,
         class_names=class_names,
-        read=lambda i: (chosen / paths[i], int(labels[i])),
+        read=lambda i: (root / names[i], int(labels[i])),
         read_labels=lambda: labels,
         broken={},
     )
@@ -79,7 +92,8 @@ def _check_split_is_no_class(
         child
         for child in siblings
         if any(
-            files.ending_of(file.name) in ENDINGS for file in (root / child).iterdir()
+            files.ending_of(file.name) in read_endings()
+            for file in (root / child).iterdir()
         )
     ]
     if alike:
@@ -110,24 +124,27 @@ def describe_nesting(config_data: ConfigDict) -> str:
     return ""
 
 
-def _classes(paths: list[pathlib.PurePath]) -> set[str]:
-    """Returns the folders directly below a split; none where an image lies outside them."""
-    if any(len(file.parts) == 1 for file in paths):
+def _classes(paths: list[str]) -> set[str]:
+    """The folders directly below the split; none where any image lies outside them."""
+    if any("/" not in file for file in paths):
         return set()
-    return {file.parts[0] for file in paths}
+    return {file.partition("/")[0] for file in paths}
 
 
-def _labels(
-    paths: list[pathlib.PurePath], class_names: tuple[str, ...], where: str
-) -> np.ndarray:
-    """Returns int32 [n]: indices into class_names, or all -1."""
-    outside = [file for file in paths if len(file.parts) == 1]
-    if outside:
-        if len(outside) < len(paths):
-            files.warn_once(
-                f"{where}: no labels, as {len(outside)} of {len(paths)} images lie in no"
-                f" class folder, like {outside[0]}"
-            )
+def _check_strays(paths: list[str], where: str) -> None:
+    """Raises UserError for images beside class folders, which have no class."""
+    outside = [file for file in paths if "/" not in file]
+    if outside and len(outside) < len(paths):
+        raise errors.UserError(
+            f"{where}: {len(outside)} of {len(paths)} images lie in no class folder: "
+            f"{files.list_few(outside)}; put them in one, or take them out; "
+            "data.label_field='' reads all images without labels"
+        )
+
+
+def _labels(paths: list[str], class_names: tuple[str, ...]) -> np.ndarray:
+    """int32 [n]: rows of class_names, or all -1."""
+    if not class_names or any("/" not in file for file in paths):
         return np.full(len(paths), UNLABELLED, np.int32)
     row = {name: i for i, name in enumerate(class_names)}
-    return np.array([row[file.parts[0]] for file in paths], np.int32)
+    return np.array([row[file.partition("/")[0]] for file in paths], np.int32)

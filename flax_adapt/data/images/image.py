@@ -1,5 +1,7 @@
 """Decodes image files to uint8 on the host, and normalises pixels on the device."""
 
+import functools
+import importlib.util
 import io
 import pathlib
 import struct
@@ -13,13 +15,15 @@ from ml_collections import ConfigDict
 from flax_adapt.base import errors
 from flax_adapt.base.types import Array, Key
 from flax_adapt.data import base
-from flax_adapt.data.images import augment, metadata, randaugment
+from flax_adapt.data.images import arrays, augment, levels, metadata, randaugment
+from flax_adapt.data.images.levels import UndecodableImage
 
 if TYPE_CHECKING:
     from PIL import Image
 
 # Only formats that hold pixels: Pillow would start other programs for some of the rest.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
+HEIF = "HEIF"  # where the package pillow-heif is installed
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _ORIENTATION = 0x0112  # tag of EXIF
 # EXIF orientation -> Pillow's transpose that puts the image upright; 1 is upright.
@@ -38,41 +42,84 @@ warnings.filterwarnings(
 )
 
 
-class UndecodableImage(Exception):
-    """An image that cannot be decoded; the text is the reason."""
+PLAIN = levels.How("squash", None)
 
 
-def decode(item: base.Image, image_size: int, channels: int) -> np.ndarray:
-    """Returns uint8 [S, S, C] of an image file's bytes or path, or of uint8 pixels.
+def decode(
+    item: base.Image, image_size: int, channels: int, how: levels.How = PLAIN
+) -> np.ndarray:
+    """Returns uint8 [S, S, C] of an image file's bytes or path, or of pixels.
 
-    The image is turned as EXIF says, and converted to grey, RGB (transparency is dropped) or
-    RGBA; 16 bits become 8. It is then resized to the square without keeping the aspect
-    ratio, bilinear with antialiasing, as torchvision's Resize((S, S)) of a Pillow image.
-    Broken metadata are ignored. Raises UndecodableImage for a file without readable pixels.
+    Turned as EXIF says. Levels become 0..255 by `how.window`, 16 bits without one by their
+    whole range. Then it is made grey, RGB (transparency is dropped) or RGBA; an image of
+    another number of channels must have `channels` of them. `how.fit` "squash" resizes to
+    the square without keeping the aspect ratio, bilinear with antialiasing, as
+    torchvision's Resize((S, S)) does to a Pillow image. Broken metadata are ignored. Raises
+    UndecodableImage where there are no pixels to read.
     """
     try:
-        pixels = np.asarray(_open(item, image_size, MODES[channels]))
+        return _read_square(item, image_size, channels, how)
     except (MemoryError, UndecodableImage):
         raise
     except Exception as error:
         # Damaged files make Pillow's readers raise almost anything.
         raise UndecodableImage(f"{type(error).__name__}: {error}") from error
-    return pixels.reshape(image_size, image_size, channels)
 
 
-def _open(item: base.Image, image_size: int, mode: str) -> "Image.Image":
+def _read_square(
+    item: base.Image, size: int, channels: int, how: levels.How
+) -> np.ndarray:
+    """`decode`, with whatever errors readers raise."""
+    found = _read_array(item)
+    if found is not None:
+        return _square_of_array(found, size, channels, how)
+    if isinstance(item, np.ndarray):
+        raise UndecodableImage("no image")
+    try:
+        return _open(item, size, channels, how)
+    except OSError:
+        # Pillow reads TIFF files of up to four channels.
+        if (found := arrays.read_tiff(item)) is None:
+            raise
+    return _square_of_array(found, size, channels, how)
+
+
+def _read_array(item: base.Image) -> arrays.Levels | None:
+    if isinstance(item, np.ndarray):
+        return arrays.Levels(np.squeeze(item), None)
+    return arrays.read(item)
+
+
+def _square_of_array(
+    found: arrays.Levels, size: int, channels: int, how: levels.How
+) -> np.ndarray:
     from PIL import Image
 
-    if isinstance(item, np.ndarray):
-        return _square(Image.fromarray(np.squeeze(item)), image_size, mode)
+    pixels = levels.to_8_bits(found.pixels, how.window or found.window)
+    if pixels.ndim == 3 and pixels.shape[0] == channels != pixels.shape[-1]:
+        pixels = np.moveaxis(pixels, 0, -1)
+    own = 1 if pixels.ndim == 2 else pixels.shape[-1]
+    if own in MODES and channels in MODES:
+        whole = how._replace(window=None)  # these are 8 bits already
+        return _square(Image.fromarray(pixels), size, channels, whole)
+    if own != channels:
+        raise UndecodableImage(f"it has {own} channels, not {channels}")
+    planes = (Image.fromarray(pixels[..., c].copy()) for c in range(own))
+    squares = (levels.fit_to_square(plane, size, how.fit) for plane in planes)
+    return np.stack([np.asarray(square) for square in squares], axis=-1)
+
+
+def _open(
+    item: bytes | pathlib.Path, size: int, channels: int, how: levels.How
+) -> np.ndarray:
     try:
-        return _open_file(item, image_size, mode)
+        return _open_file(item, size, channels, how)
     except (MemoryError, OSError, SyntaxError, ValueError) as error:
         stripped = _without_metadata(item)
         if stripped is None:
             raise
         try:
-            return _open_file(stripped, image_size, mode)
+            return _open_file(stripped, size, channels, how)
         except Exception:
             # The error about the original file says more.
             raise error from None
@@ -88,15 +135,26 @@ def _without_metadata(item: bytes | pathlib.Path) -> bytes | None:
     return None if stripped == whole else stripped
 
 
-def _open_file(item: bytes | pathlib.Path, image_size: int, mode: str) -> "Image.Image":
+def _open_file(
+    item: bytes | pathlib.Path, size: int, channels: int, how: levels.How
+) -> np.ndarray:
     from PIL import Image
 
     file = io.BytesIO(item) if isinstance(item, bytes) else item
-    with Image.open(file, formats=FORMATS) as image:
+    with Image.open(file, formats=formats()) as image:
         image.load()  # before the file is closed, whatever follows
         turn = _turn(image)
         upright = image.transpose(Image.Transpose[turn]) if turn else image
-        return _square(upright, image_size, mode)
+        return _square(upright, size, channels, how)
+
+
+@functools.cache
+def formats() -> tuple[str, ...]:
+    """The formats that Pillow reads here, with HEIF where its package is installed."""
+    if importlib.util.find_spec("pillow_heif") is None:
+        return FORMATS
+    importlib.import_module("pillow_heif").register_heif_opener()
+    return (*FORMATS, HEIF)
 
 
 def _turn(image: "Image.Image") -> str | None:
@@ -108,52 +166,51 @@ def _turn(image: "Image.Image") -> str | None:
         return None
 
 
-def _square(image: "Image.Image", image_size: int, mode: str) -> "Image.Image":
+def _square(
+    image: "Image.Image", size: int, channels: int, how: levels.How
+) -> np.ndarray:
+    """uint8 [S, S, C] of an image in any mode of Pillow."""
     from PIL import Image
 
-    if image.mode.startswith("I"):
-        image = _from_16_bits(image)
-    if image.mode == "F":
-        raise UndecodableImage("floating-point pixels have no known range")
+    if channels not in MODES:
+        own = len(image.getbands())
+        raise UndecodableImage(f"it has {own} channels, not {channels}")
+    if image.mode.startswith("I") or image.mode == "F" or how.window:
+        # Pillow's own conversion of 16 bits would clip at 255.
+        wide = image.convert("RGB") if image.mode in ("P", "CMYK", "YCbCr") else image
+        image = Image.fromarray(levels.to_8_bits(np.asarray(wide), how.window))
     if "transparency" in image.info and image.mode == "P":
         # Pillow warns when it turns such a palette into RGB at once; same pixels.
         image = image.convert("RGBA")
+    mode = MODES[channels]
     image = image if image.mode == mode else image.convert(mode)
-    size = (image_size, image_size)
-    return (
-        image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)
-    )
+    pixels = np.asarray(levels.fit_to_square(image, size, how.fit))
+    return pixels.reshape(size, size, channels)
 
 
-def _from_16_bits(image: "Image.Image") -> "Image.Image":
-    """Returns grey 0..65535 scaled to 0..255; Pillow's conversion would clip at 255."""
-    from PIL import Image
+def read_levels(item: base.Image) -> np.ndarray | None:
+    """Returns the levels of an image whose range is not certain; None of other images.
 
-    pixels = np.asarray(image).astype(np.int64)
-    if pixels.min() < 0 or pixels.max() > 65535:
-        raise UndecodableImage("grey pixels outside 0..65535 have no known range")
-    return Image.fromarray(((pixels + 128) // 257).astype(np.uint8))
-
-
-def highest_of_16_bits(item: base.Image) -> int | None:
-    """Returns the highest level, 0..65535, of a 16-bit image; None for 8 bits.
-
-    For colours it is known in steps of 256. None also for an image that cannot be decoded.
+    Certain are 8 bits, and files that tell their range. Of 16-bit colours, of which Pillow
+    keeps the upper 8 bits, levels come in steps of 256. Also None where the image cannot be
+    decoded, which is found out when it is.
     """
     from PIL import Image
 
-    if isinstance(item, np.ndarray):
-        return int(item.max()) if item.dtype == np.uint16 else None
-    file = io.BytesIO(item) if isinstance(item, bytes) else item
     try:
-        with Image.open(file, formats=FORMATS) as image:
-            if image.mode.startswith("I"):
-                return int(np.asarray(image).max())
+        found = _read_array(item)
+        if found is not None:
+            certain = found.window or found.pixels.dtype in (np.uint8, bool)
+            return None if certain else found.pixels
+        assert not isinstance(item, np.ndarray)  # it is an array
+        file = io.BytesIO(item) if isinstance(item, bytes) else item
+        with Image.open(file, formats=formats()) as image:
+            if image.mode.startswith("I") or image.mode == "F":
+                return np.asarray(image)
             if ";16" not in str(image.tile):
                 return None
-            # Pillow keeps the upper 8 bits of 16-bit colours.
-            upper = int(np.asarray(image).max())
-            return 256 * upper + 255 if upper else 0
+            upper = np.asarray(image).astype(np.int64)
+            return np.where(upper > 0, 256 * upper + 255, 0)
     except Exception:
         return None
 

@@ -10,7 +10,6 @@ Broken rows are named FILE:LINE.
 """
 
 import pathlib
-import re
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -18,7 +17,7 @@ from ml_collections import ConfigDict
 
 from flax_adapt.base import errors
 from flax_adapt.base.paths import user_path
-from flax_adapt.data import files, records, rows
+from flax_adapt.data import arrow, files, records, rows
 from flax_adapt.data.base import LineNames, Source
 
 
@@ -33,7 +32,7 @@ def open_table(scheme: str, path: str, config_data: ConfigDict) -> Source:
     Raises UserError where there is no such file or split, or no readable row.
     """
     where = f"{scheme}:{path} {config_data.split}"
-    splits = _split_files(scheme, path, config_data.split)
+    splits = split_files(scheme, path, config_data.split)
     read = rows.READERS[scheme]
     file = splits[config_data.split]
     gathered, names = _gather_lines(read(file), config_data, where, file)
@@ -44,6 +43,49 @@ def open_table(scheme: str, path: str, config_data: ConfigDict) -> Source:
         values = (records.read_values(found, config_data) for found in rows_of_others)
         classes = records.order_class_names([gathered.values, *values])
     return records.make_source(where, names, gathered, config_data, classes)
+
+
+def arrow_opener(scheme: str) -> Callable[[str, ConfigDict], Source]:
+    """The door of parquet files and of sets of `datasets`."""
+    return lambda path, config_data: open_arrow(scheme, path, config_data)
+
+
+def open_arrow(scheme: str, path: str, config_data: ConfigDict) -> Source:
+    """Reads the columns of the split that are asked for, and the labels of the others."""
+    splits = arrow.find_splits(scheme, path, config_data.split)
+    tables = {name: splits.open(name) for name in splits.files}
+    table = tables[config_data.split]
+    numbered = enumerate(_arrow_rows(table, config_data))
+    prefix = f"{pathlib.PurePath(path).name} {config_data.split}"
+    gathered = records.gather_rows(
+        numbered, config_data, splits.where, lambda row: f"{prefix}:{row}"
+    )
+    classes: tuple[str, ...] = ()
+    if config_data.label_field and config_data.label_kind == "class":
+        others = [one for one in tables.values() if one is not table]
+        values = (
+            records.read_values(_arrow_rows(one, config_data), config_data)
+            for one in others
+        )
+        known = table.class_names.get(config_data.label_field)
+        classes = known or records.order_class_names([gathered.values, *values])
+    names = LineNames(prefix, np.array(gathered.keys))
+    return records.make_source(splits.where, names, gathered, config_data, classes)
+
+
+def _arrow_rows(table: arrow.Table, config_data: ConfigDict) -> Iterator[rows.Fields]:
+    """Rows of the columns that are read, numbers of classes by their names."""
+    label = config_data.label_field
+    wanted = [*config_data.text_fields, *([label] if label else [])]
+    names = table.class_names.get(label)
+    for fields in table.values([name for name in wanted if name in table.columns]):
+        if (
+            names is not None
+            and isinstance(fields.get(label), int)
+            and fields[label] >= 0
+        ):
+            fields[label] = names[fields[label]]
+        yield fields
 
 
 def open_text(path: str, config_data: ConfigDict) -> Source:
@@ -62,8 +104,8 @@ def open_text(path: str, config_data: ConfigDict) -> Source:
     return records.make_source(where, names, gathered, config_data, ())
 
 
-def _split_files(scheme: str, path: str, split: str) -> dict[str, pathlib.Path]:
-    """Returns {split: file}; raises UserError where `split` is not among them."""
+def split_files(scheme: str, path: str, split: str) -> dict[str, pathlib.Path]:
+    """Every split there is, the asked one among them."""
     root = user_path(path)
     if not root.is_dir():
         _check_one_split(scheme, path, root, split)
@@ -96,7 +138,7 @@ def _split_tables(
     found = {
         name: file
         for name, file in tables.items()
-        if re.split(r"[-_. ]", name.lower())[0] in files.SPLITS
+        if files.first_word(name.lower()) in files.SPLITS
     } or tables
     lower = {name.lower(): file for name, file in tables.items()} | tables
     return {**found, split: lower[split]} if split in lower else found
@@ -134,9 +176,9 @@ def _read_documents(
         raise errors.UserError(f"data.source: there is no .txt file in {folder}{there}")
     if unread:
         files.warn_once(f"{folder}: not read: {unread}")
-    if {path.stem for path in paths} <= files.SPLITS:
+    if {path.removesuffix(".txt") for path in paths} <= files.SPLITS:
         raise errors.UserError(
-            f"data.source: {folder} holds only {[str(path) for path in paths]}; a file"
+            f"data.source: {folder} holds only {paths}; a file"
             f" with one document a line is named itself: text:{folder / paths[0]}"
         )
     for path in paths:

@@ -9,7 +9,7 @@ from flax_adapt.data import source
 
 
 def open_folder(path, split="train"):
-    fields = dict(modality="image", classes=(), data_dir="")
+    fields = dict(modality="image", classes=(), data_dir="", label_field="label")
     section = ConfigDict({**fields, "source": f"folder:{path}", "split": split})
     return source.open_source(section)
 
