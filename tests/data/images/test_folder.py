@@ -43,7 +43,7 @@ def test_images_and_folders_that_are_not_read_are_named_in_one_line(tmp_path, ca
         (tmp_path / "train" / file).write_bytes(b"?")
     assert open_folder(tmp_path).class_names == ("a", "b")
     (line,) = caplog.messages
-    assert "files of other endings (2 .heic, 1 .npy, 1 .txt, 1 .jp2; read are" in line
+    assert "files of other endings (2 .heic, 1 .psd, 1 .txt, 1 .jp2; read are" in line
     assert "the folders ['d'], which hold no file that is read" in line
     (tmp_path / "val" / "a").mkdir(parents=True)
     (tmp_path / "val" / "a" / "1.HEIC").write_bytes(b"?")
