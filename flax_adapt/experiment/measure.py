@@ -7,7 +7,7 @@ from flax_adapt import data, weights
 from flax_adapt.base import checks, logs
 from flax_adapt.base.checks import Row
 from flax_adapt.base.errors import UserError
-from flax_adapt.base.paths import user_path
+from flax_adapt.base.hub import weights_path
 from flax_adapt.base.types import Params
 from flax_adapt.data import classes
 from flax_adapt.evals import drift, embed, knn, probe, sparsity
@@ -68,7 +68,7 @@ def evaluate(config: Any, workdir: Path) -> list[dict[str, Any]]:
             f"{workdir} holds no finished stage of this config; run it first"
         )
     models = [
-        Model(label, user_path(config.init), fit)
+        Model(label, weights_path(config.init), fit)
         for label, fit in _ways_of_init(config)
     ]
     wanted = config.evaluate.stages

@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 from flax import linen as nn
 
 from flax_adapt import models, objectives, weights
-from flax_adapt.base import checks
+from flax_adapt.base import checks, hub
 from flax_adapt.base import config as configs
 from flax_adapt.base.checks import Check, Context, Row
 from flax_adapt.base.errors import UserError
-from flax_adapt.base.paths import user_path
 from flax_adapt.stage import exported, references
 from flax_adapt.weights.formats import table as formats
 
@@ -134,7 +133,8 @@ def locate_weights(stage: Stage, field: str, text: str) -> Path:
     if text.startswith("stage:"):
         folder = stage.workdir / "stages" / text.removeprefix("stage:") / "export"
     else:
-        folder = user_path(stage.experiment.init if text == "pretrained" else text)
+        own = stage.experiment.init if text == "pretrained" else text
+        folder = hub.weights_path(own)
     if not folder.exists():
         raise UserError(
             f"stage {stage.label}: {field}={text!r}: there is no {folder}; give "

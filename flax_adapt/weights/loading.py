@@ -10,7 +10,8 @@ import jax
 import numpy as np
 
 from flax_adapt import models
-from flax_adapt.base.paths import user_path
+from flax_adapt.base import hub
+from flax_adapt.base.hub import weights_path
 from flax_adapt.base.types import Params
 from flax_adapt.weights import reshape, strict
 from flax_adapt.weights.files.reading import NOTHING
@@ -28,12 +29,14 @@ def model_config(
 
     Raises UserError for a source that is damaged, or whose model ours cannot compute.
     """
-    return formats.find(user_path(path), format).model_config(user_path(path), known)
+    return formats.find(weights_path(path), format).model_config(
+        weights_path(path), known
+    )
 
 
 def class_names(path: PathLike) -> tuple[str, ...] | None:
     """Returns the names of a model's classes; None where they are only LABEL_i."""
-    return formats.find(user_path(path), None).class_names(user_path(path))
+    return formats.find(weights_path(path), None).class_names(weights_path(path))
 
 
 def parts(
@@ -82,7 +85,8 @@ def open_weights(
     This is for files larger than memory. A parameter that is not read has a shape, which is
     enough for `adopt` and `save`. The files are open until the end of the context.
     """
-    path = user_path(path)
+    path = weights_path(path)
+    origin = Report(origin=hub.describe_origin(path))
     source = formats.find(path, format)
     own = source.pooling(path, known)
     pooling = formats.pooling_of(own, task, pooling)
@@ -90,7 +94,11 @@ def open_weights(
         if own == formats.AFTER != pooling:
             leaves, found = formats.without_norm(leaves, found)
         sets = Report(**formats.other_sets(path, known))
-        yield config, strict.unflatten(leaves), Report(**found).merge(sets)
+        yield (
+            config,
+            strict.unflatten(leaves),
+            Report(**found).merge(sets).merge(origin),
+        )
 
 
 def fit(
@@ -134,11 +142,11 @@ def reconstruction(path: PathLike, *, format: str | None = None) -> dict[str, An
     Keys: normalize_patches, whether the pixels of each patch were normalised
     (norm_pix_loss); hidden_ratio, the share of hidden patches (mask_ratio).
     """
-    return formats.reconstruction(user_path(path), format)
+    return formats.reconstruction(weights_path(path), format)
 
 
 def pixel_statistics(
     path: PathLike, *, format: str | None = None
 ) -> tuple[list[float], list[float]] | None:
     """Returns (mean, std) of pixels in [0, 1] that a model was trained with, or None."""
-    return formats.find(user_path(path), format).pixel_statistics(user_path(path))
+    return formats.find(weights_path(path), format).pixel_statistics(weights_path(path))

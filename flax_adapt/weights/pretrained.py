@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from flax_adapt import models
 from flax_adapt.base.errors import UserError
-from flax_adapt.base.paths import user_path
+from flax_adapt.base.hub import weights_path
 from flax_adapt.base.types import Key, Params
 from flax_adapt.weights import loading, saving, strict
 from flax_adapt.weights import reshape as reshaping
@@ -62,7 +62,7 @@ def from_pretrained(
         dropout=dropout,
         drop_path=drop_path,
         pooling=pooling
-        or formats.find(user_path(path), format).pooling(user_path(path), known),
+        or formats.find(weights_path(path), format).pooling(weights_path(path), known),
         num_classes=num_classes or _num_classes(path, task, loaded),
     )
     if fresh and key is None:

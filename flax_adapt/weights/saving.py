@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flax_adapt.base.errors import choose
+from flax_adapt.base.hub import weights_path
 from flax_adapt.base.paths import user_path
 from flax_adapt.base.types import Params
 from flax_adapt.weights import loading, strict
@@ -51,7 +52,7 @@ def save(
         task,
         pooling=pooling,
         preprocessor=preprocessor,
-        tokenizer=None if tokenizer is None else user_path(tokenizer),
+        tokenizer=None if tokenizer is None else weights_path(tokenizer),
         class_names=None if class_names is None else tuple(class_names),
         reconstruction=reconstruction,
     )

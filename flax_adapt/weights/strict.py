@@ -34,6 +34,7 @@ class Report:
     values. converted: source name -> its dtype before conversion to float32. reshaped: leaf
     -> the rule (see `reshape`). assumed: config field that neither tensors nor a config show,
     such as the number of heads of a file alone -> the assumed value; `known` sets another.
+    origin: of a name on the Hub: its name and the revision (commit) that was loaded.
     """
 
     renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -43,6 +44,7 @@ class Report:
     converted: Mapping[str, str] = dataclasses.field(default_factory=dict)
     reshaped: Mapping[str, str] = dataclasses.field(default_factory=dict)
     assumed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    origin: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def merge(self, other: "Report") -> "Report":
         """Returns one report of two steps (load, reshape, adopt)."""
@@ -56,6 +58,7 @@ class Report:
             {**self.converted, **other.converted},
             {leaf: rule for leaf, rule in reshaped.items() if leaf not in fresh},
             {**self.assumed, **other.assumed},
+            {**self.origin, **other.origin},
         )
 
     def summary(self) -> str:

@@ -55,7 +55,7 @@ def test_show_lists_the_fields_as_a_table_and_as_json(main):
     whole = json.loads(out)
     assert code == 0
     assert {name: repr(value) for name, value in whole["fields"].items()} == rows
-    assert whole["arguments"][-1] == {
+    assert next(one for one in whole["arguments"] if one["name"] == "steps") == {
         **dict(name="steps", type="int", default=1500, value=7),
         "help": "optimizer steps of 256 images",
     }

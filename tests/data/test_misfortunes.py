@@ -258,7 +258,8 @@ def test_settings(main, tmp_path, models, kind, case):
         path.write_bytes(table(kind, GOOD))
     kind = kind.removeprefix("images ")
     if case in ("missing", "unknown home"):
-        path = tmp_path / "gone/images.csv" if case == "missing" else "~nobody_here/x"
+        gone = "gone/images.csv" if kind_of_path == "images csv" else "gone"
+        path = tmp_path / gone if case == "missing" else "~nobody_here/x"
         wanted = "['digits', 'mnist5k']" if kind == "builtin" else wanted
     source = changes.get("source", f"{kind}:{path}")
     section = section_of(f"{kind}:{path}", models)

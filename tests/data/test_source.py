@@ -138,9 +138,13 @@ def test_folder_errors_list_what_there_is(splits):
 
 def test_unknown_doors_list_the_known(tmp_path):
     for door in ("folder", "builtin:", "mnist"):
-        with pytest.raises(errors.UserError, match=r"\['builtin', 'csv', 'folder', .*'tfds', 'tsv'\]"):
+        with pytest.raises(
+            errors.UserError, match=r"\['builtin', 'csv', 'folder', .*'tfds', 'tsv'\]"
+        ):
             source.open_source(config(door))
-    with pytest.raises(errors.UserError, match=r"'s3'.*\['builtin', 'csv', 'folder', .*'tfds', 'tsv'"):
+    with pytest.raises(
+        errors.UserError, match=r"'s3'.*\['builtin', 'csv', 'folder', .*'tfds', 'tsv'"
+    ):
         source.open_source(config("s3:bucket"))
     with pytest.raises(errors.UserError, match=r"\['digits', 'mnist5k'\]"):
         source.open_source(config("builtin:imagenet"))

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from flax_adapt.base import errors
-from flax_adapt.base.paths import user_path
+from flax_adapt.base.hub import weights_path
 from flax_adapt.data.base import Texts
 from flax_adapt.data.texts import layouts, token_rows, vocabularies
 from flax_adapt.data.texts.token_rows import Pieces, Template
@@ -143,7 +143,7 @@ def open_tokenizer(path: str | os.PathLike) -> Tokenizer:
     """
     # We run threads of our own; those of the library warn, or hang, after a fork.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    folder = user_path(path)
+    folder = weights_path(path)
     rust = vocabularies.load(folder)
     vocabulary = rust.get_vocab(with_added_tokens=True)
     names = vocabularies.special_tokens(folder, vocabulary)

@@ -38,7 +38,7 @@ def test_folders_that_other_programs_leave_are_no_classes_and_named(
 def test_images_and_folders_that_are_not_read_are_named_in_one_line(tmp_path, caplog):
     for name in "ab":
         paint(tmp_path / "train" / name / "1.png")
-    for file in ("a/1.heic", "b/2.NPY", "b/3.heic", "b/notes.txt", "d/1.jp2"):
+    for file in ("a/1.heic", "b/2.PSD", "b/3.heic", "b/notes.txt", "d/1.jp2"):
         (tmp_path / "train" / file).parent.mkdir(exist_ok=True)
         (tmp_path / "train" / file).write_bytes(b"?")
     assert open_folder(tmp_path).class_names == ("a", "b")
