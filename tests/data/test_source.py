@@ -86,39 +86,6 @@ def test_folder_without_splits_is_all_train(tmp_path):
         open_folder(tmp_path, "test")
 
 
-def test_an_image_beside_class_folders_is_named_unless_no_labels_are_asked_for(splits):
-    paint(splits / "train/stray.png")
-    with pytest.raises(
-        errors.UserError, match=r"1 of 4 images lie in no class.*'stray"
-    ):
-        open_folder(splits)
-    section = config(f"folder:{splits}")
-    section.label_field = ""
-    whole = source.open_source(section)
-    np.testing.assert_array_equal(whole.labels, [-1] * 4)
-    assert whole.class_names == ()
-
-
-@pytest.mark.parametrize("names", [("Training", "Testing"), ("eval_set", "TRAIN")])
-def test_split_folders_may_have_any_name_and_are_never_classes(tmp_path, names):
-    for name in names:
-        paint(tmp_path / name / "cat/1.png")
-        paint(tmp_path / name / "dog/2.png")
-    whole = open_folder(tmp_path, names[0])
-    assert list(whole.names) == [f"{names[0]}/cat/1.png", f"{names[0]}/dog/2.png"]
-    assert whole.class_names == ("cat", "dog")
-    with pytest.raises(
-        errors.UserError, match=rf"it has .*{names[0]}.*give one of these"
-    ):
-        open_folder(tmp_path, "val")
-
-
-def test_a_split_may_be_any_folder_that_is_named(tmp_path):
-    paint(tmp_path / "2023/cat/1.png")
-    paint(tmp_path / "2024/cat/2.png")
-    assert list(open_folder(tmp_path, "2024").names) == ["2024/cat/2.png"]
-
-
 def test_folder_follows_links_but_not_for_ever(splits):
     os.symlink(splits / "test" / "c", splits / "train" / "c")
     os.symlink(splits / "train", splits / "train" / "b" / "again")

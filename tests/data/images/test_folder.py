@@ -8,8 +8,8 @@ from flax_adapt.base import errors
 from flax_adapt.data import source
 
 
-def open_folder(path, split="train"):
-    fields = dict(modality="image", classes=(), data_dir="", label_field="label")
+def open_folder(path, split="train", label_field="label"):
+    fields = dict(modality="image", classes=(), data_dir="", label_field=label_field)
     section = ConfigDict({**fields, "source": f"folder:{path}", "split": split})
     return source.open_source(section)
 
@@ -74,3 +74,37 @@ def test_an_unlabelled_split_beside_other_splits_or_labels_is_read(tmp_path):
     paint(tmp_path / "test/1.png")
     paint(tmp_path / "more/cat/1.png")
     assert list(open_folder(tmp_path).names) == ["train/1.png"]
+
+
+def test_an_image_beside_class_folders_is_named_unless_no_labels_are_asked_for(
+    tmp_path,
+):
+    for file in ("b/1.png", "b/2.png", "c/3.png", "stray.png"):
+        paint(tmp_path / "train" / file)
+    with pytest.raises(
+        errors.UserError, match=r"1 of 4 images lie in no class.*'stray"
+    ):
+        open_folder(tmp_path)
+    whole = open_folder(tmp_path, label_field="")
+    assert whole.labels.tolist() == [-1] * 4
+    assert whole.class_names == ()
+
+
+@pytest.mark.parametrize("names", [("Training", "Testing"), ("eval_set", "TRAIN")])
+def test_split_folders_may_have_any_name_and_are_never_classes(tmp_path, names):
+    for name in names:
+        paint(tmp_path / name / "cat/1.png")
+        paint(tmp_path / name / "dog/2.png")
+    whole = open_folder(tmp_path, names[0])
+    assert list(whole.names) == [f"{names[0]}/cat/1.png", f"{names[0]}/dog/2.png"]
+    assert whole.class_names == ("cat", "dog")
+    with pytest.raises(
+        errors.UserError, match=rf"it has .*{names[0]}.*give one of these"
+    ):
+        open_folder(tmp_path, "val")
+
+
+def test_a_split_may_be_any_folder_that_is_named(tmp_path):
+    paint(tmp_path / "2023/cat/1.png")
+    paint(tmp_path / "2024/cat/2.png")
+    assert list(open_folder(tmp_path, "2024").names) == ["2024/cat/2.png"]
