@@ -15,7 +15,7 @@ from flax_adapt.defaults.image_section import (
     image_data,
     read_images_as,
 )
-from flax_adapt.defaults.shared import ALL, UNKNOWN
+from flax_adapt.defaults.shared import UNKNOWN
 
 # Short names for `dataset=`: the paper's vision sets that TFDS carries.
 # All have the splits "train" and "test".
