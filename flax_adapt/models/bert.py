@@ -13,7 +13,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
-from flax_adapt.base import checks
+from flax_adapt.base import checks, placement
 from flax_adapt.base.checks import Row
 from flax_adapt.base.errors import UserError, choose
 from flax_adapt.base.types import Array, Key, Text
@@ -152,11 +152,13 @@ class Embeddings(nn.Module):
 
         An id outside of its table becomes NaN, which shows; a clipped id would not.
         """
-        x_BLD = jnp.take(self.token, text.tokens_BL, axis=0)
+        token_VD = placement.gather("encoder/embed/token", self.token)
+        x_BLD = jnp.take(token_VD, text.tokens_BL, axis=0)
+        x_BLD = placement.place("embeddings", x_BLD)
         row_BL = text.positions_BL + self.config.position_offset
         x_BLD = x_BLD + jnp.take(self.position, row_BL, axis=0)
         x_BLD = x_BLD + jnp.take(self.token_type, text.token_types_BL, axis=0)
-        return self.norm(x_BLD)
+        return self.norm(placement.place("embeddings", x_BLD))
 
 
 class Block(nn.Module):
@@ -189,11 +191,12 @@ class Block(nn.Module):
         drop = functools.partial(layers.drop_branch, rates, key_B)
         # The normed sum is the residual stream (Vaswani et al. 2017, section 3.1).
         x_BLD = norm(name="norm1")(x_BLD + drop(0, attention(x_BLD, sees_BLM)))
+        x_BLD = placement.place("states", x_BLD)
         around_BLD = layers.shortcut(x_BLD, self.resized, self.dtype)
         norm2 = norm(norm_width=norm_width, name="norm2")
         x_BLD = around_BLD + drop(1, mlp(x_BLD))
         self.sow(layers.SUMS, "sum", x_BLD)
-        return norm2(x_BLD)
+        return placement.place("states", norm2(x_BLD))
 
 
 class Encoder(nn.Module):
@@ -237,9 +240,11 @@ class Encoder(nn.Module):
         """
         segments_BL = check_text(text, self.config).segments_BL
         sees_BLM = segments_BL[:, :, None] == segments_BL[:, None, :]
+        sees_BLM = placement.place("inputs", sees_BLM)
         key_0 = layers.fold_or_none(key_B, 0)
         x_BLD = self.embed(text) if mix is None else mix(self.embed(text))
-        states = [layers.dropout(x_BLD, self.dropout, key_0)]
+        x_BLD = layers.dropout(x_BLD, self.dropout, key_0)
+        states = [placement.place("embeddings", x_BLD)]
         for number, block in enumerate(self.blocks, start=1):
             key = layers.fold_or_none(key_B, number)
             states.append(block(states[-1], sees_BLM, key))

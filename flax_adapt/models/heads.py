@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from flax_adapt.base import placement
 from flax_adapt.base.errors import UserError
 from flax_adapt.base.types import Array, Key
 from flax_adapt.models import layers
@@ -96,6 +97,7 @@ class Head(nn.Module):
             width = end if last else config.hidden
             options = (width, not config.batch_norm, KERNEL, jnp.float32)
             x_BD = layers.Dense(*options, name=f"layer_{number}")(x_BD)
+            x_BD = placement.place("pooled", x_BD)
             if config.batch_norm:
                 x_BD = BatchNorm(not last, name=f"norm_{number}")(x_BD, weight_B)
             if not last:
@@ -180,5 +182,5 @@ class LinearClassifier(nn.Module):
 
     def read(self, x_BD: Array, key_B: Key | None, weight_B: Array | None) -> Array:
         """Returns the head's input x_BD from pooled features; arguments as of `normalize`."""
-        x_BD = project(self.projector, x_BD)
+        x_BD = project(self.projector, placement.place("pooled", x_BD))
         return normalize(self.norm, x_BD, key_B, weight_B)

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flax_adapt.base import keys
+from flax_adapt.base import keys, placement
 from flax_adapt.base.types import Array, Key
 from flax_adapt.models import architecture
 from flax_adapt.models.adaptors import Adaptor, MixLogits
@@ -34,27 +34,33 @@ NORMAL = nn.initializers.normal(0.02)
 SHORTCUT = nn.initializers.lecun_normal()
 
 
-@jax.custom_vjp
-def matmul(rows: Array, kernel: Array) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def matmul(name: str, rows: Array, kernel: Array) -> Array:
     """Returns rows @ kernel, [R, in] @ [in, out], in the dtype of `rows`.
 
     The gradient of a float32 `kernel` is float32 before it is summed over chips: a sum of
-    bfloat16 numbers would lose their differences.
+    bfloat16 numbers would lose their differences. name: of the kernel, see `placement`.
     """
-    return rows @ kernel.astype(rows.dtype)
+    return rows @ _cast_and_gather(name, rows, kernel)
 
 
-def _matmul_forward(rows: Array, kernel: Array) -> tuple[Array, Any]:
-    return matmul(rows, kernel), (rows, kernel)
+def _cast_and_gather(name: str, rows: Array, kernel: Array) -> Array:
+    """Returns the kernel in the dtype of `rows`, cast before its parts travel."""
+    return placement.as_used(name, kernel.astype(rows.dtype))
 
 
-def _matmul_backward(kept: Any, slope: Array) -> tuple[Array, Array]:
+def _matmul_forward(name: str, rows: Array, kernel: Array) -> tuple[Array, Any]:
+    return matmul(name, rows, kernel), (rows, kernel)
+
+
+def _matmul_backward(name: str, kept: Any, slope: Array) -> tuple[Array, Array]:
     rows, kernel = kept
     by_rows = (((0,), (0,)), ((), ()))
     of_kernel = jax.lax.dot_general(
         rows, slope, by_rows, preferred_element_type=kernel.dtype
     )
-    return slope @ kernel.astype(slope.dtype).T, of_kernel
+    of_rows = slope @ _cast_and_gather(name, slope, kernel).T
+    return of_rows, placement.as_stored(name, of_kernel)
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)
@@ -82,7 +88,11 @@ class Dense(nn.Module):
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         rows = x.reshape(-1, x.shape[-1]).astype(self.dtype)
-        rows = rows @ kernel if self.dtype == jnp.float32 else matmul(rows, kernel)
+        name = "/".join((*self.path, "kernel"))
+        if self.dtype == jnp.float32 and not placement.is_active():
+            rows = rows @ kernel
+        else:
+            rows = matmul(name, rows, kernel)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, shape[1:], jnp.float32)
             rows = rows + spread(bias[None], rows.shape, self.dtype)
@@ -165,7 +175,9 @@ class Attention(nn.Module):
         )
         heads = (*x_BLD.shape[:2], config.heads, config.width // config.heads)
         q_BLHK, k_BMHK, v_BMHK = (
-            dense(use_bias=config.qkv_bias, name=name)(x_BLD).reshape(heads)
+            placement.place(
+                "heads", dense(use_bias=config.qkv_bias, name=name)(x_BLD).reshape(heads)
+            )
             for name in ("query", "key", "value")
         )
 
@@ -177,7 +189,9 @@ class Attention(nn.Module):
         else:
             adaptor = Adaptor(config.adaptor, self.dtype, name="adaptor")
             x_BLHK = adaptor(q_BLHK, mixed)
+        x_BLHK = placement.place("heads", x_BLHK)
         x_BLD = dense(use_bias=True, name="out")(x_BLHK.reshape(x_BLD.shape))
+        x_BLD = placement.place("states", x_BLD)
         self.sow(ATTENTIONS, "added", x_BLD)
         return x_BLD
 
@@ -195,8 +209,9 @@ class MLP(nn.Module):
         dense = functools.partial(
             Dense, use_bias=True, kernel_init=self.kernel_init, dtype=self.dtype
         )
-        x_BLF = GELU[self.config.gelu](dense(self.config.mlp_dim, name="up")(x_BLD))
-        return dense(self.width, name="down")(x_BLF)
+        x_BLF = placement.place("hidden", dense(self.config.mlp_dim, name="up")(x_BLD))
+        x_BLF = GELU[self.config.gelu](x_BLF)
+        return placement.place("states", dense(self.width, name="down")(x_BLF))
 
 
 def shortcut(x_BLD: Array, last_block: LastBlock | None, dtype: Dtype) -> Array:
@@ -224,7 +239,7 @@ def finish(x_BLD: Array, linear: Dense | None, last_block: LastBlock | None) -> 
 
     A last block may add a linear layer, a ReLU or both.
     """
-    x_BLD = x_BLD if linear is None else linear(x_BLD)
+    x_BLD = placement.place("states", x_BLD if linear is None else linear(x_BLD))
     return nn.relu(x_BLD) if last_block is not None and last_block.relu else x_BLD
 
 
@@ -253,6 +268,7 @@ class Block(nn.Module):
         x_BLD = x_BLD + drop(0, attention(norm(name="norm1")(x_BLD), None))
         around_BLD = shortcut(x_BLD, self.resized, self.dtype)
         x_BLD = around_BLD + drop(1, mlp(norm(name="norm2")(x_BLD)))
+        x_BLD = placement.place("states", x_BLD)
         self.sow(SUMS, "sum", x_BLD)
         return x_BLD
 

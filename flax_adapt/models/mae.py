@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from flax_adapt.base import placement
 from flax_adapt.base.types import Array, Key
 from flax_adapt.models import architecture, layers, masking, vit
 from flax_adapt.models.architecture import ViTConfig
@@ -42,7 +43,8 @@ class Decoder(nn.Module):
         embed = layers.Dense(
             config.width, True, variant.kernel, self.dtype, name="embed"
         )
-        x_BLD = self._fill(embed(latent_BVD), order_BL)
+        x_BVD = placement.place("embeddings", embed(latent_BVD))
+        x_BLD = placement.place("embeddings", self._fill(x_BVD, order_BL))
         blocks = layers.make_blocks(
             config, variant.kernel, self.dropout, 0.0, self.dtype
         )
@@ -52,7 +54,8 @@ class Decoder(nn.Module):
         predict = layers.Dense(
             config.patch_pixels, True, variant.kernel, self.dtype, name="predict"
         )
-        return predict(x_BLD[:, 1:]).astype(jnp.float32)
+        prediction_BLP = placement.place("predictions", predict(x_BLD[:, 1:]))
+        return prediction_BLP.astype(jnp.float32)
 
     def _fill(self, x_BVD: Array, order_BL: Array) -> Array:
         """Returns x_BLD in image order, the mask token at hidden patches, plus positions."""
@@ -64,6 +67,7 @@ class Decoder(nn.Module):
         token_BLD = layers.spread(token, (b, num_hidden, width), self.dtype)
         x_BLD = jnp.concatenate([x_BVD[:, 1:], token_BLD], axis=1)
         x_BLD = jnp.take_along_axis(x_BLD, order_BL[..., None], axis=1)
+        x_BLD = placement.place("embeddings", x_BLD)
         x_BLD = jnp.concatenate([x_BVD[:, :1], x_BLD], axis=1)
         return x_BLD + jax.lax.stop_gradient(position_1LD).astype(self.dtype)
 
@@ -97,6 +101,7 @@ class MAE(vit.ImageModel):
         """
         num_visible = masking.num_visible(self.config.num_patches, hidden_ratio)
         hiding = masking.hide_patches(noise_BL, num_visible)
+        hiding = placement.place("inputs", hiding)
         latent_BVD = self.encoder(image_BYXC, key_B, hiding.visible_BV)[-1]
         # The decoder draws from other keys than any block of the encoder.
         number = 1 + architecture.num_blocks(self.config)

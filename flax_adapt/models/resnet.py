@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from flax_adapt.base import placement
 from flax_adapt.base.errors import UserError, choose
 from flax_adapt.base.types import Array, Key
 from flax_adapt.models import heads, layers
@@ -118,6 +119,7 @@ class ConvNorm(nn.Module):
     def __call__(self, x_BYXC: Array, weight_B: Array | None) -> Array:
         shape = (self.features, self.size, self.stride)
         x_BYXC = convolution(*shape, self.dtype, "conv")(x_BYXC)
+        x_BYXC = placement.place("maps", x_BYXC)
         return make_norm(self.config, self.dtype, "norm")(x_BYXC, weight_B)
 
 
@@ -143,7 +145,7 @@ class Bottleneck(nn.Module):
             shape = (plan.width, 1, plan.stride)
             around = ConvNorm(self.config, *shape, dtype, name="shortcut")
             x_BYXC = around(x_BYXC, weight_B)
-        return nn.relu(x_BYXC + y_BYXC)
+        return placement.place("maps", nn.relu(x_BYXC + y_BYXC))
 
 
 class Stage(nn.Module):

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from flax_adapt.base import placement
 from flax_adapt.base.errors import choose
 from flax_adapt.base.types import Array, Key, Layout, Text
 from flax_adapt.models import architecture, bert, heads, layers
@@ -92,6 +93,9 @@ class Bert(TextModel):
         return x_BLD, pooled_BD
 
 
+_TOKEN = "encoder/embed/token"  # the name of the table, see `placement`
+
+
 @jax.custom_vjp
 def tied_logits(x_RD: Array, token_VD: Array) -> Array:
     """Returns logits_RV, float32: the products of rows and token embeddings.
@@ -101,9 +105,13 @@ def tied_logits(x_RD: Array, token_VD: Array) -> Array:
     """
     over_width = (((1,), (1,)), ((), ()))
     return jax.lax.dot_general(
-        *(x_RD, token_VD.astype(x_RD.dtype), over_width),
+        *(x_RD, _cast_and_gather(token_VD, x_RD.dtype), over_width),
         preferred_element_type=jnp.float32,
     )
+
+
+def _cast_and_gather(token_VD: Array, dtype: Dtype) -> Array:
+    return placement.as_used(_TOKEN, token_VD.astype(dtype))
 
 
 def _tied_forward(x_RD: Array, token_VD: Array) -> tuple[Array, Any]:
@@ -117,7 +125,8 @@ def _tied_backward(kept: Any, slope_RV: Array) -> tuple[Array, Array]:
     of_token_VD = jax.lax.dot_general(
         slope_RV, x_RD, over_rows, preferred_element_type=token_VD.dtype
     )
-    return slope_RV @ token_VD.astype(x_RD.dtype), of_token_VD
+    of_x_RD = slope_RV @ _cast_and_gather(token_VD, x_RD.dtype)
+    return of_x_RD, placement.as_stored(_TOKEN, of_token_VD)
 
 
 tied_logits.defvjp(_tied_forward, _tied_backward)
@@ -142,10 +151,12 @@ class MaskedLMHead(nn.Module):
         bias_V = self.param("bias", zeros, shape, jnp.float32)
         x_RD = x_BMD.reshape(-1, config.width)  # two axes: see `layers.Dense`
         if self.dtype == jnp.float32:
+            token_VD = placement.gather(_TOKEN, token_VD)
             logits_RV = jnp.einsum("RD,VD->RV", x_RD, token_VD)
         else:
             logits_RV = tied_logits(x_RD, token_VD)
-        return (logits_RV + bias_V[None]).reshape(*x_BMD.shape[:2], -1)
+        logits_BMV = (logits_RV + bias_V[None]).reshape(*x_BMD.shape[:2], -1)
+        return placement.place("logits", logits_BMV)
 
 
 class MaskedLM(TextModel):
@@ -163,6 +174,7 @@ class MaskedLM(TextModel):
         """
         x_BLD = self.encode(text, key_B)[-1]
         x_BMD = jnp.take_along_axis(x_BLD, at_BM[..., None], axis=1)
+        x_BMD = placement.place("states", x_BMD)
         return self.mlm(x_BMD, self.encoder.embed.token)
 
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flax_adapt.base import placement
 from flax_adapt.base.errors import UserError, choose
 from flax_adapt.base.types import Array, Key, Layout
 from flax_adapt.models import architecture, heads, layers
@@ -127,6 +128,7 @@ class Encoder(nn.Module):
         if variant.dropout_embedding:
             key_0 = layers.fold_or_none(key_B, 0)
             x_BLD = layers.dropout(x_BLD, self.dropout, key_0)
+        x_BLD = placement.place("embeddings", x_BLD)
         blocks = layers.make_blocks(
             config, variant.kernel, self.dropout, self.drop_path, self.dtype
         )
@@ -143,7 +145,8 @@ class Encoder(nn.Module):
         Visible pixels are gathered BEFORE the matmul: same maths, less work.
         """
         config, variant = self.config, self.variant
-        patches_BLP = patchify(check_image(image_BYXC, config), config.patch_size)
+        image_BYXC = placement.place("inputs", check_image(image_BYXC, config))
+        patches_BLP = patchify(image_BYXC, config.patch_size)
         shape = (1, 1 + config.num_patches, config.width)
         position_1LD = self.param("position", variant.position, shape, jnp.float32)
         if variant.fixed_position:
@@ -156,8 +159,10 @@ class Encoder(nn.Module):
             patches_BLP = jnp.take_along_axis(
                 patches_BLP, visible_BV[..., None], axis=1
             )
+            patches_BLP = placement.place("inputs", patches_BLP)
             rows_BVD = jnp.take(position_1LD[0, 1:], visible_BV, axis=0)
-            patch_position_BVD = rows_BVD.astype(self.dtype)
+            rows_BVD = rows_BVD.astype(self.dtype)
+            patch_position_BVD = placement.place("embeddings", rows_BVD)
         embed = layers.Dense(
             config.width, True, variant.kernel, self.dtype, name="patch_embed"
         )

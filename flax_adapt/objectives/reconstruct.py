@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from flax_adapt import models
-from flax_adapt.base import keys
+from flax_adapt.base import keys, placement
 from flax_adapt.base.metrics import Loss, Mean
 from flax_adapt.base.types import Array, Batch, Key, LossFn, Params
 from flax_adapt.models import masking
@@ -53,6 +53,7 @@ def _make_predict(config: Any, model: nn.Module, train: bool) -> Callable[..., A
         if noise_BL is None:
             key_mask_B = keys.fold(key_B, _MASK)
             noise_BL = masking.patch_noise(key_mask_B, model.config.num_patches)
+        noise_BL = placement.place("inputs", noise_BL)
         return model.apply(
             {"params": params},
             batch["image"],

@@ -1,18 +1,20 @@
 """Sharding: one mesh ("data", "fsdp", "tensor") and one table, regex -> PartitionSpec."""
 
+import contextlib
+import functools
 import math
+import re
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from flax_adapt.base import rules
+from flax_adapt.base import placement, rules
 from flax_adapt.base.errors import UserError
+from flax_adapt.base.placement import AXES, BATCH
 from flax_adapt.base.types import Batch
 
-AXES = ("data", "fsdp", "tensor")
-BATCH = PartitionSpec(("data", "fsdp"))
 # Parameters and their optimizer moments have names with the same end, so one table is for
 # both.
 RULES = (
@@ -97,26 +99,23 @@ def one_device() -> Mesh:
     return Mesh(np.asarray(jax.local_devices()[:1]).reshape(1, 1, 1), AXES)
 
 
-def _fit(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """Returns `spec` without axes whose size does not divide the dimension (replicated)."""
-    fits = [
-        axes if size % _devices(axes, mesh) == 0 else None
-        for axes, size in zip(spec, shape, strict=False)
-    ]
-    return PartitionSpec(*fits)
+@functools.cache
+def _stored(name: str) -> PartitionSpec:
+    """Returns the spec of one parameter, that of nothing divided for an unknown name."""
+    matching = (spec for pattern, spec in RULES if re.fullmatch(pattern, name))
+    return next(matching, PartitionSpec())
 
 
-def _devices(axes: str | tuple[str, ...] | None, mesh: Mesh) -> int:
-    """Returns into how many parts one entry of a PartitionSpec divides a dimension."""
-    names = (axes,) if isinstance(axes, str) else axes or ()
-    return math.prod(mesh.shape[name] for name in names)
+def placing(mesh: Mesh) -> contextlib.AbstractContextManager[None]:
+    """Returns the context in which a step on `mesh` is traced: see `base.placement`."""
+    return placement.using(mesh, _stored)
 
 
 def tree_shardings(tree: Any, mesh: Mesh) -> Any:
     """Returns the NamedSharding of every leaf of params or of a TrainState, by RULES."""
     specs = rules.assign("sharding.RULES", RULES, tree)
     return jax.tree.map(
-        lambda spec, leaf: NamedSharding(mesh, _fit(spec, np.shape(leaf), mesh)),
+        lambda spec, leaf: NamedSharding(mesh, placement.fit(spec, np.shape(leaf), mesh)),
         specs,
         tree,
         is_leaf=lambda node: isinstance(node, PartitionSpec),

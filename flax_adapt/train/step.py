@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from flax_adapt.base import keys, rules
+from flax_adapt.base import keys, placement, rules
 from flax_adapt.base.errors import UserError
 from flax_adapt.base.metrics import Mean
 from flax_adapt.base.types import (
@@ -35,13 +35,12 @@ _EVAL = (
 )
 
 
-def _split(batch: Batch, num_parts: int, mesh: Mesh) -> Batch:
+def _split(batch: Batch, num_parts: int) -> Batch:
     """Returns leaves [B, ...] as [parts, B / parts, ...], each part spread over all devices."""
 
     def split(rows):
         parts = rows.reshape(-1, num_parts, *rows.shape[1:]).swapaxes(0, 1)
-        spec = PartitionSpec(None, *sharding.BATCH)
-        return jax.lax.with_sharding_constraint(parts, NamedSharding(mesh, spec))
+        return placement.place("parts", parts)
 
     return jax.tree.map(split, batch)
 
@@ -51,10 +50,10 @@ def _accumulate(loss_fn, params, frozen, batch, key_B, num_parts: int, mesh: Mes
 
     Every term of the loss is summed over all parts and divided once.
     """
-    inputs = (_split(batch, num_parts, mesh), _split(key_B, num_parts, mesh))
+    inputs = _split((batch, key_B), num_parts)
 
     def counts_of(part):
-        return loss_fn(params, frozen, *part)[1]["loss"].counts
+        return loss_fn(params, frozen, *placement.place("inputs", part))[1]["loss"].counts
 
     # Counts follow from masks and weights: XLA drops the model from this pass.
     counts = jax.tree.map(jnp.sum, jax.lax.map(counts_of, inputs))
@@ -66,12 +65,18 @@ def _accumulate(loss_fn, params, frozen, batch, key_B, num_parts: int, mesh: Mes
     share_grad = jax.grad(share, has_aux=True)
 
     def add(total, part):
-        return jax.tree.map(jnp.add, total, share_grad(params, part)), None
+        total = jax.tree.map(jnp.add, total, share_grad(params, placement.place("inputs", part)))
+        return (_lay_out(total[0], mesh), total[1]), None
 
     first = jax.tree.map(lambda rows: rows[0], inputs)
     shapes = jax.eval_shape(share_grad, params, first)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     return jax.lax.scan(add, zeros, inputs)[0]
+
+
+def _lay_out(tree: Any, mesh: Mesh) -> Any:
+    """Returns arrays that are named as parameters are, divided by the table of parameters."""
+    return jax.lax.with_sharding_constraint(tree, sharding.tree_shardings(tree, mesh))
 
 
 def _squares(tree: Params) -> jax.Array:
@@ -190,7 +195,10 @@ def _jit_update(
         inputs = state.replace(frozen=frozen).loss_inputs
         key = jax.random.fold_in(jax.random.key(state.extra["seed"]), state.step)
         key_B = keys.example_keys(key, batch["position"])
-        grads, metrics = gradients(state.params, inputs, batch, key_B)
+        with sharding.placing(mesh):
+            key_B = placement.place("inputs", key_B)
+            grads, metrics = gradients(state.params, inputs, batch, key_B)
+        grads = _lay_out(grads, mesh)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         step, params = state.step + 1, optax.apply_updates(state.params, updates)
         carried = carry.update(state.extra, params, metrics.pop(CARRY_INPUT, {}), step)
@@ -200,7 +208,7 @@ def _jit_update(
             opt_state=opt_state,
             extra={**state.extra, **carried},
         )
-        new = jax.lax.with_sharding_constraint(new, sharding.tree_shardings(new, mesh))
+        new = _lay_out(new, mesh)
         return new, {**metrics, **_health(grads, new.params)}
 
     return jax.jit(update, donate_argnums=0)
@@ -218,6 +226,7 @@ def make_eval_step(loss_fn: LossFn, mesh: Mesh) -> EvalStep:
     def evaluate(params: Params, frozen: Params, batch: Batch, seed: Any) -> Metrics:
         key = jax.random.fold_in(jax.random.key(seed), _EVAL)
         key_B = keys.example_keys(key, batch["index"])
-        return loss_fn(params, frozen, batch, key_B)[1]
+        with sharding.placing(mesh):
+            return loss_fn(params, frozen, batch, placement.place("inputs", key_B))[1]
 
     return jax.jit(evaluate, out_shardings=NamedSharding(mesh, PartitionSpec()))
