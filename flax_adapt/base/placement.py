@@ -19,8 +19,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from flax_adapt.base import rules
 from flax_adapt.base.types import Array
 
 AXES = ("data", "fsdp", "tensor")
@@ -118,6 +120,24 @@ def _constrain(spec: PartitionSpec, x: Array) -> Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(current.mesh, fitted))
 
 
+def stack(trees: list[Any]) -> Any:
+    """Returns parameters of several blocks as one tree of leaves with a first axis.
+
+    The leaves are divided as those of one block are, each block's part where it was.
+    """
+    paths = jax.tree.unflatten(jax.tree.structure(trees[0]), rules.names(trees[0]))
+    return jax.tree.map(_stack_leaves, paths, *trees)
+
+
+def _stack_leaves(name: str, *leaves: Array) -> Array:
+    stacked, current = jnp.stack(leaves), _CURRENT.get()
+    if current is None:
+        return stacked
+    spec = fit(current.stored(name), leaves[0].shape, current.mesh)
+    placed = NamedSharding(current.mesh, PartitionSpec(None, *spec))
+    return jax.lax.with_sharding_constraint(stacked, placed)
+
+
 def as_used(name: str, kernel: Array) -> Array:
     """Returns a stored parameter, whole along "fsdp"; `tensor` still divides it.
 
@@ -127,8 +147,13 @@ def as_used(name: str, kernel: Array) -> Array:
 
 
 def as_stored(name: str, gradient: Array) -> Array:
-    """Returns the gradient of a parameter, divided as the parameter is stored."""
-    return _place_parameter(name, gradient, without=())
+    """Returns the gradient of a parameter, divided as the parameter is stored.
+
+    First it is placed as the parameter is used. Without that the partitioner may compute
+    one part of the gradient on each chip, for which it gathers the rows of the whole
+    batch. XLA makes one reduce-scatter of the sum and the slice.
+    """
+    return _place_parameter(name, as_used(name, gradient), without=())
 
 
 def _place_parameter(name: str, leaf: Array, without: tuple[str, ...]) -> Array:

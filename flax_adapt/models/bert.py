@@ -17,7 +17,7 @@ from flax_adapt.base import checks, placement
 from flax_adapt.base.checks import Row
 from flax_adapt.base.errors import UserError, choose
 from flax_adapt.base.types import Array, Key, Text
-from flax_adapt.models import architecture, layers
+from flax_adapt.models import architecture, blocks, layers
 from flax_adapt.models.adaptors import AdaptorConfig
 from flax_adapt.models.architecture import LastBlock
 from flax_adapt.models.layers import NORMAL, Dtype, Mix
@@ -174,7 +174,7 @@ class Block(nn.Module):
 
     config: BertConfig
     dropout: float
-    drop_path: float
+    drop_path: float | Array
     dtype: Dtype
     resized: LastBlock | None
 
@@ -245,9 +245,7 @@ class Encoder(nn.Module):
         x_BLD = self.embed(text) if mix is None else mix(self.embed(text))
         x_BLD = layers.dropout(x_BLD, self.dropout, key_0)
         states = [placement.place("embeddings", x_BLD)]
-        for number, block in enumerate(self.blocks, start=1):
-            key = layers.fold_or_none(key_B, number)
-            states.append(block(states[-1], sees_BLM, key))
+        states += blocks.run(self.blocks, states[0], key_B, sees_BLM)
         states[-1] = layers.finish(states[-1], self.linear, self.config.last_block)
         return tuple(states)
 

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 
 from flax_adapt.base import keys, placement
 from flax_adapt.base.types import Array, Key
-from flax_adapt.models import architecture
 from flax_adapt.models.adaptors import Adaptor, MixLogits
 from flax_adapt.models.architecture import GELU, BlockConfig, LastBlock, ViTConfig
 from flax_adapt.models.attention import attend
@@ -134,16 +133,19 @@ def dropout(x_BLD: Array, rate: float, key_B: Key | None) -> Array:
     return jnp.where(keep_BLD, x_BLD / (1 - rate), 0)
 
 
-def drop_path(x_BLD: Array, rate: float, key_B: Key | None) -> Array:
-    """Zeroes an example's whole branch with probability `rate` (Huang et al. 2016)."""
-    if key_B is None or rate == 0:
+def drop_path(x_BLD: Array, rate: float | Array, key_B: Key | None) -> Array:
+    """Zeroes an example's whole branch with probability `rate` (Huang et al. 2016).
+
+    rate: an array, float32 [], where blocks of several rates are one loop (`blocks`).
+    """
+    if key_B is None or (isinstance(rate, float) and rate == 0):
         return x_BLD
     keep_B11 = keys.draw(jax.random.bernoulli, key_B, 1 - rate, (1, 1))
-    return jnp.where(keep_B11, x_BLD / (1 - rate), 0)
+    return jnp.where(keep_B11, x_BLD / jnp.asarray(1 - rate, x_BLD.dtype), 0)
 
 
 def drop_branch(
-    rates: tuple[float, float], key_B: Key | None, branch: int, x_BLD: Array
+    rates: tuple[float, float | Array], key_B: Key | None, branch: int, x_BLD: Array
 ) -> Array:
     """Applies dropout, then drop path, to a residual branch of a block.
 
@@ -176,7 +178,8 @@ class Attention(nn.Module):
         heads = (*x_BLD.shape[:2], config.heads, config.width // config.heads)
         q_BLHK, k_BMHK, v_BMHK = (
             placement.place(
-                "heads", dense(use_bias=config.qkv_bias, name=name)(x_BLD).reshape(heads)
+                "heads",
+                dense(use_bias=config.qkv_bias, name=name)(x_BLD).reshape(heads),
             )
             for name in ("query", "key", "value")
         )
@@ -253,7 +256,7 @@ class Block(nn.Module):
     config: ViTConfig
     kernel_init: Initialiser
     dropout: float
-    drop_path: float
+    drop_path: float | Array
     dtype: Dtype
     resized: LastBlock | None
 
@@ -271,28 +274,6 @@ class Block(nn.Module):
         x_BLD = placement.place("states", x_BLD)
         self.sow(SUMS, "sum", x_BLD)
         return x_BLD
-
-
-def make_blocks(
-    config: ViTConfig,
-    kernel_init: Initialiser,
-    dropout: float,
-    drop_path: float,
-    dtype: Dtype,
-) -> list[Block]:
-    """Returns the blocks of a stack, named block_00, block_01, ..."""
-    return [
-        Block(
-            plan.config,
-            kernel_init,
-            dropout,
-            plan.drop_path,
-            dtype,
-            plan.resized,
-            name=f"block_{number:02d}",
-        )
-        for number, plan in enumerate(architecture.block_plans(config, drop_path))
-    ]
 
 
 def fold_or_none(key_B: Key | None, number: int) -> Key | None:

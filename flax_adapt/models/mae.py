@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from flax_adapt.base import placement
 from flax_adapt.base.types import Array, Key
-from flax_adapt.models import architecture, layers, masking, vit
+from flax_adapt.models import architecture, blocks, layers, masking, vit
 from flax_adapt.models.architecture import ViTConfig
 from flax_adapt.models.layers import Dtype
 
@@ -45,11 +45,10 @@ class Decoder(nn.Module):
         )
         x_BVD = placement.place("embeddings", embed(latent_BVD))
         x_BLD = placement.place("embeddings", self._fill(x_BVD, order_BL))
-        blocks = layers.make_blocks(
+        stack = blocks.make_blocks(
             config, variant.kernel, self.dropout, 0.0, self.dtype
         )
-        for number, block in enumerate(blocks, start=1):
-            x_BLD = block(x_BLD, layers.fold_or_none(key_B, number))
+        x_BLD = [x_BLD, *blocks.run(stack, x_BLD, key_B)][-1]
         x_BLD = layers.LayerNorm(config.layer_norm_eps, self.dtype, name="norm")(x_BLD)
         predict = layers.Dense(
             config.patch_pixels, True, variant.kernel, self.dtype, name="predict"

@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flax_adapt.base import placement
+from flax_adapt.base import memory, placement
 from flax_adapt.base.errors import UserError, choose
 from flax_adapt.base.types import Array, Key
 from flax_adapt.models import heads, layers
@@ -148,6 +148,12 @@ class Bottleneck(nn.Module):
         return placement.place("maps", nn.relu(x_BYXC + y_BYXC))
 
 
+def _block_class() -> type[Bottleneck]:
+    """Returns `Bottleneck`, recomputed in the backward pass as `memory.remat` says."""
+    recomputes, policy, _ = memory.REMAT[memory.current().remat]
+    return nn.remat(Bottleneck, policy=policy) if recomputes else Bottleneck
+
+
 class Stage(nn.Module):
     """A stage: blocks with the same `planes`, named block_00, block_01, ..."""
 
@@ -160,7 +166,7 @@ class Stage(nn.Module):
         states = []
         for plan in self.plans:
             name = f"block_{plan.number:02d}"
-            block = Bottleneck(self.config, plan, self.dtype, name=name)
+            block = _block_class()(self.config, plan, self.dtype, name=name)
             x_BYXC = block(x_BYXC, weight_B)
             states.append(x_BYXC)
         return states

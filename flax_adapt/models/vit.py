@@ -16,7 +16,7 @@ import numpy as np
 from flax_adapt.base import placement
 from flax_adapt.base.errors import UserError, choose
 from flax_adapt.base.types import Array, Key, Layout
-from flax_adapt.models import architecture, heads, layers
+from flax_adapt.models import architecture, blocks, heads, layers
 from flax_adapt.models.architecture import ViTConfig
 from flax_adapt.models.layers import NORMAL, Dtype, Initialiser, Mix
 from flax_adapt.models.resnet_config import ResNetConfig
@@ -129,14 +129,12 @@ class Encoder(nn.Module):
             key_0 = layers.fold_or_none(key_B, 0)
             x_BLD = layers.dropout(x_BLD, self.dropout, key_0)
         x_BLD = placement.place("embeddings", x_BLD)
-        blocks = layers.make_blocks(
+        stack = blocks.make_blocks(
             config, variant.kernel, self.dropout, self.drop_path, self.dtype
         )
-        states = []
-        for number, block in enumerate(blocks, start=1):
-            x_BLD = block(x_BLD, layers.fold_or_none(key_B, number))
-            states.append(x_BLD)
-        final_BLD = layers.finish(self.norm(x_BLD), self.linear, config.last_block)
+        states = blocks.run(stack, x_BLD, key_B)
+        x_BLD = self.norm(states[-1] if states else x_BLD)
+        final_BLD = layers.finish(x_BLD, self.linear, config.last_block)
         return (*states, final_BLD)
 
     def _embed(self, image_BYXC: Array, visible_BV: Array | None) -> Array:

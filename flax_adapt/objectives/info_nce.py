@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from flax_adapt.base import placement
 from flax_adapt.base.metrics import Mean
 from flax_adapt.base.types import Array
 
@@ -43,8 +44,14 @@ class Soft(NamedTuple):
 
 
 def _cosines(query_BD: Array, key_MD: Array) -> Array:
-    """Returns cosine_BM, in full float32, as they are divided by a low temperature."""
-    return jnp.matmul(query_BD, key_MD.T, precision=jax.lax.Precision.HIGHEST)
+    """Returns cosine_BM, in full float32, as they are divided by a low temperature.
+
+    Every chip compares its own queries with all keys.
+    """
+    query_BD = placement.place("pooled", query_BD)
+    key_MD = placement.place("compared", key_MD)
+    cosine_BM = jnp.matmul(query_BD, key_MD.T, precision=jax.lax.Precision.HIGHEST)
+    return placement.place("pooled", cosine_BM)
 
 
 def _among_batch(query_BD: Array, keys: Keys, row_B: Array) -> tuple[Array, Array]:

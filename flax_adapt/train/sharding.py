@@ -115,7 +115,9 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
     """Returns the NamedSharding of every leaf of params or of a TrainState, by RULES."""
     specs = rules.assign("sharding.RULES", RULES, tree)
     return jax.tree.map(
-        lambda spec, leaf: NamedSharding(mesh, placement.fit(spec, np.shape(leaf), mesh)),
+        lambda spec, leaf: NamedSharding(
+            mesh, placement.fit(spec, np.shape(leaf), mesh)
+        ),
         specs,
         tree,
         is_leaf=lambda node: isinstance(node, PartitionSpec),

@@ -52,21 +52,24 @@ def _accumulate(loss_fn, params, frozen, batch, key_B, num_parts: int, mesh: Mes
     """
     inputs = _split((batch, key_B), num_parts)
 
+    def metrics_of(params, part):
+        return loss_fn(params, frozen, *placement.place("inputs", part))[1]
+
     def counts_of(part):
-        return loss_fn(params, frozen, *placement.place("inputs", part))[1]["loss"].counts
+        return metrics_of(params, part)["loss"].counts
 
     # Counts follow from masks and weights: XLA drops the model from this pass.
     counts = jax.tree.map(jnp.sum, jax.lax.map(counts_of, inputs))
 
     def share(params, part):
-        metrics = loss_fn(params, frozen, *part)[1]
+        metrics = metrics_of(params, part)
         return metrics["loss"].over(counts), metrics
 
     share_grad = jax.grad(share, has_aux=True)
 
     def add(total, part):
-        total = jax.tree.map(jnp.add, total, share_grad(params, placement.place("inputs", part)))
-        return (_lay_out(total[0], mesh), total[1]), None
+        grads, metrics = jax.tree.map(jnp.add, total, share_grad(params, part))
+        return (_lay_out(grads, mesh), metrics), None
 
     first = jax.tree.map(lambda rows: rows[0], inputs)
     shapes = jax.eval_shape(share_grad, params, first)
