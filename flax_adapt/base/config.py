@@ -25,6 +25,9 @@ ADDED: dict[str, Any] = {
     r"stages\.\d+\.optim\.mars_head_radius": 0.0,
     r"stages\.\d+\.optim\.mars_norms": False,
     r"stages\.\d+\.optim\.solve": None,
+    r"stages\.\d+\.optim\.adafactor": None,
+    r"stages\.\d+\.optim\.mu_dtype": "float32",
+    r"stages\.\d+\.memory": dict(remat="none", scan=False, logit_chunks=1),
     r"stages\.\d+\.optim\.grad_reduce": "float32",  # the same where models compute in float32
     r"stages\.\d+\.model\.head_init": 0.0,
     r"stages\.\d+\.objective\.beta": 2.0,  # of a match that there was not

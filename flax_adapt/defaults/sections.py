@@ -151,6 +151,19 @@ def stage_model(**changes: Any) -> dict[str, Any]:
     return change(section, changes)
 
 
+def memory(**changes: Any) -> dict[str, Any]:
+    """Returns how a stage saves memory: not at all, see `base.memory`."""
+    return change(dict(remat="none", scan=False, logit_chunks=1), changes)
+
+
+def adafactor(**changes: Any) -> dict[str, Any]:
+    """Returns the section `optim.adafactor` (Shazeer and Stern 2018; optax's values)."""
+    section = dict(
+        min_factored=128, decay_rate=0.8, clip=1.0, by_scale=True, momentum=0.0
+    )
+    return change(section, changes)
+
+
 def adaptor(**changes: Any) -> dict[str, Any]:
     """Returns adaptors of GLAD attention (S4): a vector for logits, one for values; ours."""
     return change(dict(kind="vector", keywise=False, hidden=0), changes)

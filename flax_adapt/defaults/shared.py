@@ -87,6 +87,8 @@ _OPTIM = dict(
     lars=None,
     sgd=None,
     solve=None,
+    adafactor=None,
+    mu_dtype="float32",
     grad_reduce="float32",
     mars_radius=0.0,
     mars_head_radius=0.0,
@@ -131,6 +133,7 @@ _STAGE: dict[str, Any] = dict(
     fisher=None,
     ema=None,
     sweep=None,
+    memory=sections.memory(),
     init_from="pretrained",
     teacher="none",
 )

@@ -62,7 +62,8 @@ def run(
     stored = [name for name in _STORED if blocks[0].is_mutable_collection(name)]
 
     def through(params: list[Any], x_BLD: Array) -> tuple[list[Array], list[Any]]:
-        states, found = [x_BLD], []
+        states: list[Array] = [x_BLD]
+        found: list[Any] = []
         for start, group in _groups(blocks):
             own = params[start : start + len(group)]
             call = _call(group[0], stored, key_B, *between)

@@ -132,6 +132,13 @@ def _tied_backward(kept: Any, slope_RV: Array) -> tuple[Array, Array]:
 tied_logits.defvjp(_tied_forward, _tied_backward)
 
 
+def token_logits(x_RD: Array, token_VD: Array) -> Array:
+    """Returns `tied_logits`; in float32 the gradient needs no rule of its own."""
+    if x_RD.dtype != jnp.float32:
+        return tied_logits(x_RD, token_VD)
+    return jnp.einsum("RD,VD->RV", x_RD, placement.gather(_TOKEN, token_VD))
+
+
 class MaskedLMHead(nn.Module):
     """Dense layer, GELU, LayerNorm, then logits by the token embeddings and a bias."""
 
@@ -139,8 +146,10 @@ class MaskedLMHead(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, x_BMD: Array, token_VD: Array) -> Array:
-        """Returns logits_BMV, float32."""
+    def __call__(
+        self, x_BMD: Array, token_VD: Array, logits: bool = True
+    ) -> Array | tuple[Array, Array]:
+        """Returns logits_BMV, float32; without `logits` their inputs (x_BMD, bias_V)."""
         config = self.config
         transform = layers.Dense(
             config.width, True, NORMAL, self.dtype, name="transform"
@@ -149,12 +158,10 @@ class MaskedLMHead(nn.Module):
         x_BMD = layers.LayerNorm(config.layer_norm_eps, self.dtype, name="norm")(x_BMD)
         zeros, shape = nn.initializers.zeros, (config.vocab_size,)
         bias_V = self.param("bias", zeros, shape, jnp.float32)
+        if not logits:
+            return x_BMD, bias_V
         x_RD = x_BMD.reshape(-1, config.width)  # two axes: see `layers.Dense`
-        if self.dtype == jnp.float32:
-            token_VD = placement.gather(_TOKEN, token_VD)
-            logits_RV = jnp.einsum("RD,VD->RV", x_RD, token_VD)
-        else:
-            logits_RV = tied_logits(x_RD, token_VD)
+        logits_RV = token_logits(x_RD, token_VD)
         logits_BMV = (logits_RV + bias_V[None]).reshape(*x_BMD.shape[:2], -1)
         return placement.place("logits", logits_BMV)
 
@@ -172,10 +179,20 @@ class MaskedLM(TextModel):
         Only their states go through the head, which at a vocabulary of 30 000 costs as
         much as three blocks of the base model.
         """
+        return self.mlm(self._states(text, at_BM, key_B), self.encoder.embed.token)
+
+    def inputs_of_logits(
+        self, text: Text, at_BM: Array, key_B: Key | None
+    ) -> tuple[Array, Array, Array]:
+        """Returns (x_BMD, token_VD, bias_V); logits are x token' + bias (`token_logits`)."""
+        x_BMD, token_VD = self._states(text, at_BM, key_B), self.encoder.embed.token
+        x_BMD, bias_V = self.mlm(x_BMD, token_VD, logits=False)
+        return x_BMD, token_VD, bias_V
+
+    def _states(self, text: Text, at_BM: Array, key_B: Key | None) -> Array:
         x_BLD = self.encode(text, key_B)[-1]
         x_BMD = jnp.take_along_axis(x_BLD, at_BM[..., None], axis=1)
-        x_BMD = placement.place("states", x_BMD)
-        return self.mlm(x_BMD, self.encoder.embed.token)
+        return placement.place("states", x_BMD)
 
 
 class TextClassifier(heads.LinearClassifier, TextModel):

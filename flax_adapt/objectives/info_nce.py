@@ -5,14 +5,15 @@ All embeddings are float32 and of length 1; a cosine is their dot product.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from flax_adapt.base import placement
+from flax_adapt.base import memory, placement
 from flax_adapt.base.metrics import Mean
 from flax_adapt.base.types import Array
+from flax_adapt.objectives import in_chunks
 
 _NO_LENGTH = 1e-12  # torch.nn.functional.normalize
 _NEVER = -1e30  # replaces the cosine of a key of weight 0; finite: 0 * _NEVER is 0
@@ -74,6 +75,56 @@ def _among_both(query_BD: Array, keys: Keys, row_B: Array) -> tuple[Array, Array
     return positive_B, jnp.concatenate([cosine_BM, queue_BK], axis=1)
 
 
+def _of_batch(keys: Keys) -> tuple[Array, Array]:
+    return keys.key_BD, keys.weight_B > 0
+
+
+def _of_queue(keys: Keys) -> tuple[Array, Array]:
+    assert keys.queue_KD is not None
+    return keys.queue_KD, jnp.ones(len(keys.queue_KD), bool)
+
+
+def _of_both(keys: Keys) -> tuple[Array, Array]:
+    pairs = zip(_of_batch(keys), _of_queue(keys), strict=True)
+    key_MD, counts_M = (jnp.concatenate(pair) for pair in pairs)
+    return key_MD, counts_M
+
+
+# The keys that the functions above compare with: (keys) -> (key_MD, bool [M]: it counts),
+# and whether the positive is one of them (else it is one more).
+_DENOMINATORS: dict[Any, tuple[Callable[[Keys], tuple[Array, Array]], bool]] = {
+    _among_batch: (_of_batch, True),
+    _among_queue: (_of_queue, False),
+    _among_both: (_of_both, True),
+}
+
+
+def _in_chunks(
+    how: Any, query_BD: Array, keys: Keys, row_B: Array, temperature: float, chunks: int
+) -> tuple[Array, Array, Array]:
+    """Returns log sum exp of the logits, the positive and the largest logit, all [B].
+
+    One chunk of the keys is compared at a time. A key that does not count has the logit
+    that `_among_batch` gives it.
+    """
+    denominator, has_positive = _DENOMINATORS[how]
+    key_MD, counts_M = denominator(keys)
+    key_MD = placement.place("compared", key_MD)
+    counts = in_chunks.deal(counts_M.astype(jnp.float32), chunks, 0)
+
+    def logits_of(chunk: tuple[Array, Array]) -> Array:
+        cosine_BM = _cosines(query_BD, chunk[0])
+        return jnp.where(chunk[1][None] > 0, cosine_BM, _NEVER) / temperature
+
+    dealt = (in_chunks.deal(key_MD, chunks, 0), counts)
+    total_B, largest_B, chosen_B = in_chunks.reduce_logits(logits_of, dealt, row_B)
+    if has_positive:
+        return total_B, chosen_B, largest_B
+    positive_B = jnp.sum(query_BD * keys.key_BD[row_B], axis=-1) / temperature
+    total_B = jnp.logaddexp(total_B, positive_B)
+    return total_B, positive_B, jnp.maximum(largest_B, positive_B)
+
+
 class Form(NamedTuple):
     """The differences between MoCo-v3 and MoCo-v2.
 
@@ -119,6 +170,11 @@ def info_nce(
     (0, 1), temperature 1: log(1 + 1 / e), true.
     """
     how = FORMS[form].similar_soft if is_soft else FORMS[form].similar
+    chunks = memory.current().logit_chunks
+    if chunks > 1:
+        all_of = (how, query_BD, keys, row_B, temperature, chunks)
+        total_B, positive_B, largest_B = _in_chunks(*all_of)
+        return total_B - positive_B, positive_B >= largest_B
     positive_B, cosine_BM = how(query_BD, keys, row_B)
     total_B = jax.nn.logsumexp(cosine_BM / temperature, axis=1)
     return total_B - positive_B / temperature, positive_B >= jnp.max(cosine_BM, axis=1)

@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from flax_adapt.base import keys
+from flax_adapt.base import keys, memory
 from flax_adapt.base.errors import UserError
 from flax_adapt.base.metrics import Loss, Mean, Perplexity, Sum
 from flax_adapt.base.types import Array, Batch, Key, LossFn, Params, Text
 from flax_adapt.models import masking
+from flax_adapt.models import text as text_models
+from flax_adapt.objectives import in_chunks
 
 _MASK = 0x3A7
 
@@ -58,7 +60,7 @@ class HiddenLogits(NamedTuple):
 
 def _make_predict(
     config: Any, model: nn.Module, train: bool
-) -> Callable[[Params, Batch, Key], HiddenLogits]:
+) -> Callable[..., HiddenLogits]:
     """Returns (params, batch, key_B) -> HiddenLogits.
 
     The mask is drawn with the keys, unless the batch has a `masking.Hidden` under "hidden".
@@ -68,7 +70,9 @@ def _make_predict(
     names = ("mask_rate", "mask_token_id", "mask_share", "random_share", "whole_word")
     how = {name: config[name] for name in names} | {"vocab_size": vocab_size}
 
-    def predict(params: Params, batch: Batch, key_B: Key) -> HiddenLogits:
+    def predict(
+        params: Params, batch: Batch, key_B: Key, method: str = "__call__"
+    ) -> HiddenLogits:
         text: Text = batch["text"]
         hidden = batch.get("hidden") or hide(text, key_B)
         count = masking.max_hidden(text.tokens_BL.shape[1], config.max_masked_fraction)
@@ -78,6 +82,7 @@ def _make_predict(
             text._replace(tokens_BL=hidden.tokens_BL),
             at_BM,
             key_B if train else None,
+            method=method,
         )
         weight_BM = jnp.where(chosen_BM, batch["weight"][:, None], 0)
         weight_BL = jnp.where(hidden.hidden_BL, batch["weight"][:, None], 0)
@@ -130,15 +135,41 @@ def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
 
     def loss_fn(params, frozen, batch, key_B):
         del frozen
-        logits_BMV, at_BM, weight_BM, overflow = predict(params, batch, key_B)
+        chunks = memory.current().logit_chunks
+        method = "__call__" if chunks == 1 else "inputs_of_logits"
+        logits: Any
+        logits, at_BM, weight_BM, overflow = predict(params, batch, key_B, method)
         targets_BM = jnp.take_along_axis(batch["text"].tokens_BL, at_BM, axis=1)
-        return _loss_and_metrics(logits_BMV, targets_BM, weight_BM, overflow)
+        if chunks == 1:
+            measured = token_errors(logits, targets_BM)
+        else:
+            measured = token_errors_in_chunks(*logits, targets_BM, chunks)
+        return _loss_and_metrics(*measured, weight_BM, overflow)
 
     return loss_fn
 
 
-def _loss_and_metrics(logits_BMV, targets_BM, weight_BM, overflow):
-    error_BM, correct_BM = token_errors(logits_BMV, targets_BM)
+def token_errors_in_chunks(
+    x_BMD: Array, token_VD: Array, bias_V: Array, targets_BM: Array, chunks: int
+) -> tuple[Array, Array]:
+    """Returns `token_errors` of the logits x token' + bias, a part of the vocabulary a time."""
+    x_RD = x_BMD.reshape(-1, x_BMD.shape[-1])
+    lowest = float(jnp.finfo(jnp.float32).min)
+    dealt = (
+        in_chunks.deal(token_VD, chunks, 0),
+        in_chunks.deal(bias_V, chunks, lowest),
+    )
+
+    def logits_of(chunk: tuple[Array, Array]) -> Array:
+        return text_models.token_logits(x_RD, chunk[0]) + chunk[1][None]
+
+    reduced = in_chunks.reduce_logits(logits_of, dealt, targets_BM.reshape(-1))
+    shape, own_R = targets_BM.shape, reduced.chosen_R
+    correct_R = own_R >= reduced.largest_R
+    return (reduced.total_R - own_R).reshape(shape), correct_R.reshape(shape)
+
+
+def _loss_and_metrics(error_BM, correct_BM, weight_BM, overflow):
     loss = Mean.of(error_BM, weight_BM)
     return loss.value(), {
         "loss": Loss.of(loss),

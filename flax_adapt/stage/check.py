@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from flax_adapt import objectives, surgery
-from flax_adapt.base import checks
+from flax_adapt.base import checks, memory
 from flax_adapt.base.checks import Check, Context, Mistake, Row
 from flax_adapt.base.errors import UserError
 from flax_adapt.data import replay
@@ -25,7 +25,7 @@ from flax_adapt.objectives import (
 )
 from flax_adapt.stage import data, draws, fisher, references, stage, training
 from flax_adapt.surgery import heads, lora
-from flax_adapt.train import anchors, lars, linear, optim, sgd
+from flax_adapt.train import adafactor, anchors, lars, linear, optim, sgd
 from flax_adapt.train import fisher as train_fisher
 from flax_adapt.weights import reshape
 
@@ -39,6 +39,7 @@ OWNERS: list[ModuleType] = [
     anchors,
     lars,
     sgd,
+    adafactor,
     linear,
     reshape,
     classify,
@@ -55,6 +56,7 @@ OWNERS: list[ModuleType] = [
     fisher,
     replay,
     references,
+    memory,
     training,
 ]
 

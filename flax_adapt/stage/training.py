@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from flax_adapt import data, objectives, weights
-from flax_adapt.base import checks, rules, types
+from flax_adapt.base import checks, memory, rules, types
 from flax_adapt.base.checks import Check, Context, builds
 from flax_adapt.base.errors import reword_errors
 from flax_adapt.base.types import Carry, LossFn, Params
@@ -151,7 +151,8 @@ def make_loss(
     if train:
         loss_fn = penalties.add(loss_fn, config.penalties, model, fresh)
     loss_fn = objectives.on_pixels(loss_fn, config.objective, config_data, train=train)
-    return lora.merge_in_loss(loss_fn, config.model.lora)
+    loss_fn = lora.merge_in_loss(loss_fn, config.model.lora)
+    return memory.bind(loss_fn, config.memory) if train else loss_fn
 
 
 def export(

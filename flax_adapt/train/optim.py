@@ -16,7 +16,7 @@ from flax_adapt.base import checks, rules
 from flax_adapt.base.checks import Check, Context, Row, one_of
 from flax_adapt.base.errors import UserError
 from flax_adapt.base.types import LossFn, Params
-from flax_adapt.train import anchors, lars, sgd
+from flax_adapt.train import adafactor, anchors, lars, sgd
 
 # Adaptors of LoRA are matrices, and are decayed like their kernels.
 _LOW_RANK = (r"lora/.*", True)
@@ -63,6 +63,9 @@ GRAD_REDUCE = ("float32", "compute")
 # (config, schedule, decays, names of the new leaves, num_steps) -> transformation.
 OPTIMIZERS: dict[str, Callable[..., Any]] = {
     "recadam": anchors.recadam,
+    "adafactor": lambda config, rate, decays, *rest: adafactor.adafactor(
+        config, rate, decays
+    ),
     "lars": lambda config, rate, decays, *rest: lars.lars(config, rate, decays),
     "sgd": lambda config, rate, decays, *rest: sgd.sgd(config, rate, decays),
 }
@@ -255,6 +258,7 @@ def _optimizer(
         eps=config.eps,
         weight_decay=config.weight_decay,
         mask=decays,
+        mu_dtype=adafactor.MOMENT_DTYPES[config.mu_dtype],
     )
 
 
@@ -284,7 +288,7 @@ def build(
     for a leaf that is covered by no decay rule or by two, for a freeze pattern that matches
     no leaf, and where all leaves are frozen.
     """
-    for rows in (ROWS, anchors.FIELD_ROWS, lars.ROWS, sgd.ROWS):
+    for rows in (ROWS, anchors.FIELD_ROWS, lars.ROWS, sgd.ROWS, adafactor.ROWS):
         checks.run(rows, config)
     rules.check(f"optim.decay={config.decay!r}", DECAY[config.decay], params)
     tree = trainable(config.freeze, params)

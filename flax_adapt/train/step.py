@@ -35,7 +35,7 @@ _EVAL = (
 )
 
 
-def _split(batch: Batch, num_parts: int) -> Batch:
+def _split(batch: Any, num_parts: int) -> Any:
     """Returns leaves [B, ...] as [parts, B / parts, ...], each part spread over all devices."""
 
     def split(rows):

@@ -55,6 +55,18 @@ def held(penalty, stage=WARM, **changes):
 
 MISTAKES = {
     "optim.grad_reduce='half' is": (PLAIN, {"optim.grad_reduce": "half"}, {}),
+    "optim.mu_dtype='half' is": (PLAIN, {"optim.mu_dtype": "half"}, {}),
+    "optim.mu_dtype='bfloat16' is of AdamW": (
+        *(PLAIN, {"optim.sgd": SGD, "optim.mu_dtype": "bfloat16"}, {}),
+    ),
+    "optim.adafactor: min_factored=0 must": (
+        *(PLAIN, {"optim.adafactor": defaults.adafactor(min_factored=0)}, {}),
+    ),
+    # Of memory.
+    "memory.remat='all' is": (PLAIN, {"memory.remat": "all"}, {}),
+    "memory.logit_chunks=0 must be": (PLAIN, {"memory.logit_chunks": 0}, {}),
+    "memory.logit_chunks=2 must be 1": (PLAIN, {"memory.logit_chunks": 2}, {}),
+    "memory.scan must be False": (RESNET, {"memory.scan": True}, RESNETS),
     # Of a head that is solved for.
     "optim.solve: l2=-1.0 must be": (SOLVED, {"optim.solve.l2": -1.0}, {}),
     "optim.solve is a solution in one step": (SOLVED, {"num_steps": 2}, {}),
