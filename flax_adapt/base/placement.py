@@ -52,6 +52,10 @@ class Placement(NamedTuple):
     stored: Callable[[str], PartitionSpec]
 
 
+# The platform of the mesh in use, of one device too; None: JAX's default.
+_PLATFORM: contextvars.ContextVar[str | None] = contextvars.ContextVar(
+    "platform", default=None
+)
 _CURRENT: contextvars.ContextVar[Placement | None] = contextvars.ContextVar(
     "placement", default=None
 )
@@ -64,10 +68,21 @@ def using(mesh: Mesh, stored: Callable[[str], PartitionSpec]) -> Iterator[None]:
     stored: name of a parameter -> its spec, that of nothing divided for an unknown name.
     """
     token = _CURRENT.set(Placement(mesh, stored) if mesh.size > 1 else None)
+    platform = _PLATFORM.set(mesh.devices.flat[0].platform)
     try:
         yield
     finally:
         _CURRENT.reset(token)
+        _PLATFORM.reset(platform)
+
+
+def platform() -> str:
+    """Returns the platform that is traced for: "cpu", "gpu" or "tpu".
+
+    It is that of the mesh in use, which may be of hardware that is not there; outside of
+    `using` the default one of JAX.
+    """
+    return _PLATFORM.get() or jax.default_backend()
 
 
 def is_active() -> bool:

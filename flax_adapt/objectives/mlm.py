@@ -50,9 +50,10 @@ class HiddenLogits(NamedTuple):
     """Logits of the tokens at the places at_BM of each row.
 
     weight_BM: 0 where no token is hidden. overflow: how many hidden tokens have no logits.
+    With the method "inputs_of_logits" of the model, in the place of logits are their inputs.
     """
 
-    logits_BMV: Array
+    logits_BMV: Any
     at_BM: Array
     weight_BM: Array
     overflow: Sum
@@ -137,22 +138,27 @@ def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
         del frozen
         chunks = memory.current().logit_chunks
         method = "__call__" if chunks == 1 else "inputs_of_logits"
-        logits: Any
-        logits, at_BM, weight_BM, overflow = predict(params, batch, key_B, method)
+        hidden = predict(params, batch, key_B, method)
+        at_BM, weight_BM = hidden.at_BM, hidden.weight_BM
         targets_BM = jnp.take_along_axis(batch["text"].tokens_BL, at_BM, axis=1)
         if chunks == 1:
-            measured = token_errors(logits, targets_BM)
+            measured = token_errors(hidden.logits_BMV, targets_BM)
         else:
-            measured = token_errors_in_chunks(*logits, targets_BM, chunks)
-        return _loss_and_metrics(*measured, weight_BM, overflow)
+            inputs = hidden.logits_BMV
+            measured = token_errors_in_chunks(inputs, targets_BM, chunks)
+        return _loss_and_metrics(*measured, weight_BM, hidden.overflow)
 
     return loss_fn
 
 
 def token_errors_in_chunks(
-    x_BMD: Array, token_VD: Array, bias_V: Array, targets_BM: Array, chunks: int
+    inputs: tuple[Array, Array, Array], targets_BM: Array, chunks: int
 ) -> tuple[Array, Array]:
-    """Returns `token_errors` of the logits x token' + bias, a part of the vocabulary a time."""
+    """Returns `token_errors` of logits that are computed for a part of the vocabulary a time.
+
+    inputs: (x_BMD, token_VD, bias_V), see `MaskedLM.inputs_of_logits`.
+    """
+    x_BMD, token_VD, bias_V = inputs
     x_RD = x_BMD.reshape(-1, x_BMD.shape[-1])
     lowest = float(jnp.finfo(jnp.float32).min)
     dealt = (

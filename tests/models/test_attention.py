@@ -1,5 +1,6 @@
 """Attention: one formula in two ways, chosen by platform, and what it costs."""
 
+import functools
 import re
 from collections import Counter
 
@@ -130,3 +131,55 @@ def test_without_adaptors_a_layer_has_four_kernels_and_biases():
     _, params, _ = layer_of(None)
     sizes = [leaf.size for leaf in jax.tree.leaves(params)]
     assert sorted(sizes) == [WIDTH] * 4 + [WIDTH**2] * 4
+
+
+def kind_of(**changes):
+    usual = dict(
+        platform="gpu", dtype="bfloat16", head_dim=64, length=197, masked=False
+    )
+    return attention.Kind(**{**usual, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "way"),
+    [
+        ({}, "cudnn"),
+        ({"head_dim": 80}, "cudnn"),  # ViT-H
+        ({"head_dim": 32, "dtype": "float16"}, "cudnn"),  # the decoder of MAE
+        ({"masked": True, "length": 512}, "cudnn"),
+        ({"masked": True, "length": 511}, "xla"),
+        ({"dtype": "float32"}, "xla"),
+        ({"head_dim": 12}, "xla"),
+        ({"head_dim": 160}, "xla"),
+        ({"platform": "tpu"}, "xla"),
+        ({"platform": "cpu"}, "xla"),
+    ],
+)
+def test_the_table_chooses_by_platform_dtype_head_and_mask(changes, way, monkeypatch):
+    monkeypatch.setattr(attention, "has_cudnn", lambda: True)
+    assert attention.choose.__wrapped__(kind_of(**changes)) == way
+    monkeypatch.setattr(attention, "has_cudnn", lambda: False)
+    assert attention.choose.__wrapped__(kind_of(**changes)) == "xla"
+
+
+def test_the_choice_is_logged_once(caplog):
+    kind = kind_of(platform="cpu", length=3571)
+    with caplog.at_level("INFO"):
+        assert attention.choose(kind) == attention.choose(kind) == "xla"
+    lines = [r.getMessage() for r in caplog.records if "3571" in r.getMessage()]
+    assert lines == [
+        "attention: xla for 3571 tokens, head_dim 64, bfloat16, unmasked on cpu"
+    ]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_token_that_makes_an_odd_length_even_changes_nothing(masked):
+    """cuDNN's lengths by XLA's implementation of the same function."""
+    q, k, v, sees = inputs(masked)
+    flash = functools.partial(attention.flash, implementation="xla")
+    found = value_and_gradients(flash, q, k, v, sees)
+    expected = value_and_gradients(attention.fused, q, k, v, sees)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(
+            ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max()
+        )

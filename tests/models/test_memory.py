@@ -118,7 +118,7 @@ def test_token_errors_in_chunks_are_those_of_all_logits(chunks):
     logits_BMV = jnp.einsum("BMD,VD->BMV", *arrays[:2]) + arrays[2][None, None]
     targets_BM[0] = np.argmax(logits_BMV[0], axis=-1)  # these are right
     expected = mlm.token_errors(logits_BMV, jnp.int32(targets_BM))
-    found = mlm.token_errors_in_chunks(*arrays, jnp.int32(targets_BM), chunks)
+    found = mlm.token_errors_in_chunks(arrays, jnp.int32(targets_BM), chunks)
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(found[1], expected[1])
     assert found[1][0].all()
