@@ -5,8 +5,9 @@ and optimizers do not know of it. It is the section `memory` of a stage. `bind` 
 a loss, and the models read it where they are traced (`current`).
 """
 
+import contextlib
 import contextvars
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -52,9 +53,24 @@ _CURRENT: contextvars.ContextVar[Memory] = contextvars.ContextVar(
 )
 
 
+_IGNORED: contextvars.ContextVar[bool] = contextvars.ContextVar(
+    "ignored", default=False
+)
+
+
 def current() -> Memory:
     """Returns the settings of the loss that is being traced, those of none by default."""
-    return _CURRENT.get()
+    return NOTHING_SAVED if _IGNORED.get() else _CURRENT.get()
+
+
+@contextlib.contextmanager
+def ignore() -> Iterator[None]:
+    """Traces losses as if nothing saved memory: for counts of what they compute."""
+    token = _IGNORED.set(True)
+    try:
+        yield
+    finally:
+        _IGNORED.reset(token)
 
 
 def bind(loss_fn: LossFn, section: Any) -> LossFn:

@@ -1,7 +1,6 @@
 """Tries batch size, rematerialisation, accumulation and mesh, and finds what is best.
 
-Every candidate is compiled. The table AXES names the fields; those that a config does not
-have are left out.
+Every candidate is compiled. The table AXES names the fields.
 """
 
 import itertools
@@ -10,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from flax_adapt.base import config as configs
-from flax_adapt.base import logs
+from flax_adapt.base import logs, memory
 from flax_adapt.base.errors import UserError
 from flax_adapt.plan import plans
 from flax_adapt.plan.plans import Hardware
@@ -38,9 +37,7 @@ def _meshes(at: _Place) -> list[Changes]:
 
 
 def _remat(at: _Place) -> list[Changes]:
-    if "remat" not in at.section.model:
-        return [{}]
-    return [{f"stages.{at.number}.model.remat": policy} for policy in REMAT]
+    return [{f"stages.{at.number}.memory.remat": policy} for policy in REMAT]
 
 
 def _parts(at: _Place) -> list[Changes]:
@@ -53,7 +50,7 @@ def _batches(at: _Place) -> list[Changes]:
     return [{f"stages.{at.number}.batch_size": batch} for batch in found if batch]
 
 
-REMAT = ("none", "dots", "blocks", "full")
+REMAT = tuple(memory.REMAT)
 PARTS = (1, 2, 4)
 BATCHES = (0.5, 1, 2, 4)
 # The last axis grows in memory: after a candidate that does not fit, none of it is tried.
