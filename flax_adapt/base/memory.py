@@ -10,6 +10,7 @@ import contextvars
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 
 from flax_adapt.base.checks import Check, Context, Row, one_of
@@ -94,6 +95,12 @@ def remat(call: Callable[..., Any], *, in_loop: bool) -> Callable[..., Any]:
         return call
     # In a loop nothing of the backward pass can be merged with the forward pass.
     return jax.checkpoint(call, policy=policy, prevent_cse=not in_loop)
+
+
+def remat_module(module: type[nn.Module]) -> type[nn.Module]:
+    """Returns the module class of a block, recomputed as the current settings say."""
+    recomputes, policy, _ = REMAT[current().remat]
+    return nn.remat(module, policy=policy) if recomputes else module
 
 
 class _Chunked(NamedTuple):

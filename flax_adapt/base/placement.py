@@ -185,6 +185,15 @@ def gather(name: str, kernel: Array) -> Array:
     return _gather(name, kernel) if is_active() else kernel
 
 
+def on_gathered(name: str, run: Callable[..., Array]) -> Callable[..., Array]:
+    """Returns `run(x, kernel, ...)` on the gathered kernel: see `gather`."""
+
+    def whole(x: Array, kernel: Array, *how: Any, **named: Any) -> Array:
+        return run(x, gather(name, kernel), *how, **named)
+
+    return whole
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _gather(name: str, kernel: Array) -> Array:
     return as_used(name, kernel)

@@ -54,7 +54,9 @@ def convolution(
     features: int, size: int, stride: int, dtype: Dtype, name: str
 ) -> nn.Conv:
     """Returns a convolution without bias; kernel [Y, X, in, out], padding as torch's."""
-    exact = dtype == jnp.float32
+    run: Any = functools.partial(convolve, dtype)
+    if dtype == jnp.float32:
+        run = jax.lax.conv_general_dilated
     return nn.Conv(
         features,
         (size, size),
@@ -63,7 +65,7 @@ def convolution(
         use_bias=False,
         # In bfloat16 `convolve` does the cast: it needs the float32 kernel.
         dtype=jnp.float32,
-        conv_general_dilated=None if exact else functools.partial(convolve, dtype),
+        conv_general_dilated=placement.on_gathered(f"/{name}/kernel", run),
         kernel_init=KERNEL,
         name=name,
     )
@@ -148,12 +150,6 @@ class Bottleneck(nn.Module):
         return placement.place("maps", nn.relu(x_BYXC + y_BYXC))
 
 
-def _block_class() -> type[Bottleneck]:
-    """Returns `Bottleneck`, recomputed in the backward pass as `memory.remat` says."""
-    recomputes, policy, _ = memory.REMAT[memory.current().remat]
-    return nn.remat(Bottleneck, policy=policy) if recomputes else Bottleneck
-
-
 class Stage(nn.Module):
     """A stage: blocks with the same `planes`, named block_00, block_01, ..."""
 
@@ -166,7 +162,9 @@ class Stage(nn.Module):
         states = []
         for plan in self.plans:
             name = f"block_{plan.number:02d}"
-            block = _block_class()(self.config, plan, self.dtype, name=name)
+            block = memory.remat_module(Bottleneck)(
+                self.config, plan, self.dtype, name=name
+            )
             x_BYXC = block(x_BYXC, weight_B)
             states.append(x_BYXC)
         return states

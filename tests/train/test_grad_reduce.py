@@ -5,6 +5,7 @@ nothing: looked at is the program right after it was divided among eight devices
 Compiled for a TPU (libtpu, v5e, 4 x 4), MAE and BERT sum their gradients in float32 as well.
 """
 
+import functools
 import re
 
 import jax
@@ -82,7 +83,7 @@ def test_kernels_are_summed_in_what_is_computed_in_where_that_is_asked_for(tmp_p
 def test_a_float32_product_of_bfloat16_numbers_is_not_rounded_on_the_way():
     """The gradient of a kernel: 1 + 256 ones of 2^-9, lost one by one in bfloat16."""
     rows = jnp.asarray(np.r_[1.0, np.full(256, 2.0**-9)][:, None], jnp.bfloat16)
-    grad = jax.grad(lambda kernel: jnp.sum(layers.matmul(rows, kernel)))
+    grad = jax.grad(lambda kernel: jnp.sum(layers.matmul("kernel", rows, kernel)))
     np.testing.assert_allclose(grad(jnp.ones((1, 1), jnp.float32)), [[1.5]])
 
 
@@ -98,7 +99,7 @@ def test_the_product_and_its_gradients_are_those_of_a_plain_one(dtype):
 
         return jax.value_and_grad(of, argnums=(0, 1))(rows, kernel)
 
-    ours = value(layers.matmul)
+    ours = value(functools.partial(layers.matmul, "kernel"))
     plain = value(lambda rows, kernel: rows @ kernel.astype(rows.dtype))
     rtol = 1e-6 if dtype == "float32" else 0.02
     jax.tree.map(
