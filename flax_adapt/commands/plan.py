@@ -1,6 +1,7 @@
 """Plans of the stages of a config on hardware that is not there."""
 
 import json as json_format
+import logging
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from flax_adapt.plan import plans, report, search
 from flax_adapt.plan.plans import Hardware, Kind
 from flax_adapt.stage import check
 
+log = logging.getLogger(__name__)
 # The function `plan` has an argument of this name.
 _search = search
 
@@ -53,8 +55,13 @@ def _choose(config: Any, stage: str) -> list[Kind]:
         raise UserError(f"--stage={stage} is no stage; there are: {', '.join(names)}")
     chosen = [kind for kind in kinds if not stage or stage in kind.names]
     found = [kind for kind in chosen if kind.stage.config.optim.solve is None]
+    solved = [name for kind in chosen if kind not in found for name in kind.names]
     if not found:
-        raise UserError("optim.solve has no training step to compile")
+        raise UserError(
+            f"{', '.join(solved)}: optim.solve has no training step to compile"
+        )
+    if solved:
+        log.info("%s: optim.solve has no training step", ", ".join(solved))
     return found
 
 

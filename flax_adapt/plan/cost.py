@@ -1,15 +1,11 @@
 """Counts what a compiled program does: products, bytes of main memory, collectives."""
 
-import functools
-import json
 import math
 import re
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-import numpy as np
-
-from flax_adapt.plan import hlo
+from flax_adapt.plan import hlo, products
 from flax_adapt.plan.hlo import Computation, Instruction, Module, Shape
 
 # Instructions that move no bytes themselves.
@@ -71,7 +67,7 @@ def count_costs(module: Module, devices: int) -> list[Cost]:
     for one, computation, times in hlo.walk(module):
         collective = _collective(one, computation, devices)
         moved = 0 if collective else bytes_of(module, one, computation)
-        flops = flops_of(module, one, computation)
+        flops = products.flops_of(module, one, computation)
         if collective or moved or flops:
             found.append(Cost(one, times, flops, moved, collective))
     return found
@@ -93,101 +89,6 @@ def sum_by_kind(found: Iterable[Cost]) -> dict[str, dict[str, int]]:
     return dict(sorted(kinds.items()))
 
 
-def flops_of(module: Module, one: Instruction, computation: Computation) -> float:
-    """Returns 2 times the multiply-adds of an instruction, or of what it fuses."""
-    if one.op == "fusion":
-        (name,) = one.calls("calls")
-        inner = module.computations[name]
-        return sum(
-            flops_of(module, part, inner) for part in inner.instructions.values()
-        )
-    if one.op == "dot":
-        return _dot(one, computation, one.numbers("lhs_contracting_dims"))
-    if one.op == "convolution":
-        return _convolution(one, computation)
-    if one.op == "custom-call":
-        return _library_call(one, computation)
-    return 0.0
-
-
-def _operand(one: Instruction, computation: Computation, number: int) -> Shape:
-    return computation.instructions[one.operands[number]].shapes[0]
-
-
-def _dot(
-    one: Instruction, computation: Computation, contracted: Iterable[int]
-) -> float:
-    left = _operand(one, computation, 0)
-    return 2.0 * one.shapes[0].size * math.prod(left.dims[axis] for axis in contracted)
-
-
-def _convolution(one: Instruction, computation: Computation) -> float:
-    """Counts products with elements of the input alone, as XLA does: not with padding."""
-    left, right = (_operand(one, computation, number) for number in (0, 1))
-    sides = re.split("_|->", one.attribute("dim_labels"))
-    spatial = sorted(label for label in sides[0] if label.isdigit())
-    window = _window(one, len(spatial))
-    pairs = 1
-    for axis, label in enumerate(spatial):
-        sizes = (left.dims[sides[0].index(label)], right.dims[sides[1].index(label)])
-        size_out = one.shapes[0].dims[sides[2].index(label)]
-        pairs *= _pairs(*sizes, size_out, *window[axis])
-    groups = (one.numbers("feature_group_count") or (1,))[0]
-    groups *= (one.numbers("batch_group_count") or (1,))[0]
-    batch, features = left.dims[sides[0].index("b")], left.dims[sides[0].index("f")]
-    return 2.0 * batch * features * right.dims[sides[1].index("o")] * pairs / groups
-
-
-def _window(one: Instruction, rank: int) -> list[tuple[int, int, int, int]]:
-    """Returns (stride, pad before, dilation of the input, of the kernel) of every axis."""
-    text = one.attribute("window")
-
-    def of(name: str, default: str) -> list[int]:
-        found = re.search(rf"\b{name}=([\d_x\-]+)", text)
-        values = found[1].split("x") if found else [default] * rank
-        return [int(value.split("_")[0]) for value in values]
-
-    names = {"stride": "1", "pad": "0_0", "lhs_dilate": "1", "rhs_dilate": "1"}
-    return list(zip(*(of(*item) for item in names.items()), strict=True))
-
-
-@functools.cache
-def _pairs(
-    size: int, kernel: int, out: int, stride: int, pad: int, dilate: int, spread: int
-) -> int:
-    """Returns the pairs (place of the result, of the kernel) that meet an input element."""
-    at = np.arange(out)[:, None] * stride + np.arange(kernel)[None] * spread - pad
-    inside = (at >= 0) & (at <= (size - 1) * dilate) & (at % dilate == 0)
-    return int(inside.sum())
-
-
-def _library_call(one: Instruction, computation: Computation) -> float:
-    """Counts matrix products and convolutions that a GPU library computes."""
-    target = one.attribute("custom_call_target").strip('"')
-    if re.match(r"__cublas\$(gemm|lt\$matmul)", target):
-        return _dot(one, computation, _contracted(one))
-    if target.startswith("__cudnn$fmha"):
-        # Two products of [B, L, H, K] and [B, M, H, K]; backward five, one of them again.
-        query, other = (_operand(one, computation, number) for number in (0, 1))
-        return 2.0 * (5 if "Backward" in target else 2) * query.size * other.dims[1]
-    if target == "__cudnn$convForward":
-        return _convolution(one, computation)
-    if target.startswith("__cudnn$convBackward"):
-        labels = re.split("_|->", one.attribute("dim_labels"))
-        inputs = [_operand(one, computation, number) for number in (0, 1)]
-        is_filter = target.endswith("Filter")
-        kernel = one.shapes[0] if is_filter else inputs[1]
-        grad = inputs[1] if is_filter else inputs[0]
-        features = grad.dims[labels[2].index("f")]
-        return 2.0 * kernel.size * grad.size / features
-    return 0.0
-
-
-def _contracted(one: Instruction) -> list[int]:
-    found = re.search(r'"lhs_contracting_dimensions":(\[[^\]]*\])', one.attributes)
-    return [int(axis) for axis in json.loads(found[1])] if found else []
-
-
 def bytes_of(module: Module, one: Instruction, computation: Computation) -> int:
     """Returns the bytes of main memory that an instruction reads and writes.
 
@@ -198,12 +99,20 @@ def bytes_of(module: Module, one: Instruction, computation: Computation) -> int:
     if one.op in _READS_PART:
         return 2 * _main(one.shapes)
     if one.op == _UPDATE:
-        return 2 * _main([_operand(one, computation, 1)])
+        return 2 * _main([computation.operand(one, 1)])
     if one.op == "copy-start":
         return _main(one.shapes[:2])
     if one.op == "fusion":
         return _fusion_bytes(module, one, computation)
-    return _main([*computation.shapes_of(one), *one.shapes])
+    results = [shape for shape in one.shapes if not _is_workspace(one, shape)]
+    return _main([*computation.shapes_of(one), *results])
+
+
+def _is_workspace(one: Instruction, shape: Shape) -> bool:
+    """Returns whether a result is room that a GPU library may use, of a fixed size."""
+    return (
+        one.op == "custom-call" and shape.dtype in ("s8", "u8") and len(one.shapes) > 1
+    )
 
 
 def _main(shapes: Iterable[Shape]) -> int:
@@ -265,7 +174,7 @@ def _written(inner: Computation) -> list[int | None]:
 def _update(inner: Computation, one: Instruction) -> int | None:
     while one.op == "bitcast":
         one = inner.instructions[one.operands[0]]
-    return _operand(one, inner, 1).bytes if one.op == _UPDATE else None
+    return inner.operand(one, 1).bytes if one.op == _UPDATE else None
 
 
 def _collective(

@@ -78,6 +78,10 @@ class Computation(NamedTuple):
         found = (self.instructions[name] for name in instruction.operands)
         return [shape for one in found for shape in one.shapes]
 
+    def operand(self, instruction: Instruction, number: int) -> Shape:
+        """Returns the first shape of an operand."""
+        return self.instructions[instruction.operands[number]].shapes[0]
+
 
 class Module(NamedTuple):
     """A compiled program: computations by name, and the name of the first one."""

@@ -6,6 +6,7 @@ import json
 import pytest
 from support import tiny
 
+from flax_adapt import defaults
 from flax_adapt.base import config as configs
 from flax_adapt.plan import plans
 
@@ -55,6 +56,22 @@ def test_a_program_that_does_not_fit_has_exit_code_1(plan):
     assert (code, err) == (1, "")
     assert "DOES NOT FIT" in out
     assert out.startswith("pretrain (reconstruct) and again")
+
+
+def test_a_stage_that_is_solved_has_no_step_and_is_left_out(main, monkeypatch):
+    model = defaults.stage_model(fresh=("head",), head_norm=True)
+    fields = dict(num_steps=1, optim=defaults.exact_probe_optim(), model=model)
+    probe = tiny.finetune("probe", **fields)
+    config = tiny.experiment(tiny.pretrain(), probe)
+    monkeypatch.setattr(configs, "load", lambda name: config)
+    compiled = {"stage": "pretrain", "memory": {"fits": True}}
+    monkeypatch.setattr(plans, "plan_kind", lambda kind, hardware: compiled)
+    flags = ("plan", "--config=tiny", "--topology=cpu:8", "--json")
+    code, out, err = main(*flags)
+    assert (code, json.loads(out)) == (0, [compiled])
+    assert err == "probe: optim.solve has no training step\n"
+    code, _, err = main(*flags, "--stage=probe")
+    assert (code, err.count("\n")) == (2, 1)
 
 
 def test_a_search_prints_what_fits_and_the_best_flags(plan, monkeypatch):

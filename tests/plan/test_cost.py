@@ -1,5 +1,6 @@
 """What a compiled program costs: a small program whose every number is counted by hand."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,9 @@ def test_what_gpu_libraries_compute_counts(left, right, call, expected):
     )
     found = cost.count_costs(hlo.parse(text), devices=1)
     assert cost.sum_flops(found) == expected
+    # Two bytes a number of both operands and the result, none of the library's workspace.
+    sizes = [math.prod(map(int, s.split(","))) for s in (left, right, result)]
+    assert found[0].bytes == 2 * sum(sizes)
 
 
 def test_a_roofline_is_the_slower_of_products_and_memory_and_of_the_network(found):
