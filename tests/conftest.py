@@ -4,6 +4,7 @@ Compiling is nine tenths of the suite, so XLA optimises little unless told `--op
 Tests marked `long` run with `--all` alone; how many were left out is printed.
 """
 
+import contextlib
 import logging
 import os
 import resource
@@ -109,6 +110,13 @@ def pytest_terminal_summary(terminalreporter, config):
 def shared_data():
     """The folder of real data; tests that use it carry `@pytest.mark.shared_data`."""
     return SHARED_DATA
+
+
+@pytest.fixture
+def open_files():
+    """Closes the files of weights that are read when they are used."""
+    with contextlib.ExitStack() as stack:
+        yield stack
 
 
 @pytest.fixture

@@ -1,9 +1,13 @@
 """Paths as a user types them."""
 
 import os
+import re
 from pathlib import Path
 
 from flax_adapt.base.errors import UserError
+
+# A Path has made one slash of the two.
+_ADDRESS = re.compile("[a-z][a-z0-9+.-]+:/")
 
 
 def expand_user(text: str | os.PathLike[str]) -> str:
@@ -24,5 +28,15 @@ def expand_user(text: str | os.PathLike[str]) -> str:
 
 
 def user_path(text: str | os.PathLike[str]) -> Path:
-    """Returns `expand_user(text)` as a Path."""
-    return Path(expand_user(text))
+    """Returns `expand_user(text)` as a Path; raises UserError for an address such as gs://.
+
+    Path("gs://bucket/a") would be a local folder `gs:`.
+    """
+    path = expand_user(text)
+    if _ADDRESS.match(path):
+        raise UserError(
+            f"{path}: only folders and files of this machine are read and written here; "
+            "mount the bucket (gcsfuse, NFS), or copy the files (gcloud storage cp); the "
+            "prepared data of tfds: alone may lie elsewhere (data_dir)"
+        )
+    return Path(path)

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import numpy as np
 from flax import linen as nn
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from flax_adapt import data, objectives, weights
@@ -22,6 +21,7 @@ from flax_adapt.stage import exported
 from flax_adapt.stage import stage as stages
 from flax_adapt.stage.stage import Stage
 from flax_adapt.train import fisher, sharding
+from flax_adapt.train.gather import gather_on_first, wait_for_all
 from flax_adapt.weights import strict
 
 log = logging.getLogger(__name__)
@@ -86,15 +86,11 @@ def write(
         seed=stage.seed,
         mesh=mesh,
     )
-    if jax.process_count() > 1:
-        found = multihost_utils.process_allgather(found, tiled=True)
+    found = gather_on_first(found)
     if jax.process_index() == 0:
-        found = fisher.add_decayed(
-            jax.device_get(found), _load_penalty(stage), section.decay
-        )
+        found = fisher.add_decayed(found, _load_penalty(stage), section.decay)
         fisher.save(_file(stage.folder / "export"), found)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"fisher {stage.label}")
+    wait_for_all(f"fisher {stage.label}")
 
 
 def _likelihood(stage: Stage, model: nn.Module) -> fisher.Likelihood:

@@ -5,6 +5,7 @@ the same ones. Whether old classifiers fit this stage depends on their files: it
 here, not by the rows of `stage.check`.
 """
 
+import contextlib
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
@@ -43,12 +44,13 @@ class StageStart(NamedTuple):
     mesh: Mesh
 
 
-def build_frozen(start: StageStart) -> dict[str, Any]:
+def build_frozen(start: StageStart, files: contextlib.ExitStack) -> dict[str, Any]:
     """Returns {part: tree}, the loss's argument `frozen` without the arrays of its `Carry`.
 
+    files: closes the files of a teacher, whose parameters are read when they are placed.
     Raises UserError where a teacher or an old model does not fit the stage.
     """
-    frozen = stage_weights.load_teacher(start.stage)
+    frozen = stage_weights.load_teacher(start.stage, files)
     if objectives.keeps_start(start.stage.config.objective):
         frozen[START] = start.params
     for section in start.stage.config.penalties:

@@ -1,5 +1,6 @@
 """Builds the initial state, loss and step of a stage, and writes its export."""
 
+import contextlib
 import logging
 from collections.abc import Collection
 from pathlib import Path
@@ -72,20 +73,22 @@ def begin_training(
     config = stage.config
     for note in lengths.list_notes(config) if stage.is_first else ():
         log.warning("%s: %s", stage.label, note)
-    params, statistics, report = stage_weights.warm_start(stage, model, examples, mesh)
-    fresh: Collection[str] = () if report is None else report.fresh
-    frozen = stage_frozen.build_frozen(
-        StageStart(stage, model, params, fresh, examples, mesh)
-    )
-    program = build_program(stage, model, params, statistics, fresh)
-    state = states.create(
-        program.params,
-        program.tx,
-        mesh,
-        seed=stage.seed,
-        frozen=frozen,
-        carry=program.carry,
-    )
+    with contextlib.ExitStack() as files:
+        params, statistics, report = stage_weights.warm_start(
+            stage, model, examples, mesh, files
+        )
+        fresh: Collection[str] = () if report is None else report.fresh
+        start = StageStart(stage, model, params, fresh, examples, mesh)
+        frozen = stage_frozen.build_frozen(start, files)
+        program = build_program(stage, model, params, statistics, fresh)
+        state = states.create(
+            program.params,
+            program.tx,
+            mesh,
+            seed=stage.seed,
+            frozen=frozen,
+            carry=program.carry,
+        )
     if config.optim.solve is not None:
         step = stage_solve.make_step(stage, model, params, examples, mesh)
         return TrainingStart(state, step, report)

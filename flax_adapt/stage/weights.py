@@ -1,12 +1,16 @@
 """Loads the initial weights of a stage and its teacher, and exports its final weights."""
 
+import contextlib
+import dataclasses
+import functools
 import logging
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from flax import linen as nn
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from flax_adapt import data, models, objectives, weights
@@ -19,7 +23,9 @@ from flax_adapt.stage import resize as stage_resize
 from flax_adapt.stage import stage as stages
 from flax_adapt.stage.stage import Stage
 from flax_adapt.surgery import adaptors, heads
+from flax_adapt.train.gather import gather_on_first, wait_for_all
 from flax_adapt.weights import strict
+from flax_adapt.weights.names.translate import LazyLeaf
 
 log = logging.getLogger(__name__)
 
@@ -43,53 +49,114 @@ def init_params(stage: Stage, model: nn.Module) -> dict[str, Any]:
     )
 
 
+def _draw(stage: Stage, model: nn.Module, names: Collection[str]) -> dict[str, Any]:
+    """Returns {name: leaf} of those leaves of `init_params`.
+
+    With several processes nothing else is drawn: XLA removes what is not returned. One
+    process takes them from all of them, which needs no program for every set of names.
+    """
+
+    def draw() -> dict[str, Any]:
+        leaves = strict.flatten(init_params(stage, model))
+        return {name: leaves[name] for name in names}
+
+    if not names:
+        return {}
+    return draw() if jax.process_count() == 1 else jax.jit(draw)()
+
+
 @reword_errors(stages.FIELDS)
 def warm_start(
-    stage: Stage, model: nn.Module, examples: data.Examples, mesh: Mesh
+    stage: Stage,
+    model: nn.Module,
+    examples: data.Examples,
+    mesh: Mesh,
+    files: contextlib.ExitStack,
 ) -> tuple[Params, Params, weights.Report | None]:
     """Returns the initial (parameters, running statistics, report) of a stage.
 
-    They are loaded from `init_from`; new leaves are drawn by the seed. examples: the
-    training examples; the init "pca" of a resized last block is computed from their
-    features. Statistics are {} for a model without batch norm, the report is None where
-    `init_from` is "scratch". Raises UserError for weights that do not fit the config.
+    They are loaded from `init_from`; new leaves are drawn by the seed. A loaded parameter is
+    read whenever NumPy takes it as an array, as `sharding.put` does, one after the other;
+    until `files` is closed. examples: the training examples; the init "pca" of a resized
+    last block is computed from their features. Statistics are {} for a model without batch
+    norm, the report is None where `init_from` is "scratch". Raises UserError for weights
+    that do not fit the config.
     """
-    init = init_params(stage, model)
     if stage.config.init_from == "scratch":
-        return *batch_stats.split(init), None
+        return *batch_stats.split(init_params(stage, model)), None
     path = stages.resolve_field(stage, "init_from")
     init_options = stages.known_options_of(stage, stage.config.init_from)
-    options, fresh = stage.config.model, stage.config.model.fresh
+    pooling, where = stage.config.model.pooling, f"stage {stage.label}: {path}"
     try:
-        loaded_config, loaded, report = weights.load(
-            path, stage.start_task, pooling=options.pooling, **init_options
+        opened = weights.open_weights(
+            path, stage.start_task, pooling=pooling, **init_options
         )
+        loaded_config, loaded, report = files.enter_context(opened)
         stages.check_architecture(stage, loaded_config, path, stage.start_task)
-        if stage.start_task != stage.task:
-            loaded, without = _drop_pooler(loaded)
-            report = report.merge(without)
         if stage.start_task == "mae" and "decoder" in loaded:
             _log_reconstruction(
                 stage, path, init_options["format"] if init_options else None
             )
-        new_config = stage.architecture
-        loaded, reshaped = weights.fit(
-            loaded_config, loaded, new_config, options.reshape
+        stored, fitted = _fit_to_stage(
+            stage, model, loaded_config, loaded, examples, mesh
         )
-        report = report.merge(reshaped)
-        if stages.replaces_last_block(stage, loaded_config):
-            loaded, resized, new = _resize(stage, loaded, init, examples, mesh)
-            report, fresh = report.merge(resized), (*fresh, *new)
-        if options.grow_head:
-            loaded, grown = _grow(path, loaded, init, examples)
-            report = report.merge(grown)
-        adapted = adaptors.leaves_of(rules.names(init))
-        fresh = (*fresh, *(adapted if loaded_config.get("adaptor") is None else ()))
-        fresh = (*fresh, *([batch_stats.NAME] if options.head_norm else []))
-        stored, adopted = weights.adopt(init, loaded, fresh)
     except UserError as error:
-        raise UserError(f"stage {stage.label}: {path}: {error}") from None
-    return *batch_stats.split(stored), report.merge(adopted)
+        raise UserError(f"{where}: {error}") from None
+    stored = jax.tree.map(functools.partial(_prefix_errors, where), stored)
+    params, statistics = batch_stats.split(stored)
+    return params, jax.tree.map(np.asarray, statistics), report.merge(fitted)
+
+
+def _fit_to_stage(
+    stage: Stage,
+    model: nn.Module,
+    loaded_config: dict[str, Any],
+    loaded: dict[str, Any],
+    examples: data.Examples,
+    mesh: Mesh,
+) -> tuple[dict[str, Any], weights.Report]:
+    """Returns (the tree of the stage's model, report): loaded leaves, resized, and new ones."""
+    options, report = stage.config.model, weights.Report()
+    fresh = options.fresh
+    if stage.start_task != stage.task:
+        loaded, report = _drop_pooler(loaded)
+    new_config = stage.architecture
+    loaded, reshaped = weights.fit(loaded_config, loaded, new_config, options.reshape)
+    report = report.merge(reshaped)
+    init = jax.eval_shape(lambda: init_params(stage, model))
+    replaces_block = stages.replaces_last_block(stage, loaded_config)
+    if replaces_block or options.grow_head:  # computes with the old and the new values
+        init = init_params(stage, model)
+        loaded = jax.tree.map(np.asarray, loaded)
+    if replaces_block:
+        loaded, resized, new = _resize(stage, loaded, init, examples, mesh)
+        report, fresh = report.merge(resized), (*fresh, *new)
+    if options.grow_head:
+        path = stages.resolve_field(stage, "init_from")
+        loaded, grown = _grow(path, loaded, init, examples)
+        report = report.merge(grown)
+    adapted = adaptors.leaves_of(rules.names(init))
+    fresh = (*fresh, *(adapted if loaded_config.get("adaptor") is None else ()))
+    fresh = (*fresh, *([batch_stats.NAME] if options.head_norm else []))
+    stored, adopted = weights.adopt(init, loaded, fresh)
+    leaves = strict.flatten(stored)
+    shapes = [name for name in adopted.fresh if not hasattr(leaves[name], "__array__")]
+    drawn = _draw(stage, model, shapes)
+    return strict.unflatten({**leaves, **drawn}), report.merge(adopted)
+
+
+def _prefix_errors(where: str, leaf: Any) -> Any:
+    """Returns the leaf; errors of reading one of `weights.open_weights` begin with `where`."""
+    if not isinstance(leaf, LazyLeaf):
+        return leaf
+
+    def read() -> np.ndarray:
+        try:
+            return np.asarray(leaf)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+
+    return dataclasses.replace(leaf, read=read)
 
 
 def _reconstruction(stage: Stage) -> dict[str, Any]:
@@ -154,25 +221,24 @@ def _drop_pooler(
     return kept, weights.Report(ignored=dict.fromkeys(unused, rule))
 
 
-def load_teacher(stage: Stage) -> dict[str, Params]:
+@reword_errors(stages.FIELDS)
+def load_teacher(stage: Stage, files: contextlib.ExitStack) -> dict[str, Params]:
     """Returns {"teacher": params} of the model that `teacher` refers to, {} for "none".
 
-    Raises UserError for weights that do not fit the stage's model.
+    A parameter is read whenever NumPy takes it as an array, until `files` is closed. Raises
+    UserError for weights that do not fit the stage's model.
     """
-    return {} if stage.config.teacher == "none" else {"teacher": _load(stage)}
-
-
-@reword_errors(stages.FIELDS)
-def _load(stage: Stage) -> Params:
+    if stage.config.teacher == "none":
+        return {}
     path = stages.resolve_field(stage, "teacher")
     init_options = stages.known_options_of(stage, stage.config.teacher)
     task = objectives.teacher_task(stage.config.objective)
     loaded_config = weights.model_config(path, **init_options)
     stages.check_architecture(stage, loaded_config, path, task, is_teacher=True)
     sizes = weights.reshape.sizes_of(stage.experiment.model)
-    fit = dict(reshape=stage.config.model.reshape, **sizes)
-    _, params, _ = weights.from_pretrained(path, task, **fit, **init_options)
-    return params
+    fit = dict(reshape=stage.config.model.reshape, sizes=sizes)
+    opened = weights.open_params(path, task, **fit, **init_options)
+    return {"teacher": files.enter_context(opened)}
 
 
 def _select_exported(
@@ -202,11 +268,10 @@ def export(
     All processes must call it; process 0 writes. params: with running statistics, see
     `models.batch_stats`.
     """
-    if jax.process_count() > 1:
-        params = multihost_utils.process_allgather(params, tiled=True)
-    model, params = _select_exported(stage, model, params)
+    params = gather_on_first(params)
     folder, section = stage.folder / "export", stage.config.data
     if jax.process_index() == 0:
+        model, params = _select_exported(stage, model, params)
         classes = stage.exported_task == "classify" and examples.class_names
         extras: dict[str, Any] = {"class_names": classes or None}
         if section.modality == "text":
@@ -215,7 +280,6 @@ def export(
             extras |= {"mean": section.mean, "std": section.std}
         if stage.exported_task == "mae":
             extras["reconstruction"] = _reconstruction(stage)
-        weights.save_pretrained(folder, model, jax.device_get(params), **extras)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"export {stage.label}")
+        weights.save_pretrained(folder, model, params, **extras)
+    wait_for_all(f"export {stage.label}")
     return folder

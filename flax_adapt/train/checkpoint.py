@@ -18,11 +18,11 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from flax_adapt.base import errors
 from flax_adapt.base.errors import UserError, choose
+from flax_adapt.train.gather import wait_for_all
 from flax_adapt.train.state import TrainState
 
 log = logging.getLogger(__name__)
@@ -208,8 +208,7 @@ class Checkpoints:
                 shutil.rmtree(target, ignore_errors=True)
                 target.parent.mkdir(exist_ok=True)
                 (self._folder / str(step)).rename(target)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("damaged checkpoints are set aside")
+        wait_for_all("damaged checkpoints are set aside")
         self._manager.reload()
 
     def close(self) -> None:

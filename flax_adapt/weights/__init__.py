@@ -26,7 +26,11 @@ from flax_adapt.weights.loading import (
     reconstruction,
     shapes,
 )
-from flax_adapt.weights.pretrained import from_pretrained, save_pretrained
+from flax_adapt.weights.pretrained import (
+    from_pretrained,
+    open_params,
+    save_pretrained,
+)
 from flax_adapt.weights.saving import preprocessor, save
 from flax_adapt.weights.strict import Report, adopt
 
@@ -41,6 +45,7 @@ __all__ = [
     "from_pretrained",
     "load",
     "model_config",
+    "open_params",
     "open_weights",
     "parts",
     "pixel_statistics",

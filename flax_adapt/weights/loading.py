@@ -109,9 +109,13 @@ def fit(
 ) -> tuple[dict[str, Any], Report]:
     """Returns (parameters resized from config `old_config` to config `new_config`, report).
 
-    rules: names of rules of `reshape`; the report lists the resized leaves.
+    rules: names of rules of `reshape`; the report lists the resized leaves. Leaves of
+    `open_weights` that no rule can resize are not read.
     """
     leaves = strict.flatten(loaded_params)
+    for name in (*reshape.POSITIONS, reshape.KERNEL) if rules else ():
+        if name in leaves:
+            leaves[name] = np.asarray(leaves[name])
     fitted, reshaped = reshape.fit(leaves, old_config, new_config, rules)
     return strict.unflatten(fitted), Report(reshaped=reshaped)
 

@@ -1,6 +1,7 @@
 """Loads and saves models with their weights, for users of the library."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -75,6 +76,36 @@ def from_pretrained(
         params, _ = strict.adopt(models.init_params(model, key), loaded, fresh)
     report = report.merge(reshaped).merge(adopted)
     return model, jax.tree.map(jnp.asarray, params), report
+
+
+@contextlib.contextmanager
+def open_params(
+    path: PathLike,
+    task: str,
+    *,
+    reshape: Sequence[str],
+    sizes: Mapping[str, int],
+    format: str | None = None,
+    known: Known = NOTHING,
+) -> Iterator[Params]:
+    """Yields the parameters of `from_pretrained`; `numpy.asarray(parameter)` reads each.
+
+    sizes: image_size, patch_size, channels. The files are open until the end of the
+    context. Raises UserError as `from_pretrained` does, for NaN and infinities when a
+    parameter is read.
+    """
+    own = formats.find(user_path(path), format).pooling(user_path(path), known)
+    opened = loading.open_weights(path, task, pooling=None, format=format, known=known)
+    with opened as (found, loaded, _):
+        config = reshaping.resized_config(found, sizes, task, None)
+        loaded, _ = loading.fit(found, loaded, config, reshape)
+        classes = _num_classes(path, task, loaded)
+        model = loading.plain_model(config, task, own, classes)
+        try:
+            params, _ = strict.adopt(loading.shapes(model), loaded)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+        yield params
 
 
 def save_pretrained(

@@ -37,6 +37,19 @@ def test_addresses_of_remote_storage_stay_as_they_are():
     assert paths.expand_user("gs://bucket/a") == "gs://bucket/a"
 
 
+@pytest.mark.parametrize(
+    "text", ["gs://bucket/a", "s3://b", "file:///a", Path("gs://bucket/a")]
+)
+def test_an_address_is_no_local_folder(text):
+    with pytest.raises(UserError, match="only folders and files of this machine"):
+        paths.user_path(text)
+
+
+@pytest.mark.parametrize("text", ["a:b", "C:/a", "a/gs:/b", "./gs://bucket"])
+def test_a_colon_in_a_path_is_no_address(text):
+    assert paths.user_path(text) == Path(text)
+
+
 def test_no_other_module_expands_it():
     found = [p.name for p in PACKAGE.rglob("*.py") if "expanduser" in p.read_text()]
     assert found == ["paths.py"]

@@ -73,16 +73,16 @@ def test_a_run_takes_what_a_file_does_not_tell(files, tmp_path, log_of_commands)
     assert [row["stage"] for row in rows] == names
 
 
-def test_a_teacher_takes_it_too(files, tmp_path):
+def test_a_teacher_takes_it_too(files, tmp_path, open_files):
     config = load(files, "vit_finetune", "a.pth", TOLD)
     with config.unlocked():
         config.stages[0].objective = ConfigDict(defaults.distill())
     config.stages[0].teacher = "pretrained"
     (run,) = recipe.stage_runs(config, tmp_path)[:1]
-    assert stage_weights.load_teacher(run)["teacher"]["encoder"]
+    assert stage_weights.load_teacher(run, open_files)["teacher"]["encoder"]
     config.init_known.heads = 0
     with pytest.raises(UserError, match=r"give init=PATH and init_known.heads=NUM"):
-        stage_weights.load_teacher(run)
+        stage_weights.load_teacher(run, open_files)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Exact resume of all that baselines take along: averages, starts, adaptors, what is frozen."""
 
+import contextlib
 import json
 
 import jax
@@ -183,7 +184,7 @@ def test_stored_logits_are_those_of_the_model_of_the_old_task(straight):
     )
     mesh = sharding.make_mesh(run.experiment.mesh)
     given = stage_frozen.StageStart(run, model, params, (), examples, mesh)
-    found = stage_frozen.build_frozen(given)["der"]
+    found = stage_frozen.build_frozen(given, contextlib.ExitStack())["der"]
     first = len(examples.target)
     assert (found["first"], found["logits"].shape) == (first, (12, 10))
     rows = np.arange(first, first + 12)

@@ -1,5 +1,6 @@
 """What penalties compare with must fit the stage: classes, pooling, leaves, files."""
 
+import contextlib
 import logging
 from types import SimpleNamespace
 
@@ -62,7 +63,9 @@ def squares(params):
 
 
 def frozen(*arguments, **options):
-    return stage_frozen.build_frozen(given(*arguments, **options))
+    return stage_frozen.build_frozen(
+        given(*arguments, **options), contextlib.ExitStack()
+    )
 
 
 def test_the_old_classes_are_the_first_of_a_head_that_has_grown(workdir):

@@ -130,7 +130,9 @@ def test_adaptors_where_they_belong(section, text):
         check.experiment(tiny.experiment(section))
 
 
-def test_the_masked_regularizer_needs_the_decoder_of_the_weights(straight, tmp_path):
+def test_the_masked_regularizer_needs_the_decoder_of_the_weights(
+    straight, tmp_path, open_files
+):
     options = dict(fresh=("head",), adaptor=defaults.adaptor())
     section = tiny.finetune(
         init_from=str(straight / "stages/preserve/export"),
@@ -141,4 +143,4 @@ def test_the_masked_regularizer_needs_the_decoder_of_the_weights(straight, tmp_p
     (run,) = recipe.stage_runs(config, tmp_path)
     model = stage.build_model(run, 10)
     with pytest.raises(UserError, match="an encoder without the decoder"):
-        stage_weights.warm_start(run, model, None, None)
+        stage_weights.warm_start(run, model, None, None, open_files)

@@ -216,21 +216,23 @@ def test_a_stage_that_cannot_be_is_refused_before_anything_runs(section, text):
         check.experiment(tiny.experiment(section))
 
 
-def test_a_teacher_has_the_width_of_its_student(straight):
+def test_a_teacher_has_the_width_of_its_student(straight, open_files):
     """A distance between features of 16 and of 24 is none."""
     model = defaults.stage_model(resize=defaults.resize(24))
     student = tiny.distill(init_from="stage:pretrain", model=model)
     config = tiny.experiment(tiny.pretrain(), student)
     (run,) = recipe.stage_runs(config, straight)[1:]
     with pytest.raises(UserError, match=r"`model` is not what .*last_block"):
-        stage_weights.load_teacher(run)
+        stage_weights.load_teacher(run, open_files)
     expanded = ConfigDict({**config.stages[1], "teacher": "stage:expand"})
-    teacher = stage_weights.load_teacher(run._replace(config=expanded))["teacher"]
+    teacher = stage_weights.load_teacher(run._replace(config=expanded), open_files)[
+        "teacher"
+    ]
     kernel = teacher["encoder"]["block_01"]["shortcut"]["kernel"]
     assert jax.tree.leaves(kernel)[0].shape == (16, 24)
 
 
-def test_low_rank_adaptors_would_freeze_a_new_last_block(straight):
+def test_low_rank_adaptors_would_freeze_a_new_last_block(straight, open_files):
     lora = defaults.stage_model(
         resize=defaults.resize(24), lora=defaults.lora(), fresh=("head",)
     )
@@ -241,7 +243,9 @@ def test_low_rank_adaptors_would_freeze_a_new_last_block(straight):
     examples = data.open_examples(run.config.data, "")
     arguments = (stage.build_model(run, 10), examples, sharding.one_device())
     with pytest.raises(UserError, match=r"model\.lora would freeze"):
-        stage_weights.warm_start(run, *arguments)
+        stage_weights.warm_start(run, *arguments, open_files)
     again = ConfigDict({**run.config, "init_from": "stage:expand"})
-    _, _, report = stage_weights.warm_start(run._replace(config=again), *arguments)
+    _, _, report = stage_weights.warm_start(
+        run._replace(config=again), *arguments, open_files
+    )
     assert not report.reshaped  # its last block came with it

@@ -136,7 +136,7 @@ def test_a_run_that_fell_over_goes_on_bit_for_bit(
 
 
 def test_everything_but_the_last_block_and_the_head_comes_from_the_file(
-    config, init, straight, tmp_path
+    config, init, straight, tmp_path, open_files
 ):
     report = json.loads((straight / "stages/classify/import_report.json").read_text())
     assert set(report["fresh"]) == FRESH
@@ -146,7 +146,7 @@ def test_everything_but_the_last_block_and_the_head_comes_from_the_file(
     model = stage.build_model(run, 10)
     examples = data.open_examples(run.config.data, "")
     params, statistics, _ = stage_weights.warm_start(
-        run, model, examples, sharding.one_device()
+        run, model, examples, sharding.one_device(), open_files
     )
     found = strict.flatten(batch_stats.join(params, statistics))
     theirs = strict.flatten(weights.load(init, "classify", pooling=None)[1])

@@ -121,11 +121,13 @@ def test_a_config_for_larger_images_reshapes_the_weights_everywhere(files, tmp_p
     assert len(labels) == 1 + len(rows)
 
 
-def test_a_teacher_is_reshaped_as_the_student_is(files, tmp_path):
+def test_a_teacher_is_reshaped_as_the_student_is(files, tmp_path, open_files):
     config = larger(files, "vit_self_distill", ",compare=False,rounds=1")
     (run,) = (s for s in recipe.stage_runs(config, tmp_path) if s.label == "distill_1")
     run.config.teacher = "pretrained"
-    position = stage_weights.load_teacher(run)["teacher"]["encoder"]["position"]
+    position = stage_weights.load_teacher(run, open_files)["teacher"]["encoder"][
+        "position"
+    ]
     assert position.shape == (1, 17, MODEL["width"])
 
 

@@ -27,6 +27,11 @@ class LazyLeaf:
 
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]
+    dtype = np.dtype(np.float32)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         del copy  # the array is always new
