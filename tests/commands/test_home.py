@@ -17,6 +17,7 @@ PATHS = {
     "features": {"init", "data", "out", "data_dir"},
     "convert": {"from", "to"},
     "fill": {"init"},
+    "show": {"config"},
     "configs": set(),
 }
 OTHERS = {
@@ -39,6 +40,7 @@ OTHERS = {
         "seed",
     },
     "fill": {"text", "top", "init_format"},
+    "show": {"fields", "json"},
     "configs": set(),
 }
 # Fields of configs that may be paths.
