@@ -94,7 +94,7 @@ def open_params(
     context. Raises UserError as `from_pretrained` does, for NaN and infinities when a
     parameter is read.
     """
-    own = formats.find(user_path(path), format).pooling(user_path(path), known)
+    own = formats.find(weights_path(path), format).pooling(weights_path(path), known)
     opened = loading.open_weights(path, task, pooling=None, format=format, known=known)
     with opened as (found, loaded, _):
         config = reshaping.resized_config(found, sizes, task, None)
