@@ -1,6 +1,5 @@
 """Writes the embeddings of a data set by a model on disk."""
 
-import contextlib
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from flax_adapt import models, weights
 from flax_adapt.base import errors
 from flax_adapt.base.errors import UserError
 from flax_adapt.base.hub import weights_path
-from flax_adapt.base.paths import user_path
+from flax_adapt.commands import tables
 from flax_adapt.commands.values import INIT_FLAGS, parse_values
 from flax_adapt.evals import embed
 from flax_adapt.evals.features import Features
@@ -35,36 +34,35 @@ def features(
     text_fields: str,
     label_field: str,
     label_kind: str,
+    image_field: str,
+    fit: str,
+    bits: int,
+    window: str,
     init_format: str,
     init_known: str,
     mean: str,
     std: str,
 ) -> None:
-    """Writes embeddings, labels and example names of a data set to an .npz file."""
+    """Writes embeddings, labels and example names of a data set to a file."""
     errors.choose("--pooling", pooling, models.POOLING)
     errors.choose("--precision", precision, models.DTYPES)
-    folder, target = weights_path(init), user_path(out)
-    if target.suffix != ".npz" or not target.parent.is_dir():
-        raise UserError(f"--out={out} must be a new .npz file in a folder that exists")
+    target = tables.check_target(out, (".npz", ".csv", ".parquet"))
+    folder, pixels = weights_path(init), parse_pixels(mean, std)
     of_text = dict(
         seq_len=seq_len,
         text_fields=tuple(text_fields.split(",")),
-        label_field=label_field,
         label_kind=label_kind,
     )
-    pixels = (
-        (_parse_numbers("--mean", mean), _parse_numbers("--std", std))
-        if mean or std
-        else None
-    )
+    of_images = dict(fit=fit, bits=bits, window=window, image_field=image_field)
     init_options = weights.source_options(
         init_format, parse_values("--init_known", init_known)
     )
     with errors.reword_errors(INIT_FLAGS):
-        make_section = _make_section_maker(folder, init_options, pixels, of_text)
-        section = make_section(
-            data, split, data_dir=data_dir, max_bad_fraction=max_bad_fraction
+        make_section = make_section_maker(
+            folder, init_options, pixels, of_text, of_images
         )
+        fields = dict(data_dir=data_dir, max_bad_fraction=max_bad_fraction)
+        section = make_section(data, split, label_field=label_field, **fields)
         examples = sources.open_examples(section, "")
         embedder = embed.Embedder(
             folder,
@@ -78,22 +76,42 @@ def features(
     _write_features(target, rows, examples)
     count, width = rows.embeddings.shape
     print(f"{out}: {count} embeddings of width {width}")
+    say_bad_files(examples)
+
+
+def say_bad_files(examples: sources.Examples) -> None:
+    """Prints the names of examples that were left out."""
     if examples.bad_files:
         bad = ", ".join(examples.bad_files.names)
         print(f"left out, since they cannot be decoded: {bad}")
 
 
-def _make_section_maker(
-    init: Path, init_options: Mapping[str, Any], pixels: Any, of_text: Mapping[str, Any]
+def parse_pixels(mean: str, std: str) -> Any:
+    """Returns the flags --mean and --std as numbers; None where neither is given."""
+    if not (mean or std):
+        return None
+    return _parse_numbers("--mean", mean), _parse_numbers("--std", std)
+
+
+def make_section_maker(
+    init: Path,
+    init_options: Mapping[str, Any],
+    pixels: Any,
+    of_text: Mapping[str, Any],
+    of_images: Mapping[str, Any],
 ) -> Callable[..., ConfigDict]:
     """Returns (source, split, ...) -> data section of images or texts, as the model takes.
 
-    pixels: mean and std, or None. of_text: fields that only a section of texts has.
+    pixels: mean and std, or None. of_text, of_images: fields that only these sections have.
     """
     kind = weights.model_config(init, **init_options)["kind"]
     if models.TASKS[kind]["encoder"].modality == "image":
         return functools.partial(
-            embed.image_section, init, init_options=init_options, pixels=pixels
+            embed.image_section,
+            init,
+            init_options=init_options,
+            pixels=pixels,
+            **of_images,
         )
     if pixels:
         raise UserError(f"--mean and --std are of images; {init} takes text")
@@ -107,19 +125,13 @@ def _write_features(target: Path, rows: Features, examples: sources.Examples) ->
             f"--out={target}: nothing was written, since embeddings are NaN or infinite: "
             "the weights overflow; take --precision=float32 or other weights"
         )
-    arrays: dict[str, Any] = dict(
-        embeddings=rows.embeddings,
-        labels=rows.labels,
+    columns = dict(
         names=np.array([examples.names[index] for index in rows.indices]),
-        class_names=np.array(examples.class_names),
+        labels=rows.labels,
+        embeddings=rows.embeddings,
     )
-    partial = target.with_suffix(".partial.npz")
-    try:
-        np.savez(partial, **arrays)
-        partial.replace(target)
-    finally:
-        with contextlib.suppress(OSError):  # the error of the write is said
-            partial.unlink()
+    notes = dict(class_names=np.array(examples.class_names))
+    tables.write_rows(target, columns, notes)
 
 
 def _parse_numbers(flag: str, text: str) -> tuple[float, ...]:

@@ -26,6 +26,18 @@ _PROCESSES: dict[str, tuple[Any, str]] = {
 }
 _FORMATS = "huggingface, timm, torchvision, facebook_mae, big_vision, orbax"
 _INIT_FORMAT = {"init_format": ("", f"{_FORMATS}; '': detected")}
+_OF_IMAGES = {
+    "init_known": (
+        "",
+        "facts that init lacks: heads=6,gelu=tanh,weights=model_ema",
+    ),
+    "mean": ("", "images: mean of pixels, as 0.5,0.5,0.5; '': from init"),
+    "std": ("", "images: standard deviation of pixels; '': from init"),
+    "fit": ("squash", "images: squash, crop or pad to a square"),
+    "bits": (0, "images: bits of a level in 16-bit files; 0: all"),
+    "window": ("", "images: LOW:HIGH, the levels that become black and white"),
+    "image_field": ("", "images: the column of a table that has them or their paths"),
+}
 COMMANDS = {
     "run": Command(
         "run",
@@ -66,12 +78,12 @@ COMMANDS = {
     ),
     "features": Command(
         "features",
-        "Writes embeddings, labels and example names of a data set to an .npz file.",
+        "Writes embeddings, labels and example names of a data set to a file.",
         False,
         {
             "init": (REQUIRED, "folder or file of weights"),
             "data": (REQUIRED, "tfds:NAME, folder:PATH, builtin:NAME; jsonl:PATH ..."),
-            "out": (REQUIRED, "the .npz to write: embeddings, labels, names"),
+            "out": (REQUIRED, "the .npz, .csv or .parquet to write"),
             "split": ("train", "split of the data"),
             "data_dir": ("", "where tfds: finds its data sets"),
             "pooling": ("cls", "cls, mean or mean_norm"),
@@ -80,15 +92,29 @@ COMMANDS = {
             "max_bad_fraction": (0.01, "a larger share of undecodable examples fails"),
             "seq_len": (128, "text: the most tokens of a text, which is cut off there"),
             "text_fields": ("text", "text: the column, or A,B for pairs"),
-            "label_field": ("label", "text: the column of the labels; '' for none"),
+            "label_field": ("label", "the column of the labels; '' for none"),
             "label_kind": ("class", "text: class or number"),
             **_INIT_FORMAT,
-            "init_known": (
-                "",
-                "facts that init lacks: heads=6,gelu=tanh,weights=model_ema",
-            ),
-            "mean": ("", "images: mean of pixels, as 0.5,0.5,0.5; '': from init"),
-            "std": ("", "images: standard deviation of pixels; '': from init"),
+            **_OF_IMAGES,
+        },
+    ),
+    "predict": Command(
+        "predict",
+        "Writes the predicted class and the probability of each class for a data set.",
+        False,
+        {
+            "init": (REQUIRED, "export of a fine-tuned stage, or other classifier"),
+            "data": (REQUIRED, "folder:PATH, csv:PATH, tfds:NAME, jsonl:PATH ..."),
+            "out": (REQUIRED, "the .csv, .jsonl or .parquet to write"),
+            "split": ("train", "split of the data"),
+            "data_dir": ("", "where tfds: finds its data sets"),
+            "batch_size": (64, "images or texts at once, on all devices together"),
+            "precision": ("float32", "float32 or bfloat16"),
+            "max_bad_fraction": (0.01, "a larger share of undecodable examples fails"),
+            "seq_len": (128, "text: the most tokens of a text, which is cut off there"),
+            "text_fields": ("text", "text: the column, or A,B for pairs"),
+            **_INIT_FORMAT,
+            **_OF_IMAGES,
         },
     ),
     "convert": Command(

@@ -13,6 +13,7 @@ from flax_adapt import data, defaults, models, weights
 from flax_adapt.base import config as configs
 from flax_adapt.base import keys
 from flax_adapt.base.types import Array, Batch, Key, Params
+from flax_adapt.data.examples import window_of_percentiles
 from flax_adapt.data.images import image
 from flax_adapt.evals.features import Encode, Features, extract_all
 from flax_adapt.train import sharding
@@ -50,7 +51,9 @@ def image_section(
     fits = dict(
         image_size=arch["image_size"], channels=channels, mean=mean, std=std, **changes
     )
-    return ConfigDict(defaults.image_data(source, split, **fits)).lock()
+    section = ConfigDict(defaults.image_data(source, split, **fits))
+    section.window = window_of_percentiles(section)
+    return section.lock()
 
 
 def text_section(path: Path, source: str, split: str, **changes: Any) -> ConfigDict:
