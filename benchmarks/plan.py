@@ -78,6 +78,8 @@ def bert_distill(size, **changes):
     return bert(size, objective=objective, teacher="stage:first", **changes)
 
 
+# All rows but MAE-B would not fit, or compile for hours, without: docs/many_machines.md.
+SAVING = defaults.memory(remat="blocks", scan=True)
 # Name -> (title, function that makes model and stage, its arguments, examples a chip).
 ROWS = {
     "mae_b": ("MAE ViT-B/16", mae, ("B", 16), 128),
@@ -95,7 +97,8 @@ ROWS = {
 def config_of(name, topology):
     """The config of a row on a topology."""
     _, make, arguments, images = ROWS[name]
-    model, stage = make(*arguments, batch_size=images * parse(topology).chips)
+    size = images * parse(topology).chips
+    model, stage = make(*arguments, batch_size=size, memory=SAVING)
     fields = dict(
         init="none",
         model=model,
@@ -138,7 +141,7 @@ def cells(plan):
 
 def policy(plan):
     """The fields of the section `memory`, in words."""
-    memory = plan.get("policy", {})
+    memory = plan["policy"]
     return " ".join(f"{name}={value}" for name, value in memory.items()) or "none"
 
 

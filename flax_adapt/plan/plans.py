@@ -138,7 +138,7 @@ def _head(kind: Kind, described: Described, hardware: Hardware) -> dict[str, Any
         "batch": stage.config.batch_size,
         "batch_per_chip": stage.config.batch_size / shards,
         "accum_steps": described.program.accum_steps,
-        "policy": configs.plain(stage.config.get("memory", {})),
+        "policy": configs.plain(stage.config.memory),
     }
 
 

@@ -24,6 +24,8 @@ def _lines(plan: dict[str, Any]) -> Iterator[str]:
         f"{plan['batch']} examples, {plan['batch_per_chip']:g} a chip, "
         f"in {plan['accum_steps']} part" + "s" * (plan["accum_steps"] > 1),
     )
+    policy = " ".join(f"{name}={value}" for name, value in plan["policy"].items())
+    yield _row("memory policy", policy)
     yield _row("memory a chip", _memory(plan["memory"]))
     if "flops" in plan:
         yield from _speed(plan)
