@@ -137,7 +137,28 @@ class Spearman(struct.PyTreeNode):
         )
 
 
-Metric: TypeAlias = Mean | Sum | Perplexity | Loss | Confusion | Spearman
+class Predictions(struct.PyTreeNode):
+    """What a model says about each example; a merge concatenates the examples.
+
+    `Meter.take` takes it out of the sums, as its value is the number of examples alone.
+    """
+
+    indices_B: jax.Array  # the row in the evaluated examples
+    labels_B: jax.Array
+    guesses_B: jax.Array  # the likeliest class, or the predicted number
+    losses_B: jax.Array
+    weights_B: jax.Array  # 0: does not count
+    classes: bool = struct.field(pytree_node=False)  # labels are classes, not numbers
+
+    def merge(self, other: "Predictions") -> "Predictions":
+        return jax.tree.map(lambda *both: np.concatenate(both), self, other)
+
+    def value(self) -> float:
+        """Returns the number of examples that count."""
+        return float(np.sum(np.asarray(self.weights_B) > 0))
+
+
+Metric: TypeAlias = Mean | Sum | Perplexity | Loss | Confusion | Spearman | Predictions
 
 
 def _divide(total: jax.Array, count: jax.Array) -> jax.Array:
@@ -188,6 +209,10 @@ class Meter:
             metric = jax.tree.map(lambda x: np.asarray(x, np.float64), metric)
             known = self._sums.get(name)
             self._sums[name] = metric if known is None else known.merge(metric)
+
+    def take(self, name: str) -> Any | None:
+        """Returns one of the sums, which are then without it; None if there is none."""
+        return self._sums.pop(name, None)
 
     def values(self) -> dict[str, float]:
         """Returns {name: value} of the sums."""

@@ -6,7 +6,7 @@ import jax
 
 from flax_adapt.base.paths import user_path
 from flax_adapt.commands import jax_settings, processes
-from flax_adapt.experiment import recipe
+from flax_adapt.experiment import recipe, verdicts
 
 
 def run(
@@ -28,5 +28,7 @@ def run(
         if done:
             print(f"{folder}: all stages were done before")
         print(recipe.table(rows))
+        for line in verdicts.text(rows):
+            print(line)
         print(f"results: {folder / 'results.json'}")
         print(f"model:   {rows[-1]['export']}")

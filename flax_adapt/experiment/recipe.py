@@ -13,7 +13,8 @@ from flax_adapt import data
 from flax_adapt.base import config as configs
 from flax_adapt.base import logs
 from flax_adapt.base.errors import UserError
-from flax_adapt.experiment import held_out, lock, sweep
+from flax_adapt.evals import verdict
+from flax_adapt.experiment import held_out, lock, sweep, verdicts
 from flax_adapt.stage import check, draws, loop
 from flax_adapt.stage.stage import Stage
 from flax_adapt.train.preemption import Preemption
@@ -27,7 +28,8 @@ COLUMNS = ("stage", "metric", "seeds", "mean", "std", "gain", "seconds")
 def run(config: Any, workdir: Path, *, force: bool) -> list[dict[str, Any]]:
     """Runs every stage that is not finished; returns the rows of `results.json`.
 
-    A row is {stage, metric, seeds, values, mean, std, seconds, gain, export}. Raises
+    A row is {stage, metric, seeds, values, mean, std, seconds, gain, export}, and has the
+    verdicts of `verdicts.add`. Raises
     UserError for a workdir that holds another config, with the difference, unless
     `force`.
     """
@@ -44,6 +46,7 @@ def run(config: Any, workdir: Path, *, force: bool) -> list[dict[str, Any]]:
                 stage = Stage(config, tuned, seed, workdir)
                 results.append(loop.train_and_evaluate(stage, preemption))
                 _write(workdir, rows := summarize(results, workdir))
+        _write(workdir, rows := verdicts.add(config, rows, results, workdir))
     return rows
 
 
@@ -204,4 +207,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         {**row, "seeds": len(row["seeds"]), "seconds": round(row["seconds"], 1)}
         for row in rows
     ]
-    return logs.format_table(shown, COLUMNS)
+    for row in shown:
+        if "verdict" in row:
+            row["verdict"] = verdict.short(row["verdict"])
+    more = ("verdict",) if any("verdict" in row for row in rows) else ()
+    return logs.format_table(shown, (*COLUMNS, *more))

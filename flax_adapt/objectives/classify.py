@@ -9,7 +9,14 @@ from flax import linen as nn
 from flax_adapt.base import keys
 from flax_adapt.base.checks import Check, Context, Row, present
 from flax_adapt.base.errors import UserError
-from flax_adapt.base.metrics import Loss, Mean, Spearman, accuracy, confusion
+from flax_adapt.base.metrics import (
+    Loss,
+    Mean,
+    Predictions,
+    Spearman,
+    accuracy,
+    confusion,
+)
 from flax_adapt.base.types import (
     CARRY_INPUT,
     Array,
@@ -130,6 +137,19 @@ def _outputs(
     return outputs, {CARRY_INPUT: carry_input} if carry_input else {}
 
 
+def _predictions(
+    batch: Batch, guess_B: Array, loss_B: Array, *, classes: bool
+) -> Predictions:
+    return Predictions(
+        indices_B=batch["index"],
+        labels_B=batch["label"],
+        guesses_B=guess_B,
+        losses_B=loss_B,
+        weights_B=batch["weight"],
+        classes=classes,
+    )
+
+
 def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
     """Returns the cross-entropy loss of a classifier, for labels int32 [B].
 
@@ -144,17 +164,21 @@ def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
         raise UserError("objective.mixup_alpha and cutmix_alpha mix images, not text")
 
     def loss_fn(params, frozen, batch, key_B):
-        targets_BN = smooth(batch["label"], model.num_classes, smoothing)
+        label_B = batch["label"]
+        targets_BN = smooth(label_B, model.num_classes, smoothing)
         if mixes and train:
             image_BYXC, targets_BN = _mix_batch(config, batch, targets_BN, key_B)
             batch = {**without_logits(batch), "image": image_BYXC}
         key_B = key_B if train else None
         logits_BN, carry_input = _outputs(model, params, frozen, batch, key_B)
-        loss = Mean.of(cross_entropy(logits_BN, targets_BN), batch["weight"])
-        correct = accuracy(logits_BN, batch["label"], batch["weight"])
-        metrics = {"loss": Loss.of(loss), "accuracy": correct}
+        loss_B = cross_entropy(logits_BN, targets_BN)
+        loss = Mean.of(loss_B, batch["weight"])
+        correct = accuracy(logits_BN, label_B, batch["weight"])
+        metrics: Metrics = {"loss": Loss.of(loss), "accuracy": correct}
         if not train:
-            metrics |= confusion(logits_BN, batch["label"], batch["weight"])
+            metrics |= confusion(logits_BN, label_B, batch["weight"])
+            guess_B = jnp.argmax(logits_BN, axis=-1)
+            metrics["predictions"] = _predictions(batch, guess_B, loss_B, classes=True)
         return loss.value(), metrics | carry_input
 
     return loss_fn
@@ -177,9 +201,11 @@ def make_regression(config: Any, model: nn.Module, train: bool) -> LossFn:
         key_B = key_B if train else None
         guess_B1, carry_input = _outputs(model, params, frozen, batch, key_B)
         guess_B, label_B = guess_B1[:, 0], batch["label"].astype(jnp.float32)
-        loss = Mean.of(jnp.square(guess_B - label_B), batch["weight"])
+        loss_B = jnp.square(guess_B - label_B)
+        loss = Mean.of(loss_B, batch["weight"])
         metrics: Metrics = {"loss": Loss.of(loss)}
         if not train:
+            metrics["predictions"] = _predictions(batch, guess_B, loss_B, classes=False)
             metrics["spearman"] = Spearman(guess_B, label_B, batch["weight"])
         return loss.value(), metrics | carry_input
 

@@ -17,6 +17,7 @@ from flax_adapt.base.types import Metrics
 from flax_adapt.stage import data as inputs
 from flax_adapt.stage import same_data, training
 from flax_adapt.stage import stage as stages
+from flax_adapt.stage.evaluating import Evaluation
 from flax_adapt.stage.result import RESULT, is_done, read_result
 from flax_adapt.stage.stage import Stage
 from flax_adapt.train import optim, sharding
@@ -84,25 +85,13 @@ class Run:
             stage, self.model, self.examples, self.mesh
         )
         self.names = rules.names(self.state.params)
-        self.test = None if config.eval is None else self._prepare_eval()
+        self.evaluation: Evaluation | None = None
+        if config.eval is not None:
+            self.evaluation = Evaluation(stage, self.model, self.examples, self.mesh)
         self.bar: Any = None
         self.writer: logs.MetricWriter | None = None
         self.warned = False
         self._open_folder()
-
-    def _prepare_eval(self) -> data.Examples:
-        """Returns the evaluation data."""
-        config = self.config.eval
-        sharding.check_batch_size(config.batch_size, 1, self.mesh)
-        examples = inputs.open_examples(self.stage, config.data)
-        inputs.check_text(self.stage, self.model, config.data, examples)
-        inputs.check_same_classes(self.stage, self.examples, examples)
-        self.eval_batches = lambda: data.eval_batches(
-            examples, config.batch_size, *sharding.share_of_process(self.mesh)
-        )
-        loss_fn = training.make_loss(self.stage, self.model, config.data, train=False)
-        self.eval_step = steps.make_eval_step(loss_fn, self.mesh)
-        return examples
 
     def _open_folder(self) -> None:
         """Opens the checkpoints; nothing is written before the checks of `__init__` passed."""
@@ -114,7 +103,8 @@ class Run:
             metric, mode = config.eval.metric, config.eval.mode
             self.eval_data = f"{config.eval.data.source} {config.eval.data.split}"
         self.metric, self.mode = metric, mode
-        same_data.check(stage, self.examples, self.test)
+        test = None if self.evaluation is None else self.evaluation.examples
+        same_data.check(stage, self.examples, test)
         self.checkpoints = checkpoint.Checkpoints(
             stage.folder / "checkpoints", stage.experiment.checkpoint, metric, mode
         )
@@ -232,23 +222,10 @@ class Run:
 
     def _evaluate(self, step: int) -> None:
         """Evaluates every example of the evaluation data once; abandoned on SIGTERM."""
-        sums = Meter()
-        for batch in self.eval_batches():
-            metrics = self.eval_step(
-                self.state.evaluated,
-                self.state.loss_inputs,
-                sharding.put_batch(batch, self.mesh),
-                self.stage.seed,
-            )
-            sums.add(jax.device_get(metrics))
-            if self.preemption.has_signal():
-                return
-        values = sums.values()
-        if not all(map(math.isfinite, values.values())):
-            raise NonFiniteError(
-                f"stage {self.stage.label}: evaluation at step {step} is not finite: "
-                f"{values}; lower optim.lr or set optim.clip_norm"
-            )
+        assert self.evaluation is not None  # else none is due
+        values = self.evaluation.run(self.state, step, self.preemption)
+        if values is None:
+            return
         self.progress |= {"eval": values, "evaluated": step}
         self._write(step, {f"eval_{name}": v for name, v in values.items()})
 

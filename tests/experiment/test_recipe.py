@@ -190,7 +190,7 @@ MISTAKES = {
     ),
     "there are: pretrain/seed_0, pretrain/seed_1": (
         tiny.pretrain(seeds=(0, 1)),
-        tiny.finetune(),
+        tiny.finetune(seeds=(2,)),
     ),
     "teacher='stage:distill' is no earlier stage": (
         tiny.pretrain(),

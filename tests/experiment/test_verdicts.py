@@ -1,0 +1,85 @@
+"""A run says of its stages whether they helped, from the predictions that it keeps."""
+
+import json
+
+import numpy as np
+import pytest
+from support import tiny
+
+from flax_adapt import data, defaults
+from flax_adapt.experiment import recipe, verdicts
+from flax_adapt.stage import predictions
+
+pytestmark = pytest.mark.usefixtures("compile_fast")
+FEW = defaults.few(20, "each_seed")
+
+
+def experiment():
+    """Learning, the same again, and learning at a rate that is 100 times too high."""
+    test = tiny.digits(subset={**FEW, "part": "rest"})
+    stages = []
+    for name, lr in (("start", 5e-3), ("again", 5e-3), ("wild", 0.5)):
+        stage = tiny.finetune(name, init_from="scratch", seeds=(0, 1, 2), num_steps=40)
+        stage["data"] = tiny.digits(subset=FEW)
+        stage["eval"] = {**stage["eval"], "data": test}
+        stage["optim"] = defaults.finetune_optim(lr=lr, warmup_steps=2)
+        stage["model"] = defaults.stage_model()
+        stages.append(stage)
+    sizes = dict(model={**tiny.MODEL, "depth": 1})
+    saves = dict(every_steps=100, keep_last=1, keep_best=0)
+    return tiny.experiment(*stages, checkpoint=saves, **sizes)
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("ran")
+    return workdir, recipe.run(experiment(), workdir, force=False)
+
+
+def test_a_stage_keeps_the_predictions_that_its_metrics_are_of(ran):
+    workdir, rows = ran
+    for seed, accuracy in enumerate(rows[0]["values"]):
+        found = predictions.read(workdir / f"stages/start/seed_{seed}")
+        section = recipe.stage_runs(experiment(), workdir)[seed].config
+        tested = data.open_examples(section.eval.data, "")
+        assert found.names.tolist() == list(tested.names)
+        np.testing.assert_array_equal(found.labels, tested.labels)
+        assert np.mean(found.labels == found.guesses) == pytest.approx(accuracy)
+
+
+def test_a_rate_that_is_too_high_hurt_and_the_same_again_is_no_evidence(ran):
+    workdir, rows = ran
+    assert "verdict" not in rows[0]
+    again, wild = (row["verdict"] for row in rows[1:])
+    assert (again["word"], again["difference"]) == ("no evidence either way", 0.0)
+    assert (wild["word"], wild["against"]) == ("hurt", "start")
+    gain = rows[2]["mean"] - rows[0]["mean"]
+    assert wild["difference"] == pytest.approx(gain)
+    assert [one["against"] for one in rows[2]["verdicts"]] == ["start", "again"]
+    assert json.loads((workdir / "results.json").read_text())[2]["verdict"] == wild
+
+
+def test_verdicts_are_in_the_table_and_in_words(ran):
+    _, rows = ran
+    assert "no evidence either way (+0.000 to +0.000)" in recipe.table(rows)
+    lines = verdicts.text(rows)
+    assert lines[1].startswith("wild against start: hurt; accuracy -")
+    assert "3 seeds" in lines[1]
+    assert "draws of labels" in lines[1]
+
+
+def test_without_predictions_the_verdict_is_left_out_with_one_line(ran, caplog):
+    workdir, rows = ran
+    path = workdir / "stages/again/seed_1" / predictions.FILE
+    kept = path.read_bytes()
+    path.unlink()
+    try:
+        with caplog.at_level("INFO", logger="flax_adapt"):
+            rows = recipe.run(experiment(), workdir, force=False)
+    finally:
+        path.write_bytes(kept)
+    assert ["verdict" in row for row in rows] == [False, False, True]
+    assert [one["against"] for one in rows[2]["verdicts"]] == ["start"]
+    assert [m for m in caplog.messages if "no verdict" in m] == [
+        "again: no verdict, for the stage kept no predictions (an earlier version ran it)"
+    ]
