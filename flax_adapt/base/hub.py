@@ -176,6 +176,8 @@ def weights_path(text: str | os.PathLike[str]) -> Path:
 
     A path that exists wins. Raises UserError for a name that cannot be fetched, see `fetch`.
     """
+    if str(text).startswith("hf://"):
+        return fetch_weights(str(text)).folder
     path = user_path(text)
     if path.exists() or parse_name(str(text)) is None:
         return path

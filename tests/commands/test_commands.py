@@ -57,7 +57,7 @@ def refused(found, told):
 
 
 MISTAKES = {
-    "nope": "'nope' is no command; there are: run, eval, features, convert, fill, ",
+    "nope": "'nope' is no command; there are: run, ",
     "run --config=quickstart": "run needs --workdir=...; flags: --workdir, --coord",
     "run --workdir= --config=quickstart": "run needs --workdir=...",
     "run --workdir={w}": "run needs one --config=FILE or --config=NAME",
@@ -87,7 +87,7 @@ MISTAKES = {
     "eval --config={f}/tiny.py": "eval needs --workdir=...",
     "eval --workdir={w} --config={f}/tiny.py": "holds no finished stage",
     "features": "features needs --init=... --data=... --out=...",
-    "features {m} --out={f}/x": "must be a new .npz file in a folder that exists",
+    "features {m} --out={f}/x": "must be a new .npz or .csv or .parquet file",
     "features {m} --out={f}/no/x.npz": "in a folder that exists",
     "features {m} --out={w}.npz --pooling=max": "choose one of ['cls', 'mean', 'mean_norm']",
     "features {m} --out={w}.npz --precision=half": "'float32'",
