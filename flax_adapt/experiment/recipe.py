@@ -20,8 +20,9 @@ from flax_adapt.stage.stage import Stage
 from flax_adapt.train.preemption import Preemption
 
 log = logging.getLogger(__name__)
-# Sections that `flax-adapt eval` alone reads, which measures everything each time.
-_MEASURES = ("evaluate", "more_evaluations", "transfer")
+# Sections that change no number of a run: those that `flax-adapt eval` alone reads, which
+# measures everything each time, and the mesh, which follows from the machines at hand.
+_FREE_SECTIONS = ("evaluate", "more_evaluations", "transfer", "mesh")
 COLUMNS = ("stage", "metric", "seeds", "mean", "std", "gain", "seconds")
 
 
@@ -135,12 +136,12 @@ def _has_begun(workdir: Path) -> bool:
 def _claim(config: Any, workdir: Path, force: bool) -> None:
     """Stores the config of a workdir; raises UserError if it holds another one.
 
-    The same config continues, and one that differs in what `eval` measures. `force` allows
+    The same config continues, and one that differs in _FREE_SECTIONS. `force` allows
     another one, and so does a workdir without any checkpoint.
     """
     path, new = workdir / "config.json", configs.plain(config)
     if path.exists() and _has_begun(workdir) and not force:
-        changes = configs.difference(*map(_drop_measures, (logs.read_json(path), new)))
+        changes = configs.difference(*map(_drop_free, (logs.read_json(path), new)))
         if changes:
             raise UserError(
                 f"{workdir} was made with another config ({'; '.join(changes)}); use "
@@ -151,11 +152,11 @@ def _claim(config: Any, workdir: Path, force: bool) -> None:
         logs.write_json(path, new)
 
 
-def _drop_measures(config: Any) -> Any:
-    """Returns a plain config without _MEASURES."""
+def _drop_free(config: Any) -> Any:
+    """Returns a plain config without _FREE_SECTIONS."""
     if not isinstance(config, dict):  # a damaged file
         return config
-    return {name: part for name, part in config.items() if name not in _MEASURES}
+    return {name: part for name, part in config.items() if name not in _FREE_SECTIONS}
 
 
 def _row(name: str, results: list[dict[str, Any]], workdir: Path) -> dict[str, Any]:

@@ -140,6 +140,7 @@ def test_what_eval_measures_may_change(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(stored))
     other = experiment()
     other.evaluate.probe_l2 = 1e-3
+    other.mesh.fsdp = 2  # as on other machines
     recipe._claim(other, tmp_path, force=False)
     kept = json.loads((tmp_path / "config.json").read_text())
     assert kept["evaluate"]["probe_l2"] == 1e-3
