@@ -94,6 +94,8 @@ def _tpu(topology: Topology) -> list[Any]:
     _check_extra("libtpu", "tpu", topology)
     # Without a TPU libtpu looks for one, and says at length that it finds none.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    # No TPU is opened, so another process may have it, or compile for one.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
     os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
     with _no_such(topology):
