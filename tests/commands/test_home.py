@@ -15,6 +15,8 @@ PATHS = {
     "run": {"workdir"},
     "eval": {"workdir"},
     "features": {"init", "data", "out", "data_dir"},
+    "plan": set(),
+    "predict": {"init", "data", "out", "data_dir"},
     "convert": {"from", "to"},
     "fill": {"init"},
     "show": {"config"},
@@ -33,7 +35,16 @@ OTHERS = {
     "features": {
         *("split", "pooling", "batch_size", "precision", "max_bad_fraction", "seq_len"),
         *("text_fields", "label_field", "label_kind", "init_format", "init_known"),
-        *("mean", "std"),
+        *("mean", "std", "image_field", "window", "bits", "fit"),
+    },
+    "plan": {
+        *("topology", "stage", "num_classes", "hbm_gib", "price_per_chip_hour"),
+        *("search", "json"),
+    },
+    "predict": {
+        *("seq_len", "mean", "std", "image_field", "init_format", "init_known"),
+        *("window", "bits", "fit", "precision", "batch_size", "split", "text_fields"),
+        "max_bad_fraction",
     },
     "convert": {
         *("from_format", "format", "task", "known", "change", "fresh", "num_classes"),
