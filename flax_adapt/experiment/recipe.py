@@ -121,7 +121,10 @@ def _as_begun(config: Any, workdir: Path) -> Any:
     Before `data.subset.draw` all seeds of a stage had the same labels.
     """
     path, draw = workdir / "config.json", '"draw": "each_seed"'
-    if not path.exists() or '"draw": "' in path.read_text() or not _has_begun(workdir):
+    if not path.exists() or not _has_begun(workdir):
+        return config
+    # A damaged file is told by `_claim`.
+    if '"draw": "' in path.read_text("utf-8", errors="replace"):
         return config
     if draw in json.dumps(configs.plain(config)):
         log.info("%s was begun with labels=fixed and goes on with them", workdir)

@@ -28,7 +28,9 @@ def test_a_field_that_a_flag_set_is_named_by_that_flag():
 SAID = [
     ("data.split='val': no", dict(test_split="val"), "test_split='val': no"),
     ("data.split='test': no", {}, "test_split='test': no"),  # by its default
-    ("data.split='odd': no", {}, "data.split='odd': no"),  # of no argument
+    # Of no argument's value, and there is one argument alone for the field.
+    ("data.split='odd': no", {}, "test_split='odd': no"),
+    ("optim.lr=2.0: no", {}, "optim.lr=2.0: no"),  # advice is of data alone
     ("data.source='folder:x': no", dict(dataset="folder:x"), "dataset='folder:x': no"),
     ("data.source: x is UTF-16", dict(dataset="csv:x"), "dataset: x is UTF-16"),
     ("stage a: optim.lr=-1.0 must", dict(lr="-1"), "stage a: lr=-1.0 must"),

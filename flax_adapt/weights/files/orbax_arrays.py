@@ -49,7 +49,7 @@ class _Registry(ocp.type_handlers.TypeHandlerRegistry):
     """Has one handler for leaves of all types: all are arrays."""
 
     def __init__(self) -> None:
-        self._handler = _OneByOne(deepcopy_host_arrays=False)
+        self._handler = _OneByOne()
 
     def get(self, ty: Any) -> _OneByOne:
         del ty

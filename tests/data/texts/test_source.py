@@ -217,7 +217,7 @@ def test_text_says_what_it_cannot_do(tmp_path):
 
 
 def test_unknown_doors_list_those_of_the_modality(tmp_path):
-    told = r"modality 'text' are \['csv', 'jsonl', 'text', 'tfds', 'tsv'\]"
+    told = r"modality 'text' are \['csv', 'hf', 'jsonl', 'parquet', 'text', 'tfds', 'tsv'\]"
     with pytest.raises(errors.UserError, match=told):
         open_source("jsonl")
     with pytest.raises(errors.UserError, match=r"'folder' is unknown.*'jsonl'"):
