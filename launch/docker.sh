@@ -2,7 +2,7 @@
 # Builds the image of launch/Dockerfile from the checkout's last commit.
 #
 #   bash launch/docker.sh --hardware=tpu --tag=REGISTRY/flax_adapt:tpu --push
-#   docker run --rm --gpus=all -v "$PWD/runs:/work/runs" flax_adapt:cuda run --config=...
+#   docker run --rm --gpus=all -v "$PWD/runs:/workspace/runs" flax_adapt:cuda run --config=...
 #
 # --hardware=cpu|cuda|tpu   --tag=flax_adapt:HARDWARE   --push   --dry-run
 
