@@ -111,6 +111,18 @@ def test_a_mistake_is_one_line_that_helps_and_exit_code_2(main, files, tmp_path,
     assert not list(tmp_path.rglob("checkpoints/*"))
 
 
+@pytest.mark.parametrize("path", ["data.fit", "data.subset.draw", "memory.scan"])
+def test_a_field_that_a_config_of_an_older_version_lacks_is_named(main, tmp_path, path):
+    *sections, field = path.split(".")
+    section = "".join(f"[{name!r}]" for name in ["stages", 0, *sections])
+    lacking = CONFIG.replace("return tiny.", "config = tiny.")
+    lacking += f"    config{section}.unlock()\n"
+    lacking += f"    del config{section}[{field!r}]\n    return config\n"
+    (tmp_path / "old.py").write_text(lacking)
+    found = main("run", f"--config={tmp_path}/old.py", f"--workdir={tmp_path}/run")
+    refused(found, f"a section of the config lacks the field {field!r}; one written by")
+
+
 def test_the_module_is_the_command(tmp_path):
     """Without arguments it says what there is; a mistake shows no traceback."""
     command = [sys.executable, "-m", "flax_adapt"]
