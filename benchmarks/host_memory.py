@@ -19,28 +19,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 ROOT = Path(__file__).resolve().parent.parent
-SIZES = {
-    "tiny": dict(width=64, depth=2, heads=2, mlp_dim=128),
-    "huge": dict(width=1280, depth=32, heads=16, mlp_dim=5120),
-}
+# Name -> what differs from the published ViT-H.
+SIZES = {"tiny": dict(width=64, depth=2, heads=2, mlp_dim=128), "huge": {}}
 PATCH, PIXELS = 14, 224
 GIGABYTE = 1e9
-
-
-# Fields of the model config that all sizes share.
-CONFIG = dict(
-    kind="vit",
-    image_size=PIXELS,
-    patch_size=PATCH,
-    channels=3,
-    layer_norm_eps=1e-12,
-    qkv_bias=True,
-    gelu="erf",
-    pooler=False,
-    last_block=None,
-    adaptor=None,
-    decoder=None,
-)
 
 
 def write_weights(folder, size):
@@ -48,11 +30,12 @@ def write_weights(folder, size):
     import jax
     import numpy as np
 
-    from flax_adapt import weights
+    from flax_adapt import models, weights
     from flax_adapt.weights import loading
     from flax_adapt.weights.names.translate import LazyLeaf
 
-    config = {**CONFIG, **SIZES[size]}
+    config = models.vit_config("H", image_size=PIXELS, patch_size=PATCH, channels=3)
+    config |= SIZES[size]
     model = loading.plain_model(config, "encoder", "cls", 0)
 
     def leaf(shape):

@@ -14,7 +14,6 @@ import contextlib
 import contextvars
 import functools
 import math
-import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -117,10 +116,10 @@ def place(name: str, tree: Any) -> Any:
 
 
 def _spec(name: str) -> PartitionSpec:
-    for pattern, spec in ACTIVATIONS:
-        if re.fullmatch(pattern, name):
-            return spec
-    raise KeyError(f"placement.ACTIVATIONS has no {name!r}")
+    spec: PartitionSpec | None = rules.first(ACTIVATIONS, name, None)
+    if spec is None:
+        raise KeyError(f"placement.ACTIVATIONS has no {name!r}")
+    return spec
 
 
 def _constrain(spec: PartitionSpec, x: Array) -> Array:

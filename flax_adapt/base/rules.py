@@ -49,14 +49,16 @@ def check(what: str, rules: Rules, tree: Any) -> None:
         )
 
 
+def first(rules: Rules, name: str, otherwise: Any) -> Any:
+    """Returns the value of the first rule that matches the full name, else `otherwise`."""
+    matching = (value for pattern, value in rules if re.fullmatch(pattern, name))
+    return next(matching, otherwise)
+
+
 def assign(what: str, rules: Rules, tree: Any) -> Any:
     """Returns the tree of rule values; `what` names the table in errors.
 
     Raises UserError as `check` does.
     """
     check(what, rules, tree)
-
-    def value(name, _):
-        return next(v for pattern, v in rules if re.fullmatch(pattern, name))
-
-    return map_named(value, tree)
+    return map_named(lambda name, _: first(rules, name, None), tree)

@@ -1,7 +1,6 @@
 """Writes the embeddings of a data set by a model on disk."""
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,21 +47,26 @@ def features(
     errors.choose("--precision", precision, models.DTYPES)
     target = tables.check_target(out, (".npz", ".csv", ".parquet"))
     folder, pixels = weights_path(init), parse_pixels(mean, std)
-    of_text = dict(
-        seq_len=seq_len,
-        text_fields=tuple(text_fields.split(",")),
-        label_kind=label_kind,
+    fields = tuple(text_fields.split(","))
+    of_text = dict(seq_len=seq_len, text_fields=fields, label_kind=label_kind)
+    of_both = dict(
+        label_field=label_field, data_dir=data_dir, max_bad_fraction=max_bad_fraction
     )
     of_images = dict(fit=fit, bits=bits, window=window, image_field=image_field)
     init_options = weights.source_options(
         init_format, parse_values("--init_known", init_known)
     )
     with errors.reword_errors(INIT_FLAGS):
-        make_section = make_section_maker(
-            folder, init_options, pixels, of_text, of_images
+        section = make_section(
+            folder,
+            init_options,
+            data,
+            split,
+            pixels=pixels,
+            of_text=of_text,
+            of_images=of_images,
+            **of_both,
         )
-        fields = dict(data_dir=data_dir, max_bad_fraction=max_bad_fraction)
-        section = make_section(data, split, label_field=label_field, **fields)
         examples = sources.open_examples(section, "")
         embedder = embed.Embedder(
             folder,
@@ -93,29 +97,28 @@ def parse_pixels(mean: str, std: str) -> Any:
     return _parse_numbers("--mean", mean), _parse_numbers("--std", std)
 
 
-def make_section_maker(
+def make_section(
     init: Path,
     init_options: Mapping[str, Any],
+    source: str,
+    split: str,
+    *,
     pixels: Any,
     of_text: Mapping[str, Any],
     of_images: Mapping[str, Any],
-) -> Callable[..., ConfigDict]:
-    """Returns (source, split, ...) -> data section of images or texts, as the model takes.
+    **fields: Any,
+) -> ConfigDict:
+    """Returns the data section of images or texts, as the model takes.
 
     pixels: mean and std, or None. of_text, of_images: fields that only these sections have.
     """
     kind = weights.model_config(init, **init_options)["kind"]
     if models.TASKS[kind]["encoder"].modality == "image":
-        return functools.partial(
-            embed.image_section,
-            init,
-            init_options=init_options,
-            pixels=pixels,
-            **of_images,
-        )
+        fields |= dict(init_options=init_options, pixels=pixels)
+        return embed.image_section(init, source, split, **of_images, **fields)
     if pixels:
         raise UserError(f"--mean and --std are of images; {init} takes text")
-    return functools.partial(embed.text_section, init, **of_text)
+    return embed.text_section(init, source, split, **of_text, **fields)
 
 
 def _write_features(target: Path, rows: Features, examples: sources.Examples) -> None:

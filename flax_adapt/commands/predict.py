@@ -12,7 +12,7 @@ from flax_adapt.base import errors
 from flax_adapt.base.errors import UserError
 from flax_adapt.base.hub import weights_path
 from flax_adapt.commands import tables
-from flax_adapt.commands.features import make_section_maker, parse_pixels, say_bad_files
+from flax_adapt.commands.features import make_section, parse_pixels, say_bad_files
 from flax_adapt.commands.values import INIT_FLAGS, parse_values
 from flax_adapt.data.images import image
 from flax_adapt.evals.features import Features, extract
@@ -50,11 +50,18 @@ def predict(
     of_text = dict(seq_len=seq_len, text_fields=tuple(text_fields.split(",")))
     of_images = dict(fit=fit, bits=bits, window=window, image_field=image_field)
     with errors.reword_errors(INIT_FLAGS):
-        make_section = make_section_maker(
-            folder, init_options, pixels, of_text, of_images
+        section = make_section(
+            folder,
+            init_options,
+            data,
+            split,
+            pixels=pixels,
+            of_text=of_text,
+            of_images=of_images,
+            label_field="",
+            data_dir=data_dir,
+            max_bad_fraction=max_bad_fraction,
         )
-        fields = dict(data_dir=data_dir, max_bad_fraction=max_bad_fraction)
-        section = make_section(data, split, label_field="", **fields)
         _check_classifier(init, folder, init_options)
         model, params, _ = weights.from_pretrained(
             folder, "classify", dtype=precision, **init_options

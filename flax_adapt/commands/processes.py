@@ -22,6 +22,7 @@ from typing import Any
 import jax
 
 from flax_adapt.base.errors import UserError
+from flax_adapt.train import gather
 
 log = logging.getLogger(__name__)
 BEAT_SECONDS, SPARE_SECONDS = 2.0, 30
@@ -125,13 +126,11 @@ def watch_peers(peer_timeout: float) -> None:
     Process 0 holds the key-value store, so it waits a little longer than the others, which
     would be aborted without it.
     """
-    from jax._src import distributed  # JAX has no public way to its key-value store
-
     if jax.process_count() == 1:
         return
     limit = peer_timeout + (2 * BEAT_SECONDS if jax.process_index() == 0 else 0)
     threading.Thread(
-        target=_watch, args=(distributed.global_state.client, limit), daemon=True
+        target=_watch, args=(gather.coordination(), limit), daemon=True
     ).start()
 
 

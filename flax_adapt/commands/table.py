@@ -38,6 +38,16 @@ _OF_IMAGES = {
     "window": ("", "images: LOW:HIGH, the levels that become black and white"),
     "image_field": ("", "images: the column of a table that has them or their paths"),
 }
+_SPLIT: dict[str, tuple[Any, str]] = {
+    "split": ("train", "split of the data"),
+    "data_dir": ("", "where tfds: finds its data sets"),
+}
+_READING: dict[str, tuple[Any, str]] = {
+    "precision": ("float32", "float32 or bfloat16"),
+    "max_bad_fraction": (0.01, "a larger share of undecodable examples fails"),
+    "seq_len": (128, "text: the most tokens of a text, which is cut off there"),
+    "text_fields": ("text", "text: the column, or A,B for pairs"),
+}
 COMMANDS = {
     "run": Command(
         "run",
@@ -84,14 +94,10 @@ COMMANDS = {
             "init": (REQUIRED, "folder or file of weights"),
             "data": (REQUIRED, "tfds:NAME, folder:PATH, builtin:NAME; jsonl:PATH ..."),
             "out": (REQUIRED, "the .npz, .csv or .parquet to write"),
-            "split": ("train", "split of the data"),
-            "data_dir": ("", "where tfds: finds its data sets"),
+            **_SPLIT,
             "pooling": ("cls", "cls, mean or mean_norm"),
             "batch_size": (64, "images or texts at once"),
-            "precision": ("float32", "float32 or bfloat16"),
-            "max_bad_fraction": (0.01, "a larger share of undecodable examples fails"),
-            "seq_len": (128, "text: the most tokens of a text, which is cut off there"),
-            "text_fields": ("text", "text: the column, or A,B for pairs"),
+            **_READING,
             "label_field": ("label", "the column of the labels; '' for none"),
             "label_kind": ("class", "text: class or number"),
             **_INIT_FORMAT,
@@ -106,13 +112,9 @@ COMMANDS = {
             "init": (REQUIRED, "export of a fine-tuned stage, or other classifier"),
             "data": (REQUIRED, "folder:PATH, csv:PATH, tfds:NAME, jsonl:PATH ..."),
             "out": (REQUIRED, "the .csv, .jsonl or .parquet to write"),
-            "split": ("train", "split of the data"),
-            "data_dir": ("", "where tfds: finds its data sets"),
+            **_SPLIT,
             "batch_size": (64, "images or texts at once, on all devices together"),
-            "precision": ("float32", "float32 or bfloat16"),
-            "max_bad_fraction": (0.01, "a larger share of undecodable examples fails"),
-            "seq_len": (128, "text: the most tokens of a text, which is cut off there"),
-            "text_fields": ("text", "text: the column, or A,B for pairs"),
+            **_READING,
             **_INIT_FORMAT,
             **_OF_IMAGES,
         },

@@ -167,11 +167,8 @@ def find_splits(scheme: str, path: str, split: str) -> Splits:
     root = user_path(path)
     if not root.exists() and scheme == "hf" and hub.parse_name(path):
         root = _fetch(path)
-    if not root.exists():
-        raise errors.UserError(
-            f"data.source='{scheme}:{path}': there is no such file or folder;"
-            f" {files.describe_neighbours(root, 'files')}"
-        )
+    if not root.is_dir():
+        files.check_file(scheme, path, root)
     found = _saved_splits(root) if (root / _SAVED).is_file() else _named_splits(root)
     if not found:
         raise errors.UserError(

@@ -176,6 +176,15 @@ def first_word(name: str) -> str:
     return re.split(r"[-_. ]", name)[0]
 
 
+def check_file(scheme: str, path: str, file: pathlib.Path) -> None:
+    """Raises UserError unless there is a file; `scheme:path` is the source as typed."""
+    if not file.is_file():
+        raise errors.UserError(
+            f"data.source='{scheme}:{path}': there is no such file or folder;"
+            f" {describe_neighbours(file, 'files')}"
+        )
+
+
 def describe_neighbours(path: pathlib.Path, kinds: str) -> str:
     """What there is in the nearest folder that exists: most mistakes are typing.
 

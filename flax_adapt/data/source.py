@@ -18,6 +18,7 @@ texts
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -38,21 +39,21 @@ SCHEMES: dict[str, dict[str, Open]] = {
     "image": {
         "tfds": prepared_images.open_tfds_images,
         "folder": folder.open_folder,
-        "csv": tables.table_opener("csv"),
-        "tsv": tables.table_opener("tsv"),
-        "jsonl": tables.table_opener("jsonl"),
-        "parquet": tables.arrow_opener("parquet"),
-        "hf": tables.arrow_opener("hf"),
+        "csv": partial(tables.open_paths, "csv"),
+        "tsv": partial(tables.open_paths, "tsv"),
+        "jsonl": partial(tables.open_paths, "jsonl"),
+        "parquet": partial(tables.open_arrow, "parquet"),
+        "hf": partial(tables.open_arrow, "hf"),
         "tar": shards.open_shards,
         "builtin": builtin.open_builtin,
     },
     "text": {
         "tfds": prepared_texts.open_tfds_texts,
-        "jsonl": text_files.table_opener("jsonl"),
-        "csv": text_files.table_opener("csv"),
-        "tsv": text_files.table_opener("tsv"),
-        "parquet": text_files.arrow_opener("parquet"),
-        "hf": text_files.arrow_opener("hf"),
+        "jsonl": partial(text_files.open_table, "jsonl"),
+        "csv": partial(text_files.open_table, "csv"),
+        "tsv": partial(text_files.open_table, "tsv"),
+        "parquet": partial(text_files.open_arrow, "parquet"),
+        "hf": partial(text_files.open_arrow, "hf"),
         "text": text_files.open_text,
     },
 }

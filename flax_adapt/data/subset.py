@@ -10,6 +10,8 @@ from flax_adapt.data.base import UNLABELLED, Source
 
 # Share of each class that is held out to choose a learning rate (ours).
 HELD_OUT = 0.2
+# Values of `draw`: every seed of a stage has a subset of its own, or all have the same.
+DRAWS = ("each_seed", "fixed")
 
 
 def select(source: Source, config_subset: ConfigDict) -> Source:

@@ -9,17 +9,8 @@ from flax_adapt.data import examples
 from flax_adapt.data.images import levels
 from flax_adapt.defaults import sections
 from flax_adapt.defaults.augment import NO_AUGMENT
-from flax_adapt.defaults.shared import ALL
+from flax_adapt.defaults.shared import ALL, IMAGE_FILES
 
-# How image files and tables of them are read: fields of a section and arguments of configs.
-IMAGE_FILES: dict[str, Any] = dict(
-    fit="squash",
-    bits=0,
-    window="",
-    image_field="",
-    label_field="label",
-    split_field="split",
-)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from flax_adapt import data, weights
 from flax_adapt.base.errors import UserError, choose
+from flax_adapt.data.subset import DRAWS
 from flax_adapt.defaults import sections
 from flax_adapt.weights.formats import table as formats
 
@@ -21,6 +22,15 @@ ARGUMENTS = formats.rewordings("", "init_format")
 # Arguments of every config that starts from weights and takes images or texts; the
 # docstrings of the configs explain them.
 ARGUMENTS_OF_WEIGHTS: dict[str, Any] = dict(init="", init_format="", **UNKNOWN)
+# How image files and tables of them are read: fields of a section and arguments of configs.
+IMAGE_FILES: dict[str, Any] = dict(
+    fit="squash",
+    bits=0,
+    window="",
+    image_field="",
+    label_field="label",
+    split_field="split",
+)
 ARGUMENTS_OF_DATA: dict[str, Any] = dict(
     data_dir="",
     split="train",
@@ -29,10 +39,8 @@ ARGUMENTS_OF_DATA: dict[str, Any] = dict(
     min_crop_area=0.0,
     seq_len=128,
     text_field="text",
-    label_field="label",
-    **dict(fit="squash", bits=0, window="", image_field="", split_field="split"),
+    **IMAGE_FILES,
 )
-DRAWS = ("each_seed", "fixed")
 ALL = dict(per_class=0, fraction=1.0, seed=0, part="chosen", draw="fixed")
 
 

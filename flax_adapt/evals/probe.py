@@ -113,5 +113,8 @@ def standardise(
     main_linprobe.py): without it, features of small scale make a probe look bad.
     """
     train = np.asarray(train_features, np.float64)
-    mean, scale = train.mean(axis=0), np.sqrt(train.var(axis=0) + 1e-6)
-    return (train - mean) / scale, (np.asarray(test_features) - mean) / scale
+    of_train = train.mean(axis=0), train.var(axis=0)
+    return (
+        linear.standardise(train, *of_train),
+        linear.standardise(test_features, *of_train),
+    )

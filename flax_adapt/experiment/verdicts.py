@@ -80,7 +80,7 @@ def _compare(
     section: Any, first: verdict.Arm, second: verdict.Arm, metric: str, against: str
 ) -> dict[str, Any]:
     found = verdict.compare(first, second, metric)
-    few = section.data.subset.per_class > 0 or section.data.subset.fraction < 1
-    draw = "fixed" if few and not draws.has_own_labels(section) else "each_seed"
+    same_labels = draws.has_few_labels(section) and not draws.has_own_labels(section)
+    draw = "fixed" if same_labels else "each_seed"
     covers = _COVERS["one" if len(found["seeds"]) == 1 else draw]
     return {"against": against, **found, "covers": covers}

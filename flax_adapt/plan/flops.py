@@ -11,25 +11,20 @@ from typing import Any
 import jax
 
 from flax_adapt.base import keys, memory
-from flax_adapt.stage.shapes import Described
+from flax_adapt.stage.shapes import Described, shapes_of
 
 
 def count_step(described: Described) -> float:
     """Returns 2 times the multiply-adds of the loss and its gradient for a global batch."""
     loss_fn, state = described.program.loss_fn, described.state
-    stripped = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state
-    )
-    batch = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), described.batch
-    )
+    state, batch = shapes_of((state, described.batch))
 
     def gradient(params: Any, frozen: Any, batch: Any) -> Any:
         key_B = keys.example_keys(jax.random.key(0), batch["position"])
         return jax.grad(lambda p: loss_fn(p, frozen, batch, key_B)[0])(params)
 
     with memory.ignore():
-        traced = jax.make_jaxpr(gradient)(stripped.params, stripped.loss_inputs, batch)
+        traced = jax.make_jaxpr(gradient)(state.params, state.loss_inputs, batch)
     return count_products(traced.jaxpr)
 
 

@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 
 from flax_adapt.base import config as configs
 from flax_adapt.base.checks import Check, Context, one_of
+from flax_adapt.data.subset import DRAWS
 
-DRAWS = ("each_seed", "fixed")
 _STAGE = "stage:"
 
 
@@ -45,7 +45,7 @@ def of_seed(config: Any, section: Any, seed: int) -> Any:
         if references_of(section) & {*moved}
         else section
     )
-    if not _follows(section):
+    if all(one.draw != "each_seed" for one in _subsets(section)):
         return section
     fields = {"data": _drawn(section.data, seed)}
     if section.eval is not None:
@@ -54,11 +54,16 @@ def of_seed(config: Any, section: Any, seed: int) -> Any:
     return change_fields(section, **fields)
 
 
+def has_few_labels(section: Any) -> bool:
+    """Returns whether a stage is trained on a part of its examples."""
+    subset = section.data.subset
+    return bool(subset.per_class > 0 or subset.fraction < 1)
+
+
 def has_own_labels(section: Any) -> bool:
     """Returns whether the seeds of a stage have different labelled examples."""
-    subset = section.data.subset
-    few = subset.per_class > 0 or subset.fraction < 1
-    return few and subset.draw == "each_seed" and len(section.seeds) > 1
+    own = section.data.subset.draw == "each_seed" and len(section.seeds) > 1
+    return has_few_labels(section) and own
 
 
 def fix(config: Any) -> Any:
@@ -97,9 +102,9 @@ def redirect_references(section: Any, moved: dict[str, str]) -> ConfigDict:
     )
 
 
-def _follows(section: Any) -> bool:
+def _subsets(section: Any) -> list[Any]:
     tested = [] if section.eval is None else [section.eval.data]
-    return any(one.subset.draw == "each_seed" for one in (section.data, *tested))
+    return [one.subset for one in (section.data, *tested)]
 
 
 def _drawn(config_data: Any, seed: int) -> Any:
@@ -117,9 +122,9 @@ def _fixed(value: Any) -> Any:
     return [_fixed(one) for one in value] if isinstance(value, list) else value
 
 
-def _subsets(at: Context) -> list[Any]:
-    tested = [] if at.section.eval is None else [at.section.eval.data]
-    return [one.subset for one in (at.section.data, *tested)]
+def _list_subsets(at: Context) -> list[Any]:
+    return _subsets(at.section)
 
 
-CHECKS = (Check(_subsets, (one_of("data.subset.draw", lambda one: one.draw, DRAWS),)),)
+_ROWS = (one_of("data.subset.draw", lambda one: one.draw, DRAWS),)
+CHECKS = (Check(_list_subsets, _ROWS),)

@@ -4,8 +4,6 @@ They are written by every evaluation, so that they are those of the last one. A 
 (`evals.verdict`) compares those of two stages.
 """
 
-import os
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from flax_adapt.base import metrics
+from flax_adapt.base import logs, metrics
 from flax_adapt.base.errors import UserError
 
 FILE = "predictions.npz"
@@ -48,15 +46,8 @@ def write(folder: Path, predictions: Predictions) -> None:
     """Writes predictions.npz into a stage's folder, whole or not at all; process 0 alone."""
     if jax.process_index():
         return
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{FILE}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez_compressed(file, **predictions._asdict())
-        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner can read
-        os.replace(temporary, folder / FILE)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with logs.replace_file(folder / FILE) as file:
+        np.savez_compressed(file, **predictions._asdict())
 
 
 def read(folder: Path) -> Predictions | None:

@@ -73,7 +73,7 @@ def describe(stage: Stage, mesh: Mesh, num_classes: int = 0) -> Described:
     start = _Start(stage, model, params, _fresh(stage, model, stored))
     zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), statistics)
     program = training.build_program(stage, model, params, zeros, start.fresh)
-    program = program._replace(params=_shapes(program.params))
+    program = program._replace(params=shapes_of(program.params))
     state = states.describe(
         program.params,
         program.tx,
@@ -180,7 +180,7 @@ def _frozen(start: _Start) -> dict[str, Any]:
 def _teacher(stage: Stage) -> Params:
     task = objectives.teacher_task(stage.config.objective)
     config = {**stage.architecture, "adaptor": None}
-    return _shapes(weights.shapes(stages.build_for_task(stage, config, task, 0)))
+    return shapes_of(weights.shapes(stages.build_for_task(stage, config, task, 0)))
 
 
 def _start(start: _Start) -> dict[str, Any]:
@@ -214,5 +214,6 @@ FROZEN: dict[str, Callable[[_Start], dict[str, Any]]] = {
 }
 
 
-def _shapes(tree: Params) -> Params:
+def shapes_of(tree: Any) -> Any:
+    """Returns a tree of arrays or of shapes with shardings as shapes alone."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)

@@ -38,7 +38,11 @@ def wait_for_all(name: str) -> None:
     """
     if jax.process_count() == 1:
         return
-    from jax._src import distributed  # JAX has no public way to its barrier
+    coordination().wait_at_barrier(f"{name} {next(_numbers)}", timeout_in_ms=_DAY_MS)
 
-    client: Any = distributed.global_state.client
-    client.wait_at_barrier(f"{name} {next(_numbers)}", timeout_in_ms=_DAY_MS)
+
+def coordination() -> Any:
+    """Returns JAX's client of process 0: barriers, and a store of keys and values."""
+    from jax._src import distributed  # JAX has no public way to it
+
+    return distributed.global_state.client

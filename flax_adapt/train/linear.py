@@ -40,7 +40,7 @@ class LinearSolution(NamedTuple):
 
     def logits(self, x_nD: np.ndarray) -> np.ndarray:
         """Returns logits [n, N] of features [n, D]."""
-        return _standardise(x_nD, self.mean, self.variance) @ self.kernel + self.bias
+        return standardise(x_nD, self.mean, self.variance) @ self.kernel + self.bias
 
 
 # Rules of a section `optim.solve`.
@@ -102,20 +102,19 @@ class _Rows(NamedTuple):
 
     def transform(self, x_nD: np.ndarray) -> np.ndarray:
         """Returns other features [m, D] in the same dimensions [m, r]."""
-        x_nD = _standardise(x_nD, self.mean, self.variance)
+        x_nD = standardise(x_nD, self.mean, self.variance)
         return x_nD if self.basis_rD is None else x_nD @ self.basis_rD.T
 
 
-def _standardise(
-    x_nD: np.ndarray, mean: np.ndarray, variance: np.ndarray
-) -> np.ndarray:
+def standardise(x_nD: np.ndarray, mean: np.ndarray, variance: np.ndarray) -> np.ndarray:
+    """Returns features [n, D] as BatchNorm without affine has them, in float64."""
     return (np.asarray(x_nD, np.float64) - mean) / np.sqrt(variance + _EPS)
 
 
 def _reduce(x_nD: np.ndarray) -> _Rows:
     x_nD = np.asarray(x_nD, np.float64)
     mean, variance = x_nD.mean(axis=0), x_nD.var(axis=0)
-    x_nD = _standardise(x_nD, mean, variance)
+    x_nD = standardise(x_nD, mean, variance)
     if len(x_nD) >= x_nD.shape[1]:
         return _Rows(x_nD, None, mean, variance)
     u_nr, size_r, basis_rD = np.linalg.svd(x_nD, full_matrices=False)

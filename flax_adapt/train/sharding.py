@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import math
-import re
 from typing import Any
 
 import jax
@@ -102,8 +101,8 @@ def one_device() -> Mesh:
 @functools.cache
 def _stored(name: str) -> PartitionSpec:
     """Returns the spec of one parameter, that of nothing divided for an unknown name."""
-    matching = (spec for pattern, spec in RULES if re.fullmatch(pattern, name))
-    return next(matching, PartitionSpec())
+    spec: PartitionSpec = rules.first(RULES, name, PartitionSpec())
+    return spec
 
 
 def placing(mesh: Mesh) -> contextlib.AbstractContextManager[None]:

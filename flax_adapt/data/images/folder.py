@@ -18,9 +18,7 @@ from flax_adapt.data import files
 from flax_adapt.data.base import UNLABELLED, Source
 from flax_adapt.data.images import arrays, image
 
-ENDINGS = arrays.ENDINGS | frozenset(
-    (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
-)
+ENDINGS = arrays.ENDINGS | image.ENDINGS
 _HEIF = frozenset((".heic", ".heif"))
 
 

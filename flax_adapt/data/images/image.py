@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 # Only formats that hold pixels: Pillow would start other programs for some of the rest.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
+ENDINGS = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
+)
 HEIF = "HEIF"  # where the package pillow-heif is installed
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _ORIENTATION = 0x0112  # tag of EXIF
@@ -70,18 +73,23 @@ def _read_square(
     item: base.Image, size: int, channels: int, how: levels.How
 ) -> np.ndarray:
     """`decode`, with whatever errors readers raise."""
-    found = _read_array(item)
+    found = None if _is_picture(item) else _read_array(item)
     if found is not None:
         return _square_of_array(found, size, channels, how)
-    if isinstance(item, np.ndarray):
-        raise UndecodableImage("no image")
+    assert not isinstance(item, np.ndarray)  # it is an array
     try:
         return _open(item, size, channels, how)
     except OSError:
-        # Pillow reads TIFF files of up to four channels.
-        if (found := arrays.read_tiff(item)) is None:
+        # Pillow reads TIFF files of up to four channels. An ending may be wrong.
+        found = arrays.read(item) or arrays.read_tiff(item)
+        if found is None:
             raise
     return _square_of_array(found, size, channels, how)
+
+
+def _is_picture(item: base.Image) -> bool:
+    """Returns whether a file has an ending of FORMATS: it is not opened to look for arrays."""
+    return isinstance(item, pathlib.Path) and item.suffix.lower() in ENDINGS
 
 
 def _read_array(item: base.Image) -> arrays.Levels | None:

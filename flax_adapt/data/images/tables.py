@@ -9,8 +9,9 @@ is), `data.label_field` that of the class ("": no labels), `data.split_field` th
 split: a file without this column is the split "train".
 """
 
+import itertools
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,16 +46,6 @@ class Listed(NamedTuple):
     broken: dict[str, str]
 
 
-def table_opener(scheme: str) -> Callable[[str, ConfigDict], Source]:
-    """Returns the function that opens a csv, tsv or jsonl of images."""
-    return lambda path, config_data: open_paths(scheme, path, config_data)
-
-
-def arrow_opener(scheme: str) -> Callable[[str, ConfigDict], Source]:
-    """Returns the function that opens parquet files or a set of `datasets` of images."""
-    return lambda path, config_data: open_arrow(scheme, path, config_data)
-
-
 def open_paths(scheme: str, path: str, config_data: ConfigDict) -> Source:
     """Opens a table of paths; raises UserError for a column or split that is not there."""
     root, split = user_path(path), config_data.split
@@ -67,7 +58,7 @@ def open_paths(scheme: str, path: str, config_data: ConfigDict) -> Source:
         chosen, base = listed[split], found[split].parent
         of_all = [one.classes for one in listed.values()]
     else:
-        _check_file(scheme, path, root)
+        files.check_file(scheme, path, root)
         whole = _list_rows(scheme, root, config_data)
         chosen, base = _take_split(whole, split, where), root.parent
         of_all = [whole.classes]
@@ -92,12 +83,13 @@ def open_arrow(scheme: str, path: str, config_data: ConfigDict) -> Source:
     tables = {name: splits.open(name) for name in splits.files}
     table = tables[config_data.split]
     columns = _columns_of(table.columns, config_data, splits.where)
-    of_all = [
-        _classes(one, columns.label) for one in tables.values() if one is not table
-    ]
     own = _classes(table, columns.label)
+    # Read only where the table does not name its classes.
+    others = (
+        _classes(one, columns.label) for one in tables.values() if one is not table
+    )
     class_names, labels = number_classes(
-        [own, *of_all], own, table.class_names.get(columns.label or "")
+        itertools.chain([own], others), own, table.class_names.get(columns.label or "")
     )
     base = table.paths[0].parent
     names: Sequence[str] = NumberedNames(f"{path}/{config_data.split}", len(table))
@@ -216,14 +208,6 @@ def _take_split(whole: Listed, split: str, where: str) -> Listed:
     kept = [i for i, name in enumerate(whole.splits) if name == chosen]
     images, classes, splits = ([values[i] for i in kept] for values in whole[:3])
     return Listed(images, classes, splits, whole.broken)
-
-
-def _check_file(scheme: str, path: str, root: pathlib.Path) -> None:
-    if not root.is_file():
-        raise errors.UserError(
-            f"data.source='{scheme}:{path}': there is no such file or folder;"
-            f" {files.describe_neighbours(root, 'files')}"
-        )
 
 
 def _check_paths(where: str, base: pathlib.Path, names: Sequence[str]) -> None:

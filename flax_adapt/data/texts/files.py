@@ -10,7 +10,7 @@ Broken rows are named FILE:LINE.
 """
 
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -19,11 +19,6 @@ from flax_adapt.base import errors
 from flax_adapt.base.paths import user_path
 from flax_adapt.data import arrow, files, records, rows
 from flax_adapt.data.base import LineNames, Source
-
-
-def table_opener(scheme: str) -> Callable[[str, ConfigDict], Source]:
-    """Returns the function that opens sources of jsonl, csv or tsv."""
-    return lambda path, config_data: open_table(scheme, path, config_data)
 
 
 def open_table(scheme: str, path: str, config_data: ConfigDict) -> Source:
@@ -43,11 +38,6 @@ def open_table(scheme: str, path: str, config_data: ConfigDict) -> Source:
         values = (records.read_values(found, config_data) for found in rows_of_others)
         classes = records.order_class_names([gathered.values, *values])
     return records.make_source(where, names, gathered, config_data, classes)
-
-
-def arrow_opener(scheme: str) -> Callable[[str, ConfigDict], Source]:
-    """The door of parquet files and of sets of `datasets`."""
-    return lambda path, config_data: open_arrow(scheme, path, config_data)
 
 
 def open_arrow(scheme: str, path: str, config_data: ConfigDict) -> Source:
@@ -145,11 +135,7 @@ def _split_tables(
 
 
 def _check_one_split(scheme: str, path: str, file: pathlib.Path, split: str) -> None:
-    if not file.is_file():
-        raise errors.UserError(
-            f"data.source='{scheme}:{path}': there is no such file or folder;"
-            f" {files.describe_neighbours(file, 'files')}"
-        )
+    files.check_file(scheme, path, file)
     if split != "train":
         raise errors.UserError(
             f"data.split={split!r}: {scheme}:{path} is one file, which is 'train'; name"
