@@ -47,9 +47,9 @@ def features(
     errors.choose("--precision", precision, models.DTYPES)
     target = tables.check_target(out, (".npz", ".csv", ".parquet"))
     folder, pixels = weights_path(init), parse_pixels(mean, std)
-    fields = tuple(text_fields.split(","))
-    of_text = dict(seq_len=seq_len, text_fields=fields, label_kind=label_kind)
-    of_both = dict(
+    names = tuple(text_fields.split(","))
+    of_text = dict(seq_len=seq_len, text_fields=names, label_kind=label_kind)
+    of_both: dict[str, Any] = dict(
         label_field=label_field, data_dir=data_dir, max_bad_fraction=max_bad_fraction
     )
     of_images = dict(fit=fit, bits=bits, window=window, image_field=image_field)
@@ -57,16 +57,8 @@ def features(
         init_format, parse_values("--init_known", init_known)
     )
     with errors.reword_errors(INIT_FLAGS):
-        section = make_section(
-            folder,
-            init_options,
-            data,
-            split,
-            pixels=pixels,
-            of_text=of_text,
-            of_images=of_images,
-            **of_both,
-        )
+        fields = of_both | dict(of_text=of_text, of_images=of_images, pixels=pixels)
+        section = make_section(folder, init_options, data, split, **fields)
         examples = sources.open_examples(section, "")
         embedder = embed.Embedder(
             folder,
