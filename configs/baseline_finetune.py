@@ -49,6 +49,7 @@ Run     flax-adapt run --workdir=runs/x \
                   loss; they are for a batch of 256 (times batch / 256)
         per_class, labels, test_split, data_dir  as in vit_self_distill
         seq_len, text_field, pair_field, label_field  of texts: as in bert_self_distill
+        steps, epochs, batch_size, lr, warmup, seeds, augment ...: as in vit_self_distill
 Expect  one table: test accuracy (texts: macro-F1) by method, mean and spread over the
         seeds. benchmarks/results/glad.md has five of them at a small size.
 Source  defaults/baselines.py has the values and their sources: Li et al. 2018, Chen et
@@ -60,9 +61,11 @@ Source  defaults/baselines.py has the values and their sources: Li et al. 2018, 
 """
 
 from flax_adapt import defaults
-from flax_adapt.base import config as configs
+
+
+def make(args):
+    return defaults.Baselines(args).experiment()
 
 
 def get_config(arguments: str = ""):
-    args = configs.parse_arguments(arguments, **defaults.BASELINE_ARGUMENTS)
-    return configs.build(defaults.Baselines(args).experiment())
+    return defaults.make_config(arguments, make, **defaults.BASELINE_ARGUMENTS)

@@ -6,6 +6,7 @@ Run     flax-adapt run --workdir=runs/x \
         heldout_split  held-out texts on which the perplexity of the result is measured
                   ("": none)
         finetune  True: also fine-tune the result on the labels of the dataset
+        steps, epochs, batch_size, lr, warmup, seeds, augment ...: as in vit_self_distill
 Expect  stages/further/export, a BertForMaskedLM or RobertaForMaskedLM folder with its
         tokenizer; results.json and metrics.jsonl have the perplexity of the masked
         tokens, in training and on held-out texts, and the number of these tokens.
@@ -14,13 +15,17 @@ Source  Gururangan et al. 2020, Don't Stop Pretraining: 12 500 steps, AdamW 1e-4
 """
 
 from flax_adapt import defaults
-from flax_adapt.base import config as configs
 
 
-def get_config(arguments: str = ""):
-    args = configs.parse_arguments(arguments, **defaults.TEXT_ARGUMENTS, finetune=False)
+def make(args):
     texts = defaults.TextData(args)
     stages = [*texts.warmup_stages(), texts.pretrain_stage("further")]
     if args.finetune:
         stages += [texts.finetune_stage("finetune", "stage:further")]
-    return configs.build(texts.experiment(stages))
+    return texts.experiment(stages)
+
+
+def get_config(arguments: str = ""):
+    own = dict(defaults.TEXT_ARGUMENTS, finetune=False)
+    del own["seeds"]  # without fine-tuning they are of pre-training
+    return defaults.make_config(arguments, make, **own)

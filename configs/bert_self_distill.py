@@ -33,6 +33,7 @@ Run     flax-adapt run --workdir=runs/x \
         heldout_split  held-out texts for the perplexity of masked pre-training ("": none)
         augment   none: texts are not augmented
         data_dir  where TFDS finds its data sets
+        steps, epochs, batch_size, lr, warmup, seeds, augment ...: as in vit_self_distill
 Expect  a table of macro-F1 over the seeds with the gain of each step (accuracy and more
         are in results.json). benchmarks/results/text_first_light.md shows ours.
 Source  Lee et al. 2023 for the method, whose released code has no text part; steps and
@@ -40,17 +41,13 @@ Source  Lee et al. 2023 for the method, whose released code has no text part; st
 """
 
 from flax_adapt import defaults
-from flax_adapt.base import config as configs
+
+
+def make(args):
+    texts = defaults.TextData(args)
+    return texts.experiment(defaults.self_distill_stages(texts, args, start=True))
 
 
 def get_config(arguments: str = ""):
-    args = configs.parse_arguments(
-        arguments,
-        **defaults.TEXT_ARGUMENTS,
-        rounds=1,
-        compare=True,
-        ablation="none",
-    )
-    texts = defaults.TextData(args)
-    stages = defaults.self_distill_stages(texts, args, start=True)
-    return configs.build(texts.experiment(stages))
+    own = dict(defaults.TEXT_ARGUMENTS, rounds=1, compare=True, ablation="none")
+    return defaults.make_config(arguments, make, **own)

@@ -28,6 +28,7 @@ Run     flax-adapt run --workdir=runs/x \
         steps, batch_size, lr, lrs, seeds, dropout, pooling, augment  of fine-tuning and of
                   GLAD, the same for all, as in baseline_finetune
         seq_len, text_field, label_field  of texts: as in bert_self_distill
+        steps, epochs, batch_size, lr, warmup, seeds, augment ...: as in vit_self_distill
 Expect  one table: test accuracy (texts: macro-F1) of the initial weights, after each step,
         and of GLAD, whose export is a backbone for the next task. Not run on real sets yet.
 Source  Yoon et al. 2023, Li et al. 2021, Bordes et al. 2023, Lee et al. 2023; that they
@@ -35,9 +36,13 @@ Source  Yoon et al. 2023, Li et al. 2021, Bordes et al. 2023, Lee et al. 2023; t
 """
 
 from flax_adapt import defaults
-from flax_adapt.base import config as configs
+
+
+def make(args):
+    return defaults.Chain(args).experiment()
 
 
 def get_config(arguments: str = ""):
-    args = configs.parse_arguments(arguments, **defaults.CHAIN_ARGUMENTS)
-    return configs.build(defaults.Chain(args).experiment())
+    return defaults.make_config(
+        arguments, make, main="fine-tuning", **defaults.CHAIN_ARGUMENTS
+    )

@@ -40,6 +40,7 @@ Run     flax-adapt run --workdir=runs/x \
         min_crop_area  of the two views whose alignment `flax-adapt eval` measures, where
                   evaluate.source is set; 0: that of MoCo-v3, 0.08
         seq_len, text_field, label_field  of texts: as in bert_self_distill
+        steps, epochs, batch_size, lr, warmup, seeds, augment ...: as in vit_self_distill
 Expect  stages/task_T_NAME/export after every task; one table of all fine-tuned models and
         domains, and from `flax-adapt eval` the transfer matrices (fine-tuned, linear probe,
         kNN) with the averages over learnt and over all domains, forgetting, backward and
@@ -50,9 +51,11 @@ Source  Yoon et al. 2023 (arXiv 2306.12026) for the question; settings are ours,
 """
 
 from flax_adapt import defaults
-from flax_adapt.base import config as configs
+
+
+def make(args):
+    return defaults.Continual(args).experiment()
 
 
 def get_config(arguments: str = ""):
-    args = configs.parse_arguments(arguments, **defaults.CONTINUAL_ARGUMENTS)
-    return configs.build(defaults.Continual(args).experiment())
+    return defaults.make_config(arguments, make, **defaults.CONTINUAL_ARGUMENTS)

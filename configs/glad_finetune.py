@@ -31,6 +31,7 @@ Run     flax-adapt run --workdir=runs/x \
         min_crop_area  of the two views whose alignment `flax-adapt eval` measures, where
                   evaluate.source is set; 0: that of MoCo-v3, 0.08
         seq_len, text_field, label_field  of texts: as in bert_self_distill
+        steps, epochs, batch_size, lr, warmup, seeds, augment ...: as in vit_self_distill
 Expect  a table of test accuracies. stages/NAME/export is the backbone (with its decoder
         where that was trained); stages/NAME/checkpoints is the classifier with its
         adaptors, in the format orbax. benchmarks/results/glad.md shows ours.
@@ -40,9 +41,11 @@ Source  Yoon et al. 2023 (arXiv 2306.12026), abstract and figure; there is no of
 """
 
 from flax_adapt import defaults
-from flax_adapt.base import config as configs
+
+
+def make(args):
+    return defaults.Glad(args).experiment()
 
 
 def get_config(arguments: str = ""):
-    args = configs.parse_arguments(arguments, **defaults.GLAD_ARGUMENTS)
-    return configs.build(defaults.Glad(args).experiment())
+    return defaults.make_config(arguments, make, **defaults.GLAD_ARGUMENTS)

@@ -11,6 +11,7 @@ Run     flax-adapt run --workdir=runs/x --config=mae_finetune:dataset=folder:PAT
         blr       learning rate of a batch of 256; that of others in proportion
         warmup_epochs  of the learning rate
         seeds     runs, each with its own head, order and augmentation
+        steps, epochs, batch_size, lr, warmup, seeds, augment ...: as in vit_self_distill
 Expect  test accuracy. Not run at full size yet: 100 epochs of ViT-B/16 want an accelerator.
 Source  He et al. 2022 (MAE), table 9 and official code: AdamW, layer decay 0.65 (L, H 0.75),
         drop path 0.1 (L 0.2, H 0.3), weight decay 0.05, label smoothing 0.1, mixup 0.8,
@@ -19,9 +20,9 @@ Source  He et al. 2022 (MAE), table 9 and official code: AdamW, layer decay 0.65
 """
 
 from flax_adapt import defaults
-from flax_adapt.base import config as configs
 
 
 def get_config(arguments: str = ""):
-    args = configs.parse_arguments(arguments, **defaults.MAE_FINETUNE_ARGUMENTS)
-    return configs.build(defaults.mae_finetune(args))
+    return defaults.make_config(
+        arguments, defaults.mae_finetune, **defaults.MAE_FINETUNE_ARGUMENTS
+    )

@@ -6,6 +6,7 @@ Run     bash launch/quickstart.sh        (or: flax-adapt run --config=quickstart
         adapt_steps  steps of further pre-training and of self-distillation
         finetune_steps  steps of every fine-tuning
         augment   of fine-tuning: none (digits are not flipped) | flip | crop
+        steps, epochs, batch_size, lr, warmup, seeds, augment ...: as in vit_self_distill
 Expect  one table: fine-tuning the pretrained model, the further pre-trained one and the
         self-distilled one on 10 labels a class, 3 seeds each. README shows ours.
 Source  ours; the recipe is that of Lee et al. 2023 (S1) at a small size.
@@ -18,7 +19,6 @@ set. Every row gets the same fine-tuning; nothing was searched.
 """
 
 from flax_adapt import defaults
-from flax_adapt.base import config as configs
 
 MODEL = defaults.small_mae(
     width=96,
@@ -50,8 +50,7 @@ ARGUMENTS = dict(
 )
 
 
-def get_config(arguments: str = ""):
-    args = configs.parse_arguments(arguments, **ARGUMENTS)
+def make(args):
     released, target = digits("builtin:mnist5k"), digits("builtin:digits")
     few = defaults.few(10, labels="fixed")
     augment = defaults.augment.section_of(args.augment)
@@ -87,21 +86,21 @@ def get_config(arguments: str = ""):
         init_from=start,
         teacher="stage:further",
     )
-    return configs.build(
-        defaults.experiment(
-            init="",
-            model=MODEL,
-            checkpoint=dict(every_steps=200, keep_last=2, keep_best=0),
-            evaluate=defaults.evaluate(labelled, test),
-            stages=(
-                pretrain(
-                    "pretrain", released, args.pretrain_steps, init_from="scratch"
-                ),
-                finetune("finetune_only", start),
-                pretrain("further", target, args.adapt_steps, init_from=start),
-                finetune("further_finetune", "stage:further"),
-                distilled,
-                finetune("distill_finetune", "stage:distill"),
-            ),
-        )
+    return defaults.experiment(
+        init="",
+        model=MODEL,
+        checkpoint=dict(every_steps=200, keep_last=2, keep_best=0),
+        evaluate=defaults.evaluate(labelled, test),
+        stages=(
+            pretrain("pretrain", released, args.pretrain_steps, init_from="scratch"),
+            finetune("finetune_only", start),
+            pretrain("further", target, args.adapt_steps, init_from=start),
+            finetune("further_finetune", "stage:further"),
+            distilled,
+            finetune("distill_finetune", "stage:distill"),
+        ),
     )
+
+
+def get_config(arguments: str = ""):
+    return defaults.make_config(arguments, make, **ARGUMENTS)

@@ -43,6 +43,7 @@ Run     flax-adapt run --workdir=runs/x \
         augment   of classify: none | flip | crop (crops and flips); "": crop for
                   resnet50 from scratch, else flip; texts: none
         seq_len, text_field, label_field  of texts: as in bert_self_distill
+        steps, epochs, batch_size, lr, warmup, seeds, augment ...: as in vit_self_distill
 Expect  stages/VARIANT_WIDTH/export, and from `flax-adapt eval` a table for each data set:
         kNN, linear probe, probe with a hidden layer, share of zeros, and the probe on
         binarised features (h != 0); all models share one pass over each set.
@@ -53,9 +54,11 @@ Source  Bordes et al. 2023, who resize the last block of a ResNet-50; for transf
 """
 
 from flax_adapt import defaults
-from flax_adapt.base import config as configs
+
+
+def make(args):
+    return defaults.Resizing(args).experiment()
 
 
 def get_config(arguments: str = ""):
-    args = configs.parse_arguments(arguments, **defaults.RESIZING_ARGUMENTS)
-    return configs.build(defaults.Resizing(args).experiment())
+    return defaults.make_config(arguments, make, **defaults.RESIZING_ARGUMENTS)

@@ -8,6 +8,7 @@ Run     flax-adapt run --workdir=runs/steel \
         rounds    number of rounds of self-distillation
         steps     of further pre-training and of every round (batch 64)
         finetune_steps  steps of fine-tuning (batch 32), 3 seeds
+        steps, epochs, batch_size, lr, warmup, seeds, augment ...: as in vit_self_distill
 Expect  one table: fine-tuning the initial weights, the further pre-trained and the
         self-distilled model. benchmarks/results/first_light.md shows ours.
 Source  Lee et al. 2023 with fewer steps; the learning rates are ours: ten times the
@@ -15,14 +16,10 @@ Source  Lee et al. 2023 with fewer steps; the learning rates are ours: ten times
 """
 
 from flax_adapt import defaults
-from flax_adapt.base import config as configs
 from flax_adapt.base.errors import UserError
 
 
-def get_config(arguments: str = ""):
-    sizes = dict(rounds=1, steps=300, finetune_steps=100)
-    shared = {**defaults.S1_PRETRAIN_ARGUMENTS, "per_class": 10}
-    args = configs.parse_arguments(arguments, **shared, **sizes)
+def make(args):
     if not args.init:
         raise UserError(
             "small_adapt needs init=PATH, weights of a ViTMAEForPreTraining"
@@ -47,4 +44,10 @@ def get_config(arguments: str = ""):
         *data.distill_stages("further", args.rounds, **pretrain()),
         finetune("finetune_distilled", last),
     ]
-    return configs.build(data.experiment(stages))
+    return data.experiment(stages)
+
+
+def get_config(arguments: str = ""):
+    sizes = dict(rounds=1, steps=300, finetune_steps=100)
+    own = {**defaults.S1_PRETRAIN_ARGUMENTS, "per_class": 10, **sizes}
+    return defaults.make_config(arguments, make, **own)

@@ -7,6 +7,7 @@ Run     flax-adapt run --workdir=runs/small \
         train_split, test_split, fit, bits, window, image_field, label_field,
             split_field: as in vit_self_distill
         steps     optimizer steps of 256 images
+        steps, epochs, batch_size, lr, warmup, seeds, augment ...: as in vit_self_distill
 Expect  stages/pretrain/export, to be the `init` of small_adapt. 6 blocks of width 192,
         3 heads, 32 x 32 images, 4 x 4 patches; about 20 minutes on two CPU cores for
         1 500 steps. benchmarks/results/first_light.md shows ours.
@@ -14,7 +15,6 @@ Source  ours; He et al. 2022 at a small size (crops and flips, AdamW, cosine).
 """
 
 from flax_adapt import defaults
-from flax_adapt.base import config as configs
 
 MODEL = defaults.small_mae(
     width=192,
@@ -27,16 +27,17 @@ MODEL = defaults.small_mae(
 )
 
 
-def get_config(arguments: str = ""):
-    args = configs.parse_arguments(
-        arguments,
-        dataset="tfds:cifar10",
-        data_dir="",
-        train_split="train",
-        test_split="test",
-        steps=1_500,
-        **defaults.IMAGE_FILES,
-    )
+ARGUMENTS = dict(
+    dataset="tfds:cifar10",
+    data_dir="",
+    train_split="train",
+    test_split="test",
+    steps=1_500,
+    **defaults.IMAGE_FILES,
+)
+
+
+def make(args):
     source = defaults.dataset(args.dataset)
     pixels = dict(image_size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     pixels |= dict(data_dir=args.data_dir, num_threads=2)
@@ -55,12 +56,14 @@ def get_config(arguments: str = ""):
     )
     labelled = defaults.image_data(source, args.train_split, **pixels)
     test_data = defaults.image_data(source, args.test_split, **pixels)
-    return configs.build(
-        defaults.experiment(
-            init="",
-            model=MODEL,
-            checkpoint=dict(every_steps=250, keep_last=2, keep_best=0),
-            evaluate=defaults.evaluate(labelled, test_data),
-            stages=(stage,),
-        )
+    return defaults.experiment(
+        init="",
+        model=MODEL,
+        checkpoint=dict(every_steps=250, keep_last=2, keep_best=0),
+        evaluate=defaults.evaluate(labelled, test_data),
+        stages=(stage,),
     )
+
+
+def get_config(arguments: str = ""):
+    return defaults.make_config(arguments, make, **ARGUMENTS)

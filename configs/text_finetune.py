@@ -3,6 +3,7 @@
 Run     flax-adapt run --workdir=runs/x \
             --config=text_finetune:dataset=jsonl:PATH,init=PATH
         dataset, init, seq_len, finetune_steps, seeds ...: as in bert_self_distill
+        steps, epochs, batch_size, lr, warmup, seeds, augment ...: as in vit_self_distill
 Expect  macro-F1 (and accuracy, micro-F1, Matthews correlation), mean and spread over the
         seeds.
 Source  Gururangan et al. 2020: AdamW 2e-5 to 0, batch 16, dropout 0.1, about 10 epochs
@@ -10,11 +11,16 @@ Source  Gururangan et al. 2020: AdamW 2e-5 to 0, batch 16, dropout 0.1, about 10
 """
 
 from flax_adapt import defaults
-from flax_adapt.base import config as configs
+
+# Here they are of fine-tuning, since there is no other training.
+OF_TRAINING = ("steps", "batch_size", "lr")
+
+
+def make(args):
+    texts = defaults.TextData(args)
+    return texts.experiment([texts.finetune_stage("finetune", "pretrained")])
 
 
 def get_config(arguments: str = ""):
-    args = configs.parse_arguments(arguments, **defaults.TEXT_ARGUMENTS)
-    texts = defaults.TextData(args)
-    stages = [texts.finetune_stage("finetune", "pretrained")]
-    return configs.build(texts.experiment(stages))
+    own = {k: v for k, v in defaults.TEXT_ARGUMENTS.items() if k not in OF_TRAINING}
+    return defaults.make_config(arguments, make, **own)

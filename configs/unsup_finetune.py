@@ -34,6 +34,7 @@ Run     flax-adapt run --workdir=runs/x \
         drift_split  split of the source on which eval measures the drift: better one that
                   is not replayed, and not too long ("": source_split)
         seq_len, text_field, label_field  of texts: as in bert_self_distill
+        steps, epochs, batch_size, lr, warmup, seeds, augment ...: as in vit_self_distill
 Expect  stages/METHOD/export, an encoder (with a decoder or a masked-language head where
         the objective has one), and from `flax-adapt eval` with the same config a table:
         kNN, linear probe and drift of the initial weights and of every seed.
@@ -43,9 +44,11 @@ Source  Li et al. 2021 for replay and mixing, whose losses and ratios are not pu
 """
 
 from flax_adapt import defaults
-from flax_adapt.base import config as configs
+
+
+def make(args):
+    return defaults.Unsupervised(args).experiment()
 
 
 def get_config(arguments: str = ""):
-    args = configs.parse_arguments(arguments, **defaults.UNSUPERVISED_ARGUMENTS)
-    return configs.build(defaults.Unsupervised(args).experiment())
+    return defaults.make_config(arguments, make, **defaults.UNSUPERVISED_ARGUMENTS)

@@ -6,6 +6,7 @@ Run     flax-adapt run --workdir=runs/x \
             layer_norm_eps, model, image_size, patch_size, channels, channels_by,
             per_class, labels, test_split, augment: as in vit_self_distill
         linear_probe  True: train the head alone, with the encoder frozen
+        steps, epochs, batch_size, lr, warmup, seeds, augment ...: as in vit_self_distill
 Expect  test accuracy, mean and spread over 5 seeds. Not run at full size yet: 5 x 10 000
         steps of ViT-B/16 at batch 32 want an accelerator.
 Source  Lee et al. 2023 (released code): batch 32, 10 000 steps, AdamW 1e-4 to 0 with 500
@@ -13,16 +14,15 @@ Source  Lee et al. 2023 (released code): batch 32, 10 000 steps, AdamW 1e-4 to 0
 """
 
 from flax_adapt import defaults
-from flax_adapt.base import config as configs
+
+
+def make(args):
+    data, changes = defaults.S1Data(args), {}
+    if args.linear_probe:
+        changes["optim"] = defaults.finetune_optim(freeze=("encoder/.*",))
+    return data.experiment([data.finetune_stage("finetune", data.original, **changes)])
 
 
 def get_config(arguments: str = ""):
-    args = configs.parse_arguments(
-        arguments, **defaults.S1_ARGUMENTS, linear_probe=False
-    )
-    data = defaults.S1Data(args)
-    changes = {}
-    if args.linear_probe:
-        changes["optim"] = defaults.finetune_optim(freeze=("encoder/.*",))
-    stages = [data.finetune_stage("finetune", data.original, **changes)]
-    return configs.build(data.experiment(stages))
+    own = dict(defaults.S1_ARGUMENTS, linear_probe=False)
+    return defaults.make_config(arguments, make, **own)

@@ -6,6 +6,7 @@ Run     flax-adapt run --workdir=runs/x \
             layer_norm_eps, model, image_size, patch_size, channels, channels_by,
             decoder_warmup, per_class, labels, test_split, augment: as in vit_self_distill
         finetune  True: also fine-tune the result on the labels of the dataset
+        steps, epochs, batch_size, lr, warmup, seeds, augment ...: as in vit_self_distill
 Expect  stages/further/export, a ViTMAEForPreTraining folder. Not run at full size yet:
         20 000 steps of ViT-B/16 at batch 64 want an accelerator.
 Source  the teacher of Lee et al. 2023 (released code): batch 64, 20 000 steps, AdamW
@@ -13,15 +14,16 @@ Source  the teacher of Lee et al. 2023 (released code): batch 64, 20 000 steps, 
 """
 
 from flax_adapt import defaults
-from flax_adapt.base import config as configs
 
 
-def get_config(arguments: str = ""):
-    args = configs.parse_arguments(
-        arguments, **defaults.S1_PRETRAIN_ARGUMENTS, finetune=False
-    )
+def make(args):
     data = defaults.S1Data(args)
     stages = [*data.warmup_stages(), data.pretrain_stage("further")]
     if args.finetune:
         stages += [data.finetune_stage("finetune", "stage:further")]
-    return configs.build(data.experiment(stages))
+    return data.experiment(stages)
+
+
+def get_config(arguments: str = ""):
+    own = dict(defaults.S1_PRETRAIN_ARGUMENTS, finetune=False)
+    return defaults.make_config(arguments, make, **own)

@@ -43,6 +43,14 @@ Run     flax-adapt run --workdir=runs/dtd \
                   of the training images ("": the range of the file's type)
         image_field, label_field, split_field  columns of a table of images ("": image_field
                   is the only one of the usual names; label_field="": no labels)
+        steps, batch_size, lr  of training without labels, or of fine-tuning where there is
+                  no other training (0: those of the recipe; the steps are those of the
+                  first stage, others keep their proportion to it)
+        epochs    the same stages, by passes over their data instead of steps (0: off)
+        warmup    steps of warm-up of these stages (-1: the recipe's share of the steps). A
+                  warm-up as long as the stage is cut to a tenth of it, and the log says so
+        seeds     number of runs of fine-tuning, or of training without labels where there
+                  is no fine-tuning (0: those of the recipe)
         augment   of fine-tuning: none | flip | crop (crops of 8 % of the area or more,
                   and flips); "": flip
 Expect  a table of test accuracies over 5 seeds with the gain of each step. Not run at
@@ -53,17 +61,14 @@ Source  Lee et al. 2023, Self-Distillation for Further Pre-training of Transform
 """
 
 from flax_adapt import defaults
-from flax_adapt.base import config as configs
+
+
+def make(args):
+    data = defaults.S1Data(args)
+    stages = defaults.self_distill_stages(data, args, start=bool(args.init))
+    return data.experiment(stages)
 
 
 def get_config(arguments: str = ""):
-    args = configs.parse_arguments(
-        arguments,
-        **defaults.S1_PRETRAIN_ARGUMENTS,
-        rounds=1,
-        compare=True,
-        ablation="none",
-    )
-    data = defaults.S1Data(args)
-    stages = defaults.self_distill_stages(data, args, start=bool(args.init))
-    return configs.build(data.experiment(stages))
+    own = dict(defaults.S1_PRETRAIN_ARGUMENTS, rounds=1, compare=True, ablation="none")
+    return defaults.make_config(arguments, make, **own)

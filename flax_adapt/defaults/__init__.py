@@ -48,6 +48,7 @@ from flax_adapt.defaults.sections import (
     stage_model,
     sweep,
 )
+from flax_adapt.defaults.settings import SETTINGS, make_config
 from flax_adapt.defaults.shared import (
     ALL,
     distill_stages,
@@ -98,6 +99,7 @@ __all__ = [
     "RESIZING_ARGUMENTS",
     "S1_ARGUMENTS",
     "S1_PRETRAIN_ARGUMENTS",
+    "SETTINGS",
     "TEXT_ARGUMENTS",
     "UNSUPERVISED_ARGUMENTS",
     "Baselines",
@@ -132,6 +134,7 @@ __all__ = [
     "lora",
     "lwf",
     "mae_finetune",
+    "make_config",
     "mars",
     "memory",
     "mlm",

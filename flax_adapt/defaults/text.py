@@ -122,7 +122,7 @@ def text_finetune_stage(
 
 
 # Arguments of all configs of text; the docstring of bert_self_distill explains them.
-TEXT_ARGUMENTS = dict(
+TEXT_ARGUMENTS: dict[str, Any] = dict(
     dataset="",
     init="",
     init_format="",
@@ -278,7 +278,7 @@ class TextData:
             self.test,
             args.pooling,
             init_from=init_from,
-            seeds=tuple(range(args.seeds)),
+            seeds=tuple(range(args.seeds or TEXT_ARGUMENTS["seeds"])),
             num_steps=args.finetune_steps,
             optim=text_finetune_optim(args.finetune_steps, lr=args.finetune_lr),
         )

@@ -68,7 +68,8 @@ def test_show_lists_the_fields_as_a_table_and_as_json(main):
         ("show --config=vit_finetun", "vit_finetune"),
         ("show --config=VIT_FINETUNE", "vit_finetune"),
         ("show --config=vit_finetune:pre_class=1", "per_class"),
-        ("run --workdir=w --config=quickstart:stepz=1", ""),
+        ("run --workdir=w --config=quickstart:stepz=1", "steps"),
+        ("run --workdir=w --config=quickstart:zzz=1", ""),
         (
             "run --workdir=w --config=quickstart --config.stages.0.num_stps=1",
             "num_steps",
