@@ -1,0 +1,196 @@
+"""Seconds of a training step: ours beside transformers in torch, in turns, in one process.
+
+Run     pip install '.[parity]' && python benchmarks/steps.py --program=mae [--size=S] \
+            [--batch=16] [--length=128] [--dtype=float32] [--rounds=5] [--compile]
+Prints  one JSON line: best and median seconds of each, their ratio (theirs / ours),
+        examples a second, compile seconds, FLOP/s as a share of the best matrix product of
+        this machine, memory. The weights and the batch are the same. It reports nothing
+        where the losses differ by more than 1e-4 in float32.
+Programs: mae, distill, mlm, finetune, contrast, features; sizes Ti, S, B, L of a ViT/16 at
+        224 pixels, B and L of BERT with --program=mlm, 50 of a ResNet with finetune. No
+        dropout and no input pipeline. On a CPU torch runs as transformers loads it (sdpa)
+        unless --compile is given; on a GPU --compile and --dtype=bfloat16 (autocast) are its
+        best. --together=FOLDER,COUNT: COUNT such processes compile first, then measure one
+        after the other; see on_gpu.sh.
+"""
+
+import fcntl
+import functools
+import json
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import steps_ours
+import steps_theirs
+import torch
+import transformers
+from absl import app, flags
+
+from flax_adapt.commands.jax_settings import set_precision
+
+TOLERANCE = 1e-4
+PATIENCE_S = 240
+_PROGRAM = flags.DEFINE_enum("program", "mae", sorted(steps_ours.KINDS), "program")
+_SIZE = flags.DEFINE_enum("size", "S", ["Ti", "S", "B", "L", "50"], "size of the model")
+_BATCH = flags.DEFINE_integer("batch", 16, "examples of a step")
+_LENGTH = flags.DEFINE_integer("length", 128, "tokens of a row, for mlm")
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of products")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "timed turns")
+_REPEAT = flags.DEFINE_integer("repeat", 1, "steps of a turn")
+_COMPILE = flags.DEFINE_bool("compile", False, "torch.compile the reference")
+_LAST = flags.DEFINE_bool("channels_last", False, "layout of torch's convolutions")
+_TOGETHER = flags.DEFINE_list("together", [], "folder and number of the processes")
+
+
+class Turn:
+    """What processes share: a lock of the device, and a place where all wait for all."""
+
+    def __init__(self, folder, count):
+        self.folder, self.count = Path(folder), int(count)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.lock = (self.folder / "lock").open("w")
+
+    def __enter__(self):
+        fcntl.flock(self.lock, fcntl.LOCK_EX)
+
+    def __exit__(self, *error):
+        fcntl.flock(self.lock, fcntl.LOCK_UN)
+
+    def wait_for_all(self, name):
+        """Returns once COUNT files `*.ready` are there, or after PATIENCE_S."""
+        (self.folder / f"{name}.ready").touch()
+        end = time.time() + PATIENCE_S
+        while len(list(self.folder.glob("*.ready"))) < self.count and time.time() < end:
+            time.sleep(0.2)
+
+
+class Alone:
+    """The same where one process measures."""
+
+    def __enter__(self):
+        pass
+
+    def __exit__(self, *error):
+        pass
+
+    def wait_for_all(self, name):
+        """Returns at once."""
+
+
+def seconds_of(call):
+    """How long a call takes."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def matmul_flops(dtype):
+    """FLOP/s of the best of several products of square matrices, by JAX."""
+    size = 8192 if jax.default_backend() != "cpu" else 2048
+    a = jax.random.normal(jax.random.key(0), (size, size), dtype)
+    product = jax.jit(lambda a: a @ a)
+    product(a).block_until_ready()
+    best = min(seconds_of(lambda: product(a).block_until_ready()) for _ in range(5))
+    return 2 * size**3 / best
+
+
+def run(side, repeat):
+    """Runs steps and waits for the last."""
+    for _ in range(repeat):
+        side.step()
+    side.wait()
+
+
+def warm_up(side):
+    """Compile seconds: those of the first step beyond a later one."""
+    first = seconds_of(lambda: run(side, 1))
+    return first - min(seconds_of(lambda: run(side, 1)), first)
+
+
+def in_turns(sides, rounds, repeat):
+    """{name: [seconds of a step]}, of each in turn."""
+    seconds = {name: [] for name in sides}
+    for _round in range(rounds):
+        for name, side in sides.items():
+            call = functools.partial(run, side, repeat)
+            seconds[name].append(seconds_of(call) / repeat)
+    return seconds
+
+
+def peak_bytes():
+    """{name: peak of device memory}, where the device tells."""
+    stats = jax.devices()[0].memory_stats() or {}
+    theirs = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+    return {"ours": stats.get("peak_bytes_in_use"), "theirs": theirs}
+
+
+def machine():
+    """The device, and the versions of what runs."""
+    device = jax.devices()[0].device_kind
+    names = dict(jax=jax.__version__, torch=torch.__version__)
+    processor = platform.processor() or platform.machine()
+    return dict(
+        names, transformers=transformers.__version__, device=device, cpu=processor
+    )
+
+
+def check_losses(ours, theirs):
+    """Both losses; ends the program where they differ."""
+    with jax.default_matmul_precision("highest"):
+        losses = {"ours": ours.loss(), "theirs": theirs.loss()}
+    gap = abs(losses["ours"] - losses["theirs"]) / max(1.0, abs(losses["theirs"]))
+    if not gap <= TOLERANCE:
+        sys.exit(f"the losses differ, so nothing is reported: {losses}")
+    return losses
+
+
+def report(times, flops, peak):
+    """What is printed of the seconds."""
+    median = {name: statistics.median(each) for name, each in times.items()}
+    best = {name: min(each) for name, each in times.items()}
+    rate = {name: flops / each for name, each in median.items()}
+    return dict(
+        median_seconds=median,
+        best_seconds=best,
+        ratio_of_medians=median["theirs"] / median["ours"],
+        ratio_of_bests=best["theirs"] / best["ours"],
+        examples_per_second={n: _BATCH.value / each for n, each in median.items()},
+        flops=flops,
+        flops_per_second=rate,
+        share_of_matmul={name: each / peak for name, each in rate.items()},
+        matmul_flops_per_second=peak,
+    )
+
+
+def main(_):
+    name = _PROGRAM.value
+    turn = Turn(*_TOGETHER.value) if _TOGETHER.value else Alone()
+    setting = steps_ours.Setting(_SIZE.value, _BATCH.value, _DTYPE.value, _LENGTH.value)
+    set_precision(setting.dtype)
+    ours = steps_ours.make(name, setting)
+    options = dict(compiles=_COMPILE.value, channels_last=_LAST.value)
+    theirs = steps_theirs.Theirs(name, ours, setting.dtype, **options)
+    compiled = {}
+    with turn:  # XLA times kernels while it compiles
+        losses = check_losses(ours, theirs)
+        compiled["ours"] = warm_up(ours)
+    compiled["theirs"] = warm_up(theirs)
+    turn.wait_for_all(f"{name}_{setting.size}_{setting.batch_size}")
+    sides = {"ours": ours, "theirs": theirs}
+    with turn:
+        peak = matmul_flops(jnp.dtype(setting.dtype))
+        in_turns(sides, 1, 1)
+        times = in_turns(sides, _ROUNDS.value, _REPEAT.value)
+    what = dict(program=name, **setting._asdict(), **options, **machine())
+    found = report(times, ours.flops, peak)
+    seconds = dict(compile_seconds=compiled, peak_bytes=peak_bytes())
+    print(json.dumps({**what, "losses": losses, **found, **seconds}), flush=True)
+
+
+if __name__ == "__main__":
+    app.run(main)
