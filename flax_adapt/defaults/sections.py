@@ -31,12 +31,18 @@ def reconstruct() -> dict[str, Any]:
     )
 
 
+# States of CLS of 350 000 examples of ViT-B.
+TEACHER_CACHE_BYTES = 2**30
+
+
 def distill(masked: dict[str, Any] | None = None) -> dict[str, Any]:
     """Returns the objective of self-distillation (S1, Lee et al. 2023).
 
     The squared distance of the final CLS states, summed over features, with weight 1, and
     the masked loss. masked: the section of the masked loss; None: `reconstruct()`. beta:
-    of match "features" alone (Wei et al. 2022).
+    of match "features" alone (Wei et al. 2022). teacher_cache_bytes: where inputs are not
+    augmented and the compared states of all examples fit into it, the teacher runs once
+    per example (see `objectives.teacher`); 0: in every step.
     """
     return dict(
         name="distill",
@@ -48,6 +54,7 @@ def distill(masked: dict[str, Any] | None = None) -> dict[str, Any]:
         reduce="sum",
         beta=2.0,
         weight=1.0,
+        teacher_cache_bytes=TEACHER_CACHE_BYTES,
     )
 
 

@@ -173,6 +173,26 @@ class ViTConfig:
         return self.patch_size**2 * self.channels
 
 
+class ImageConfig(Protocol):
+    """The size of the images that a model takes, as its architecture has it."""
+
+    @property
+    def image_size(self) -> int: ...
+    @property
+    def channels(self) -> int: ...
+
+
+def check_image(image_BYXC: Array, config: ImageConfig) -> Array:
+    """Returns the image unchanged; raises UserError if its size is not the model's."""
+    expected = (config.image_size, config.image_size, config.channels)
+    if image_BYXC.shape[1:] != expected:
+        raise UserError(
+            f"images are {image_BYXC.shape[1:]} but the model takes {expected} (rows, "
+            "columns, channels); change data.image_size, data.channels or the model"
+        )
+    return image_BYXC
+
+
 class BlockPlan(NamedTuple):
     """The arguments of one block: its config, its rate of drop path, how it is resized.
 

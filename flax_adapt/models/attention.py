@@ -20,11 +20,15 @@ _MAX_HEAD_DIM = 128  # of cuDNN before Hopper
 
 
 class Kind(NamedTuple):
-    """What an attention is chosen by; `length` is L, `masked` whether tokens see some only."""
+    """What an attention is chosen by; `masked`: whether tokens see some tokens only.
+
+    queries is L, length is M, see `attend`.
+    """
 
     platform: str
     dtype: str
     head_dim: int
+    queries: int
     length: int
     masked: bool
 
@@ -49,6 +53,7 @@ def attend(
         q_BLHK.dtype.name,
         q_BLHK.shape[-1],
         q_BLHK.shape[1],
+        k_BMHK.shape[1],
         sees_BLM is not None,
     )
     return WAYS[choose(kind)].run(q_BLHK, k_BMHK, v_BMHK, sees_BLM)
@@ -111,20 +116,21 @@ def flash(
     attend = functools.partial(
         jax.nn.dot_product_attention, implementation=implementation
     )
-    batch, length = q_BLHK.shape[:2]
+    (batch, queries), length = q_BLHK.shape[:2], k_BMHK.shape[1]
     if sees_BLM is not None:
         return attend(q_BLHK, k_BMHK, v_BMHK, mask=sees_BLM[:, None])
-    if length % 2 == 0:
+    if queries % 2 == length % 2 == 0:
         return attend(q_BLHK, k_BMHK, v_BMHK)
     padded = (
-        jnp.pad(x_BLHK, ((0, 0), (0, 1), (0, 0), (0, 0)))
+        jnp.pad(x_BLHK, ((0, 0), (0, x_BLHK.shape[1] % 2), (0, 0), (0, 0)))
         for x_BLHK in (q_BLHK, k_BMHK, v_BMHK)
     )
-    lengths_B = jnp.full((batch,), length, jnp.int32)
     x_BLHK = attend(
-        *padded, query_seq_lengths=lengths_B, key_value_seq_lengths=lengths_B
+        *padded,
+        query_seq_lengths=jnp.full((batch,), queries, jnp.int32),
+        key_value_seq_lengths=jnp.full((batch,), length, jnp.int32),
     )
-    return x_BLHK[:, :length]
+    return x_BLHK[:, :queries]
 
 
 def _is_for_cudnn(kind: Kind) -> bool:
@@ -133,7 +139,8 @@ def _is_for_cudnn(kind: Kind) -> bool:
         and kind.dtype in _HALF
         and kind.head_dim % 8 == 0
         and kind.head_dim <= _MAX_HEAD_DIM
-        and not (kind.masked and kind.length % 2)
+        and kind.queries > 1  # one alone (CLS) has no large logits
+        and not (kind.masked and (kind.queries % 2 or kind.length % 2))
         and has_cudnn()
     )
 

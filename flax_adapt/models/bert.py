@@ -17,10 +17,11 @@ from flax_adapt.base import checks, placement
 from flax_adapt.base.checks import Row
 from flax_adapt.base.errors import UserError, choose
 from flax_adapt.base.types import Array, Key, Text
-from flax_adapt.models import architecture, blocks, layers
+from flax_adapt.models import architecture, blocks, layers, residual
 from flax_adapt.models.adaptors import AdaptorConfig
 from flax_adapt.models.architecture import LastBlock
 from flax_adapt.models.layers import NORMAL, Dtype, Mix
+from flax_adapt.models.residual import Select
 
 # Row of position 0 in the position table. RoBERTa counts positions from the padding id on
 # (fairseq): no real token uses the rows 0 to pad_token_id.
@@ -179,7 +180,14 @@ class Block(nn.Module):
     resized: LastBlock | None
 
     @nn.compact
-    def __call__(self, x_BLD: Array, sees_BLM: Array, key_B: Key | None) -> Array:
+    def __call__(
+        self,
+        x_BLD: Array,
+        sees_BLM: Array,
+        key_B: Key | None,
+        select: Select | None = None,
+    ) -> Array:
+        """Returns the state x_BLD of the selected tokens; None: of all."""
         config = self.config
         norm = functools.partial(layers.LayerNorm, config.layer_norm_eps, self.dtype)
         attention = layers.Attention(config, NORMAL, self.dtype, name="attention")
@@ -188,9 +196,11 @@ class Block(nn.Module):
             width, norm_width = self.resized.width, self.resized.norm_width
         mlp = layers.MLP(config, width, NORMAL, self.dtype, name="mlp")
         rates = (self.dropout, self.drop_path)
-        drop = functools.partial(layers.drop_branch, rates, key_B)
+        drawn = residual.Drawn(x_BLD.shape[1], select)
+        drop = functools.partial(residual.drop_branch, rates, key_B, drawn=drawn)
         # The normed sum is the residual stream (Vaswani et al. 2017, section 3.1).
-        x_BLD = norm(name="norm1")(x_BLD + drop(0, attention(x_BLD, sees_BLM)))
+        added_BLD = drop(0, attention(x_BLD, sees_BLM, select))
+        x_BLD = norm(name="norm1")(residual.take(select, x_BLD) + added_BLD)
         x_BLD = placement.place("states", x_BLD)
         around_BLD = layers.shortcut(x_BLD, self.resized, self.dtype)
         norm2 = norm(norm_width=norm_width, name="norm2")
@@ -231,21 +241,27 @@ class Encoder(nn.Module):
         self.linear = layers.make_linear(last_block, NORMAL, self.dtype)
 
     def __call__(
-        self, text: Text, key_B: Key | None, mix: Mix | None = None
+        self,
+        text: Text,
+        key_B: Key | None,
+        mix: Mix | None = None,
+        select: Select | None = None,
     ) -> tuple[Array, ...]:
         """Returns the token states; raises UserError for a text that does not fit the model.
 
         key_B: keys of dropout; None: nothing is dropped. mix: changes the embeddings
-        x_BLD before the first block; None: no change.
+        x_BLD before the first block; None: no change. select: the tokens of the last
+        block's state, see `residual`; None: all.
         """
         segments_BL = check_text(text, self.config).segments_BL
         sees_BLM = segments_BL[:, :, None] == segments_BL[:, None, :]
         sees_BLM = placement.place("inputs", sees_BLM)
         key_0 = layers.fold_or_none(key_B, 0)
         x_BLD = self.embed(text) if mix is None else mix(self.embed(text))
-        x_BLD = layers.dropout(x_BLD, self.dropout, key_0)
-        states = [placement.place("embeddings", x_BLD)]
-        states += blocks.run(self.blocks, states[0], key_B, sees_BLM)
+        x_BLD = residual.dropout(x_BLD, self.dropout, key_0)
+        x_BLD = placement.place("embeddings", x_BLD)
+        after = blocks.run(self.blocks, x_BLD, key_B, sees_BLM, select=select)
+        states = [x_BLD, *after] if after else [residual.take(select, x_BLD)]
         states[-1] = layers.finish(states[-1], self.linear, self.config.last_block)
         return tuple(states)
 

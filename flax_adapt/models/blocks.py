@@ -5,8 +5,8 @@ Parameters are those of the unrolled blocks, block_00, block_01, ..., whatever t
 The stack is divided over the mesh as the parameters are, so it costs one more copy of a
 chip's own part of them, and one of their gradients (for BERT-large over 16 chips 85 MB
 each); in return checkpoints, exports, optimizers, weight decay by name and layer-wise
-rates need no second layout. A last block that is resized, or an extra one, follows the
-loop.
+rates need no second layout. A last block that is resized, an extra one, or one of
+selected tokens (`residual`) follows the loop.
 """
 
 import itertools
@@ -21,6 +21,7 @@ from flax_adapt.base.types import Array, Key
 from flax_adapt.models import architecture, layers
 from flax_adapt.models.architecture import ViTConfig
 from flax_adapt.models.layers import ATTENTIONS, SUMS, Block, Dtype, Initialiser
+from flax_adapt.models.residual import Select
 
 # Values that blocks store for `apply(mutable=...)`.
 _STORED = (SUMS, ATTENTIONS)
@@ -49,24 +50,29 @@ def make_blocks(
 
 
 def run(
-    blocks: Sequence[Any], x_BLD: Array, key_B: Key | None, *between: Any
+    blocks: Sequence[Any],
+    x_BLD: Array,
+    key_B: Key | None,
+    *between: Any,
+    select: Select | None = None,
 ) -> list[Array]:
     """Returns the state x_BLD after every block.
 
-    blocks: bound modules, called as block(x_BLD, *between, key_B). The keys of a block are
-    `keys.fold(key_B, number)`, from 1.
+    blocks: bound modules, called as block(x_BLD, *between, key_B, select). The keys of a
+    block are `keys.fold(key_B, number)`, from 1. select: of the last block, see `residual`.
     """
     how = memory.current()
     if not blocks or blocks[0].is_initializing() or how == memory.NOTHING_SAVED:
-        return _unrolled(blocks, x_BLD, key_B, *between)
+        return _unrolled(blocks, x_BLD, key_B, *between, select=select)
     stored = [name for name in _STORED if blocks[0].is_mutable_collection(name)]
 
     def through(params: list[Any], x_BLD: Array) -> tuple[list[Array], list[Any]]:
         states: list[Array] = [x_BLD]
         found: list[Any] = []
-        for start, group in _groups(blocks):
+        for start, group in _groups(blocks, select is not None):
             own = params[start : start + len(group)]
-            call = _call(group[0], stored, key_B, *between)
+            last = select if start + len(group) == len(blocks) else None
+            call = _call(group[0], stored, key_B, *between, select=last)
             walk = _loop if how.scan and len(group) > 1 else _one_by_one
             more, kept = walk(call, group, own, start, states[-1])
             states, found = states + more, found + kept
@@ -81,21 +87,30 @@ def run(
 
 
 def _unrolled(
-    blocks: Sequence[Any], x_BLD: Array, key_B: Key | None, *between: Any
+    blocks: Sequence[Any],
+    x_BLD: Array,
+    key_B: Key | None,
+    *between: Any,
+    select: Select | None,
 ) -> list[Array]:
     states = []
     for number, block in enumerate(blocks, start=1):
-        x_BLD = block(x_BLD, *between, layers.fold_or_none(key_B, number))
+        last = select if number == len(blocks) else None
+        x_BLD = block(x_BLD, *between, layers.fold_or_none(key_B, number), last)
         states.append(x_BLD)
     return states
 
 
-def _groups(blocks: Sequence[Any]) -> list[tuple[int, list[Any]]]:
-    """Returns [(index of the first, consecutive blocks that differ in drop path alone)]."""
+def _groups(blocks: Sequence[Any], last_alone: bool) -> list[tuple[int, list[Any]]]:
+    """Returns [(index of the first, consecutive blocks that differ in drop path alone)].
+
+    last_alone: whether the last block is a group of its own.
+    """
 
     def kind(numbered: tuple[int, Any]) -> tuple[Any, ...]:
-        block = numbered[1]
-        return block.config, block.dropout, block.resized
+        number, block = numbered
+        alone = last_alone and number == len(blocks) - 1
+        return block.config, block.dropout, block.resized, alone
 
     groups = []
     for _, members in itertools.groupby(enumerate(blocks), kind):
@@ -104,7 +119,13 @@ def _groups(blocks: Sequence[Any]) -> list[tuple[int, list[Any]]]:
     return groups
 
 
-def _call(block: Any, stored: list[str], key_B: Key | None, *between: Any) -> Any:
+def _call(
+    block: Any,
+    stored: list[str],
+    key_B: Key | None,
+    *between: Any,
+    select: Select | None,
+) -> Any:
     """Returns (params, number, rate of drop path, x_BLD) -> (x_BLD, what is stored)."""
     # Without its name and parent: a module on its own, whose parameters are arguments.
     alone = block.clone(parent=None, name=None)
@@ -112,7 +133,8 @@ def _call(block: Any, stored: list[str], key_B: Key | None, *between: Any) -> An
     def call(params: Any, number: Any, rate: Any, x_BLD: Array) -> tuple[Array, Any]:
         key = layers.fold_or_none(key_B, number)
         one = alone.clone(drop_path=rate)
-        return one.apply({"params": params}, x_BLD, *between, key, mutable=stored)
+        arguments = (x_BLD, *between, key, select)
+        return one.apply({"params": params}, *arguments, mutable=stored)
 
     return call
 

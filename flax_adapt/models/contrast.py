@@ -1,12 +1,10 @@
 """Models of contrastive learning: an encoder, pooling, and the projector and predictor heads."""
 
-import jax.numpy as jnp
-
 from flax_adapt.base.types import Array, Key, Text
 from flax_adapt.models import vit
 from flax_adapt.models.bert import Mix
 from flax_adapt.models.heads import ProjectorConfig, make_heads
-from flax_adapt.models.text import POOLING, TextModel
+from flax_adapt.models.text import TextModel
 
 
 class Contrast(vit.ImageModel):
@@ -53,6 +51,5 @@ class TextContrast(TextModel):
         mix: see `bert.Encoder`; the segments of the text must then be those of the
         mixture.
         """
-        x_BLD = self.encoder(text, key_B, mix)[-1].astype(jnp.float32)
-        pooled_BD = POOLING[self.pooling](x_BLD, text.segments_BL)
+        pooled_BD = self.embed(text, self.pooling, key_B, mix)
         return self.projector(pooled_BD, weight_B)

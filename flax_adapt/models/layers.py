@@ -15,9 +15,11 @@ import jax.numpy as jnp
 
 from flax_adapt.base import keys, placement
 from flax_adapt.base.types import Array, Key
+from flax_adapt.models import residual
 from flax_adapt.models.adaptors import Adaptor, MixLogits
 from flax_adapt.models.architecture import GELU, BlockConfig, LastBlock, ViTConfig
 from flax_adapt.models.attention import attend
+from flax_adapt.models.residual import Drawn, Select, drop_branch
 
 Dtype = Any
 # A change of the embeddings x_BLD before the first block, such as mixing of examples.
@@ -121,42 +123,6 @@ class LayerNorm(nn.Module):
         return (x_BLD * scale_D[None, None] + bias_D[None, None]).astype(self.dtype)
 
 
-def dropout(x_BLD: Array, rate: float, key_B: Key | None) -> Array:
-    """Zeroes each number with probability `rate`, scales the rest by 1 / (1 - rate).
-
-    JAX's generator is counter-based: the draw of a token depends on the key of its example
-    and on its position, but neither on the batch nor on the padding of the rows.
-    """
-    if key_B is None or rate == 0:
-        return x_BLD
-    keep_BLD = keys.draw(jax.random.bernoulli, key_B, 1 - rate, x_BLD.shape[1:])
-    return jnp.where(keep_BLD, x_BLD / (1 - rate), 0)
-
-
-def drop_path(x_BLD: Array, rate: float | Array, key_B: Key | None) -> Array:
-    """Zeroes an example's whole branch with probability `rate` (Huang et al. 2016).
-
-    rate: an array, float32 [], where blocks of several rates are one loop (`blocks`).
-    """
-    if key_B is None or (isinstance(rate, float) and rate == 0):
-        return x_BLD
-    keep_B11 = keys.draw(jax.random.bernoulli, key_B, 1 - rate, (1, 1))
-    return jnp.where(keep_B11, x_BLD / jnp.asarray(1 - rate, x_BLD.dtype), 0)
-
-
-def drop_branch(
-    rates: tuple[float, float | Array], key_B: Key | None, branch: int, x_BLD: Array
-) -> Array:
-    """Applies dropout, then drop path, to a residual branch of a block.
-
-    rates: of dropout and of drop path. branch: 0 or 1, which of the block's branches.
-    """
-    if key_B is None:
-        return x_BLD
-    x_BLD = dropout(x_BLD, rates[0], keys.fold(key_B, 2 * branch))
-    return drop_path(x_BLD, rates[1], keys.fold(key_B, 2 * branch + 1))
-
-
 class Attention(nn.Module):
     """Multi-head self-attention, with adaptors if `config.adaptor` is set; softmax in float32."""
 
@@ -165,8 +131,10 @@ class Attention(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, x_BLD: Array, sees_BLM: Array | None) -> Array:
-        """Returns x_BLD in `dtype`.
+    def __call__(
+        self, x_BLD: Array, sees_BLM: Array | None, select: Select | None = None
+    ) -> Array:
+        """Returns x_BLD in `dtype`, of the selected tokens; None: of all.
 
         sees_BLM: bool, token l attends to token m, at least one for each l; None: every
         token attends to all.
@@ -175,14 +143,17 @@ class Attention(nn.Module):
         dense = functools.partial(
             Dense, config.width, kernel_init=self.kernel_init, dtype=self.dtype
         )
-        heads = (*x_BLD.shape[:2], config.heads, config.width // config.heads)
-        q_BLHK, k_BMHK, v_BMHK = (
-            placement.place(
-                "heads",
-                dense(use_bias=config.qkv_bias, name=name)(x_BLD).reshape(heads),
-            )
-            for name in ("query", "key", "value")
-        )
+        heads = (config.heads, config.width // config.heads)
+        asking_BLD = residual.take(select, x_BLD)
+        if sees_BLM is not None:
+            sees_BLM = residual.take(select, sees_BLM)
+
+        def project(name: str, x_BLD: Array) -> Array:
+            rows = dense(use_bias=config.qkv_bias, name=name)(x_BLD)
+            return placement.place("heads", rows.reshape(*x_BLD.shape[:2], *heads))
+
+        q_BLHK = project("query", asking_BLD)
+        k_BMHK, v_BMHK = (project(name, x_BLD) for name in ("key", "value"))
 
         def mixed(q_BLHK: Array, mix: MixLogits | None) -> Array:
             return attend(q_BLHK, k_BMHK, v_BMHK, sees_BLM, mix)
@@ -193,7 +164,7 @@ class Attention(nn.Module):
             adaptor = Adaptor(config.adaptor, self.dtype, name="adaptor")
             x_BLHK = adaptor(q_BLHK, mixed)
         x_BLHK = placement.place("heads", x_BLHK)
-        x_BLD = dense(use_bias=True, name="out")(x_BLHK.reshape(x_BLD.shape))
+        x_BLD = dense(use_bias=True, name="out")(x_BLHK.reshape(asking_BLD.shape))
         x_BLD = placement.place("states", x_BLD)
         self.sow(ATTENTIONS, "added", x_BLD)
         return x_BLD
@@ -261,14 +232,19 @@ class Block(nn.Module):
     resized: LastBlock | None
 
     @nn.compact
-    def __call__(self, x_BLD: Array, key_B: Key | None) -> Array:
+    def __call__(
+        self, x_BLD: Array, key_B: Key | None, select: Select | None = None
+    ) -> Array:
+        """Returns the state x_BLD of the selected tokens; None: of all."""
         config = self.config
         norm = functools.partial(LayerNorm, config.layer_norm_eps, self.dtype)
         attention = Attention(config, self.kernel_init, self.dtype, name="attention")
         width = self.resized.width if self.resized else config.width
         mlp = MLP(config, width, self.kernel_init, self.dtype, name="mlp")
-        drop = functools.partial(drop_branch, (self.dropout, self.drop_path), key_B)
-        x_BLD = x_BLD + drop(0, attention(norm(name="norm1")(x_BLD), None))
+        rates, drawn = (self.dropout, self.drop_path), Drawn(x_BLD.shape[1], select)
+        drop = functools.partial(drop_branch, rates, key_B, drawn=drawn)
+        added_BLD = attention(norm(name="norm1")(x_BLD), None, select)
+        x_BLD = residual.take(select, x_BLD) + drop(0, added_BLD)
         around_BLD = shortcut(x_BLD, self.resized, self.dtype)
         x_BLD = around_BLD + drop(1, mlp(norm(name="norm2")(x_BLD)))
         x_BLD = placement.place("states", x_BLD)

@@ -20,11 +20,13 @@ class Hiding(NamedTuple):
     """The visible and hidden patches of each image.
 
     visible_BV  int32, the indices of the visible patches, in the order of the encoder
+    hidden_BU   int32, the indices of the hidden patches
     order_BL    int32, for every patch its index in "visible first, then hidden"
     hidden_BL   bool, true where the patch is hidden
     """
 
     visible_BV: Array
+    hidden_BU: Array
     order_BL: Array
     hidden_BL: Array
 
@@ -56,7 +58,8 @@ def hide_patches(noise_BL: Array, num_visible: int) -> Hiding:
     """
     shuffle_BL = jnp.argsort(noise_BL, axis=1)
     order_BL = jnp.argsort(shuffle_BL, axis=1)
-    return Hiding(shuffle_BL[:, :num_visible], order_BL, order_BL >= num_visible)
+    visible_BV, hidden_BU = jnp.split(shuffle_BL, [num_visible], axis=1)
+    return Hiding(visible_BV, hidden_BU, order_BL, order_BL >= num_visible)
 
 
 class Hidden(NamedTuple):

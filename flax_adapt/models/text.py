@@ -13,10 +13,11 @@ import jax.numpy as jnp
 from flax_adapt.base import placement
 from flax_adapt.base.errors import choose
 from flax_adapt.base.types import Array, Key, Layout, Text
-from flax_adapt.models import architecture, bert, heads, layers
+from flax_adapt.models import architecture, bert, heads, layers, residual
 from flax_adapt.models.architecture import GELU
 from flax_adapt.models.bert import BertConfig
 from flax_adapt.models.layers import NORMAL, Dtype, Mix
+from flax_adapt.models.residual import Select
 
 
 def mean_of_tokens(x_BLD: Array, segments_BL: Array) -> Array:
@@ -54,15 +55,26 @@ class TextModel(nn.Module):
         return bert.Encoder(self.config, self.dropout, self.drop_path, self.dtype)
 
     def encode(
-        self, text: Text, key_B: Key | None, mix: Mix | None = None
+        self,
+        text: Text,
+        key_B: Key | None,
+        mix: Mix | None = None,
+        select: Select | None = None,
     ) -> tuple[Array, ...]:
         """Returns the token states of `bert.Encoder`."""
-        return self.encoder(text, key_B, mix)
+        return self.encoder(text, key_B, mix, select)
 
-    def embed(self, text: Text, pooling: str, key_B: Key | None = None) -> Array:
-        """Returns x_BD, float32: the last states, pooled; `key_B` as for `encode`."""
+    def embed(
+        self,
+        text: Text,
+        pooling: str,
+        key_B: Key | None = None,
+        mix: Mix | None = None,
+    ) -> Array:
+        """Returns x_BD, float32: the last states, pooled; arguments as of `encode`."""
         pool = choose("pooling", pooling, POOLING)
-        x_BLD = self.encode(text, key_B)[-1].astype(jnp.float32)
+        select = residual.select_pooled(pooling)
+        x_BLD = self.encode(text, key_B, mix, select)[-1].astype(jnp.float32)
         return pool(x_BLD, text.segments_BL)
 
     def layout(self, text: Text) -> Layout:
@@ -177,7 +189,8 @@ class MaskedLM(TextModel):
         """Returns logits_BMV (float32) of the tokens at the places `at_BM`, int32.
 
         Only their states go through the head, which at a vocabulary of 30 000 costs as
-        much as three blocks of the base model.
+        much as three blocks of the base model, and through the query and the MLP of the
+        last block (see `residual`).
         """
         return self.mlm(self._states(text, at_BM, key_B), self.encoder.embed.token)
 
@@ -190,8 +203,8 @@ class MaskedLM(TextModel):
         return x_BMD, token_VD, bias_V
 
     def _states(self, text: Text, at_BM: Array, key_B: Key | None) -> Array:
-        x_BLD = self.encode(text, key_B)[-1]
-        x_BMD = jnp.take_along_axis(x_BLD, at_BM[..., None], axis=1)
+        select = residual.at_places(at_BM)
+        x_BMD = self.encode(text, key_B, select=select)[-1]
         return placement.place("states", x_BMD)
 
 
@@ -219,10 +232,11 @@ class TextClassifier(heads.LinearClassifier, TextModel):
         """Returns logits_BN, float32; `mix` as for `bert.Encoder`, `weight_B` as for
         `heads.normalize`.
         """
-        x_BLD = self.encode(text, key_B, mix)[-1].astype(jnp.float32)
+        select = residual.select_pooled(self.pooling)
+        x_BLD = self.encode(text, key_B, mix, select)[-1].astype(jnp.float32)
         key_B = layers.fold_or_none(key_B, 1 + architecture.num_blocks(self.config))
         x_BD = self.read(self._pool(x_BLD, text.segments_BL), key_B, weight_B)
-        return self.head(layers.dropout(x_BD, self.dropout, key_B))
+        return self.head(residual.dropout(x_BD, self.dropout, key_B))
 
     def _pool(self, x_BLD: Array, segments_BL: Array) -> Array:
         if self.pooling == "pooler":

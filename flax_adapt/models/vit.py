@@ -16,10 +16,10 @@ import numpy as np
 from flax_adapt.base import placement
 from flax_adapt.base.errors import UserError, choose
 from flax_adapt.base.types import Array, Key, Layout
-from flax_adapt.models import architecture, blocks, heads, layers
+from flax_adapt.models import architecture, blocks, heads, layers, residual
 from flax_adapt.models.architecture import ViTConfig
 from flax_adapt.models.layers import NORMAL, Dtype, Initialiser, Mix
-from flax_adapt.models.resnet_config import ResNetConfig
+from flax_adapt.models.residual import Select
 
 
 def patchify(image_BYXC: Array, patch_size: int) -> Array:
@@ -117,23 +117,25 @@ class Encoder(nn.Module):
         key_B: Key | None,
         visible_BV: Array | None = None,
         mix: Mix | None = None,
+        select: Select | None = None,
     ) -> tuple[Array, ...]:
         """Returns the token states. visible_BV: int32, the patches to encode; None: all.
 
-        mix: changes the embeddings, CLS and positions included; None: no change.
+        mix: changes the embeddings, CLS and positions included; None: no change. select:
+        the tokens of the last two states, see `residual`; None: all.
         """
         config, variant = self.config, self.variant
         x_BLD = self._embed(image_BYXC, visible_BV)
         x_BLD = x_BLD if mix is None else mix(x_BLD)
         if variant.dropout_embedding:
             key_0 = layers.fold_or_none(key_B, 0)
-            x_BLD = layers.dropout(x_BLD, self.dropout, key_0)
+            x_BLD = residual.dropout(x_BLD, self.dropout, key_0)
         x_BLD = placement.place("embeddings", x_BLD)
         stack = blocks.make_blocks(
             config, variant.kernel, self.dropout, self.drop_path, self.dtype
         )
-        states = blocks.run(stack, x_BLD, key_B)
-        x_BLD = self.norm(states[-1] if states else x_BLD)
+        states = blocks.run(stack, x_BLD, key_B, select=select)
+        x_BLD = self.norm(states[-1] if states else residual.take(select, x_BLD))
         final_BLD = layers.finish(x_BLD, self.linear, config.last_block)
         return (*states, final_BLD)
 
@@ -143,7 +145,9 @@ class Encoder(nn.Module):
         Visible pixels are gathered BEFORE the matmul: same maths, less work.
         """
         config, variant = self.config, self.variant
-        image_BYXC = placement.place("inputs", check_image(image_BYXC, config))
+        image_BYXC = placement.place(
+            "inputs", architecture.check_image(image_BYXC, config)
+        )
         patches_BLP = patchify(image_BYXC, config.patch_size)
         shape = (1, 1 + config.num_patches, config.width)
         position_1LD = self.param("position", variant.position, shape, jnp.float32)
@@ -171,17 +175,6 @@ class Encoder(nn.Module):
             for one_11D in (cls, position_1LD[:, :1])
         )
         return jnp.concatenate([cls_B1D + first_B1D, x_BVD], axis=1)
-
-
-def check_image(image_BYXC: Array, config: ViTConfig | ResNetConfig) -> Array:
-    """Returns the image unchanged; raises UserError if its size is not the model's."""
-    expected = (config.image_size, config.image_size, config.channels)
-    if image_BYXC.shape[1:] != expected:
-        raise UserError(
-            f"images are {image_BYXC.shape[1:]} but the model takes {expected} (rows, "
-            "columns, channels); change data.image_size, data.channels or the model"
-        )
-    return image_BYXC
 
 
 def pool(x_BLD: Array, pooling: str) -> Array:
@@ -221,15 +214,26 @@ class ImageModel(nn.Module):
         return Encoder(self.config, variant, self.dropout, self.drop_path, self.dtype)
 
     def encode(
-        self, image_BYXC: Array, key_B: Key | None, mix: Mix | None = None
+        self,
+        image_BYXC: Array,
+        key_B: Key | None,
+        mix: Mix | None = None,
+        select: Select | None = None,
     ) -> tuple[Array, ...]:
         """Returns the token states of `Encoder`, of the full image."""
-        return self.encoder(image_BYXC, key_B, mix=mix)
+        return self.encoder(image_BYXC, key_B, mix=mix, select=select)
 
-    def embed(self, image_BYXC: Array, pooling: str, key_B: Key | None = None) -> Array:
-        """Returns x_BD, float32: the final states, pooled; `key_B` as for `encode`."""
+    def embed(
+        self,
+        image_BYXC: Array,
+        pooling: str,
+        key_B: Key | None = None,
+        mix: Mix | None = None,
+    ) -> Array:
+        """Returns x_BD, float32: the final states, pooled; arguments as of `encode`."""
         choose("pooling", pooling, POOLING)
-        return self.pool(self.encode(image_BYXC, key_B), pooling)
+        select = residual.select_pooled(pooling)
+        return self.pool(self.encode(image_BYXC, key_B, mix, select), pooling)
 
     def pool(self, states: tuple[Array, ...], pooling: str) -> Array:
         """Returns x_BD, float32, pooled from the states that `encode` returns; see POOLING.
@@ -289,5 +293,5 @@ class Classifier(heads.LinearClassifier, ImageModel):
         """Returns logits_BN, float32; `mix` as for `Encoder`, `weight_B` as for
         `heads.normalize`.
         """
-        x_BD = self.pool(self.encode(image_BYXC, key_B, mix), self.pooling)
+        x_BD = self.embed(image_BYXC, self.pooling, key_B, mix)
         return self.head(self.read(x_BD, key_B, weight_B))

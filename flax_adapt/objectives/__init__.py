@@ -63,6 +63,8 @@ TASKS = {
     "contrast": "contrast",
     "glad": "classify",
 }
+# The objectives that compare hidden states, which may be those of the first token alone.
+COMPARE_STATES = ("distill", "glad")
 # The metrics of an objective; `eval.metric` names one of them.
 METRICS = {
     "reconstruct": ("loss", "reconstruct"),
@@ -123,17 +125,23 @@ def build(
     *,
     train: bool = True,
     second_model: nn.Module | None = None,
+    one_document: bool = False,
 ) -> LossFn:
     """Returns the loss of `config.name`. `train=False`: no dropout, mixing, smoothing.
 
     model: of the task `task_of(config)`. second_model: the model of the task
-    `second_task_of(config)`, which is applied to the same parameters. Raises UserError for an
-    unknown name, and for fields that are out of range or do not fit the model.
+    `second_task_of(config)`, which is applied to the same parameters. one_document: whether
+    each row of text holds one document, so that its CLS is the first token; the loss is
+    the same for less work. Raises UserError for an unknown name, and for fields that are
+    out of range or do not fit the model.
     """
     make = choose("objective.name", config.name, OBJECTIVES)
-    arguments = (config, model, train)
-    extra = () if second_model is None else (second_model,)
-    return make(*arguments, *extra)
+    extra: dict[str, Any] = {}
+    if second_model is not None:
+        extra["second_model"] = second_model
+    if config.name in COMPARE_STATES:
+        extra["one_document"] = one_document
+    return make(config, model, train, **extra)
 
 
 def build_carry(

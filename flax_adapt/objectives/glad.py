@@ -20,7 +20,8 @@ from flax_adapt.base.checks import Check, Context, Row, one_of
 from flax_adapt.base.errors import UserError, choose
 from flax_adapt.base.metrics import Loss
 from flax_adapt.base.types import Array, Batch, Key, LossFn, Params
-from flax_adapt.objectives import classify, distill, mlm, reconstruct
+from flax_adapt.models import residual
+from flax_adapt.objectives import classify, mlm, reconstruct, states
 from flax_adapt.surgery import adaptors
 
 _MASKED = 0x61A  # folded into the PRNG keys of the masked objective
@@ -35,13 +36,15 @@ class RegularizerParts(NamedTuple):
     """The parts of R, the regularizer of the pass without adaptors.
 
     plain: the encoder without adaptors. second_model: the model of the masked objective, None
-    where it is not trained. config: section `objective`.
+    where it is not trained. config: section `objective`. one_document: see
+    `states.select_compared`.
     """
 
     plain: nn.Module
     second_model: nn.Module | None
     config: Any
     train: bool
+    one_document: bool
 
 
 def _no_regularizer(parts: RegularizerParts) -> LossFn | None:
@@ -56,42 +59,37 @@ def _preserve_regularizer(parts: RegularizerParts) -> LossFn:
     to the residual stream. The distance is a mean over features.
     """
     config, states_of = parts.config, PRESERVED[parts.config.preserve]
+    select = states.select_compared(config.state, parts.plain, parts.one_document)
 
     def loss_fn(params: Params, frozen: Params, batch: Batch, key_B: Key):
         del key_B  # no dropout: the initial model is at distance 0
         inputs = batch[parts.plain.modality]
         ours, theirs = (
-            states_of(parts.plain, part, inputs, config.layers)
+            states_of(parts.plain, part, inputs, config.layers, select)
             for part in (params, jax.lax.stop_gradient(frozen["start"]))
         )
-        layout = parts.plain.layout(inputs)
+        layout = states.layout_of(parts.plain, inputs, select)
         how = (layout, batch["weight"], config.state, "mean")
-        distance = distill.state_distance(ours, theirs, *how)
+        distance = states.state_distance(ours, theirs, *how)
         return distance.value(), {"loss": Loss.of(distance), "preserve": distance}
 
     return loss_fn
 
 
-def _features(plain, params, inputs, layers) -> list[Array]:
-    states = plain.apply({"params": params}, inputs, None, method="encode")
-    return [states[layer].astype(jnp.float32) for layer in layers]
-
-
-def _attentions(plain, params, inputs, layers) -> list[Array]:
+def _attentions(plain, params, inputs, layers, select) -> list[Array]:
     del layers  # of every block
-    collections = [models.ATTENTIONS]
+    arguments, collections = (inputs, None, None, select), [models.ATTENTIONS]
     _, found = plain.apply(
-        {"params": params}, inputs, None, method="encode", mutable=collections
+        {"params": params}, *arguments, method="encode", mutable=collections
     )
-    blocks = found[models.ATTENTIONS]["encoder"]
-    return [
-        blocks[name]["attention"]["added"][0].astype(jnp.float32) for name in blocks
-    ]
+    blocks = found[models.ATTENTIONS]["encoder"].values()
+    added = [block["attention"]["added"][0].astype(jnp.float32) for block in blocks]
+    return [residual.take(select, x_BLD) for x_BLD in added]
 
 
 # Which states of the pass without adaptors stay near those of the initial model.
 PRESERVED: dict[str, Callable[..., list[Array]]] = {
-    "features": _features,
+    "features": states.encode_selected,
     "attention": _attentions,
 }
 
@@ -136,8 +134,8 @@ ROWS = (
     one_of(
         "objective.masked.name", lambda subject: subject.objective.masked.name, MASKED
     ),
-    distill.weight_row("weight"),
-    *distill.STATE_ROWS,
+    states.weight_row("weight"),
+    *states.STATE_ROWS,
 )
 
 
@@ -175,7 +173,7 @@ _ADAPTOR = (
 )
 CHECKS = (
     Check(_adaptor, _ADAPTOR),
-    Check(lambda at: distill.state_comparisons(at, "glad"), ROWS),
+    Check(lambda at: states.state_comparisons(at, "glad"), ROWS),
 )
 
 
@@ -197,7 +195,11 @@ def _stop(params: Params) -> Params:
 
 
 def make_loss(
-    config: Any, model: nn.Module, train: bool, second_model: nn.Module | None = None
+    config: Any,
+    model: nn.Module,
+    train: bool,
+    second_model: nn.Module | None = None,
+    one_document: bool = False,
 ) -> LossFn:
     """Returns the GLAD loss, cross-entropy with adaptors plus `weight` (lam) times R.
 
@@ -207,9 +209,11 @@ def make_loss(
     adaptors and for fields that are out of range. Evaluation has no R.
 
     R costs with "preserve" a second pass of the whole input, and one of the initial model
-    without a gradient. Where there is no dropout, XLA computes the embedding and the first
-    block's queries, keys and values once. With "masked" it costs a pass of the visible input
-    and one of its decoder or head, nothing shared. With "none" it costs nothing.
+    without a gradient; the last block of both computes CLS alone where that is compared
+    and rows hold `one_document` each. Where there is no dropout, XLA computes the embedding
+    and the first block's queries, keys and values once. With "masked" it costs a pass of
+    the visible input and one of its decoder or head, nothing shared. With "none" it costs
+    nothing.
     """
     if model.config.adaptor is None:
         raise UserError(
@@ -217,12 +221,12 @@ def make_loss(
             "other has not"
         )
     num_states = models.num_blocks(model.config) + 1
-    checks.run(ROWS, distill.StateComparison(config, num_states))
+    checks.run(ROWS, states.StateComparison(config, num_states))
     solve = classify.make_loss(config, model, train)
     if not train:
         return solve
     plain = models.without_adaptor(model)
-    parts = RegularizerParts(plain, second_model, config, train)
+    parts = RegularizerParts(plain, second_model, config, train, one_document)
     regularize = REGULARIZERS[config.regularizer](parts)
 
     def loss_fn(params: Params, frozen: Params, batch: Batch, key_B: Key):

@@ -11,7 +11,7 @@ from flax_adapt import models
 from flax_adapt.base import keys, placement
 from flax_adapt.base.metrics import Loss, Mean
 from flax_adapt.base.types import Array, Batch, Key, LossFn, Params
-from flax_adapt.models import masking
+from flax_adapt.models import masking, residual
 
 _MASK = 0x3A5
 _EPS = 1e-6  # inside the root of the target's deviation, as in the reference code
@@ -30,19 +30,17 @@ def patch_targets(image_BYXC: Array, patch_size: int, normalize: bool) -> Array:
     return (target_BLP - mean_BL1) / jnp.sqrt(variance_BL1 + _EPS)
 
 
-def masked_error(
-    prediction_BLP: Array, target_BLP: Array, hidden_BL: Array, weight_B: Array
-) -> Mean:
-    """Returns the mean squared error over the hidden patches of the whole batch.
+def mean_error(prediction_BUP: Array, target_BUP: Array, weight_B: Array) -> Mean:
+    """Returns the mean squared error over the U hidden patches of the whole batch.
 
-    Two patches with errors (1, 3) and (2, 2), the first hidden: (1 + 9) / 2 = 5.
+    One patch with the errors (1, 3): (1 + 9) / 2 = 5.
     """
-    error_BL = jnp.mean(jnp.square(prediction_BLP - target_BLP), axis=-1)
-    return Mean.of(error_BL, jnp.where(hidden_BL, weight_B[:, None], 0))
+    error_BU = jnp.mean(jnp.square(prediction_BUP - target_BUP), axis=-1)
+    return Mean.of(error_BU, jnp.broadcast_to(weight_B[:, None], error_BU.shape))
 
 
 def _make_predict(config: Any, model: nn.Module, train: bool) -> Callable[..., Any]:
-    """Returns (params, batch, key_B) -> (prediction_BLP, hidden_BL).
+    """Returns (params, batch, key_B) -> (prediction_BUP, hidden_BU), see `predict_hidden`.
 
     The mask is drawn with the keys, unless the batch has noise_BL, float32, under "noise"
     (the patches with the smallest values stay visible).
@@ -60,6 +58,7 @@ def _make_predict(config: Any, model: nn.Module, train: bool) -> Callable[..., A
             noise_BL,
             key_B if train else None,
             config.hidden_ratio,
+            method="predict_hidden",
         )
 
     return predict
@@ -76,9 +75,9 @@ def make_distance(
     student, teacher = (_make_predict(config, model, drops) for drops in (train, False))
 
     def distance(params: Params, other: Params, batch: Batch, key_B: Key) -> Mean:
-        ours_BLP, hidden_BL = student(params, batch, key_B)
-        theirs_BLP = jax.lax.stop_gradient(teacher(other, batch, key_B)[0])
-        return masked_error(ours_BLP, theirs_BLP, hidden_BL, batch["weight"])
+        ours_BUP, _ = student(params, batch, key_B)
+        theirs_BUP = jax.lax.stop_gradient(teacher(other, batch, key_B)[0])
+        return mean_error(ours_BUP, theirs_BUP, batch["weight"])
 
     return distance
 
@@ -92,11 +91,12 @@ def make_loss(config: Any, model: nn.Module, train: bool) -> LossFn:
 
     def loss_fn(params, frozen, batch, key_B):
         del frozen
-        prediction_BLP, hidden_BL = predict(params, batch, key_B)
+        prediction_BUP, hidden_BU = predict(params, batch, key_B)
         target_BLP = patch_targets(
             batch["image"], arch.patch_size, config.normalize_patches
         )
-        loss = masked_error(prediction_BLP, target_BLP, hidden_BL, batch["weight"])
+        target_BUP = residual.at_places(hidden_BU)(target_BLP)
+        loss = mean_error(prediction_BUP, target_BUP, batch["weight"])
         return loss.value(), {"loss": Loss.of(loss), "reconstruct": loss}
 
     return loss_fn

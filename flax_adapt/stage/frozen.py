@@ -6,6 +6,9 @@ here, not by the rows of `stage.check`.
 """
 
 import contextlib
+import dataclasses
+import logging
+import time
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
@@ -15,9 +18,10 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flax_adapt import data, objectives, weights
+from flax_adapt.base import config as configs
 from flax_adapt.base.errors import UserError
 from flax_adapt.base.types import Array, Batch, Params
-from flax_adapt.objectives import penalties
+from flax_adapt.objectives import penalties, teacher
 from flax_adapt.objectives.parameter_penalties import EWC, START
 from flax_adapt.objectives.prediction_penalties import DER, LWF
 from flax_adapt.stage import fisher as stage_fisher
@@ -26,6 +30,7 @@ from flax_adapt.stage import weights as stage_weights
 from flax_adapt.stage.stage import Stage
 from flax_adapt.train import sharding
 
+log = logging.getLogger(__name__)
 _LABEL_I = "LABEL_"  # a class without a name
 
 
@@ -50,13 +55,61 @@ def build_frozen(start: StageStart, files: contextlib.ExitStack) -> dict[str, An
     files: closes the files of a teacher, whose parameters are read when they are placed.
     Raises UserError where a teacher or an old model does not fit the stage.
     """
-    frozen = stage_weights.load_teacher(start.stage, files)
+    frozen = _replace_teacher(start, stage_weights.load_teacher(start.stage, files))
     if objectives.keeps_start(start.stage.config.objective):
         frozen[START] = start.params
     for section in start.stage.config.penalties:
         if section.name in PENALTIES:
             frozen |= PENALTIES[section.name](start, section)
     return frozen
+
+
+def _replace_teacher(start: StageStart, frozen: dict[str, Any]) -> dict[str, Any]:
+    """Returns the table of a teacher's states where there can be one, else `frozen`.
+
+    The teacher stays where it also runs on other examples: those of an evaluation.
+    """
+    config = start.stage.config
+    if "teacher" not in frozen:
+        return frozen
+    count = len(start.examples)
+    if config.num_steps * config.batch_size <= count:  # no example comes twice
+        return frozen
+    how = teacher.plan_table(start.model, config.objective, config.data, count)
+    if how is None:
+        return frozen
+    table = _read_or_compute(start, frozen["teacher"], how)
+    runs_elsewhere = config.eval is not None or config.fisher is not None
+    return {teacher.TABLE: table, **(frozen if runs_elsewhere else {})}
+
+
+def _read_or_compute(
+    start: StageStart, params: Params, how: teacher.TablePlan
+) -> dict[str, np.ndarray]:
+    """Returns the table of a teacher's states, which the workdir keeps for other stages."""
+    stage, config = start.stage, start.stage.config
+    facts = (
+        *(start.examples.fingerprint().items(), how.layers, how.select is None),
+        *(stage.experiment.precision, config.batch_size, dict(start.mesh.shape)),
+        *(configs.plain(config.data), dataclasses.asdict(start.model.config)),
+    )
+    name = teacher.digest_of(params, facts)
+    path = stage.workdir / teacher.TABLE / f"{name}.npz"
+    table = teacher.read_table(path)
+    if table is not None:
+        log.info("%s: states of the teacher are read from %s", stage.label, path)
+        return table
+    began = time.perf_counter()
+    share = sharding.share_of_process(start.mesh)
+    batches = data.eval_batches(start.examples, config.batch_size, *share)
+    prepare = stage_fisher.inputs_of(start.model, config.data)
+    count = len(start.examples)
+    table = how.compute(start.model, params, prepare, batches, count, start.mesh)
+    seconds = time.perf_counter() - began
+    log.info("%s: states of the teacher took %.1f s", stage.label, seconds)
+    if jax.process_index() == 0:
+        teacher.write_table(path, table, config.objective.teacher_cache_bytes)
+    return table
 
 
 def _start(start: StageStart, section: Any) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from flax_adapt.base.errors import reword_errors
 from flax_adapt.base.types import Carry, LossFn, Params
 from flax_adapt.models import batch_stats
 from flax_adapt.objectives import ema, penalties
+from flax_adapt.objectives import states as state_tools
 from flax_adapt.stage import fisher as stage_fisher
 from flax_adapt.stage import frozen as stage_frozen
 from flax_adapt.stage import lengths
@@ -149,7 +150,11 @@ def make_loss(
     config = stage.config
     second_model = stages.build_second_model(stage) if train else None
     loss_fn = objectives.build(
-        config.objective, model, train=train, second_model=second_model
+        config.objective,
+        model,
+        train=train,
+        second_model=second_model,
+        one_document=state_tools.holds_one_document(config_data),
     )
     if train:
         loss_fn = penalties.add(loss_fn, config.penalties, model, fresh)

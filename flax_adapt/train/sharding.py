@@ -44,6 +44,8 @@ RULES = (
     (r"(.*/)?queue", BATCH),
     # Logits of all replayed rows (`objectives.prediction_penalties`).
     (r"(.*/)?der/(logits|first)", PartitionSpec()),
+    # States of a teacher, of all examples (`objectives.teacher`).
+    (r"(.*/)?teacher_states/\d+", PartitionSpec()),
     (
         r".*/(bias|scale|cls_token|mask_token|position|token_type)",
         PartitionSpec(),

@@ -137,7 +137,8 @@ def kind_of(**changes):
     usual = dict(
         platform="gpu", dtype="bfloat16", head_dim=64, length=197, masked=False
     )
-    return attention.Kind(**{**usual, **changes})
+    changes = {**usual, **changes}
+    return attention.Kind(**{"queries": changes["length"], **changes})
 
 
 @pytest.mark.parametrize(
@@ -153,6 +154,10 @@ def kind_of(**changes):
         ({"head_dim": 160}, "xla"),
         ({"platform": "tpu"}, "xla"),
         ({"platform": "cpu"}, "xla"),
+        # Of the last block: CLS alone, hidden patches, hidden words.
+        ({"queries": 1}, "xla"),
+        ({"queries": 147}, "cudnn"),
+        ({"masked": True, "length": 512, "queries": 127}, "xla"),
     ],
 )
 def test_the_table_chooses_by_platform_dtype_head_and_mask(changes, way, monkeypatch):

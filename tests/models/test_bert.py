@@ -8,7 +8,7 @@ from support.tiny_bert import TINY, build, cut, names_of, params_of, rows, shape
 
 from flax_adapt import models
 from flax_adapt.base import keys
-from flax_adapt.models import layers
+from flax_adapt.models import residual
 
 
 def states_of(model, params):
@@ -196,7 +196,7 @@ def test_roberta_is_bert_with_its_positions_further_down():
 
 def test_dropout_does_not_know_how_far_a_row_is_padded():
     key_B = jax.random.split(jax.random.key(0), 3)
-    long = layers.dropout(jnp.ones((3, 12, 8)), 0.5, key_B)
-    short = layers.dropout(jnp.ones((3, 7, 8)), 0.5, key_B)
+    long = residual.dropout(jnp.ones((3, 12, 8)), 0.5, key_B)
+    short = residual.dropout(jnp.ones((3, 7, 8)), 0.5, key_B)
     np.testing.assert_array_equal(long[:, :7], short)
     assert 0 < np.mean(short == 0) < 1

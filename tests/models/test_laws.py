@@ -10,7 +10,7 @@ from support.tiny_vit import build, images, shapes
 from flax_adapt import models
 from flax_adapt.base import keys
 from flax_adapt.base.errors import UserError
-from flax_adapt.models import architecture, layers, masking
+from flax_adapt.models import architecture, layers, masking, residual
 
 # Those of contrast have heads that look at a batch: see test_contrast_model.
 TASKS = sorted(set(models.TASKS["vit"]) - {"contrast"})
@@ -88,7 +88,7 @@ def test_dropout_depends_on_the_key_of_the_example_and_on_nothing_else():
 def test_both_branches_of_a_block_draw_anew(rates):
     key_B = jax.random.split(jax.random.key(0), 64)
     after_attention, after_mlp = (
-        layers.drop_branch(rates, key_B, branch, jnp.ones((64, 1, 8)))
+        residual.drop_branch(rates, key_B, branch, jnp.ones((64, 1, 8)))
         for branch in (0, 1)
     )
     assert not np.array_equal(after_attention, after_mlp)
@@ -105,7 +105,7 @@ def test_dense_multiplies_matrices_in_the_compute_dtype():
     assert program.out_avals[0].shape == (2, 3, 8)
 
 
-@pytest.mark.parametrize("drop", [layers.dropout, layers.drop_path])
+@pytest.mark.parametrize("drop", [residual.dropout, residual.drop_path])
 def test_dropping_keeps_the_mean_and_is_the_identity_without_rate_or_key(drop):
     key_B = jax.random.split(jax.random.key(0), 2000)
     x_BLD = jnp.ones((2000, 2, 3))
@@ -118,7 +118,7 @@ def test_dropping_keeps_the_mean_and_is_the_identity_without_rate_or_key(drop):
 
 def test_drop_path_drops_whole_examples_and_rises_linearly():
     key_B = jax.random.split(jax.random.key(0), 50)
-    dropped = np.asarray(layers.drop_path(jnp.ones((50, 2, 3)), 0.5, key_B))
+    dropped = np.asarray(residual.drop_path(jnp.ones((50, 2, 3)), 0.5, key_B))
     assert all(len(np.unique(row)) == 1 for row in dropped)
     assert 0 < np.count_nonzero(dropped[:, 0, 0]) < 50
     np.testing.assert_allclose(

@@ -62,6 +62,7 @@ def test_the_patches_of_lowest_noise_stay_visible():
     noise_BL = np.array([[0.4, 0.1, 0.3, 0.2]])
     hiding = masking.hide_patches(noise_BL, 2)
     np.testing.assert_array_equal(hiding.visible_BV, [[1, 3]])
+    np.testing.assert_array_equal(hiding.hidden_BU, [[2, 0]])
     np.testing.assert_array_equal(hiding.hidden_BL, [[True, False, True, False]])
     np.testing.assert_array_equal(hiding.order_BL, [[3, 0, 2, 1]])
 

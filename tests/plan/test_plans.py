@@ -25,22 +25,27 @@ def described(*stages, devices=1, **changes):
     return shapes.describe(plans.group_stages(config)[0].stage, mesh)
 
 
-def block(length, width, mlp_dim):
-    """Multiply-adds of a block: four projections, two products of attention, the MLP."""
-    return length * width * (4 * width + 2 * mlp_dim + 2 * length)
+def block(length, width, mlp_dim, used=None):
+    """Multiply-adds of a block: four projections, two products of attention, the MLP.
+
+    Keys and values are of all tokens, the rest of the used ones.
+    """
+    used = length if used is None else used
+    keys_and_values = 2 * length * width**2
+    return keys_and_values + used * width * (2 * width + 2 * mlp_dim + 2 * length)
 
 
 def test_the_analytic_count_of_a_masked_autoencoder_is_that_by_hand():
     # 8 x 8 pixels in patches of 4: four patches of 16 pixels, one of them visible; width 16.
     encoder = 16 * 16 + 2 * block(2, 16, 32)
-    decoder = 2 * 16 * 16 + block(5, 16, 32) + 4 * 16 * 16
+    decoder = 2 * 16 * 16 + block(5, 16, 32, used=3) + 3 * 16 * 16
     # A gradient takes twice its forward pass; the pixels have none.
     total = 2 * (3 * (encoder + decoder) - 16 * 16)
     assert flops.count_step(described(tiny.pretrain(batch_size=4))) == 4 * total
 
 
 def test_self_distillation_adds_a_student_and_a_teacher_of_the_whole_image():
-    whole = 4 * 16 * 16 + 2 * block(5, 16, 32)
+    whole = 4 * 16 * 16 + block(5, 16, 32) + block(5, 16, 32, used=1)
     alone, distilled = (
         flops.count_step(described(make(batch_size=4)))
         for make in (tiny.pretrain, tiny.distill)
@@ -57,14 +62,15 @@ def test_the_analytic_count_of_a_masked_language_model_is_that_by_hand():
     found = described(stage, model=tiny.TEXT_MODEL)
     hidden = masking.max_hidden(12, stage["objective"]["max_masked_fraction"])
     head = hidden * (16 * 16 + 16 * tiny.TEXT_MODEL["vocab_size"])
-    assert flops.count_step(found) == 4 * 2 * 3 * (2 * block(12, 16, 32) + head)
+    encoder = block(12, 16, 32) + block(12, 16, 32, used=hidden)
+    assert flops.count_step(found) == 4 * 2 * 3 * (encoder + head)
 
 
 def test_a_frozen_encoder_has_no_backward_pass():
     frozen = defaults.pretrain_optim(freeze=("encoder/.*",))
     encoder = 16 * 16 + 2 * block(2, 16, 32)
     embed = 2 * 16 * 16
-    decoder = embed + block(5, 16, 32) + 4 * 16 * 16
+    decoder = embed + block(5, 16, 32, used=3) + 3 * 16 * 16
     total = 2 * (encoder + 3 * decoder - embed)  # no gradient to its inputs
     stage = tiny.pretrain(batch_size=4, optim=frozen)
     assert flops.count_step(described(stage)) == 4 * total
