@@ -141,7 +141,8 @@ def digest_of(params: Params, facts: Iterable[Any]) -> str:
 def read_table(path: Path) -> dict[str, np.ndarray] | None:
     """Returns a stored table; None where there is none, or a damaged one."""
     try:
-        with np.load(path) as stored:
+        # Opened here: of a damaged file NumPy would leave its own handle open.
+        with open(path, "rb") as file, np.load(file) as stored:
             return {name: stored[name] for name in stored.files}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
         return None

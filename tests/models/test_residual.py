@@ -116,7 +116,7 @@ def test_a_masked_autoencoder_predicts_hidden_patches_alone_and_nothing_changes(
     model = tiny.build("mae", {**tiny.MODEL, "image_size": 16}, **RATES)
     params, key_B = (
         tiny.params_of(model),
-        keys.example_keys(jax.random.key(0), range(4)),
+        keys.example_keys(jax.random.key(0), np.arange(4)),
     )
     rng = np.random.default_rng(0)
     image = rng.standard_normal((4, 16, 16, 1), np.float32)
@@ -150,7 +150,7 @@ def test_rows_of_several_documents_have_all_first_tokens_compared():
     section, arch, _ = STAGES["distill of text"]
     model = tiny.build("mlm", arch)
     teacher = {"teacher": tiny.params_of(tiny.build("encoder", arch), 1)}
-    key_B = keys.example_keys(jax.random.key(0), range(4))
+    key_B = keys.example_keys(jax.random.key(0), np.arange(4))
     batch = tiny.text_batch_of(4, packed=True)
 
     def distance(**how):
