@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 from support import tiny
 
-from flax_adapt import data, weights
+from flax_adapt import data, defaults, weights
 from flax_adapt.experiment import recipe
 from flax_adapt.objectives import teacher
 from flax_adapt.stage import data as stage_data
 from flax_adapt.stage import frozen as stage_frozen
+from flax_adapt.stage import loop
 from flax_adapt.stage.frozen import StageStart
 from flax_adapt.train import sharding
+from flax_adapt.train.preemption import Preemption
 
 MAE = tiny.build("mae")
 
@@ -53,3 +55,23 @@ def test_the_states_of_a_teacher_are_computed_once_and_kept(workdir, monkeypatch
     assert len(passes) == 1
     assert np.abs(other - before[teacher.TABLE]["00"]).max() > 0.01
     assert {*frozen(workdir, num_steps=2)} == {"teacher"}  # no example comes twice
+
+
+def test_a_stage_with_a_table_trains_as_one_whose_teacher_runs_in_every_step(workdir):
+    losses, few = [], tiny.digits(subset=tiny.FEW)
+    for size in (2**20, 0):
+        objective = {**defaults.distill(), "teacher_cache_bytes": size}
+        changes = dict(data=few, teacher="stage:one", objective=objective)
+        section = tiny.distill(f"with_{size}", num_steps=4, **changes)
+        config = tiny.experiment(*map(tiny.pretrain, ("one", "other")), section)
+        (stage,) = (
+            run
+            for run in recipe.stage_runs(config, workdir)
+            if run.label == section["name"]
+        )
+        with Preemption() as preemption:
+            losses.append(
+                loop.train_and_evaluate(stage, preemption)["train"]["distill"]
+            )
+    np.testing.assert_allclose(*losses, rtol=1e-6)
+    assert [path.suffix for path in (workdir / teacher.TABLE).iterdir()] == [".npz"]
