@@ -48,24 +48,23 @@ def gradient(run, sees_BLM):
     return jax.jit(of)
 
 
-def measure(run, four, sees_BLM, exact):
-    """{milliseconds, error} of a way."""
-    compiled = gradient(run, sees_BLM)
-    pairs = zip(
-        jax.tree.leaves(jax.block_until_ready(compiled(*four))),
-        jax.tree.leaves(exact),
-        strict=True,
-    )
-    errors = [
+def errors_of(found, exact):
+    """The largest difference to float32, relative to the largest number, of all outputs."""
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True)
+    return max(
         float(jnp.max(jnp.abs(x.astype(jnp.float32) - y)) / jnp.max(jnp.abs(y)))
         for x, y in pairs
-    ]
+    )
+
+
+def milliseconds(call):
+    """The median of ROUNDS calls."""
     seconds = []
     for _round in range(ROUNDS):
         start = time.perf_counter()
-        jax.block_until_ready(compiled(*four))
+        jax.block_until_ready(call())
         seconds.append(time.perf_counter() - start)
-    return dict(milliseconds=1e3 * statistics.median(seconds), error=max(errors))
+    return 1e3 * statistics.median(seconds)
 
 
 def compare(kind):
@@ -74,8 +73,12 @@ def compare(kind):
     wide = [x.astype(jnp.float32) for x in four]
     with jax.default_matmul_precision("highest"):
         exact = gradient(attention.unfused, sees_BLM)(*wide)
-    ways = {n: way.run for n, way in attention.WAYS.items() if way.fits(kind)}
-    found = {n: measure(run, four, sees_BLM, exact) for n, run in ways.items()}
+    found = {}
+    for name, way in attention.WAYS.items():
+        if way.fits(kind):
+            call = functools.partial(gradient(way.run, sees_BLM), *four)
+            error = errors_of(call(), exact)
+            found[name] = dict(milliseconds=milliseconds(call), error=error)
     return {**kind._asdict(), "chosen": attention.choose(kind), **found}
 
 

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# Measures the training steps on the GPU of this machine, beside torch, in about six minutes.
+# Measures training steps on the GPU of this machine, beside torch, in about six minutes.
 #
 #   bash benchmarks/on_gpu.sh OUT [--dry-run]
 #
 # OUT     a folder; steps.jsonl has a line for each program, attention.jsonl one for each
 #         kind of attention, *.log what was printed
 # --dry-run   the same at a tiny size, in float32, where there is no GPU
+#
+# All programs compile at the same time, then each is measured alone.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 out=$(mkdir -p "$1" && cd "$1" && pwd)
@@ -13,32 +15,36 @@ python=${PYTHON:-python3}
 export PYTHONPATH="$here/..${PYTHONPATH:+:$PYTHONPATH}"
 export XLA_PYTHON_CLIENT_PREALLOCATE=false # torch needs memory, too
 
-common=(--dtype=bfloat16 --compile --rounds=7 --repeat=10)
-# program, size, examples of a step
-programs=("mae L 128" "mae L 256" "distill B 128" "mae B 256" "mlm B 128"
-    "contrast B 128" "finetune 50 256" "finetune B 128" "features B 256")
-kinds=()
+common=(--dtype=bfloat16 --rounds=5 --repeat=5)
+# program, size, examples of a step, options
+programs=(
+    "mae L 128 --compile" "distill B 128 --compile" "mlm B 128 --compile"
+    "contrast B 64 --compile" "features B 256 --compile"
+    "mae L 128 --noreference --scan" "mae B 256 --noreference")
+kinds=(--lengths=50,128,197 --head_dims=32,64)
 if [ "${2:-}" = --dry-run ]; then
     common=(--rounds=1)
-    programs=("mae Ti 2" "features Ti 2")
-    kinds=(--lengths=50)
+    programs=("mae Ti 2" "features Ti 2" "mae Ti 2 --noreference --scan")
+    kinds=(--lengths=50 --head_dims=32 --tokens=500)
 fi
 
 together=$(mktemp -d)
 trap 'rm -rf "$together"' EXIT
-measure() { # PROGRAM SIZE BATCH: a process that ends without a line does not hold up others
-    local name=$1_$2_$3
-    "$python" "$here/steps.py" --program="$1" --size="$2" --batch="$3" "${common[@]}" \
-        --together="$together,${#programs[@]}" >"$out/$name.json" 2>"$out/$name.log" ||
-        echo "$name: $(tail -n 1 "$out/$name.log")"
-    touch "$together/$name.ready"
+measure() { # NUMBER PROGRAM SIZE BATCH [OPTION...]
+    local name=$2_$3_$1
+    "$python" "$here/steps.py" --program="$2" --size="$3" --batch="$4" "${@:5}" \
+        "${common[@]}" --together="$together,${#programs[@]}" \
+        >"$out/$name.json" 2>"$out/$name.log" ||
+        echo "$name: $(tail -n 1 "$out/$name.log" | cut -c 1-300)"
+    touch "$together/$name.ready" # who ends without a line does not hold up the others
+    cat "$out/$name.json" >>"$out/steps.jsonl"
 }
-for program in "${programs[@]}"; do
-    read -r name size batch <<<"$program"
-    measure "$name" "$size" "$batch" &
+: >"$out/steps.jsonl"
+for number in "${!programs[@]}"; do
+    read -ra words <<<"${programs[$number]}"
+    measure "$number" "${words[@]}" &
 done
 wait
-cat "$out"/*_*.json >"$out/steps.jsonl"
 "$python" "$here/attention.py" "${kinds[@]}" >"$out/attention.jsonl" 2>"$out/attention.log" ||
-    echo "attention: $(tail -n 1 "$out/attention.log")"
+    echo "attention: $(tail -n 1 "$out/attention.log" | cut -c 1-300)"
 wc -l "$out/steps.jsonl" "$out/attention.jsonl"

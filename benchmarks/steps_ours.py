@@ -1,6 +1,7 @@
 """Our side of steps.py: a program of this library, its loss, its step and its FLOPs."""
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import flax_adapt as fa
-from flax_adapt.base import keys
+from flax_adapt.base import keys, memory, rules
 from flax_adapt.base.types import Text
 from flax_adapt.models import batch_stats, masking
 from flax_adapt.plan import flops
@@ -17,16 +18,33 @@ from flax_adapt.plan import flops
 CLASSES, MASK, CLS, SEP = 1_000, 103, 101, 102
 # No number depends on it: the schedule's length.
 STEPS = 1_000
+CHECKED = 8  # examples that the losses are compared on
 HEADS = fa.defaults.projector()
 
 
 class Setting(NamedTuple):
-    """A size, the images or rows of a batch, the dtype of the computation, tokens of a row."""
+    """A size, the examples of a batch, the dtype of products, tokens of a row, a loop or not."""
 
     size: str
     batch_size: int
     dtype: str
     length: int
+    scan: bool = False
+
+
+def fresh(model, seed):
+    """Random parameters of a model, drawn by NumPy: nothing is compiled."""
+    rng = np.random.default_rng(seed)
+
+    def draw(name, leaf):
+        if name.endswith(("scale", "var")):
+            return np.ones(leaf.shape, np.float32)
+        fan_in = math.prod(leaf.shape[:-1]) if name.endswith("kernel") else 2_500
+        spread = fan_in**-0.5 if leaf.ndim > 1 else 0.0
+        return np.float32(spread) * rng.standard_normal(leaf.shape, np.float32)
+
+    shapes = jax.eval_shape(fa.models.init_params, model, jax.random.key(0))
+    return rules.map_named(draw, shapes)
 
 
 def image_arch(setting, task):
@@ -129,8 +147,9 @@ KINDS = {
 class Ours(NamedTuple):
     """Our program. batch: of NumPy arrays. stored: initial weights. teacher: {} or an encoder's.
 
-    loss: () -> float, in float32 with the batch's mask. step: () -> None; wait: returns when
-    all steps have ended. flops: of the mathematics of a step (2 for a multiply-add).
+    loss: () -> float, of the first CHECKED examples in float32 with the batch's mask.
+    step: () -> None; wait: returns when all steps have ended. flops: of the mathematics of a
+    step (2 for a multiply-add).
     """
 
     arch: dict[str, Any]
@@ -158,13 +177,15 @@ def make(name, setting):
     else:
         arch = image_arch(setting, kind.task)
     batch = kind.batch(setting)
-    params = fa.models.init_params(_build(arch, kind, "float32"), jax.random.key(0))
+    params = fresh(_build(arch, kind, "float32"), 0)
     if kind.objective is None:
-        return _features(arch, kind, batch, params, setting.dtype)
-    return _training(name, arch, kind, batch, params, setting.dtype)
+        return _features(arch, kind, batch, params, setting)
+    return _training(name, arch, kind, batch, params, setting)
 
 
-def _features(arch, kind, batch, params, dtype):
+def _features(arch, kind, batch, params, setting):
+    dtype = setting.dtype
+
     def run(dtype, params, image):
         model = _build(arch, kind, dtype)
         return model.apply({"params": params}, image, "cls", method="embed")
@@ -175,7 +196,7 @@ def _features(arch, kind, batch, params, dtype):
     }
 
     def loss():
-        return float(jnp.mean(jnp.abs(compiled["float32"](placed, image))))
+        return float(jnp.mean(jnp.abs(compiled["float32"](placed, image[:CHECKED]))))
 
     last: Any = None
 
@@ -197,23 +218,28 @@ def _teacher(name, arch):
         return {}
     fields = dict(dropout=0.0, drop_path=0.0, pooling="cls", num_classes=0)
     model = fa.models.build(arch, "encoder", dtype="float32", **fields)
-    return fa.models.init_params(model, jax.random.key(1))
+    return fresh(model, 1)
 
 
-def _training(name, arch, kind, batch, stored, dtype):
+def _training(name, arch, kind, batch, stored, setting):
+    dtype = setting.dtype
     teacher = _teacher(name, arch)
     mesh = fa.make_mesh(dict(data=-1, fsdp=1, tensor=1))
     sections = ConfigDict(kind.objective()), ConfigDict(kind.optim())
     models = {each: _build(arch, kind, each) for each in ("float32", dtype)}
     losses = {each: fa.objectives.build(sections[0], it) for each, it in models.items()}
+    # The check compiles one block of each kind, so it always is a loop.
+    looped = memory.bind(losses["float32"], fa.defaults.memory(scan=True))
+    timed = memory.bind(losses[dtype], fa.defaults.memory(scan=setting.scan))
     params, running = batch_stats.split(stored)
     carry = fa.objectives.build_carry(sections[0], STEPS, running)
     tx = fa.optim.build(sections[1], STEPS, params)
-    train_step = fa.make_train_step(losses[dtype], tx, mesh, carry=carry)
+    train_step = fa.make_train_step(timed, tx, mesh, carry=carry)
     frozen = {"teacher": teacher} if teacher else {}
     state = fa.create_state(params, tx, mesh, seed=0, frozen=frozen, carry=carry)
     drawn = {entry: rows for entry, rows in batch.items() if entry != kind.drawn}
-    placed, whole = fa.put_batch(drawn, mesh), fa.put_batch(batch, mesh)
+    placed = fa.put_batch(drawn, mesh)
+    first = fa.put_batch(jax.tree.map(lambda rows: rows[:CHECKED], batch), mesh)
 
     def step():
         nonlocal state
@@ -222,14 +248,15 @@ def _training(name, arch, kind, batch, stored, dtype):
     def wait():
         jax.block_until_ready(state)
 
-    def value(params, inputs, batch):
+    def value(loss_fn, params, inputs, batch):
         key_B = keys.example_keys(jax.random.key(0), batch["position"])
-        return losses["float32"](params, inputs, batch, key_B)[0]
+        return loss_fn(params, inputs, batch, key_B)[0]
 
     def loss():
-        return float(jax.jit(value)(state.params, state.loss_inputs, whole))
+        compiled = jax.jit(functools.partial(value, looped))
+        return float(compiled(state.params, state.loss_inputs, first))
 
-    inputs = (state.params, state.loss_inputs, placed)
-    traced = jax.make_jaxpr(jax.grad(value))(*inputs)
+    slope = jax.grad(functools.partial(value, losses["float32"]))
+    traced = jax.make_jaxpr(slope)(state.params, state.loss_inputs, placed)
     products = flops.count_products(traced.jaxpr)
     return Ours(arch, kind.task, batch, stored, teacher, loss, step, wait, products)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
+from steps_ours import CHECKED
 from torch import nn
 
 import flax_adapt as fa
@@ -222,9 +223,9 @@ class Theirs:
             self.optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=True)
 
     def loss(self):
-        """The loss of the initial weights; torch has no running average to move here."""
+        """The loss of the first CHECKED examples with the initial weights."""
         with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
-            value = self.module(*self.inputs).float()
+            value = self.module(*(rows[:CHECKED] for rows in self.inputs)).float()
         return float(value if self.trains else value.abs().mean())
 
     def step(self):
