@@ -219,6 +219,11 @@ MISTAKES = {
     "objective.match='all' is unknown": (DISTILL, {"objective.match": "all"}, {}),
     "objective.reduce='max' is unknown": (DISTILL, {"objective.reduce": "max"}, {}),
     "objective.beta=0.0 must be": (DISTILL, {"objective.beta": 0.0}, {}),
+    "objective.teacher_cache_bytes=-1 must be": (
+        DISTILL,
+        {"objective.teacher_cache_bytes": -1},
+        {},
+    ),
     "masked_weight=-1.0 must": (DISTILL, {"objective.masked_weight": -1.0}, {}),
     "objective.weight=-2.0 must be": (DISTILL, {"objective.weight": -2.0}, {}),
     # Of penalties.
