@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import inspect
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -211,6 +212,16 @@ def plain(config: Any) -> Any:
     if isinstance(config, list | tuple):
         return [plain(item) for item in config]
     return config
+
+
+def to_text(fields: Any) -> str:
+    """Returns a config as JSON, which can be compared and hashed; `from_text` reads it."""
+    return json.dumps(plain(fields), sort_keys=True)
+
+
+def from_text(text: str) -> ConfigDict:
+    """Returns the locked config of a text from `to_text`."""
+    return build(json.loads(text))
 
 
 def flatten(fields: Any, prefix: str = "") -> dict[str, Any]:

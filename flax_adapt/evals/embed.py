@@ -1,12 +1,13 @@
 """Embeddings of images or texts by a model that is loaded from disk."""
 
-import json
+import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
+from flax import linen as nn
 from ml_collections import ConfigDict
 
 from flax_adapt import data, defaults, models, weights
@@ -16,6 +17,7 @@ from flax_adapt.base.types import Array, Batch, Key, Params
 from flax_adapt.data.examples import window_of_percentiles
 from flax_adapt.data.images import image
 from flax_adapt.evals.features import Encode, Features, extract_all
+from flax_adapt.stage import programs
 from flax_adapt.train import sharding
 
 log = logging.getLogger(__name__)
@@ -85,8 +87,6 @@ class Embedder:
         )
         self.params = sharding.put(params, mesh)
         self.pooling, self.batch_size, self.mesh = pooling, batch_size, mesh
-        # One compiled function for all data sets whose inputs are prepared in the same way.
-        self._programs: dict[str, Callable[..., Array]] = {}
 
     def features(self, examples: data.Examples) -> Features:
         """Returns the features of every example, without augmentation and dropout."""
@@ -104,7 +104,8 @@ class Embedder:
         if isinstance(examples, data.TextExamples):
             models.check_fits(self.model.config, **examples.row_sizes)
         modality = self.model.modality
-        encode = self._program(examples.config, number)
+        form = _DESCRIBE[modality](examples.config, number)
+        encode = _share_encoder(self.model, self.pooling, form, number)
 
         def encode_batch(batch: Batch) -> Array:
             rows = sharding.put_batch((batch[modality], batch["index"]), self.mesh)
@@ -112,21 +113,29 @@ class Embedder:
 
         return encode_batch
 
-    def _program(self, config: ConfigDict, number: int | None) -> Callable[..., Array]:
-        prepare = (_image if self.model.modality == "image" else _text)(config, number)
 
-        def encode(params: Params, inputs: Any, index_B: Array, seed: Array) -> Array:
-            key_B = None
-            if number is not None:
-                key = jax.random.fold_in(jax.random.key(seed), _VIEW + number)
-                key_B = keys.example_keys(key, index_B)
-            given = prepare.inputs(inputs, key_B)
-            variables = models.batch_stats.variables(params)
-            return self.model.apply(
-                variables, given[0], self.pooling, given[1], method="embed"
-            )
+# One compiled function for all weights of a model, and for all data sets whose inputs are
+# prepared in the same way.
+@functools.lru_cache(programs.KEPT)
+def _share_encoder(
+    model: nn.Module, pooling: str, form: str, number: int | None
+) -> Callable[..., Array]:
+    """Returns (params, inputs, index_B, seed) -> features float32 [B, D].
 
-        return self._programs.setdefault(prepare.name, jax.jit(encode))
+    form: of the inputs, see _DESCRIBE. number: of a view, see `extract`.
+    """
+    prepare, config = _PREPARE[model.modality], configs.from_text(form)
+
+    def encode(params: Params, inputs: Any, index_B: Array, seed: Array) -> Array:
+        key_B = None
+        if number is not None:
+            key = jax.random.fold_in(jax.random.key(seed), _VIEW + number)
+            key_B = keys.example_keys(key, index_B)
+        ready, key_B = prepare(config, inputs, key_B)
+        variables = models.batch_stats.variables(params)
+        return model.apply(variables, ready, pooling, key_B, method="embed")
+
+    return jax.jit(encode)
 
 
 def extract(
@@ -145,23 +154,28 @@ def extract(
     return extract_all(encoders, batches)
 
 
-class _InputForm(NamedTuple):
-    """The preparation of inputs: (inputs, key_B) -> (the model's input, the model's key_B)."""
-
-    name: str
-    inputs: Callable[[Any, Key | None], tuple[Any, Key | None]]
-
-
-def _image(config: ConfigDict, number: int | None) -> _InputForm:
-    """Returns the preparation of images: a view is augmented; the model has no dropout."""
-    augment = None if number is None else config.views[number]
-    name = json.dumps(configs.plain([number, config.mean, config.std, augment]))
-    return _InputForm(
-        name, lambda x, key_B: (image.preprocess(x, key_B, config, augment), None)
-    )
+def _prepare_images(
+    config: ConfigDict, x: Array, key_B: Key | None
+) -> tuple[Array, None]:
+    """Returns (images, None): a view is augmented; the model has no dropout."""
+    return image.preprocess(x, key_B, config, config.augment), None
 
 
-def _text(config: ConfigDict, number: int | None) -> _InputForm:
-    """Returns the preparation of texts: none, since views differ by the model's dropout."""
-    del config
-    return _InputForm(str(number), lambda x, key_B: (x, key_B))
+def _describe_images(config_data: ConfigDict, number: int | None) -> str:
+    fields = {name: config_data[name] for name in ("mean", "std", "channels")}
+    augment = None if number is None else config_data.views[number]
+    return configs.to_text({**fields, "augment": augment})
+
+
+# Modality -> (data section, number of a view) -> the settings that `_PREPARE` reads, a text
+# of `config.to_text`.
+_DESCRIBE: dict[str, Callable[[ConfigDict, int | None], str]] = {
+    "image": _describe_images,
+    "text": lambda config_data, number: configs.to_text({}),
+}
+# Modality -> (these settings, inputs, key_B) -> the model's (input, key_B). Views of texts
+# differ by the model's dropout alone.
+_PREPARE: dict[str, Callable[..., tuple[Any, Key | None]]] = {
+    "image": _prepare_images,
+    "text": lambda config, x, key_B: (x, key_B),
+}

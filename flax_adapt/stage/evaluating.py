@@ -10,10 +10,9 @@ from flax_adapt import data
 from flax_adapt.base.errors import NonFiniteError
 from flax_adapt.base.metrics import Meter
 from flax_adapt.stage import data as inputs
-from flax_adapt.stage import predictions, training
+from flax_adapt.stage import predictions, programs
 from flax_adapt.stage.stage import Stage
 from flax_adapt.train import sharding
-from flax_adapt.train import step as steps
 from flax_adapt.train.preemption import Preemption
 from flax_adapt.train.state import TrainState
 
@@ -33,8 +32,8 @@ class Evaluation:
         self.examples = inputs.open_examples(stage, config.data)
         inputs.check_text(stage, model, config.data, self.examples)
         inputs.check_same_classes(stage, examples, self.examples)
-        loss_fn = training.make_loss(stage, model, config.data, train=False)
-        self.step = steps.make_eval_step(loss_fn, mesh)
+        recipe = programs.recipe_of_evaluation(stage, model, config.data)
+        self.step = programs.share_eval_step(recipe, mesh)
 
     def run(
         self, state: TrainState, step: int, preemption: Preemption

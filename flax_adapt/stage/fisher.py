@@ -1,5 +1,6 @@
 """The Fisher information of a stage's export: it is written next to it, for later stages."""
 
+import functools
 import logging
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -11,13 +12,14 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from flax_adapt import data, objectives, weights
+from flax_adapt.base import config as configs
 from flax_adapt.base.checks import Check, Context, Row
 from flax_adapt.base.errors import UserError
 from flax_adapt.base.types import Batch, Params
 from flax_adapt.data.images import image
 from flax_adapt.objectives import penalties
 from flax_adapt.objectives.parameter_penalties import EWC
-from flax_adapt.stage import exported
+from flax_adapt.stage import exported, programs
 from flax_adapt.stage import stage as stages
 from flax_adapt.stage.stage import Stage
 from flax_adapt.train import fisher, sharding
@@ -96,12 +98,25 @@ def write(
 def _likelihood(stage: Stage, model: nn.Module) -> fisher.Likelihood:
     """Returns the likelihood of a classifier's labels, or of a masked model's hidden input."""
     config = stage.config
+    inputs = programs.describe_inputs(config.data)
     if stage.task == "classify":
-        prepare = inputs_of(model, config.data)
-        return fisher.of_classes(model, prepare, config.fisher.labels)
-    loss_fn = objectives.build(config.objective, model, train=False)
+        return _share_classes(model, inputs, config.fisher.labels)
+    return _share_masked(model, inputs, configs.to_text(config.objective))
+
+
+# The same function for the same arguments, so that it is compiled once (see `programs`).
+@functools.lru_cache(programs.KEPT)
+def _share_classes(model: nn.Module, inputs: str, labels: str) -> fisher.Likelihood:
+    prepare = inputs_of(model, configs.from_text(inputs))
+    return fisher.of_classes(model, prepare, labels)
+
+
+@functools.lru_cache(programs.KEPT)
+def _share_masked(model: nn.Module, inputs: str, objective: str) -> fisher.Likelihood:
+    config_data, config = configs.from_text(inputs), configs.from_text(objective)
+    loss_fn = objectives.build(config, model, train=False)
     return fisher.of_loss(
-        objectives.on_pixels(loss_fn, config.objective, config.data, train=False)
+        objectives.on_pixels(loss_fn, config, config_data, train=False)
     )
 
 

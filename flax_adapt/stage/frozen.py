@@ -7,6 +7,7 @@ here, not by the rows of `stage.check`.
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import time
 from collections.abc import Callable, Collection
@@ -25,6 +26,7 @@ from flax_adapt.objectives import penalties, teacher
 from flax_adapt.objectives.parameter_penalties import EWC, START
 from flax_adapt.objectives.prediction_penalties import DER, LWF
 from flax_adapt.stage import fisher as stage_fisher
+from flax_adapt.stage import programs
 from flax_adapt.stage import stage as stages
 from flax_adapt.stage import weights as stage_weights
 from flax_adapt.stage.stage import Stage
@@ -200,17 +202,27 @@ def _logits(
     """Returns logits [m, N] of the m examples `rows`, not augmented, on every process."""
     config, examples, mesh = start.stage.config, start.examples, start.mesh
     params = sharding.put(params, mesh)
-    prepare = stage_fisher.inputs_of(model, config.data)
-
-    def predict(params: Params, batch: Batch) -> Array:
-        return model.apply({"params": params}, prepare(batch), None)
-
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    run = jax.jit(predict, out_shardings=everywhere)
+    run = _share_predictor(model, programs.describe_inputs(config.data), mesh)
     share = sharding.share_of_process(mesh)
     batches = data.eval_batches(examples, config.batch_size, *share, rows)
     logits = [np.asarray(run(params, sharding.put_batch(b, mesh))) for b in batches]
     return np.concatenate(logits or [np.zeros((0, model.num_classes))])[: len(rows)]
+
+
+@functools.lru_cache(programs.KEPT)
+def _share_predictor(
+    model: nn.Module, inputs: str, mesh: Mesh
+) -> Callable[[Params, Batch], Array]:
+    """Returns (params, batch) -> logits [B, N], not augmented, compiled once.
+
+    inputs: `programs.describe_inputs` of the batches.
+    """
+    prepare = stage_fisher.inputs_of(model, configs.from_text(inputs))
+
+    def predict(params: Params, batch: Batch) -> Array:
+        return model.apply({"params": params}, prepare(batch), None)
+
+    return jax.jit(predict, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 PENALTIES: dict[str, Callable[[StageStart, Any], dict[str, Any]]] = {

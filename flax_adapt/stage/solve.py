@@ -4,6 +4,8 @@ Its single step is the solution (`train.linear`). The stage is evaluated, stored
 exported like any other.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,12 +15,14 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flax_adapt import data
+from flax_adapt.base import config as configs
 from flax_adapt.base import rules
 from flax_adapt.base.errors import UserError
 from flax_adapt.base.metrics import Loss, Mean
 from flax_adapt.base.types import Array, Batch, Metrics, Params
 from flax_adapt.models import batch_stats
 from flax_adapt.stage import fisher as stage_fisher
+from flax_adapt.stage import programs
 from flax_adapt.stage.stage import Stage
 from flax_adapt.train import linear, optim, sharding
 from flax_adapt.train import step as steps
@@ -65,19 +69,7 @@ def extract_features(
     They are of every example that can be decoded, once, not augmented and without dropout.
     Every process gets all of them.
     """
-    width = params["head"]["kernel"].shape[0]
-    # With the identity for a head the logits are the features.
-    plain = model.clone(num_classes=width, head_norm=False)
-    head = {"kernel": jnp.eye(width), "bias": jnp.zeros(width)}
-    prepare = stage_fisher.inputs_of(model, stage.config.data)
-
-    def encode(params: Params, batch: Batch) -> tuple[Array, Array, Array]:
-        variables = {"params": {**params, "head": head}}
-        x_BD = plain.apply(variables, prepare(batch), None)
-        return x_BD, batch["label"], batch["weight"]
-
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    run = jax.jit(encode, out_shardings=everywhere)
+    run = _share_encoder(model, programs.describe_inputs(stage.config.data), mesh)
     share = sharding.share_of_process(mesh)
     batches = data.eval_batches(examples, stage.config.batch_size, *share)
     found = [
@@ -88,6 +80,28 @@ def extract_features(
         np.concatenate(rows) for rows in zip(*found, strict=True)
     )
     return x_nD[weight_n > 0], label_n[weight_n > 0]
+
+
+@functools.lru_cache(programs.KEPT)
+def _share_encoder(
+    model: nn.Module, inputs: str, mesh: Mesh
+) -> Callable[[Params, Batch], tuple[Array, Array, Array]]:
+    """Returns (params, batch) -> (features [B, D], labels [B], weights [B]), compiled once.
+
+    inputs: `programs.describe_inputs` of the batches.
+    """
+    prepare = stage_fisher.inputs_of(model, configs.from_text(inputs))
+
+    def encode(params: Params, batch: Batch) -> tuple[Array, Array, Array]:
+        width = params["head"]["kernel"].shape[0]
+        # With the identity for a head the logits are the features.
+        plain = model.clone(num_classes=width, head_norm=False)
+        head = {"kernel": jnp.eye(width), "bias": jnp.zeros(width)}
+        variables = {"params": {**params, "head": head}}
+        x_BD = plain.apply(variables, prepare(batch), None)
+        return x_BD, batch["label"], batch["weight"]
+
+    return jax.jit(encode, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 def _with_head(

@@ -10,26 +10,23 @@ import jax
 import optax
 from flax import linen as nn
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
-from flax_adapt import data, objectives, weights
-from flax_adapt.base import checks, memory, rules, types
+from flax_adapt import data, weights
+from flax_adapt.base import checks, rules
 from flax_adapt.base.checks import Check, Context, builds
 from flax_adapt.base.errors import reword_errors
 from flax_adapt.base.types import Carry, LossFn, Params
 from flax_adapt.models import batch_stats
-from flax_adapt.objectives import ema, penalties
-from flax_adapt.objectives import states as state_tools
 from flax_adapt.stage import fisher as stage_fisher
 from flax_adapt.stage import frozen as stage_frozen
-from flax_adapt.stage import lengths
+from flax_adapt.stage import lengths, programs
 from flax_adapt.stage import solve as stage_solve
 from flax_adapt.stage import stage as stages
 from flax_adapt.stage import weights as stage_weights
 from flax_adapt.stage.frozen import StageStart
 from flax_adapt.stage.stage import Stage
 from flax_adapt.surgery import lora
-from flax_adapt.train import optim
 from flax_adapt.train import state as states
 from flax_adapt.train import step as steps
 from flax_adapt.train.state import TrainState
@@ -48,7 +45,8 @@ def _build(at: Context) -> None:
     stage = Stage(at.config, at.section, at.section.seeds[0], Path())
     classes = 1 if at.section.objective.name == "regress" else 2
     model = stages.build_model(stage, at.section.model.num_classes or classes)
-    make_loss(stage, model, at.section.data, train=True)
+    recipe = programs.recipe_of_loss(stage, model, at.section.data)
+    programs.make_training_loss(recipe)
 
 
 # The last of all rules: fields that only the constructors of model and loss check.
@@ -93,17 +91,22 @@ def begin_training(
     if config.optim.solve is not None:
         step = stage_solve.make_step(stage, model, params, examples, mesh)
         return TrainingStart(state, step, report)
-    return TrainingStart(state, steps.make_train_step(*program.of_step(mesh)), report)
+    step = programs.share_train_step(program.recipe, mesh)
+    return TrainingStart(state, step, report)
 
 
 class Program(NamedTuple):
-    """How a stage trains: its parameters with LoRA, loss, optimizer and `Carry`."""
+    """How a stage trains: its parameters with LoRA, loss, optimizer and `Carry`.
+
+    recipe: all that its compiled step depends on.
+    """
 
     params: Params
     loss_fn: LossFn
     tx: optax.GradientTransformation
     accum_steps: int
     carry: Carry
+    recipe: programs.Recipe
 
     def of_step(self, mesh: Mesh) -> tuple[Any, ...]:
         """Returns the arguments of `step.make_train_step`."""
@@ -122,45 +125,12 @@ def build_program(
     params: initial parameters without LoRA, arrays or their shapes. statistics: initial
     running statistics, arrays. fresh: names of the leaves of `params` that are new.
     """
-    config = stage.config
     params, section, fresh = _with_adaptors(stage, params, fresh)
-    tx = optim.build(section, config.num_steps, params, fresh)
-    loss_fn = make_loss(stage, model, config.data, train=True, fresh=fresh)
-    loss_fn = optim.stop_frozen(loss_fn, section.freeze)
-    if section.grad_reduce == "compute":
-        loss_fn = steps.reduce_in_compute(loss_fn, model.dtype)
-    carry = _carry(config, statistics)
-    return Program(params, loss_fn, tx, section.accum_steps, carry)
-
-
-def make_loss(
-    stage: Stage,
-    model: nn.Module,
-    config_data: Any,
-    *,
-    train: bool,
-    fresh: Collection[str] = (),
-) -> LossFn:
-    """Returns the loss of the trained parameters, for batches of the data pipeline.
-
-    It augments and normalises images, adds penalties and merges LoRA into the kernels.
-    config_data: the data section of the batches. fresh: names of leaves that are new in
-    this stage, for penalties. Evaluation (`train=False`) has no penalties.
-    """
-    config = stage.config
-    second_model = stages.build_second_model(stage) if train else None
-    loss_fn = objectives.build(
-        config.objective,
-        model,
-        train=train,
-        second_model=second_model,
-        one_document=state_tools.holds_one_document(config_data),
+    recipe = programs.recipe_of_training(
+        stage, model, section, params, statistics, fresh
     )
-    if train:
-        loss_fn = penalties.add(loss_fn, config.penalties, model, fresh)
-    loss_fn = objectives.on_pixels(loss_fn, config.objective, config_data, train=train)
-    loss_fn = lora.merge_in_loss(loss_fn, config.model.lora)
-    return memory.bind(loss_fn, config.memory) if train else loss_fn
+    carry = programs.make_carry(stage.config, statistics)
+    return Program(params, *programs.share_training(recipe), carry, recipe)
 
 
 def export(
@@ -171,19 +141,15 @@ def export(
     mesh: Mesh,
 ) -> None:
     """Writes the export, with LoRA merged into the kernels, and its Fisher information."""
-    merge = jax.jit(lambda params: lora.merge(params, stage.config.model.lora))
-    params = merge(state.evaluated)
+    params, section = state.evaluated, stage.config.model.lora
+    if section is not None:
+        params = _merge(params, FrozenConfigDict(section))
     stored = batch_stats.join(params, state.statistics)
     stage_weights.export(stage, model, stored, examples)
     stage_fisher.write(stage, model, params, examples, mesh)
 
 
-def _carry(config: Any, statistics: Params) -> Carry:
-    arguments = (config.objective, config.num_steps, statistics)
-    carries = [objectives.build_carry(*arguments)]
-    if config.ema is not None:
-        carries.append(ema.make_carry(config.ema, config.num_steps))
-    return types.join_carries(carries)
+_merge = jax.jit(lora.merge, static_argnums=1)
 
 
 def _with_adaptors(

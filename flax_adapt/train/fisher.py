@@ -5,6 +5,7 @@ computed from the exact gradient of every example, and stored in a safetensors f
 likelihood is that of a classifier, or without labels that of a masked model (`of_loss`).
 """
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -104,7 +105,7 @@ def estimate(
     """
     laid_out = sharding.tree_shardings(params, mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
-    zeros = jax.jit(lambda p: jax.tree.map(jnp.zeros_like, p), out_shardings=laid_out)
+    zeros = jax.jit(_zeros_like, out_shardings=laid_out)
     add = jax.jit(_make_adder(likelihood), out_shardings=(laid_out, everywhere))
     total, count = zeros(params), 0.0
     for batch in batches:
@@ -116,6 +117,11 @@ def estimate(
     return jax.tree.map(lambda leaf: leaf / count, total)
 
 
+def _zeros_like(params: Params) -> Params:
+    return jax.tree.map(jnp.zeros_like, params)
+
+
+@functools.lru_cache(8)  # the same function for the same likelihood: it compiles once
 def _make_adder(likelihood: Likelihood) -> Callable[..., tuple[Params, Array]]:
     """Returns (total, params, batch, seed) -> (total + squares, number of examples)."""
 

@@ -16,7 +16,7 @@ from flax_adapt.base import checks
 from flax_adapt.base import config as configs
 from flax_adapt.base.errors import UserError
 from flax_adapt.experiment import recipe
-from flax_adapt.stage import training
+from flax_adapt.stage import programs
 from flax_adapt.surgery import lora
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
@@ -69,7 +69,8 @@ def test_a_stage_is_evaluated_with_the_merged_model(workdir):
     params = noisy(lora.add(tiny.params_of(model), config, jax.random.key(0)))
     pixels = {**tiny.batch_of(), "image": np.full((8, 8, 8, 1), 200, np.uint8)}
     keys_B = jax.random.split(jax.random.key(0), 8)
-    loss_fn = training.make_loss(run, model, run.config.data, train=False)
+    recipe_of_run = programs.recipe_of_evaluation(run, model, run.config.data)
+    loss_fn = programs.make_evaluation_loss(recipe_of_run)
     loss = jax.jit(loss_fn)(params, {}, pixels, keys_B)[0]
     plain = objectives.build(run.config.objective, model, train=False)
     plain = objectives.on_pixels(
