@@ -17,9 +17,9 @@ from flax_adapt.base.checks import Check, Context, Row
 from flax_adapt.base.errors import UserError
 from flax_adapt.base.types import Batch, Params
 from flax_adapt.data.images import image
-from flax_adapt.objectives import penalties
+from flax_adapt.objectives import exported, penalties
 from flax_adapt.objectives.parameter_penalties import EWC
-from flax_adapt.stage import exported, programs
+from flax_adapt.stage import programs
 from flax_adapt.stage import stage as stages
 from flax_adapt.stage.stage import Stage
 from flax_adapt.train import fisher, sharding

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 
 from flax_adapt.base import checks
 from flax_adapt.base.checks import Check, Context, Row
-from flax_adapt.objectives import penalties
-from flax_adapt.stage import exported
+from flax_adapt.objectives import exported, penalties
 from flax_adapt.stage.draws import label
 
 

@@ -14,7 +14,8 @@ from flax_adapt.base import checks, hub
 from flax_adapt.base import config as configs
 from flax_adapt.base.checks import Check, Context, Row
 from flax_adapt.base.errors import UserError
-from flax_adapt.stage import exported, references
+from flax_adapt.objectives import exported
+from flax_adapt.stage import references
 from flax_adapt.weights.formats import table as formats
 
 # Names in error messages of `weights` -> the fields of the config.
