@@ -41,6 +41,7 @@ ADDED: dict[str, Any] = {
     r"(.*\.)?(augment|views\.\d+)\.randaugment_magnitude": 9.0,
     r"(.*\.)?(augment|views\.\d+)\.erase_probability": 0.0,
     r"(.*\.)?subset\.draw": "fixed",
+    r"model\.traits": None,  # the plain ViT
     r"init_known\.weights": "",  # the usual set of weights of a file
     **{
         rf"(.*\.)?(data(\.\d+)?|train|test|source)\.{name}": value

@@ -3,7 +3,7 @@
 A model config is a plain mapping whose `kind` names the architecture. "vit": the fields
 of `ViTConfig`, and `decoder`, the fields of `DecoderConfig` or None; from `vit_config` or
 `mae_config`. "bert", "roberta": the fields of `BertConfig`; from `bert_config`. Their
-`last_block` and `adaptor` are the fields of `LastBlock` and of `AdaptorConfig`, or None.
+`last_block`, `adaptor` and, of a ViT, `traits` are the fields of PARTS, or None.
 "resnet": the fields of `ResNetConfig`; from `resnet_config`.
 """
 
@@ -21,6 +21,7 @@ from flax_adapt.models.architecture import (
     GELU,
     LastBlock,
     ViTConfig,
+    complete,
     encoder_config,
     num_blocks,
     of_stage,
@@ -43,16 +44,9 @@ from flax_adapt.models.published import (
 from flax_adapt.models.resnet import ResNet, ResNetClassifier, ResNetContrast
 from flax_adapt.models.resnet_config import ResNetConfig, output_width
 from flax_adapt.models.text import Bert, MaskedLM, TextClassifier
-from flax_adapt.models.vit import (
-    POOLING,
-    Classifier,
-    Encoder,
-    ViT,
-    patchify,
-    pool,
-    sincos_position,
-    unpatchify,
-)
+from flax_adapt.models.visual.patches import patchify, sincos_position, unpatchify
+from flax_adapt.models.visual.traits import Traits
+from flax_adapt.models.vit import POOLING, Classifier, Encoder, ViT, pool
 
 __all__ = [
     "ATTENTIONS",
@@ -82,6 +76,7 @@ __all__ = [
     "ResNetContrast",
     "TextClassifier",
     "TextContrast",
+    "Traits",
     "ViT",
     "ViTConfig",
     "batch_stats",
@@ -89,6 +84,7 @@ __all__ = [
     "build",
     "check_fits",
     "check_resize",
+    "complete",
     "config_of",
     "encoder_config",
     "init_params",
@@ -131,20 +127,24 @@ TASKS: dict[str, dict[str, type[nn.Module]]] = {
 }
 # Tasks whose weights are stored: the heads of "contrast" are dropped after training.
 KEPT_TASKS = ("mae", "mlm", "encoder", "classify")
-# Poolings of a text classifier. `embed` of a text model takes the names in POOLING alone.
-TEXT_POOLING = ("pooler", *text.POOLING)
-CLASSIFIER_POOLING = {
-    "vit": tuple(vit.POOLING),
-    "bert": TEXT_POOLING,
-    "roberta": TEXT_POOLING,
-    "resnet": tuple(resnet.POOLING),
-}
 # Poolings of a model of task "contrast", by kind.
 CONTRAST_POOLING = {
     "vit": tuple(vit.POOLING),
     "bert": tuple(text.POOLING),
     "roberta": tuple(text.POOLING),
     "resnet": tuple(resnet.POOLING),
+}
+# Poolings of a classifier. `embed` of a text model takes the names in `text.POOLING` alone.
+TEXT_POOLING = ("pooler", *text.POOLING)
+CLASSIFIER_POOLING = {
+    **CONTRAST_POOLING,
+    **dict.fromkeys(("bert", "roberta"), TEXT_POOLING),
+}
+# Parts of a model config that are sections of their own, or None.
+PARTS: dict[str, type] = {
+    "last_block": LastBlock,
+    "adaptor": AdaptorConfig,
+    "traits": Traits,
 }
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -213,7 +213,8 @@ def _head(
 def _architecture(
     config_model: Mapping[str, Any],
 ) -> ViTConfig | BertConfig | ResNetConfig:
-    for name, form in {"last_block": LastBlock, "adaptor": AdaptorConfig}.items():
+    config_model = complete(config_model)
+    for name, form in PARTS.items():
         if config_model.get(name) is not None:
             part = make_config(form, config_model[name], f"model.{name}", ())
             config_model = {**config_model, name: part}

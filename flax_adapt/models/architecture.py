@@ -16,6 +16,8 @@ from flax_adapt.base.checks import Row, one_of
 from flax_adapt.base.errors import UserError, choose
 from flax_adapt.base.types import Array
 from flax_adapt.models.adaptors import AdaptorConfig
+from flax_adapt.models.visual import traits
+from flax_adapt.models.visual.traits import Traits
 
 
 def gelu_erf(x: Array) -> Array:
@@ -48,6 +50,8 @@ class BlockConfig(Protocol):
     def gelu(self) -> str: ...
     @property
     def adaptor(self) -> AdaptorConfig | None: ...
+    @property
+    def own(self) -> Traits: ...
 
 
 def check_block(config: BlockConfig) -> None:
@@ -136,7 +140,7 @@ class ViTConfig:
 
     width is D, mlp_dim is F. pooler: whether a tanh layer follows on the CLS state
     (Hugging Face ViTModel). last_block: None is an ordinary one. adaptor: of GLAD
-    attention, or None.
+    attention, or None. traits: how the family differs from the plain ViT; None: not.
     """
 
     image_size: int
@@ -152,6 +156,7 @@ class ViTConfig:
     pooler: bool
     last_block: LastBlock | None
     adaptor: AdaptorConfig | None
+    traits: Traits | None
 
     def __post_init__(self):
         check_block(self)
@@ -163,9 +168,19 @@ class ViTConfig:
             )
 
     @property
+    def own(self) -> Traits:
+        """The traits; of a model without any those of the plain ViT."""
+        return self.traits or traits.PLAIN
+
+    @property
     def num_patches(self) -> int:
         """The number of patches, L without CLS."""
         return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def num_prefix(self) -> int:
+        """The number of tokens before the patches: CLS, then the registers."""
+        return 1 + self.own.registers
 
     @property
     def patch_pixels(self) -> int:
@@ -228,6 +243,12 @@ def block_plans(config: Any, drop_path: float) -> list[BlockPlan]:
         )
         for number, (one, rate) in enumerate(zip(configs, rates, strict=True))
     ]
+
+
+def complete(config_model: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a model config with the fields that configs of older versions lack."""
+    new = {"traits": None} if config_model["kind"] == "vit" else {}
+    return {**new, **config_model}
 
 
 def of_stage(

@@ -22,6 +22,8 @@ from flax_adapt.models.adaptors import AdaptorConfig
 from flax_adapt.models.architecture import LastBlock
 from flax_adapt.models.layers import NORMAL, Dtype, Mix
 from flax_adapt.models.residual import Select
+from flax_adapt.models.visual import traits
+from flax_adapt.models.visual.traits import Traits
 
 # Row of position 0 in the position table. RoBERTa counts positions from the padding id on
 # (fairseq): no real token uses the rows 0 to pad_token_id.
@@ -72,6 +74,11 @@ class BertConfig:
             )
         if self.token_types < 1:
             raise UserError(f"model.token_types={self.token_types} must be at least 1")
+
+    @property
+    def own(self) -> Traits:
+        """The traits of the plain block: BERT's families have none of their own."""
+        return traits.PLAIN
 
     @property
     def qkv_bias(self) -> bool:

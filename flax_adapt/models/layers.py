@@ -20,6 +20,7 @@ from flax_adapt.models.adaptors import Adaptor, MixLogits
 from flax_adapt.models.architecture import GELU, BlockConfig, LastBlock, ViTConfig
 from flax_adapt.models.attention import attend
 from flax_adapt.models.residual import Drawn, Select, drop_branch
+from flax_adapt.models.visual.scale import LayerScale
 
 Dtype = Any
 # A change of the embeddings x_BLD before the first block, such as mixing of examples.
@@ -171,7 +172,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two dense layers with a GELU between them; the second has `width` outputs."""
+    """Two dense layers with a GELU between them, or SwiGLU; the last has `width` outputs."""
 
     config: BlockConfig
     width: int
@@ -183,8 +184,13 @@ class MLP(nn.Module):
         dense = functools.partial(
             Dense, use_bias=True, kernel_init=self.kernel_init, dtype=self.dtype
         )
-        x_BLF = placement.place("hidden", dense(self.config.mlp_dim, name="up")(x_BLD))
-        x_BLF = GELU[self.config.gelu](x_BLF)
+        config = self.config
+        x_BLF = placement.place("hidden", dense(config.mlp_dim, name="up")(x_BLD))
+        if config.own.swiglu:
+            gate_BLF = dense(config.mlp_dim, name="gate")(x_BLD)
+            x_BLF = nn.silu(placement.place("hidden", gate_BLF)) * x_BLF
+        else:
+            x_BLF = GELU[config.gelu](x_BLF)
         return placement.place("states", dense(self.width, name="down")(x_BLF))
 
 
@@ -244,12 +250,21 @@ class Block(nn.Module):
         rates, drawn = (self.dropout, self.drop_path), Drawn(x_BLD.shape[1], select)
         drop = functools.partial(drop_branch, rates, key_B, drawn=drawn)
         added_BLD = attention(norm(name="norm1")(x_BLD), None, select)
-        x_BLD = residual.take(select, x_BLD) + drop(0, added_BLD)
+        x_BLD = residual.take(select, x_BLD) + drop(
+            0, self._scale(added_BLD, "layer_scale1")
+        )
         around_BLD = shortcut(x_BLD, self.resized, self.dtype)
-        x_BLD = around_BLD + drop(1, mlp(norm(name="norm2")(x_BLD)))
+        added_BLD = mlp(norm(name="norm2")(x_BLD))
+        x_BLD = around_BLD + drop(1, self._scale(added_BLD, "layer_scale2"))
         x_BLD = placement.place("states", x_BLD)
         self.sow(SUMS, "sum", x_BLD)
         return x_BLD
+
+    def _scale(self, x_BLD: Array, name: str) -> Array:
+        """Returns a branch, scaled where the model has LayerScale; within `__call__` only."""
+        if not self.config.own.layer_scale:
+            return x_BLD
+        return LayerScale(self.dtype, name=name)(x_BLD)
 
 
 def fold_or_none(key_B: Key | None, number: int) -> Key | None:

@@ -30,6 +30,9 @@ class Decoder(nn.Module):
     """Predicts the pixels of patches from the states of the visible ones."""
 
     config: ViTConfig  # the decoder's own width, depth, heads, mlp_dim
+    num_prefix: (
+        int  # the encoder's; of the tokens before its patches CLS alone is decoded
+    )
     dropout: float
     dtype: Dtype
 
@@ -43,8 +46,8 @@ class Decoder(nn.Module):
     ) -> Array:
         """Returns prediction_BUP, float32.
 
-        latent_BVD: the encoder's last states, CLS first. order_BL: see `masking.Hiding`.
-        patches_BU: int32, the patches to predict; None: all, in image order.
+        latent_BVD: the encoder's last states: CLS, registers if any, visible patches.
+        order_BL: see `masking.Hiding`. patches_BU: int32, the patches to predict; None: all, in image order.
         """
         config, variant = self.config, vit.MAE
         embed = layers.Dense(
@@ -74,9 +77,9 @@ class Decoder(nn.Module):
         token = self.param("mask_token", vit.MAE.token, (1, 1, width), jnp.float32)
         shape = (1, 1 + num_patches, width)
         position_1LD = self.param("position", vit.MAE.position, shape, jnp.float32)
-        num_hidden = 1 + num_patches - x_BVD.shape[1]
+        num_hidden = self.num_prefix + num_patches - x_BVD.shape[1]
         token_BLD = layers.spread(token, (b, num_hidden, width), self.dtype)
-        x_BLD = jnp.concatenate([x_BVD[:, 1:], token_BLD], axis=1)
+        x_BLD = jnp.concatenate([x_BVD[:, self.num_prefix :], token_BLD], axis=1)
         x_BLD = jnp.take_along_axis(x_BLD, order_BL[..., None], axis=1)
         x_BLD = placement.place("embeddings", x_BLD)
         x_BLD = jnp.concatenate([x_BVD[:, :1], x_BLD], axis=1)
@@ -95,8 +98,10 @@ class MAE(vit.ImageModel):
             **dataclasses.asdict(self.decoder_config),
             last_block=None,
             adaptor=None,
+            traits=None,
         )
-        self.decoder = Decoder(config, self.dropout, self.dtype)
+        num_prefix = self.config.num_prefix
+        self.decoder = Decoder(config, num_prefix, self.dropout, self.dtype)
 
     def __call__(
         self,

@@ -62,6 +62,7 @@ def vit_config(
         pooler=False,
         last_block=None,
         adaptor=None,
+        traits=None,
         decoder=None,
     )
 

@@ -5,13 +5,11 @@ positions, a final LayerNorm.
 """
 
 import dataclasses
-import math
 from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from flax_adapt.base import placement
 from flax_adapt.base.errors import UserError, choose
@@ -20,42 +18,7 @@ from flax_adapt.models import architecture, blocks, heads, layers, residual
 from flax_adapt.models.architecture import ViTConfig
 from flax_adapt.models.layers import NORMAL, Dtype, Initialiser, Mix
 from flax_adapt.models.residual import Select
-
-
-def patchify(image_BYXC: Array, patch_size: int) -> Array:
-    """Returns patches_BLP: row by row; pixels in (row, column, channel) order."""
-    b, y, x, c = image_BYXC.shape
-    rows, columns = y // patch_size, x // patch_size
-    patches = image_BYXC.reshape(b, rows, patch_size, columns, patch_size, c)
-    return patches.transpose(0, 1, 3, 2, 4, 5).reshape(b, rows * columns, -1)
-
-
-def unpatchify(patches_BLP: Array, patch_size: int) -> Array:
-    """Returns image_BYXC, square: undoes `patchify`."""
-    b, num_patches, pixels = patches_BLP.shape
-    side, c = math.isqrt(num_patches), pixels // patch_size**2
-    image = patches_BLP.reshape(b, side, side, patch_size, patch_size, c)
-    size = side * patch_size
-    return image.transpose(0, 1, 3, 2, 4, 5).reshape(b, size, size, c)
-
-
-def sincos_position(key: Key, shape: tuple[int, ...], dtype: Dtype) -> Array:
-    """Returns fixed sin-cos positions [1, 1 + L, D] on a square grid, zeros for CLS.
-
-    He et al. 2022, official code: [sin w | cos w | sin h | cos h] with
-    omega_i = 10000^(-i / (D/4)). The width w comes first in that code, and so in every
-    checkpoint. An initialiser; `key` is unused.
-    """
-    del key
-    _, length, width = shape
-    if width % 4:
-        raise UserError(f"width={width} must be a multiple of 4 for sin-cos positions")
-    side = math.isqrt(length - 1)
-    omega = 10000.0 ** (-np.arange(width // 4) / (width // 4))
-    row, column = np.divmod(np.arange(side**2), side)
-    angles = [np.outer(place, omega) for place in (column, row)]
-    table = np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], axis=1)
-    return jnp.asarray(np.concatenate([np.zeros((1, width)), table])[None], dtype)
+from flax_adapt.models.visual.patches import patchify, sincos_position
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +53,8 @@ MAE = Variant(
 class Encoder(nn.Module):
     """Encodes the patches of an image to token states.
 
-    Returns arrays [B, 1 + V, D], CLS first, one more than there are blocks: the state
+    Returns arrays [B, P + V, D], CLS first, then registers if the model has any, then
+    patches; P is `config.num_prefix`. There is one more than there are blocks: the state
     after every block, then the final state, after the last LayerNorm and any layers that
     `config.last_block` adds.
     """
@@ -140,7 +104,7 @@ class Encoder(nn.Module):
         return (*states, final_BLD)
 
     def _embed(self, image_BYXC: Array, visible_BV: Array | None) -> Array:
-        """Returns x_BLD, the embeddings of CLS and the visible patches.
+        """Returns x_BLD, the embeddings of CLS, registers and the visible patches.
 
         Visible pixels are gathered BEFORE the matmul: same maths, less work.
         """
@@ -149,49 +113,79 @@ class Encoder(nn.Module):
             "inputs", architecture.check_image(image_BYXC, config)
         )
         patches_BLP = patchify(image_BYXC, config.patch_size)
-        shape = (1, 1 + config.num_patches, config.width)
+        # Rows of the table before those of the patches.
+        first = int(config.own.cls_position)
+        shape = (1, first + config.num_patches, config.width)
         position_1LD = self.param("position", variant.position, shape, jnp.float32)
         if variant.fixed_position:
             position_1LD = jax.lax.stop_gradient(position_1LD)
         batch, width = len(patches_BLP), config.width
         if visible_BV is None:
             shape = (batch, config.num_patches, width)
-            patch_position_BVD = layers.spread(position_1LD[:, 1:], shape, self.dtype)
+            patch_position_BVD = layers.spread(
+                position_1LD[:, first:], shape, self.dtype
+            )
         else:
             patches_BLP = jnp.take_along_axis(
                 patches_BLP, visible_BV[..., None], axis=1
             )
             patches_BLP = placement.place("inputs", patches_BLP)
-            rows_BVD = jnp.take(position_1LD[0, 1:], visible_BV, axis=0)
+            rows_BVD = jnp.take(position_1LD[0, first:], visible_BV, axis=0)
             rows_BVD = rows_BVD.astype(self.dtype)
             patch_position_BVD = placement.place("embeddings", rows_BVD)
         embed = layers.Dense(
             config.width, True, variant.kernel, self.dtype, name="patch_embed"
         )
         x_BVD = embed(patches_BLP) + patch_position_BVD
-        cls = self.param("cls_token", variant.token, (1, 1, config.width), jnp.float32)
-        cls_B1D, first_B1D = (
-            layers.spread(one_11D, (batch, 1, width), self.dtype)
-            for one_11D in (cls, position_1LD[:, :1])
-        )
-        return jnp.concatenate([cls_B1D + first_B1D, x_BVD], axis=1)
+        prefix = self._prefix(position_1LD[:, :first], batch)
+        return jnp.concatenate([*prefix, x_BVD], axis=1)
+
+    def _prefix(self, first_1PD: Array, batch: int) -> list[Array]:
+        """Returns the embeddings of CLS, then of the registers if the model has any.
+
+        first_1PD: the position of CLS, if it has one. Registers have none.
+        """
+        registers, width = self.config.own.registers, self.config.width
+        names = {"cls_token": 1} | ({"register_token": registers} if registers else {})
+        found = []
+        for name, count in names.items():
+            token = self.param(name, self.variant.token, (1, count, width), jnp.float32)
+            found.append(layers.spread(token, (batch, count, width), self.dtype))
+        if first_1PD.shape[1]:
+            found[0] += layers.spread(first_1PD, found[0].shape, self.dtype)
+        return found
 
 
-def pool(x_BLD: Array, pooling: str) -> Array:
-    """Returns x_BD: the CLS state, or the mean of the patch states."""
-    return POOLING[pooling](x_BLD)
+def pool(x_BLD: Array, pooling: str, num_prefix: int = 1) -> Array:
+    """Returns x_BD: the CLS state, the mean of the patch states, or both side by side.
+
+    num_prefix: the number of tokens before the patches. "cls_mean" has 2 D features.
+    """
+    return POOLING[pooling](x_BLD, num_prefix)
 
 
-def _mean_of_patches(x_BLD: Array) -> Array:
-    return jnp.mean(x_BLD[:, 1:], axis=1)
+def _first(x_BLD: Array, num_prefix: int) -> Array:
+    del num_prefix
+    return x_BLD[:, 0]
+
+
+def _mean_of_patches(x_BLD: Array, num_prefix: int) -> Array:
+    return jnp.mean(x_BLD[:, num_prefix:], axis=1)
+
+
+def _both(x_BLD: Array, num_prefix: int) -> Array:
+    both = x_BLD[:, 0], _mean_of_patches(x_BLD, num_prefix)
+    return jnp.concatenate(both, axis=-1)
 
 
 # The states are those after the final LayerNorm, but for "mean_norm", where it follows
 # the mean: Facebook's fine-tuned MAE and timm's global_pool="avg" (both: fc_norm).
+# "cls_mean" is DINOv2's own (Oquab et al. 2023, its linear probe of one layer).
 POOLING = {
-    "cls": lambda x_BLD: x_BLD[:, 0],
+    "cls": _first,
     "mean": _mean_of_patches,
     "mean_norm": _mean_of_patches,
+    "cls_mean": _both,
 }
 
 
@@ -246,15 +240,19 @@ class ImageModel(nn.Module):
                 "model.last_block pool by 'mean'"
             )
         if pooling != "mean_norm":
-            return pool(states[-1].astype(jnp.float32), pooling)
-        x_B1D = pool(states[-2].astype(jnp.float32), pooling)[:, None]
+            x_BLD = states[-1].astype(jnp.float32)
+            return pool(x_BLD, pooling, self.config.num_prefix)
+        x_BLD = states[-2].astype(jnp.float32)
+        x_B1D = pool(x_BLD, pooling, self.config.num_prefix)[:, None]
         return self.encoder.norm(x_B1D)[:, 0].astype(jnp.float32)
 
     def layout(self, image_BYXC: Array) -> Layout:
-        """Returns the `Layout` of the token states: CLS, then patches."""
-        shape = (len(image_BYXC), 1 + self.config.num_patches)
-        first_BL = jax.lax.broadcasted_iota(jnp.int32, shape, 1) == 0
-        return Layout(jnp.ones(shape, jnp.int32), first_BL, ~first_BL)
+        """Returns the `Layout` of the token states: CLS, registers if any, then patches."""
+        num_prefix = self.config.num_prefix
+        shape = (len(image_BYXC), num_prefix + self.config.num_patches)
+        place_BL = jax.lax.broadcasted_iota(jnp.int32, shape, 1)
+        ones_BL = jnp.ones(shape, jnp.int32)
+        return Layout(ones_BL, place_BL == 0, place_BL >= num_prefix)
 
 
 class ViT(ImageModel):

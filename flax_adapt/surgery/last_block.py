@@ -1,9 +1,7 @@
 """Expand or narrow the representation: another width of the last block (S3).
 
 Bordes et al. 2023 (arXiv 2304.05369) resize the last block of a ResNet before training;
-for transformers, and for resizing trained weights, all is ours.
-
-A section `model.resize` of a stage:
+for transformers, and for resizing trained weights, all is ours. Fields of `model.resize`:
 
     kind      "resized", or a control: "linear", "extra" (`models.LastBlock`)
     width     D, the number of new features; of "extra" that of the model
@@ -58,6 +56,12 @@ class TrainedBlock(NamedTuple):
         return places(self.config_model)
 
     @property
+    def scales(self) -> list[str]:
+        """The LayerScale after the last MLP, if the model has one."""
+        name = self.where.down.replace("mlp/down", "layer_scale2/scale")
+        return [name] if name in self.leaves else []
+
+    @property
     def readers(self) -> list[str]:
         """The leaves with a row for each feature; a head behind a pooler has none."""
         found = [leaf for leaf in self.leaves if re.fullmatch(READERS, leaf)]
@@ -92,12 +96,12 @@ def places(config_model: Mapping[str, Any]) -> BlockNames:
     """Returns the `BlockNames` of a transformer; config_model: before resizing."""
     block = f"encoder/block_{config_model['depth'] - 1:02d}"
     # Post-norm blocks end in a norm of their own; there is no norm after the last block.
-    is_vit = config_model["kind"] == "vit"
+    norm2 = "encoder/norm" if config_model["kind"] == "vit" else f"{block}/norm2"
     return BlockNames(
         config_model["width"],
         f"{block}/mlp/down",
         f"{block}/shortcut/kernel",
-        "encoder/norm" if is_vit else f"{block}/norm2",
+        norm2,
         "encoder/linear",
         f"encoder/block_{config_model['depth']:02d}",
     )
@@ -167,6 +171,8 @@ def _expand_block(trained: TrainedBlock) -> tuple[dict[str, Any], dict[str, str]
         f"{norm}/scale": _widen(leaves[f"{norm}/scale"], np.ones(new, np.float32)),
         f"{norm}/bias": _widen(leaves[f"{norm}/bias"], np.zeros(new, np.float32)),
     }
+    for name in trained.scales:
+        changed[name] = _widen(leaves[name], np.ones(new, np.float32))
     rule = f"expanded from {width} features, which stay as they were"
     return {**leaves, **changed}, dict.fromkeys(changed, rule)
 
@@ -202,16 +208,16 @@ def _narrow(trained: TrainedBlock) -> ResizedWeights:
     assert P_dD is not None  # `stage_resize` computes them for "pca"
     leaves, (width, down, shortcut, norm, linear, _) = trained.leaves, trained.where
     if trained.section["kind"] == "linear":
-        changed = {
-            f"{linear}/kernel": P_dD,
-            f"{linear}/bias": np.zeros(P_dD.shape[1]),
-        }
+        zeros = np.zeros(P_dD.shape[1])
+        changed = {f"{linear}/kernel": P_dD, f"{linear}/bias": zeros}
         fresh: tuple[str, ...] = ()
     else:
-        changed = {
-            f"{down}/{k}": leaves[f"{down}/{k}"] @ P_dD for k in ("kernel", "bias")
-        }
-        changed[shortcut] = P_dD
+        into_dD = P_dD  # with the LayerScale, if any, which becomes one
+        for scale in trained.scales:
+            into_dD = np.asarray(leaves[scale])[:, None] * P_dD
+        changed = {n: leaves[n] @ into_dD for n in (f"{down}/kernel", f"{down}/bias")}
+        ones = dict.fromkeys(trained.scales, np.ones(P_dD.shape[1]))
+        changed |= {shortcut: P_dD, **ones}
         fresh = (f"{norm}/scale", f"{norm}/bias")
     changed |= {name: P_dD.T @ np.asarray(leaves[name]) for name in trained.readers}
     changed = {name: array.astype(np.float32) for name, array in changed.items()}
@@ -222,7 +228,7 @@ def _narrow(trained: TrainedBlock) -> ResizedWeights:
 def _start_anew(trained: TrainedBlock) -> ResizedWeights:
     where = trained.where
     new = {
-        "resized": (where.down, where.shortcut, where.norm),
+        "resized": (where.down, where.shortcut, where.norm, *trained.scales),
         "linear": (where.linear,),
         "extra": (where.extra,),
     }[trained.section["kind"]]

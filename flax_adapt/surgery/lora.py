@@ -28,7 +28,7 @@ from flax_adapt.weights import strict
 # Layer -> the part of a transformer block that contains it.
 TARGETS = {
     **dict.fromkeys(("query", "key", "value", "out"), "attention"),
-    **dict.fromkeys(("up", "down"), "mlp"),
+    **dict.fromkeys(("up", "gate", "down"), "mlp"),
 }
 # Leaves that train apart from new ones: the adaptors, and the head, which is the task's.
 TRAINED = (f"{pairs.PART}/.*", "head/.*")

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from flax_adapt import models
 from flax_adapt.base.errors import UserError
 
 
@@ -12,12 +13,17 @@ def mlp_dim(config_model: Mapping[str, Any], width: int) -> int:
     The number is rounded down. config_model: before resizing. width: of the resized last
     block. Raises UserError where a block without an MLP already has more parameters.
     """
+    config_model = models.complete(config_model)
     d, hidden = config_model["width"], config_model["mlp_dim"]
     is_vit = config_model["kind"] == "vit"
-    more = (hidden + 1 + 2) * (width - d) + d * width  # W_2, its bias, the norm, W_s
+    traits = config_model.get("traits") or {"layer_scale": False, "swiglu": False}
+    # W_2, its bias, the norm, the scale if any, W_s
+    more = (hidden + 1 + 2 + traits["layer_scale"]) * (width - d) + d * width
     biases = 4 if config_model.get("qkv_bias", True) else 1
-    attention = 4 * d * d + biases * d + 4 * d  # and two norms
-    mlp_dim = (more - attention - d) // (2 * d + 1)
+    # Two norms and two scales are added.
+    attention = 4 * d * d + biases * d + (4 + 2 * traits["layer_scale"]) * d
+    into = 2 if traits["swiglu"] else 1  # kernels [d, mlp_dim], each with a bias
+    mlp_dim = (more - attention - d) // (into * (d + 1) + d)
     if mlp_dim < 1:
         kind = "pre-norm" if is_vit else "post-norm"
         raise UserError(

@@ -27,18 +27,20 @@ DECAY = {
     # LayerNorms (Devlin et al. 2019, official code). So does LARS of MoCo-v3 on a ResNet.
     "pretrain": (
         (r".*/(bias|scale)|(.*/)?adaptor/[^/]+", False),
-        (r".*/(kernel|cls_token|mask_token|position|token|token_type)", True),
+        (r".*/(kernel|(cls|register|mask)_token|position|token|token_type)", True),
         _LOW_RANK,
     ),
-    # Fine-tuning: not biases, positions and CLS; LayerNorm scales ARE decayed (S1).
+    # Fine-tuning: not biases, positions and CLS; LayerNorm scales ARE decayed (S1), those
+    # of LayerScale are not (Oquab et al. 2023, official code).
     "finetune": (
-        (r".*/(bias|cls_token|position)|(.*/)?adaptor/[^/]+", False),
+        (r".*/(bias|layer_scale[12]/scale|(cls|register)_token|position)", False),
+        (r"(.*/)?adaptor/[^/]+", False),
         (r".*/(kernel|scale|mask_token|token|token_type)", True),
         _LOW_RANK,
     ),
     # MAE's fine-tuning: nothing 1-D, not positions and CLS (He et al. 2022, lr_decay.py).
     "mae_finetune": (
-        (r".*/(bias|scale|cls_token|position)|(.*/)?adaptor/[^/]+", False),
+        (r".*/(bias|scale|(cls|register)_token|position)|(.*/)?adaptor/[^/]+", False),
         (r".*/(kernel|mask_token|token|token_type)", True),
         _LOW_RANK,
     ),
@@ -215,7 +217,10 @@ def layer_rules(decay: float, depth: int) -> rules.Rules[float]:
         for index in range(depth)
     ]
     return (
-        (r"encoder/(patch_embed/.*|embed/.*|cls_token|position)", decay ** (depth + 1)),
+        (
+            r"encoder/(patch_embed/.*|embed/.*|(cls|register)_token|position)",
+            decay ** (depth + 1),
+        ),
         *blocks,
         (r"encoder/(norm|linear)/.*|(?!(lora/)?encoder/).*", 1.0),
     )

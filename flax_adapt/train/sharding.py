@@ -17,7 +17,7 @@ from flax_adapt.base.types import Batch
 # Parameters and their optimizer moments have names with the same end, so one table is for
 # both.
 RULES = (
-    (r".*/(query|key|value|up)/kernel", PartitionSpec("fsdp", "tensor")),
+    (r".*/(query|key|value|up|gate)/kernel", PartitionSpec("fsdp", "tensor")),
     (r".*/(out|down|shortcut|linear)/kernel", PartitionSpec("tensor", "fsdp")),
     (r".*/patch_embed/kernel", PartitionSpec(None, "fsdp")),
     # Convolutions [Y, X, in, out].
@@ -36,8 +36,8 @@ RULES = (
     (r"(.*/)?adaptor/widen", PartitionSpec(None, "tensor")),
     (r"(.*/)?adaptor/[^/]+(scale|shift)|(.*/)?adaptor/head_mixing", PartitionSpec()),
     # Low-rank adaptors (`surgery.lora`): the long side is split as that of their kernel.
-    (r"(.*/)?lora/.*/(query|key|value|up)/a", PartitionSpec("fsdp", None)),
-    (r"(.*/)?lora/.*/(query|key|value|up)/b", PartitionSpec(None, "tensor")),
+    (r"(.*/)?lora/.*/(query|key|value|up|gate)/a", PartitionSpec("fsdp", None)),
+    (r"(.*/)?lora/.*/(query|key|value|up|gate)/b", PartitionSpec(None, "tensor")),
     (r"(.*/)?lora/.*/(out|down)/a", PartitionSpec("tensor", None)),
     (r"(.*/)?lora/.*/(out|down)/b", PartitionSpec(None, "fsdp")),
     # Keys of earlier steps (`objectives.contrast`): rows are split as those of a batch.
@@ -47,7 +47,7 @@ RULES = (
     # States of a teacher, of all examples (`objectives.teacher`).
     (r"(.*/)?teacher_states/\d+", PartitionSpec()),
     (
-        r".*/(bias|scale|cls_token|mask_token|position|token_type)",
+        r".*/(bias|scale|(cls|register|mask)_token|position|token_type)",
         PartitionSpec(),
     ),
     (r"(.*/)?batch_stats/.*/(mean|var)", PartitionSpec()),

@@ -18,7 +18,7 @@ from flax_adapt.weights.formats import table as formats
 # is the default.
 PARTS = {"mae": "decoder", "mlm": "mlm", "classify": "head"}
 # Formats that hold weights alone: names of classes and the like are left out, and reported.
-BARE = ("facebook_mae", "big_vision", "torchvision")
+BARE = ("facebook_mae", "facebook_dinov2", "big_vision", "torchvision")
 NO_TOKENIZER = (*BARE, "timm")
 # Names of arguments in errors of `weights` -> flags of the command.
 FLAGS = {

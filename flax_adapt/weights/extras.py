@@ -1,4 +1,4 @@
-"""Parts of a model config that other libraries do not have: `LastBlock`, `AdaptorConfig`."""
+"""Parts of a model config that other libraries do not have, or have otherwise: PARTS."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +18,13 @@ NOTE = (
 PARTS: dict[str, dict[str, type]] = {
     FIELD: dict(kind=str, width=int, relu=bool, norm_width=int, mlp_dim=int),
     "adaptor": dict(kind=str, keywise=bool, hidden=int),
+    "traits": dict(
+        registers=int,
+        cls_position=bool,
+        layer_scale=bool,
+        swiglu=bool,
+        position_resize=str,
+    ),
 }
 MAX_SIZE = 1 << 17
 

@@ -4,10 +4,11 @@
 
 Only leaves that a rule names are resized, and `reshaped` says how. The RULES:
 
-position  resizes the position tables of encoder and decoder bicubically; the row of CLS is
-    unchanged. MAE's fixed sin-cos tables are resized, too, as its official fine-tuning code
-    does: computed anew for a larger grid they would hold places that the encoder has never
-    seen. To compute them anew, name them in `fresh`.
+position  resizes the position tables of encoder and decoder bicubically, as the model's
+    own code does (`traits.position_resize`); the row of CLS, if any, is unchanged. MAE's
+    fixed sin-cos tables are resized, too, as its official fine-tuning code does: computed
+    anew for a larger grid they would hold places that the encoder has never seen. To
+    compute them anew, name them in `fresh`.
 patch  resizes the patch embedding, by FlexiViT's pseudo-inverse.
 channels:sum, channels:average  change the patch embedding. To one channel: the sum of the
     old channels, so that a grey image gives the same tokens as the same image repeated in
@@ -29,6 +30,8 @@ from flax_adapt import models
 from flax_adapt.base import checks
 from flax_adapt.base.checks import Check, Row
 from flax_adapt.base.errors import UserError, choose, unknown
+from flax_adapt.weights import interpolate
+from flax_adapt.weights.interpolate import HOW
 
 POSITIONS, KERNEL = (
     ("encoder/position", "decoder/position"),
@@ -107,7 +110,7 @@ def resized_config(
     if task == "mae":
         own = decoder or config["decoder"] or models.PAPER_DECODER
         changes["decoder"] = dict(own)
-    return {**config, **changes}
+    return {**models.complete(config), **changes}
 
 
 def fit(
@@ -135,10 +138,10 @@ def fit(
         for config in (old_config, new_config)
     ]
     if "position" in rules and grids[0] != grids[1]:
-        for name in POSITIONS:
+        for name, how in zip(POSITIONS, _resizes(old_config), strict=True):
             if _is_grid(leaves.get(name), grids[0]):
-                fitted[name] = resize_positions(leaves[name], grids[1])
-                reshaped[name] = f"position {_change(*grids)}, bicubic"
+                fitted[name] = resize_positions(leaves[name], grids[1], how)
+                reshaped[name] = f"position {_change(*grids)}, {HOW[how].text}"
     kernel = leaves.get(KERNEL)
     if (
         kernel is not None
@@ -149,8 +152,16 @@ def fit(
     return fitted, reshaped
 
 
+def _resizes(config: Mapping[str, Any]) -> tuple[str, str]:
+    """Returns how the positions of the encoder, and of the decoder, are resized."""
+    traits = config.get("traits")
+    return "bicubic" if traits is None else traits["position_resize"], "bicubic"
+
+
 def _is_grid(table: Any, side: int) -> bool:
-    return table is not None and table.ndim == 3 and table.shape[1] == 1 + side**2
+    if table is None or table.ndim != 3:
+        return False
+    return table.shape[1] - side**2 in (0, 1)
 
 
 def _fit_kernel(
@@ -187,22 +198,26 @@ def hint_at_rules(wrong: Iterable[str]) -> str:
     return hint
 
 
-def resize_positions(position_1LD: np.ndarray, grid: int) -> np.ndarray:
-    """Returns the table [1, 1 + grid * grid, D] for `grid` x `grid` patches, float32.
+def resize_positions(
+    position_1LD: np.ndarray, grid: int, how: str = "bicubic"
+) -> np.ndarray:
+    """Returns the table for `grid` x `grid` patches, float32 [1, 1 + grid * grid, D].
 
-    The row of CLS is unchanged; the others are resized as torch.nn.functional.interpolate
-    does with mode="bicubic", align_corners=False. Raises UserError unless the old patches
-    are a square grid.
+    The row of CLS is unchanged, and absent where the old table has none. The others are
+    resized as torch.nn.functional.interpolate does with mode="bicubic",
+    align_corners=False and the options of HOW. Raises UserError unless the old patches are
+    a square grid.
     """
     _, length, width = position_1LD.shape
-    side = math.isqrt(length - 1)
-    if side**2 != length - 1:
+    side = math.isqrt(length)
+    first = length - side**2
+    if first not in (0, 1):
         raise UserError(f"{length - 1} positions are no square grid")
-    table = np.asarray(position_1LD[0, 1:], np.float64).reshape(side, side, width)
-    weight = _resize_matrix(_cubic, 2, side, grid)
+    table = np.asarray(position_1LD[0, first:], np.float64).reshape(side, side, width)
+    weight = choose("position_resize", how, HOW).matrix(side, grid)
     table = np.einsum("yi,xj,ijd->yxd", weight, weight, table, optimize=True)
     patches = table.reshape(1, grid**2, width).astype(np.float32)
-    return np.concatenate([position_1LD[:, :1], patches], axis=1)
+    return np.concatenate([position_1LD[:, :first], patches], axis=1)
 
 
 def resize_patches(
@@ -215,7 +230,7 @@ def resize_patches(
     nearest token on average over white noise.
     """
     # The pseudo-inverse of a Kronecker product is that of its factors: rows, columns.
-    factor = np.linalg.pinv(_resize_matrix(_linear, 1, old, new).T)
+    factor = np.linalg.pinv(interpolate.bilinear(old, new).T)
     pixels = np.asarray(kernel_PD, np.float64).reshape(old, old, channels, -1)
     pixels = np.einsum("yi,xj,ijcd->yxcd", factor, factor, pixels, optimize=True)
     return pixels.reshape(new * new * channels, -1).astype(np.float32)
@@ -243,31 +258,3 @@ def change_channels(kernel_PD: np.ndarray, old: int, new: int, how: str) -> np.n
     one = reduce(pixels.astype(np.float64), axis=1, keepdims=True).astype(np.float32)
     parts = [one] if new == 1 else [pixels, *[one] * (new - old)]
     return np.concatenate(parts, axis=1).reshape(-1, kernel_PD.shape[-1])
-
-
-def _resize_matrix(
-    kernel: Callable[[np.ndarray], np.ndarray], reach: int, old: int, new: int
-) -> np.ndarray:
-    """Returns [new, old], float64: weights of old pixels by distance, edges repeated."""
-    centre = (np.arange(new) + 0.5) * (old / new) - 0.5
-    first = np.floor(centre).astype(int)
-    matrix = np.zeros((new, old))
-    for offset in range(1 - reach, reach + 1):
-        weight = kernel(np.abs(centre - (first + offset)))
-        matrix[np.arange(new), np.clip(first + offset, 0, old - 1)] += weight
-    return matrix
-
-
-def _linear(distance: np.ndarray) -> np.ndarray:
-    return 1 - distance
-
-
-def _cubic(distance: np.ndarray) -> np.ndarray:
-    """Returns the cubic kernel of Keys 1981 with a = -0.75, as PyTorch and OpenCV have it.
-
-    For distances of at most 2; beyond it the kernel is 0.
-    """
-    a, x = -0.75, distance
-    near = ((a + 2) * x - (a + 3)) * x**2 + 1
-    far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
-    return np.where(x <= 1, near, far)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flax_adapt import models
 from flax_adapt.base.errors import choose
 from flax_adapt.base.hub import weights_path
 from flax_adapt.base.paths import user_path
@@ -47,7 +48,7 @@ def save(
     model = loading.plain_model(config, task, pooling, num_classes)
     strict.adopt(loading.shapes(model), params)
     content = Content(
-        config,
+        models.complete(config),
         leaves,
         task,
         pooling=pooling,

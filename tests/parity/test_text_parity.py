@@ -53,7 +53,7 @@ def assert_same_gradients(grads, golden, table):
 @pytest.mark.parametrize("name", NAMES)
 def test_masked_lm_gives_the_states_logits_loss_and_gradients_of_transformers(name):
     golden = goldens.read(f"mlm_{name}")
-    table = hf_bert.names(text_inputs.kind(name), "mlm")
+    table = hf_bert.names({"kind": text_inputs.kind(name)}, "mlm")
     model = goldens.build_text(name, "mlm")
     params = goldens.params(golden, text_inputs.MLM, table)
     arrays = text_inputs.batch(name)
@@ -84,7 +84,7 @@ def test_masked_lm_gives_the_states_logits_loss_and_gradients_of_transformers(na
 @pytest.mark.parametrize("name", NAMES)
 def test_classifier_gives_the_logits_loss_and_gradients_of_transformers(name):
     golden = goldens.read(f"text_classify_{name}")
-    table = hf_bert.names(text_inputs.kind(name), "classify")
+    table = hf_bert.names({"kind": text_inputs.kind(name)}, "classify")
     logits_BN, loss, grads = run(
         defaults.classify(),
         goldens.build_text(name, "classify"),
@@ -100,7 +100,7 @@ def test_classifier_gives_the_logits_loss_and_gradients_of_transformers(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_regression_gives_the_numbers_and_the_loss_of_transformers(name):
     golden = goldens.read(f"text_regress_{name}")
-    table = hf_bert.names(text_inputs.kind(name), "classify")
+    table = hf_bert.names({"kind": text_inputs.kind(name)}, "classify")
     logits_B1, loss, _ = run(
         defaults.regress(),
         goldens.build_text(name, "classify", num_classes=1),

@@ -23,6 +23,7 @@ CONFIG = dict(
     pooler=False,
     last_block=None,
     adaptor=None,
+    traits=None,
     decoder=dict(width=4, depth=1, heads=2, mlp_dim=6),
 )
 TEXT = dict(

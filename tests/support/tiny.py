@@ -22,6 +22,7 @@ MODEL = dict(
     pooler=False,
     last_block=None,
     adaptor=None,
+    traits=None,
     decoder=dict(width=16, depth=1, heads=2, mlp_dim=32),
 )
 

@@ -19,6 +19,7 @@ TINY = dict(
     pooler=False,
     last_block=None,
     adaptor=None,
+    traits=None,
     decoder=dict(width=8, depth=1, heads=2, mlp_dim=16),
 )
 

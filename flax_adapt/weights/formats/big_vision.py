@@ -24,7 +24,12 @@ from flax_adapt.weights.writable import Content
 TABLE = big_vision_names.BIG_VISION
 SUFFIX, SOURCE = ".npz", "big_vision"
 FIXED = dict(
-    layer_norm_eps=1e-6, gelu="tanh", qkv_bias=True, last_block=None, adaptor=None
+    layer_norm_eps=1e-6,
+    gelu="tanh",
+    qkv_bias=True,
+    last_block=None,
+    adaptor=None,
+    traits=None,
 )
 KNOWN = ("gelu", "layer_norm_eps")
 POOLING = "cls"
@@ -122,6 +127,7 @@ def _config(where: Path, tensors: Tensors, known: Mapping[str, Any]) -> dict[str
         "heads": _shape(where, tensors, query, 3)[1],
         "mlp_dim": _shape(where, tensors, up, 2)[1],
         "pooler": "pooler/kernel" in leaf_of,
+        "traits": None,
         "decoder": None,
         **FIXED,
         **known,

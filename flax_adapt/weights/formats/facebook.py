@@ -24,6 +24,7 @@ FIXED = dict(
     qkv_bias=True,
     last_block=None,
     adaptor=None,
+    traits=None,
 )
 SOURCE = "Facebook's MAE"
 # Whether the file has a norm after the pooling -> the pooling.

@@ -6,6 +6,7 @@ from typing import Any
 from flax_adapt.base.errors import UserError
 from flax_adapt.weights import extras, fields
 from flax_adapt.weights.names import bert as bert_names
+from flax_adapt.weights.names.names import Names
 
 # The pooling of BertForSequenceClassification; another `pooling` in config.json is ours.
 POOLING = "pooler"
@@ -40,7 +41,16 @@ ARCHITECTURES = {
     "classify": "ForSequenceClassification",
 }
 
-names = bert_names.names
+
+def names(config: Mapping[str, Any], task: str) -> Names:
+    """Returns the table of names of a model config for a task."""
+    return bert_names.names(config["kind"], task)
+
+
+def constants(config: Mapping[str, Any], prefix: str) -> dict[str, tuple[int, ...]]:
+    """Returns {}: the classes have no tensors but those of our models."""
+    del config, prefix
+    return {}
 
 
 def ignored(task: str, pooling: str) -> tuple[str, ...]:
@@ -67,7 +77,7 @@ def model_config(
         raise UserError(
             f"{where}: pad_token_id={fields.show(padding)} must be one of the ids"
         )
-    table = names(kind, "encoder")
+    table = bert_names.names(kind, "encoder")
     return {
         "kind": kind,
         **{ours: theirs[name] for ours, name in FIELDS.items()},

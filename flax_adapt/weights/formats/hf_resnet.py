@@ -43,10 +43,16 @@ SUPPORTED: dict[str, Any] = dict(
 ARCHITECTURES = {"encoder": "ResNetModel", "classify": "ResNetForImageClassification"}
 
 
-def names(kind: str, task: str) -> Names:
-    """Returns the table of names; it is the same for all kinds and tasks."""
-    del kind, task
+def names(config: Mapping[str, Any], task: str) -> Names:
+    """Returns the table of names; it is the same for all configs and tasks."""
+    del config, task
     return HUGGING_FACE
+
+
+def constants(config: Mapping[str, Any], prefix: str) -> dict[str, tuple[int, ...]]:
+    """Returns {}: the classes have no tensors but those of our models."""
+    del config, prefix
+    return {}
 
 
 def ignored(task: str, pooling: str) -> tuple[str, ...]:

@@ -49,9 +49,9 @@ DECODER_FIELDS = dict(
 )
 
 
-def names(kind: str, task: str) -> Names:
-    """Returns the table of names; it is the same for all kinds and tasks."""
-    del kind, task
+def names(config: Mapping[str, Any], task: str) -> Names:
+    """Returns the table of names; it is the same for all configs and tasks."""
+    del config, task
     return vit_names.VIT
 
 
@@ -71,17 +71,34 @@ def model_config(
     theirs = {**DEFAULTS, **theirs}
     for size in ("image_size", "patch_size"):
         theirs[size] = fields.square(f"{where}: {size}", theirs[size])
-    numbers = (*FIELDS.values(), *DECODER_FIELDS.values())
-    fields.check_numbers(where, theirs, DEFAULTS, numbers)
+    fields.check_numbers(where, theirs, DEFAULTS, FIELDS.values())
     config = {"kind": kind} | {ours: theirs[name] for ours, name in FIELDS.items()}
     config["gelu"] = fields.gelu(where, theirs["hidden_act"])
     config["pooler"] = "pooler/kernel" in map(vit_names.VIT.leaf_of, found)
     if config["pooler"]:
         _check_pooler(where, theirs)
-    config |= extras.read(where, theirs)
-    decoder = {ours: theirs[name] for ours, name in DECODER_FIELDS.items()}
+    config |= {**extras.read(where, theirs), "traits": None}
+    of_decoder = decoder(where, theirs)
     is_mae = theirs["model_type"] == "vit_mae"
-    return {**config, "decoder": decoder if is_mae else None}
+    return {**config, "decoder": of_decoder if is_mae else None}
+
+
+def decoder(where: str, theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the decoder's sizes in a config.json; raises UserError for wrong values."""
+    theirs = {**DEFAULTS, **theirs}
+    fields.check_numbers(where, theirs, DEFAULTS, DECODER_FIELDS.values())
+    return {ours: theirs[name] for ours, name in DECODER_FIELDS.items()}
+
+
+def decoder_json(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields of config.json that `decoder` reads."""
+    return {name: config["decoder"][ours] for ours, name in DECODER_FIELDS.items()}
+
+
+def constants(config: Mapping[str, Any], prefix: str) -> dict[str, tuple[int, ...]]:
+    """Returns {}: the classes have no tensors but those of our models."""
+    del config, prefix
+    return {}
 
 
 def _check_pooler(where: str, theirs: Mapping[str, Any]) -> None:
@@ -119,8 +136,7 @@ def config_json(
         "initializer_range": 0.02,
     }
     if is_mae:
-        decoder = config["decoder"]
-        return theirs | {name: decoder[ours] for ours, name in DECODER_FIELDS.items()}
+        return theirs | decoder_json(config)
     return {**theirs, "encoder_stride": config["patch_size"]}
 
 

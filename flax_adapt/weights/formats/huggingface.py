@@ -9,24 +9,28 @@ from flax_adapt import models
 from flax_adapt.base.errors import UserError, choose
 from flax_adapt.weights import extras, fields, writable
 from flax_adapt.weights.files import files, reading, writing
-from flax_adapt.weights.formats import hf_bert, hf_resnet, hf_vit
+from flax_adapt.weights.formats import hf_bert, hf_dinov2, hf_resnet, hf_vit
 from flax_adapt.weights.names import translate
 from flax_adapt.weights.names.names import Names
 from flax_adapt.weights.writable import Content
 
 
 class Family(Protocol):
-    """A family of models: the modules `hf_vit`, `hf_bert`, `hf_resnet` have these functions."""
+    """A family of models: the modules `hf_*` have these functions."""
 
     POOLING: str
 
-    def names(self, kind: str, task: str) -> Names: ...
+    def names(self, config: Mapping[str, Any], task: str) -> Names: ...
 
     def ignored(self, task: str, pooling: str) -> tuple[str, ...]: ...
 
     def model_config(
         self, where: str, kind: str, theirs: Mapping[str, Any], found: Iterable[str]
     ) -> dict[str, Any]: ...
+
+    def constants(
+        self, config: Mapping[str, Any], prefix: str
+    ) -> dict[str, tuple[int, ...]]: ...
 
     def architecture(self, config: Mapping[str, Any], task: str) -> str: ...
 
@@ -35,11 +39,17 @@ class Family(Protocol):
     ) -> dict[str, Any]: ...
 
 
-FAMILIES: dict[str, Family] = {
-    "vit": hf_vit,
-    "bert": hf_bert,
-    "roberta": hf_bert,
-    "resnet": hf_resnet,
+# Their model_type -> our kind, and the family.
+FAMILIES: dict[str, tuple[str, Family]] = {
+    "vit": ("vit", hf_vit),
+    "vit_mae": ("vit", hf_vit),
+    "dinov2": ("vit", hf_dinov2),
+    "dinov2_mae": ("vit", hf_dinov2),
+    "dinov2_with_registers": ("vit", hf_dinov2),
+    "dinov2_with_registers_mae": ("vit", hf_dinov2),
+    "bert": ("bert", hf_bert),
+    "roberta": ("roberta", hf_bert),
+    "resnet": ("resnet", hf_resnet),
 }
 # Field of a model config that no tensor shows -> field of config.json; old files lack some.
 UNSEEN = dict(
@@ -51,18 +61,16 @@ UNSEEN = dict(
     batch_norm_eps="batch_norm_eps",
     batch_norm_momentum="batch_norm_momentum",
 )
-# Their model_type -> our kind.
-KINDS = {
-    "vit": "vit",
-    "vit_mae": "vit",
-    "bert": "bert",
-    "roberta": "roberta",
-    "resnet": "resnet",
-}
+
+
+def family_of(config: Mapping[str, Any]) -> Family:
+    """Returns the family that holds models of a config."""
+    has_traits = config["kind"] == "vit" and config["traits"] is not None
+    return hf_dinov2 if has_traits else FAMILIES[config["kind"]][1]
 
 
 def config_file(folder: Path) -> dict[str, Any]:
-    """Returns config.json, always with a model_type of KINDS, or raises UserError.
+    """Returns config.json, always with a model_type of FAMILIES, or raises UserError.
 
     The oldest files of BERT and RoBERTa have no model_type; the tensors' prefix shows it.
     """
@@ -73,10 +81,10 @@ def config_file(folder: Path) -> dict[str, Any]:
     if found is None:
         prefixes = {name.split(".")[0] for name in reading.tensor_names(folder)}
         found = next((kind for kind in ("bert", "roberta") if kind in prefixes), None)
-    if found not in tuple(KINDS):
+    if found not in tuple(FAMILIES):
         where = f"{folder}/{reading.CONFIG}"
         raise UserError(
-            f"{where}: model_type={fields.show(found)} is not one of {tuple(KINDS)}"
+            f"{where}: model_type={fields.show(found)} is not one of {tuple(FAMILIES)}"
         )
     return {**theirs, "model_type": found}
 
@@ -91,10 +99,10 @@ def model_config(folder: Path, known: Mapping[str, Any]) -> dict[str, Any]:
     """Returns our model config of a folder, from its config.json."""
     fields.check_known(folder, known, (reading.WEIGHTS,))
     theirs = config_file(folder)
-    kind = KINDS[theirs["model_type"]]
+    kind, family = FAMILIES[theirs["model_type"]]
     where = f"{folder}/{reading.CONFIG}"
     found = reading.tensor_names(folder, known)
-    config = FAMILIES[kind].model_config(where, kind, theirs, found)
+    config = family.model_config(where, kind, theirs, found)
     fields.check_sizes(where, config)
     return config
 
@@ -106,8 +114,8 @@ def pooling(folder: Path, known: Mapping[str, Any]) -> str:
     """
     del known
     theirs = config_file(folder)
-    kind = KINDS[theirs["model_type"]]
-    found = fields.text(theirs.get("pooling", FAMILIES[kind].POOLING))
+    kind, family = FAMILIES[theirs["model_type"]]
+    found = fields.text(theirs.get("pooling", family.POOLING))
     ours = dict.fromkeys(models.CLASSIFIER_POOLING[kind], found)
     return choose(f"{folder}/{reading.CONFIG}: pooling", found, ours)
 
@@ -135,8 +143,9 @@ def open_source(
     """Yields (model config, {leaf: LazyLeaf}, fields of `strict.Report`)."""
     config = model_config(folder, known)
     fields.check_task(folder, config, task)
-    family, theirs = FAMILIES[config["kind"]], config_file(folder)
-    table, dropped = family.names(config["kind"], task), family.ignored(task, pooling)
+    theirs = config_file(folder)
+    _, family = FAMILIES[theirs["model_type"]]
+    table, dropped = family.names(config, task), family.ignored(task, pooling)
     stated = {"pooling", *(ours for ours, name in UNSEEN.items() if name in theirs)}
     with reading.open_tensors(folder, known) as tensors:
         leaves, found = translate.to_leaves(table, tensors, dropped, task)
@@ -153,10 +162,12 @@ def write(folder: Path, content: Content) -> None:
             "drop the adaptors (surgery.adaptors.drop), or choose the format orbax"
         )
     writable.check_class_names(folder, content)
-    table = FAMILIES[config["kind"]].names(config["kind"], task)
+    family = family_of(config)
+    table = family.names(config, task)
     # A base model is the encoder alone: its names have no prefix.
     prefix = table.prefix if task == "encoder" else ""
     tensors = translate.to_tensors(table, content.leaves, config, prefix)
+    tensors = translate.with_zeros(tensors, family.constants(config, prefix))
     jsons = {reading.CONFIG: _config_json(content)}
     if content.preprocessor is not None:
         jsons[reading.PREPROCESSOR] = dict(content.preprocessor)
@@ -168,7 +179,7 @@ def write(folder: Path, content: Content) -> None:
 def _config_json(content: Content) -> dict[str, Any]:
     """Returns config.json. transformers ignores `pooling`; `from_pretrained` reads it."""
     config, task = content.config, content.task
-    family, num_classes = FAMILIES[config["kind"]], content.num_classes
+    family, num_classes = family_of(config), content.num_classes
     theirs = family.config_json(config, task, num_classes)
     labels = fields.labels_json(num_classes, content.class_names) if num_classes else {}
     has_pooling = num_classes or content.pooling == "mean_norm"
@@ -186,5 +197,5 @@ def _config_json(content: Content) -> dict[str, Any]:
 def reconstruction(folder: Path) -> dict[str, Any]:
     """Returns the settings a masked autoencoder was trained with, if config.json has them."""
     theirs = config_file(folder)
-    is_mae = theirs["model_type"] == "vit_mae"
+    is_mae = theirs["model_type"].endswith("_mae")
     return hf_vit.reconstruction(f"{folder}/{reading.CONFIG}", theirs) if is_mae else {}

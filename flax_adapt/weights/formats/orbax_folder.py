@@ -164,6 +164,7 @@ def _config(
     config = found.model | absent
     where = f"{path}: the model of its run"
     fields.check_model(where, config)
+    config = models.complete(config)
     extras.check(where, config)
     return config
 

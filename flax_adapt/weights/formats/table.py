@@ -10,6 +10,7 @@ from flax_adapt.weights.files import reading, torch_objects
 from flax_adapt.weights.formats import (
     big_vision,
     facebook,
+    facebook_dinov2,
     huggingface,
     orbax_folder,
     timm,
@@ -47,6 +48,7 @@ FORMATS: dict[str, Format] = {
     "timm": timm,
     "torchvision": torchvision,
     "facebook_mae": facebook,
+    "facebook_dinov2": facebook_dinov2,
     "big_vision": big_vision,
     "orbax": orbax_folder,
 }

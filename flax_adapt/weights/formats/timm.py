@@ -4,6 +4,7 @@ A folder has config.json with `architecture`, `global_pool`, `model_args`. For a
 model config follows from the tensors (see `torch_vit`).
 """
 
+import dataclasses
 import math
 import re
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from typing import Any
 
 from flax_adapt import models
 from flax_adapt.base.errors import UserError, choose
+from flax_adapt.models.visual.traits import PLAIN
 from flax_adapt.weights import fields, writable
 from flax_adapt.weights.files import files, reading, writing
 from flax_adapt.weights.formats import torch_vit
@@ -23,8 +25,11 @@ from flax_adapt.weights.writable import Content
 TABLE = timm_names.TIMM
 # Fields that a file does not hold, with the values that are assumed; a folder has the GELU.
 FIXED = dict(layer_norm_eps=torch_vit.LAYER_NORM_EPS, last_block=None, adaptor=None)
-GELU = {None: "erf", "gelu": "erf", "gelu_tanh": "tanh"}
+# "silu" is that of SwiGLU, which has no GELU.
+GELU = {None: "erf", "gelu": "erf", "gelu_tanh": "tanh", "silu": "erf"}
 ACT_LAYER = {"erf": "gelu", "tanh": "gelu_tanh"}
+# DINOv2's giant: the only architecture of timm whose MLPs are SwiGLU in one layer.
+SWIGLU = "vit_giant_patch14_dinov2"
 # Our pooling -> timm's; "mean_norm" also has `fc_norm`.
 GLOBAL_POOL = {"cls": "token", "mean": "avg", "mean_norm": "avg"}
 # Arguments of timm with the only supported value; the tensors do not show others.
@@ -51,7 +56,8 @@ def detect(path: Path) -> bool:
     """Whether a path is a folder of timm with a ViT, or a file with timm's names."""
     if path.is_dir():
         return _architecture(path) is not None and not has_resnet(path)
-    return torch_vit.is_vit(path) and not torch_vit.has_decoder(path)
+    others = torch_vit.has_decoder, torch_vit.is_dinov2
+    return torch_vit.is_vit(path) and not any(other(path) for other in others)
 
 
 def has_resnet(folder: Path) -> bool:
@@ -183,15 +189,45 @@ def write(path: Path, content: Content) -> None:
     writable.check_no_decoder(path, SOURCE, content)
     writable.check_no_extras(path, SOURCE, content, PLACES)
     writable.check_class_names(path, content)
+    writable.check_pooling(path, SOURCE, content, tuple(GLOBAL_POOL))
+    _check_traits(path, content.config)
     jsons = _jsons(content)
     if content.class_names:
         labels = fields.labels_json(content.num_classes, content.class_names)
         jsons["label_names"] = list(labels["id2label"].values())
-    table = (
-        timm_names.with_pooled_norm(TABLE) if content.pooling == "mean_norm" else TABLE
-    )
+    traits, table = content.config["traits"], TABLE
+    table = timm_names.with_swiglu(table) if traits and traits["swiglu"] else table
+    if content.pooling == "mean_norm":
+        table = timm_names.with_pooled_norm(table)
     tensors = translate.to_tensors(table, content.leaves, content.config, "")
     writing.write(path, tensors, {reading.CONFIG: jsons}, [])
+
+
+def _check_traits(path: Path, config: Mapping[str, Any]) -> None:
+    """Raises UserError for registers beside a position of CLS: timm gives both positions."""
+    traits = config["traits"]
+    if traits and traits["registers"] and traits["cls_position"]:
+        raise UserError(
+            f"{path}: {SOURCE} cannot hold traits.cls_position=True of a model with "
+            "registers; choose another format"
+        )
+
+
+def _traits_args(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of timm that make the traits of a model."""
+    traits = config["traits"] or dataclasses.asdict(PLAIN)
+    args: dict[str, Any] = {}
+    if traits["layer_scale"]:
+        args["init_values"] = 1e-5
+    if traits["registers"]:
+        args["reg_tokens"] = traits["registers"]
+    if not traits["cls_position"]:
+        args["no_embed_class"] = True
+    if traits["swiglu"]:
+        ratio = mlp_ratio(config["width"], 2 * config["mlp_dim"])
+        args |= {"mlp_ratio": ratio, "act_layer": "silu"}
+        args.setdefault("init_values", None)
+    return args
 
 
 def _jsons(content: Content) -> dict[str, Any]:
@@ -199,15 +235,17 @@ def _jsons(content: Content) -> dict[str, Any]:
     size, width = config["image_size"], config["width"]
     sizes = {name: models.SIZES[name]["width"] for name in ARCHITECTURES}
     near = next((name for name, found in sizes.items() if found == width), "B")
+    args = _traits_args(config)
+    architecture = SWIGLU if args.get("act_layer") == "silu" else ARCHITECTURES[near]
     statistics = {}
     if content.preprocessor is not None:
         mean, std = (content.preprocessor[f"image_{name}"] for name in (MEAN, STD))
         statistics = {MEAN: list(mean), STD: list(std)}
     return {
-        "architecture": ARCHITECTURES[near],
+        "architecture": architecture,
         "num_classes": content.num_classes,
         "num_features": width,
-        "global_pool": GLOBAL_POOL[pooling],
+        "global_pool": GLOBAL_POOL.get(pooling, "token"),
         "model_args": dict(
             img_size=size,
             patch_size=config["patch_size"],
@@ -218,9 +256,10 @@ def _jsons(content: Content) -> dict[str, Any]:
             mlp_ratio=mlp_ratio(width, config["mlp_dim"]),
             qkv_bias=config["qkv_bias"],
             act_layer=ACT_LAYER[config["gelu"]],
-            global_pool=GLOBAL_POOL[pooling],
+            global_pool=GLOBAL_POOL.get(pooling, "token"),
             fc_norm=pooling == "mean_norm",
-        ),
+        )
+        | args,
         "pretrained_cfg": dict(
             input_size=[config["channels"], size, size],
             fixed_input_size=True,

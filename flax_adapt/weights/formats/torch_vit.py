@@ -6,6 +6,7 @@ all of them; the report lists the assumed ones.
 """
 
 import contextlib
+import dataclasses
 import functools
 import math
 import re
@@ -15,6 +16,7 @@ from typing import Any
 
 from flax_adapt import models
 from flax_adapt.base.errors import UserError
+from flax_adapt.models.visual.traits import PLAIN
 from flax_adapt.weights import fields
 from flax_adapt.weights.files import reading
 from flax_adapt.weights.files.files import LazyTensor
@@ -33,15 +35,19 @@ def _heads_of(sizes: Iterable[Mapping[str, int]]) -> dict[tuple[int, ...], int]:
     return {(s["width"], s["depth"], s["mlp_dim"]): s["heads"] for s in sizes}
 
 
-# Field of `known` -> numbers of heads of published models. The last two encoders: Zhai et
-# al. 2022, g/14 and G/14; the decoder is that of all of Facebook's models.
+# Field of `known` -> numbers of heads of published models. The last encoders: g/14 and
+# G/14 of Zhai et al. 2022, and DINOv2's g/14. The decoder is that of all of Facebook's models.
 HEADS = {
     "heads": _heads_of(models.SIZES.values())
-    | {(1408, 40, 6144): 16, (1664, 48, 8192): 16},
+    | {(1408, 40, 6144): 16, (1664, 48, 8192): 16}
+    | {(1536, 40, 4096): 24},
     "decoder_heads": _heads_of([models.PAPER_DECODER]),
 }
 Tensors = Mapping[str, LazyTensor]
 _shape = functools.partial(translate.shape_of, "plain ViT")
+# Tensors of the first block that show LayerScale, and the kind of MLP.
+LAYER_SCALE, FACEBOOK_SWIGLU = "blocks.0.ls1.gamma", "blocks.0.mlp.w12.weight"
+MLP = ("blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc2.weight")
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 
 
@@ -53,7 +59,7 @@ def model_config(
     Raises UserError for a model that ours cannot compute, or whose heads are not known.
     """
     fields.check_known(where, known, KNOWN)
-    translate.check_names(where, table, tensors)
+    translate.check_names(where, fit_table(table, tensors), tensors)
     width, channels, patch_size, columns = _shape(
         where, tensors, "patch_embed.proj.weight", 4
     )
@@ -74,6 +80,7 @@ def model_config(
         "pooler": False,
         "last_block": None,
         "adaptor": None,
+        "traits": _traits(where, table, tensors),
         "decoder": _decoder(where, tensors, known),
     }
     fields.check_sizes(str(where), config)
@@ -99,6 +106,7 @@ def open_source(
     with reading.open_tensors(path, known) as tensors:
         config = model_config(path, table, tensors, known)
         fields.check_task(path, config, task)
+        table = fit_table(table, tensors)
         table = timm_names.with_pooled_norm(table) if pooling == own else table
         leaves, found = translate.to_leaves(table, tensors, DROPPED[task], task)
         stated = {*known, *stated} | ({"pooling"} if pooling != own else set())
@@ -117,26 +125,56 @@ def _decoder(
 
 
 def _block_sizes(where: Path, tensors: Tensors, stack: str) -> dict[str, int]:
-    mlp_dim, _ = _shape(where, tensors, f"{stack}.0.mlp.fc1.weight", 2)
+    if _has_swiglu(tensors) and stack == "blocks":
+        name = f"{stack}.0.mlp.{'w3' if FACEBOOK_SWIGLU in tensors else 'fc2'}.weight"
+        _, mlp_dim = _shape(where, tensors, name, 2)
+    else:
+        mlp_dim, _ = _shape(where, tensors, f"{stack}.0.mlp.fc1.weight", 2)
     pattern = re.compile(rf"{stack}\.(\d{{1,4}})\.")
     numbers = {int(found[1]) for name in tensors if (found := pattern.match(name))}
     return dict(depth=len(numbers), mlp_dim=mlp_dim)
 
 
 def _grid(where: Path, tensors: Tensors) -> int:
-    """Returns the number of patches along a side; pos_embed has a row for CLS, too."""
+    """Returns the number of patches along a side; pos_embed may have a row for CLS, too."""
     if "cls_token" not in tensors:
         raise UserError(f"{where}: has no cls_token; our models need one")
     rows = _shape(where, tensors, "pos_embed", 3)[1]
-    grid = math.isqrt(rows - 1)
-    if math.isqrt(rows) ** 2 == rows > 1:
+    grid = math.isqrt(rows)
+    if rows - grid**2 not in (0, 1):
         raise UserError(
-            f"{where}: pos_embed has {rows} rows, none for cls_token (no_embed_class): "
-            "our models cannot do this"
+            f"{where}: pos_embed has {rows} rows, neither a square nor 1 + a square"
         )
-    if grid**2 != rows - 1:
-        raise UserError(f"{where}: pos_embed has {rows} rows, not 1 + a square")
     return grid
+
+
+def fit_table(table: Names, tensors: Tensors) -> Names:
+    """Returns the table of names for the kind of MLP that the tensors have."""
+    return timm_names.with_swiglu(table) if _has_swiglu(tensors) else table
+
+
+def _has_swiglu(tensors: Tensors) -> bool:
+    """Whether the MLPs are SwiGLU, with both factors in one tensor: timm's, or Facebook's."""
+    shapes = [tensors[name].shape for name in MLP if name in tensors]
+    packed = len(shapes) == 2 and shapes[0][0] == 2 * shapes[1][-1]
+    return packed or FACEBOOK_SWIGLU in tensors
+
+
+def _traits(where: Path, table: Names, tensors: Tensors) -> dict[str, Any] | None:
+    """Returns the traits that the tensors show; None for a plain ViT."""
+    (name,) = table.tensors["encoder/register_token"]
+    registers = _shape(where, tensors, name, 3)[1] if name in tensors else 0
+    facebook = table.source == timm_names.DINOV2.source and not registers
+    plain = dataclasses.asdict(PLAIN)
+    found = plain | dict(
+        registers=registers,
+        cls_position=_shape(where, tensors, "pos_embed", 3)[1]
+        != _grid(where, tensors) ** 2,
+        layer_scale=LAYER_SCALE in tensors,
+        swiglu=_has_swiglu(tensors),
+    )
+    resize = "offset" if facebook else "antialias"
+    return None if found == plain else found | {"position_resize": resize}
 
 
 def _heads(
@@ -167,4 +205,10 @@ def has_fc_norm(path: Path, known: Mapping[str, Any]) -> bool:
 def has_decoder(path: Path) -> bool:
     """Whether a file of tensors has Facebook's decoder, or parts of one."""
     names = reading.tensor_names(path)
-    return any(name == "mask_token" or name.startswith("decoder_") for name in names)
+    own = "mask_token" in names and LAYER_SCALE not in names
+    return own or any(name.startswith("decoder_") for name in names)
+
+
+def is_dinov2(path: Path) -> bool:
+    """Whether a file of tensors has the mask token and LayerScale of Facebook's DINOv2."""
+    return {"mask_token", LAYER_SCALE} <= set(reading.tensor_names(path))

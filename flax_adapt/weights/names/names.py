@@ -10,6 +10,8 @@ import numpy as np
 
 from flax_adapt.base.errors import UserError
 
+# Layers of this prefix have one parameter, whose whole name the table has: LayerScale.
+SCALE = "layer_scale"
 Spellings = tuple[str, ...]  # names of a tensor: all are read, the first is written
 
 
@@ -133,7 +135,11 @@ class Names:
                 modules[f"{ours}/{layer}"] = spellings
         rows = [(leaf, name) for leaf, names in self.tensors.items() for name in names]
         for ours, names in modules.items():
-            is_norm = "norm" in ours.rsplit("/", 1)[-1]
+            layer = ours.rsplit("/", 1)[-1]
+            if layer.startswith(SCALE):
+                rows += [(f"{ours}/scale", name) for name in names]
+                continue
+            is_norm = "norm" in layer
             suffixes = self.style.norm if is_norm else self.style.dense
             for leaf, theirs in suffixes.items():
                 both = [f"{n}{self.style.join}{t}" for t in theirs for n in names]

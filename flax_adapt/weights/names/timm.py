@@ -7,6 +7,7 @@ timm 1.0 `vit_*`, `deit*` and `*.mae` (`models/vision_transformer.py`); Facebook
 import dataclasses
 
 from flax_adapt.weights.names import layouts
+from flax_adapt.weights.names.dinov2 import GATED, MASK_TOKEN
 from flax_adapt.weights.names.names import Names, Spellings
 
 FUSED = {"attention/qkv": ("attention/query", "attention/key", "attention/value")}
@@ -17,19 +18,20 @@ LAYERS = {
     "attention/out": ("attn.proj",),
     "mlp/up": ("mlp.fc1",),
     "mlp/down": ("mlp.fc2",),
+    "layer_scale1": ("ls1.gamma",),
+    "layer_scale2": ("ls2.gamma",),
 }
 # timm's norm after the pooling: our final norm in `with_pooled_norm`, else a part of the head.
 FC_NORM = "fc_norm"
 BLOCK = r"blocks\.\d+\."
 REFUSED = {
-    BLOCK + r"(ls[12]\.gamma|gamma_[12])": "LayerScale",
+    BLOCK + r"gamma_[12]": "LayerScale of BEiT",
     BLOCK + r"attn\.(q_norm|k_norm)\..*": "qk-norm",
     BLOCK + r"attn\.[qv]_bias": "biases of query and value alone (BEiT, EVA)",
     BLOCK + r"(attn\.norm|mlp\.norm)\..*": "a norm inside of attention or MLP",
-    BLOCK + r"mlp\.(fc1_g|fc1_x|w12|w1|w2|w3)\..*": "SwiGLU",
+    BLOCK + r"mlp\.(fc1_g|fc1_x|w12|w1|w2|w3)\..*": "SwiGLU in layers of its own",
     BLOCK + r"attn\..*(rel_pos|relative_position).*": "relative positions",
     r"(dist_token|head_dist\..*)": "a distillation token (deit*_distilled_*)",
-    r"reg_token": "register tokens",
     r"norm_pre\..*": "a norm before the blocks (pre_norm)",
     r"attn_pool\..*": "a head with attention pooling (global_pool='map')",
     r"patch_embed\.(backbone|norm)\..*": "a stem that is more than one convolution",
@@ -37,6 +39,7 @@ REFUSED = {
 TENSORS: dict[str, Spellings] = {
     "encoder/cls_token": ("cls_token",),
     "encoder/position": ("pos_embed",),
+    "encoder/register_token": ("reg_token",),
 }
 MODULES = {
     "encoder/patch_embed": ("patch_embed.proj",),
@@ -85,8 +88,31 @@ FACEBOOK = Names(
 )
 
 
+# Facebook's DINOv2 (`dinov2/models/vision_transformer.py`) has timm's names but for these.
+DINOV2 = dataclasses.replace(
+    TIMM,
+    source="Facebook's DINOv2",
+    tensors={**TENSORS, "encoder/register_token": ("register_tokens",)},
+    buffers={"mask_token": MASK_TOKEN},
+)
+# The fused layer of a SwiGLU, its output, in timm's spelling and in Facebook's.
+SWIGLU = {
+    "timm": {"mlp/gated": ("mlp.fc1",), "mlp/down": ("mlp.fc2",)},
+    "facebook": {"mlp/gated": ("mlp.w12",), "mlp/down": ("mlp.w3",)},
+}
+
+
+def with_swiglu(table: Names) -> Names:
+    """Returns TIMM or DINOV2 for models whose MLPs are SwiGLU."""
+    spelling = SWIGLU["facebook" if table.source == DINOV2.source else "timm"]
+    layers = {**{k: v for k, v in table.layers.items() if k != "mlp/up"}, **spelling}
+    refused = {k: v for k, v in table.refused.items() if "w12" not in k}
+    fused = {**table.fused, **GATED}
+    return dataclasses.replace(table, layers=layers, fused=fused, refused=refused)
+
+
 def with_pooled_norm(table: Names) -> Names:
-    """Returns TIMM or FACEBOOK for classifiers with a norm after the pooling.
+    """Returns a table for classifiers with a norm after the pooling.
 
     These have no other norm after the last block. Where `fc_norm` is absent, `norm` is read
     in its place: initial weights for fine-tuning such a classifier.

@@ -147,7 +147,7 @@ def to_tensors(
     One tensor is in memory at a time. prefix: removed from the names, as in base models.
     config: the model's. Raises UserError for a leaf that the format does not have.
     """
-    wholes = dict.fromkeys(table.whole_of(leaf) for leaf in leaves)
+    wholes = dict.fromkeys(_whole_of(table, leaf, leaves) for leaf in leaves)
     names = {table.name_of(whole).removeprefix(prefix): whole for whole in wholes}
 
     def tensors() -> Iterator[tuple[str, np.ndarray]]:
@@ -157,6 +157,24 @@ def to_tensors(
             yield name, table.style.to_theirs(whole, array, config)
 
     return tensors
+
+
+def _whole_of(table: Names, leaf: str, leaves: Mapping[str, Any]) -> str:
+    """Returns the fused leaf that contains `leaf`, or `leaf` where its other parts are absent."""
+    whole = table.whole_of(leaf)
+    return whole if all(part in leaves for part in table.parts_of(whole)) else leaf
+
+
+def with_zeros(tensors: Tensors, shapes: Mapping[str, tuple[int, ...]]) -> Tensors:
+    """Returns a function that yields also tensors of zeros, by {name: shape}."""
+
+    def both() -> Iterator[tuple[str, np.ndarray]]:
+        yield from tensors()
+        yield from (
+            (name, np.zeros(shape, np.float32)) for name, shape in shapes.items()
+        )
+
+    return both if shapes else tensors
 
 
 def shape_of(

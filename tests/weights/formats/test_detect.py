@@ -122,17 +122,16 @@ def timm_file(path, **tensors):
 @pytest.mark.parametrize(
     ("tensors", "text"),
     [
-        (dict(blocks__0__ls1__gamma=ONE), r"LayerScale \(blocks\.0\.ls1\.gamma\)"),
+        (dict(blocks__0__gamma_1=ONE), r"LayerScale of BEiT \(blocks\.0\.gamma_1\)"),
         (dict(blocks__1__attn__q_norm__weight=ONE), "qk-norm"),
         (dict(blocks__1__attn__q_bias=ONE), r"query and value alone \(BEiT, EVA\)"),
         (dict(blocks__1__mlp__fc1_g__weight=ONE), "SwiGLU"),
         (dict(dist_token=ONE, head_dist__weight=ONE), r"deit\*_distilled_\*"),
-        (dict(reg_token=ONE), "register tokens"),
+        (dict(reg_token=ONE), r"reg_token \(1,\) must have 3 axes"),
         (dict(norm_pre__weight=ONE), "a norm before the blocks"),
         (dict(attn_pool__latent=ONE), "global_pool='map'"),
         (dict(cls_token=None), "has no cls_token"),
-        (dict(pos_embed=np.zeros((1, 4, 16), np.float32)), "no_embed_class"),
-        (dict(pos_embed=np.zeros((1, 7, 16), np.float32)), "not 1 \\+ a square"),
+        (dict(pos_embed=np.zeros((1, 7, 16), np.float32)), "nor 1 \\+ a square"),
         (dict(patch_embed__proj__weight=None), r"has no patch_embed\.proj\.weight"),
     ],
 )

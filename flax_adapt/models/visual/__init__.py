@@ -1,0 +1,1 @@
+"""What vision transformers of several families have of their own, and how images enter them."""

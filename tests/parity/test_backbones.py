@@ -1,0 +1,129 @@
+"""Backbones of other families: the states and gradients of the libraries that wrote them."""
+
+import backbone_inputs as inputs
+import goldens
+import jax
+import numpy as np
+import pytest
+
+from flax_adapt import models, weights
+from flax_adapt.weights import strict
+from flax_adapt.weights.files import reading
+from flax_adapt.weights.formats import huggingface, table, torch_vit
+from flax_adapt.weights.names import translate
+
+FOLDER = inputs.FOLDER
+KNOWN = dict(heads=inputs.HEADS)
+# Source in the folder -> (its format, the golden, `known`).
+SOURCES = {
+    "dinov2": ("huggingface", "dinov2", {}),
+    "dinov2_registers": ("huggingface", "dinov2_registers", {}),
+    "timm_dinov2": ("timm", "timm_dinov2", {}),
+    "timm_reg4_dinov2": ("timm", "timm_reg4_dinov2", {}),
+    "facebook_dinov2.pth": ("facebook_dinov2", "dinov2", KNOWN),
+    "facebook_dinov2_registers.pth": (
+        "facebook_dinov2",
+        "dinov2_registers",
+        KNOWN | dict(layer_norm_eps=1e-5),
+    ),
+}
+# Goldens whose states of another size are those of our rule for the source.
+RESIZED = [name for name in SOURCES if not name.startswith("facebook")]
+HAVE_A_HEAD = RESIZED
+
+
+def golden(name):
+    with np.load(FOLDER / f"{SOURCES[name][1]}.outputs.npz") as arrays:
+        return dict(arrays)
+
+
+def load(name, **options):
+    known = SOURCES[name][2]
+    return weights.from_pretrained(FOLDER / name, "encoder", known=known, **options)
+
+
+def states(model, params, size):
+    with jax.default_matmul_precision("highest"):
+        image = inputs.images(size)
+        return model.apply({"params": params}, image, None, method="encode")[-1]
+
+
+def names_of(name):
+    """The table of names of a source."""
+    config = weights.model_config(FOLDER / name, known=SOURCES[name][2])
+    kind = SOURCES[name][0]
+    if kind == "huggingface":
+        return huggingface.family_of(config).names(config, "encoder")
+    with reading.open_tensors(FOLDER / name, {}) as tensors:
+        return torch_vit.fit_table(table.FORMATS[kind].TABLE, tensors)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_backbone_has_the_states_and_gradients_of_its_own_library(name):
+    model, params, _ = load(name)
+    expected = golden(name)
+    weight = inputs.weight(expected["states"].shape)
+
+    def total(params):
+        found = states(model, params, inputs.IMAGE_SIZE)
+        return (found * weight).sum(), found
+
+    grads, found = jax.jit(jax.grad(total, has_aux=True))(params)
+    np.testing.assert_allclose(found, expected["states"], atol=1e-5, rtol=1e-5)
+    if name.startswith("facebook"):
+        return  # the same tensors as those of transformers, whose names the golden has
+    head = "grad/"
+    theirs = {k[len(head) :]: v for k, v in expected.items() if k.startswith(head)}
+    named = names_of(name)
+    leaves = {}
+    for tensor, value in theirs.items():
+        leaves |= translate.split(named, named.leaf_of(tensor), value)
+    distances = goldens.distances(grads, leaves, 0.1)
+    assert len(distances) == len(strict.flatten(grads))
+    assert max(distances.values()) < 1e-4, distances
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", RESIZED)
+def test_images_of_another_size_get_the_states_of_the_backbone_s_own_library(name):
+    size = inputs.OTHER_SIZE
+    model, params, report = load(name, reshape=("position",), image_size=size)
+    assert "encoder/position" in report.reshaped
+    found = jax.jit(states, static_argnums=(0, 2))(model, params, size)
+    np.testing.assert_allclose(found, golden(name)["other"], atol=2e-5, rtol=1e-5)
+
+
+def tensors_of(path):
+    with reading.open_tensors(path, {}) as tensors:
+        return {name: np.asarray(tensor.get()) for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_backbone_comes_back_bit_for_bit(tmp_path, name):
+    """All tensors but the mask token, which no state depends on: it is zeros, or left out."""
+    format, _, known = SOURCES[name]
+    task = "classify" if name in HAVE_A_HEAD else "encoder"
+    model, params, report = weights.from_pretrained(FOLDER / name, task, known=known)
+    if format == "facebook_dinov2" and known != KNOWN:
+        model = models.build(
+            {**models.config_of(model), "layer_norm_eps": 1e-6},
+            "encoder",
+            **goldens.OPTIONS,
+            pooling="cls",
+            num_classes=0,
+        )
+    suffix = ".safetensors" if format == "facebook_dinov2" else ""
+    path = tmp_path / f"a{suffix}"
+    weights.save_pretrained(path, model, params, format=format)
+    old, new = tensors_of(FOLDER / name), tensors_of(path)
+    masked = {tensor for tensor in old if tensor.endswith("mask_token")}
+    assert masked == {*report.ignored}
+    assert {*old} - masked == {*new} - masked
+    assert all(not new[tensor].any() for tensor in masked & {*new})
+    for tensor in {*old} - masked:
+        np.testing.assert_array_equal(new[tensor], old[tensor], err_msg=tensor)
+    again = weights.model_config(
+        path, known={k: known[k] for k in known if k == "heads"}
+    )
+    assert again == models.config_of(model)
