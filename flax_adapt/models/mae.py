@@ -29,10 +29,10 @@ class DecoderConfig:
 class Decoder(nn.Module):
     """Predicts the pixels of patches from the states of the visible ones."""
 
-    config: ViTConfig  # the decoder's own width, depth, heads, mlp_dim
-    num_prefix: (
-        int  # the encoder's; of the tokens before its patches CLS alone is decoded
-    )
+    # The decoder's own width, depth, heads, mlp_dim.
+    config: ViTConfig
+    # The encoder's: of its tokens before the patches CLS alone is decoded.
+    num_prefix: int
     dropout: float
     dtype: Dtype
 
@@ -47,7 +47,8 @@ class Decoder(nn.Module):
         """Returns prediction_BUP, float32.
 
         latent_BVD: the encoder's last states: CLS, registers if any, visible patches.
-        order_BL: see `masking.Hiding`. patches_BU: int32, the patches to predict; None: all, in image order.
+        order_BL: see `masking.Hiding`. patches_BU: int32, the patches to predict; None:
+        all, in image order.
         """
         config, variant = self.config, vit.MAE
         embed = layers.Dense(
