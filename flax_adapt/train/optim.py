@@ -30,8 +30,7 @@ DECAY = {
         (r".*/(kernel|(cls|register|mask)_token|position|token|token_type)", True),
         _LOW_RANK,
     ),
-    # Fine-tuning: not biases, positions and CLS; LayerNorm scales ARE decayed (S1), those
-    # of LayerScale are not (Oquab et al. 2023, official code).
+    # Fine-tuning: not biases, positions, CLS, LayerScale; LayerNorm scales ARE decayed (S1).
     "finetune": (
         (r".*/(bias|layer_scale[12]/scale|(cls|register)_token|position)", False),
         (r"(.*/)?adaptor/[^/]+", False),
@@ -217,10 +216,7 @@ def layer_rules(decay: float, depth: int) -> rules.Rules[float]:
         for index in range(depth)
     ]
     return (
-        (
-            r"encoder/(patch_embed/.*|embed/.*|(cls|register)_token|position)",
-            decay ** (depth + 1),
-        ),
+        (r"encoder/((patch_)?embed/.*|\w+_token|position)", decay ** (depth + 1)),
         *blocks,
         (r"encoder/(norm|linear)/.*|(?!(lora/)?encoder/).*", 1.0),
     )
