@@ -156,12 +156,16 @@ def few_programs():
 def main(capsys):
     """Runs a command in this process; returns (exit code, stdout, stderr).
 
-    `main` expects a process of its own: its signal handlers are put back.
+    `main` expects a process of its own: its signal handlers are put back, and malloc stays
+    as it is.
     """
     from flax_adapt import __main__
+    from flax_adapt.commands import allocator
 
     def main(*arguments):
-        code = __main__.main(arguments)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(allocator, "mallopt", lambda parameter, value: 1)
+            code = __main__.main(arguments)
         return code, *capsys.readouterr()
 
     numbers = (signal.SIGTERM, signal.SIGINT)

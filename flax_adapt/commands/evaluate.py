@@ -11,7 +11,7 @@ from flax_adapt.experiment import measure, transfer
 def evaluate(config: Any, workdir: str) -> None:
     """kNN, linear probe and drift of every finished stage of a workdir."""
     folder = user_path(workdir)
-    jax_settings.set_jax_up(folder, config.precision)
+    jax_settings.set_precision(config.precision)
     rows = measure.evaluate(config, folder)
     print(logs.format_table(rows, tuple(rows[0])))
     if config.transfer is not None:

@@ -21,7 +21,7 @@ def run(
     """Runs every stage of a config in a workdir, or continues it; prints the results."""
     folder = user_path(workdir)
     processes.join(coordinator, num_processes, process_id, peer_timeout)
-    jax_settings.set_jax_up(folder, config.precision)
+    jax_settings.set_precision(config.precision)
     done = recipe.is_done(config, folder)
     rows = recipe.run(config, folder, force=force)
     if jax.process_index() == 0:

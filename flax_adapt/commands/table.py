@@ -38,6 +38,14 @@ _OF_IMAGES = {
     "window": ("", "images: LOW:HIGH, the levels that become black and white"),
     "image_field": ("", "images: the column of a table that has them or their paths"),
 }
+# How a command that computes uses its machine; `__main__` sets it up.
+MACHINE: dict[str, tuple[Any, str]] = {
+    "compile_cache": (
+        "",
+        "folder of compiled programs; '': the user's, shared; none: not kept",
+    ),
+    "malloc": ("keep", "keep: freed memory stays with the process; system: as it is"),
+}
 _SPLIT: dict[str, tuple[Any, str]] = {
     "split": ("train", "split of the data"),
     "data_dir": ("", "where tfds: finds its data sets"),
@@ -58,6 +66,7 @@ COMMANDS = {
             **_PROCESSES,
             "stop_code": (0, "exit code after SIGTERM, for a scheduler that restarts"),
             "force": (False, "continue although the config of the workdir differs"),
+            **MACHINE,
         },
     ),
     "plan": Command(
@@ -84,7 +93,7 @@ COMMANDS = {
         "evaluate",
         "kNN, linear probe and drift of every finished stage of a workdir.",
         True,
-        _WORKDIR,
+        {**_WORKDIR, **MACHINE},
     ),
     "features": Command(
         "features",
@@ -102,6 +111,7 @@ COMMANDS = {
             "label_kind": ("class", "text: class or number"),
             **_INIT_FORMAT,
             **_OF_IMAGES,
+            **MACHINE,
         },
     ),
     "predict": Command(
@@ -117,6 +127,7 @@ COMMANDS = {
             **_READING,
             **_INIT_FORMAT,
             **_OF_IMAGES,
+            **MACHINE,
         },
     ),
     "convert": Command(
