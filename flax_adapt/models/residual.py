@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from flax_adapt.base import keys
+from flax_adapt.base import keys, placement
 from flax_adapt.base.types import Array, Key
 
 # Selects tokens of an array [B, L, ...]: states, or the rows of a mask [B, L, M].
@@ -28,7 +28,12 @@ def first_token(x: Array) -> Array:
 
 def at_places(at_BU: Array) -> Select:
     """Returns a function that selects the tokens at the places at_BU, int32."""
-    return lambda x: jnp.take_along_axis(x, at_BU[..., None], axis=1)
+
+    def select(x_BLD: Array) -> Array:
+        x_BUD = jnp.take_along_axis(x_BLD, at_BU[..., None], axis=1)
+        return placement.place("states", x_BUD)
+
+    return select
 
 
 def take(select: Select | None, x: Array) -> Array:
