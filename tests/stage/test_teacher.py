@@ -57,6 +57,7 @@ def test_the_states_of_a_teacher_are_computed_once_and_kept(workdir, monkeypatch
     assert {*frozen(workdir, num_steps=2)} == {"teacher"}  # no example comes twice
 
 
+@pytest.mark.long
 def test_a_stage_with_a_table_trains_as_one_whose_teacher_runs_in_every_step(workdir):
     losses, few = [], tiny.digits(subset=tiny.FEW)
     for size in (2**20, 0):
