@@ -102,7 +102,11 @@ def plan_table(
     is_text = config_data.modality == "text"
     if is_text and select is None and len(config_data.buckets):
         return None
-    length = config_data.seq_len if is_text else 1 + model.config.num_patches
+    length = (
+        config_data.seq_len
+        if is_text
+        else model.config.num_prefix + model.config.num_patches
+    )
     last_block = model.config.last_block
     width = max(model.config.width, last_block.width if last_block else 0)
     layers = tuple(config_objective.layers)
