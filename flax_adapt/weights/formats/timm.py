@@ -118,6 +118,11 @@ def image_side(path: Path) -> int | None:
     return found.get("img_size", found.get("input_size"))
 
 
+def _has_swiglu(path: Path) -> bool:
+    with reading.open_tensors(path, {}) as tensors:
+        return torch_vit.has_swiglu(tensors)
+
+
 def _fields_of_config(path: Path) -> dict[str, Any]:
     """Returns the fields of the model config that only config.json has."""
     theirs, where = config_json(path), f"{path}/{reading.CONFIG}"
@@ -127,7 +132,7 @@ def _fields_of_config(path: Path) -> dict[str, Any]:
     if "quickgelu" in fields.text(theirs.get("architecture")):
         raise UserError(f"{where}: QuickGELU: our models cannot do this")
     act = args.get("act_layer")
-    if act not in tuple(GELU):
+    if act not in tuple(GELU) or (act == "silu" and not _has_swiglu(path)):
         raise UserError(
             f"{where}: act_layer={fields.show(act)} is not one of {tuple(GELU)}"
         )

@@ -125,7 +125,7 @@ def _decoder(
 
 
 def _block_sizes(where: Path, tensors: Tensors, stack: str) -> dict[str, int]:
-    if _has_swiglu(tensors) and stack == "blocks":
+    if has_swiglu(tensors) and stack == "blocks":
         name = f"{stack}.0.mlp.{'w3' if FACEBOOK_SWIGLU in tensors else 'fc2'}.weight"
         _, mlp_dim = _shape(where, tensors, name, 2)
     else:
@@ -150,10 +150,10 @@ def _grid(where: Path, tensors: Tensors) -> int:
 
 def fit_table(table: Names, tensors: Tensors) -> Names:
     """Returns the table of names for the kind of MLP that the tensors have."""
-    return timm_names.with_swiglu(table) if _has_swiglu(tensors) else table
+    return timm_names.with_swiglu(table) if has_swiglu(tensors) else table
 
 
-def _has_swiglu(tensors: Tensors) -> bool:
+def has_swiglu(tensors: Tensors) -> bool:
     """Whether the MLPs are SwiGLU, with both factors in one tensor: timm's, or Facebook's."""
     shapes = [tensors[name].shape for name in MLP if name in tensors]
     packed = len(shapes) == 2 and shapes[0][0] == 2 * shapes[1][-1]
@@ -171,7 +171,7 @@ def _traits(where: Path, table: Names, tensors: Tensors) -> dict[str, Any] | Non
         cls_position=_shape(where, tensors, "pos_embed", 3)[1]
         != _grid(where, tensors) ** 2,
         layer_scale=LAYER_SCALE in tensors,
-        swiglu=_has_swiglu(tensors),
+        swiglu=has_swiglu(tensors),
     )
     resize = "offset" if facebook else "antialias"
     return None if found == plain else found | {"position_resize": resize}
