@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from flax_adapt.base.errors import UserError
     from flax_adapt.base.metrics import Loss, Mean
     from flax_adapt.base.types import Text
+    from flax_adapt.commands.adapt import adapt_model as adapt
     from flax_adapt.train import optim, sharding
     from flax_adapt.train.sharding import make_mesh, put_batch
     from flax_adapt.train.state import TrainState
@@ -35,6 +36,7 @@ __all__ = [
     "Text",
     "TrainState",
     "UserError",
+    "adapt",
     "config",
     "create_state",
     "data",
@@ -60,6 +62,7 @@ _PLACES = {
     "Text": ("base.types", "Text"),
     "TrainState": ("train.state", "TrainState"),
     "UserError": ("base.errors", "UserError"),
+    "adapt": ("commands.adapt", "adapt_model"),
     "config": ("base.config", ""),
     "create_state": ("train.state", "create"),
     "data": ("data", ""),

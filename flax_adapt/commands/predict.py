@@ -1,10 +1,9 @@
 """Predictions of a classifier, or of a regression, for a data set."""
 
+from collections.abc import Iterable
 from typing import Any
 
-import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from flax_adapt import data as sources
 from flax_adapt import models, weights
@@ -14,11 +13,8 @@ from flax_adapt.base.hub import weights_path
 from flax_adapt.commands import tables
 from flax_adapt.commands.features import make_section, parse_pixels, say_bad_files
 from flax_adapt.commands.values import INIT_FLAGS, parse_values
-from flax_adapt.data.images import image
-from flax_adapt.evals.features import Features, extract
-from flax_adapt.train import sharding
-
-_DEVICES = dict(data=-1, fsdp=1, tensor=1)
+from flax_adapt.evals import outputs
+from flax_adapt.evals.features import Features
 
 
 def predict(
@@ -67,10 +63,11 @@ def predict(
             folder, "classify", dtype=precision, **init_options
         )
         examples = sources.open_examples(section, "")
-    outputs = _compute_outputs(model, params, examples, section, batch_size)
-    columns = _name_columns(outputs, examples, weights.class_names(folder))
+    found = outputs.compute_outputs(model, params, examples, section, batch_size, _show)
+    temperature = outputs.read_temperature(folder)
+    columns = _name_columns(found, examples, weights.class_names(folder), temperature)
     tables.write_rows(target, columns, {})
-    print(f"{out}: {len(outputs.indices)} predictions")
+    print(f"{out}: {len(found.indices)} predictions")
     say_bad_files(examples)
 
 
@@ -83,52 +80,32 @@ def _check_classifier(init: str, folder: Any, init_options: Any) -> None:
         )
 
 
-def _compute_outputs(
-    model: Any,
-    params: Any,
-    examples: sources.Examples,
-    section: ConfigDict,
-    batch_size: int,
-) -> Features:
-    """Returns the logits (or numbers) of every example, computed on all devices."""
-    if isinstance(examples, sources.TextExamples):
-        models.check_fits(model.config, **examples.row_sizes)
-    mesh = sharding.make_mesh(ConfigDict(_DEVICES))
-    placed = sharding.put(models.batch_stats.variables(params), mesh)
-    is_image = model.modality == "image"
-
-    @jax.jit
-    def apply(variables: Any, inputs: Any) -> Any:
-        given = image.preprocess(inputs, None, section, None) if is_image else inputs
-        return model.apply(variables, given, None)
-
-    def encode(batch: Any) -> Any:
-        return apply(placed, sharding.put_batch(batch[model.modality], mesh))
-
+def _show(batches: Iterable[Any], total: int) -> Iterable[Any]:
     from tqdm import tqdm
 
-    size = sharding.whole_batch_size(batch_size, mesh)
-    batches = sources.eval_batches(examples, size, 0, 1)
-    total = -(-len(examples) // size)
-    return extract(encode, tqdm(batches, "predict", total, disable=None, leave=False))
+    shown: Iterable[Any] = tqdm(batches, "predict", total, disable=None, leave=False)
+    return shown
 
 
 def _name_columns(
-    outputs: Features, examples: sources.Examples, class_names: tuple[str, ...] | None
+    found: Features,
+    examples: sources.Examples,
+    class_names: tuple[str, ...] | None,
+    temperature: float,
 ) -> dict[str, np.ndarray]:
     """Returns name and number of a regression; else name, class, probability of each class."""
-    logits = outputs.embeddings
+    logits = found.embeddings
     if not np.isfinite(logits).all():
         raise UserError(
             "nothing was written, since outputs are NaN or infinite: the weights overflow; "
             "take --precision=float32"
         )
-    names = np.array([examples.names[index] for index in outputs.indices])
+    names = np.array([examples.names[index] for index in found.indices])
     if logits.ndim == 1 or logits.shape[-1] == 1:
         return {"name": names, "value": logits.reshape(-1)}
     count = logits.shape[-1]
     classes = class_names or tuple(str(number) for number in range(count))
-    wide = logits.astype(np.float64)
+    wide = logits.astype(np.float64) / temperature
     scaled = np.exp(wide - wide.max(axis=-1, keepdims=True))
     shares = scaled / scaled.sum(axis=-1, keepdims=True)
     probabilities = {f"probability_{c}": shares[:, i] for i, c in enumerate(classes)}

@@ -14,7 +14,7 @@ from flax_adapt.base import config as configs
 from flax_adapt.base import logs
 from flax_adapt.base.errors import UserError
 from flax_adapt.evals import verdict
-from flax_adapt.experiment import held_out, lock, sweep, verdicts
+from flax_adapt.experiment import card, held_out, lock, sweep, verdicts
 from flax_adapt.stage import check, draws, loop
 from flax_adapt.stage.stage import Stage
 from flax_adapt.train.preemption import Preemption
@@ -39,7 +39,7 @@ def run(config: Any, workdir: Path, *, force: bool) -> list[dict[str, Any]]:
     held_out.check_sweeps(config)
     _check_sources(config, workdir)
     results = []
-    with _only_run(workdir), Preemption() as preemption:
+    with only_run(workdir), Preemption() as preemption:
         _claim(config, workdir, force)
         for section in config.stages:
             for seed in section.seeds:
@@ -48,6 +48,7 @@ def run(config: Any, workdir: Path, *, force: bool) -> list[dict[str, Any]]:
                 results.append(loop.train_and_evaluate(stage, preemption))
                 _write(workdir, rows := summarize(results, workdir))
         _write(workdir, rows := verdicts.add(config, rows, results, workdir))
+        card.write_cards(config, rows, workdir)
     return rows
 
 
@@ -89,7 +90,7 @@ def measurable_runs(config: Any, workdir: Path) -> list[Stage]:
     return finished_runs(config, workdir)
 
 
-def _only_run(workdir: Path) -> contextlib.AbstractContextManager[None]:
+def only_run(workdir: Path) -> contextlib.AbstractContextManager[None]:
     """Returns a context in which process 0 holds the workdir for all processes of a run."""
     is_first = jax.process_index() == 0
     return lock.hold(workdir) if is_first else contextlib.nullcontext()

@@ -20,6 +20,7 @@ SHIPPED = configs.list_shipped()
 # What each config is run with, and the stages that this gives. A new config needs a line.
 START = "finetune_start further finetune_further"
 RUNS = {
+    "adapt": ("unlabelled={images},init={init},method=further", "adapt"),
     "baseline_finetune": (
         "dataset={images},init={init},per_class=3,method=full+lp_ft",
         "finetune_full finetune_lp_ft_head finetune_lp_ft",
@@ -77,6 +78,7 @@ RUNS = {
     ),
 }
 NEEDS_INIT = {
+    "adapt": "the config needs init=MODEL, .* and unlabelled=SOURCE or labelled=SOURCE",
     "mae_finetune": "the config needs dataset=SOURCE with labels and init=PATH",
     "chain": "the config needs dataset=TARGET with labels and init=PATH",
     "small_adapt": "small_adapt needs init=PATH",

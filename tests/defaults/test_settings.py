@@ -10,6 +10,9 @@ from flax_adapt.base.errors import UserError
 IMAGES, TEXTS = "dataset={images},init={init}", "dataset={texts},init={bert}"
 # Arguments that load a config, and the stages that its settings of training are of.
 CONFIGS = {
+    "adapt": (
+        *("unlabelled={images},labelled={images},init={init}", "further distill_1"),
+    ),
     "baseline_finetune": (f"{IMAGES},method=full+linear_probe", "finetune_full"),
     "bert_further_pretrain": (f"{TEXTS},mlm_warmup=3", "further"),
     "bert_self_distill": (TEXTS, "further distill_1"),

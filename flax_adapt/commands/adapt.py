@@ -1,0 +1,198 @@
+"""From own data to an adapted model: chooses the recipe, prints it, runs it, hands over."""
+
+import re
+import shlex
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from flax_adapt.base import config as configs
+from flax_adapt.base import errors, logs
+from flax_adapt.base.errors import UserError
+from flax_adapt.base.paths import user_path
+from flax_adapt.commands import adapt_screen, jax_settings
+from flax_adapt.commands.table import COMMANDS, REQUIRED
+from flax_adapt.experiment import budget as budgets
+from flax_adapt.experiment import delivery, handover, recipe, verdicts
+from flax_adapt.train.preemption import Preemption
+
+RECORD = "adapt.json"
+# Flags that are no arguments of the config adapt.
+_OWN = ("budget", "precision", "workdir", "dry_run", "force", "stop_code")
+_BUDGET = re.compile(
+    r"(?P<rule>auto|paper)|(?P<time>\d+(\.\d+)?)(?P<unit>[smh])"
+    r"|steps:(?P<steps>\d+)|epochs:(?P<epochs>\d+(\.\d+)?)"
+)
+# Arguments of the config in its errors -> flags.
+_FLAGS = "|".join(COMMANDS["adapt"].flags)
+_AS_FLAGS = {rf"(?<![\w.'-])({_FLAGS})=": r"--\1=", "the config needs": "adapt needs"}
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def adapt(
+    workdir: str, budget: str, precision: str, dry_run: bool, force: bool, **given: Any
+) -> None:
+    """Adapts weights to own data within a budget; hands over what held-out labels choose."""
+    run_recipe(workdir, budget, precision, dry_run, force, **given)
+
+
+def adapt_model(**given: Any) -> Path | None:
+    """Adapts weights to own data, as the command `flax-adapt adapt` does.
+
+    given: flags of the command, such as init="facebook/vit-mae-base",
+    unlabelled="folder:scans/Training", workdir="runs/x"; others have the command's
+    defaults. Returns the folder of the adapted model, None for dry_run=True. Raises
+    UserError for flags that are missing, unknown or do not fit together.
+    """
+    table = COMMANDS["adapt"].flags
+    for name in given:
+        errors.choose("adapt: the argument", name, table)
+    defaults = {name: default for name, (default, _) in table.items()}
+    whole = {**defaults, **given}
+    missing = [name for name, value in whole.items() if value is REQUIRED]
+    if missing:
+        raise UserError(f"adapt needs {', '.join(missing)}")
+    whole.pop("stop_code")
+    return run_recipe(**whole)
+
+
+def run_recipe(
+    workdir: str, budget: str, precision: str, dry_run: bool, force: bool, **given: Any
+) -> Path | None:
+    """Runs `adapt` with all its flags; returns the folder of what it hands over."""
+    begun = time.perf_counter()
+    folder, parsed = user_path(workdir), parse_budget(budget)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--workdir={workdir} is a file: give a folder, or a new name")
+    flags = {**given, "budget": budget, "precision": precision}
+    kept = read_record(folder, flags, force)
+    # A begun run keeps its numbers, those of the machine that it began on included.
+    name = kept.get("config") or _name_config(given, parsed, precision)
+    with errors.reword_errors(_AS_FLAGS):
+        config = configs.load(name)
+    jax_settings.set_jax_up(folder, config.precision)
+    work = kept.get("work")
+    if not kept:
+        name, config, work = _size(name, config, parsed, folder, begun, budget)
+    line = (
+        f"flax-adapt run --workdir={shlex.quote(workdir)} --config={shlex.quote(name)}"
+    )
+    print(adapt_screen.describe(config, work, line), flush=True)
+    if dry_run:
+        return None
+    if jax.process_index() == 0:
+        logs.write_json(folder / RECORD, dict(flags=flags, config=name, work=work))
+    rows = recipe.run(config, folder, force=force)
+    with recipe.only_run(folder), Preemption() as preemption:
+        record = handover.choose(config, folder, preemption)
+        target = delivery.deliver(config, folder, record, rows, preemption)
+    _print_results(folder, rows, record, target)
+    return target
+
+
+def parse_budget(text: str) -> dict[str, str]:
+    """Returns the parts of a budget by their names; raises UserError for another text."""
+    found = _BUDGET.fullmatch(text)
+    if found is None:
+        raise UserError(
+            f"--budget={text} must be a time such as 30m or 2h, steps:2000, epochs:50, "
+            f"paper or auto{errors.suggest(text, ('auto', 'paper'))}"
+        )
+    parts = {name: value for name, value in found.groupdict().items() if value}
+    number = next((parts[n] for n in ("time", "steps", "epochs") if n in parts), "1")
+    if float(number) <= 0:
+        raise UserError(f"--budget={text} must be above 0")
+    return parts
+
+
+def read_record(folder: Path, flags: dict[str, Any], force: bool) -> dict[str, Any]:
+    """Returns what adapt.json of a begun workdir has; {} for a new one.
+
+    Raises UserError where it was begun with other flags, unless `force`.
+    """
+    path = folder / RECORD
+    if not path.exists() or force or not any(folder.glob("stages/**/checkpoints/*")):
+        return {}
+    found = logs.read_json(path)
+    if not isinstance(found, dict) or not {"flags", "config", "work"} <= {*found}:
+        raise UserError(f"{path} is damaged: use another --workdir, or --force")
+    changes = configs.difference({**flags, **found["flags"]}, flags)
+    if changes:
+        raise UserError(
+            f"{folder} was begun with other flags (--{'; --'.join(changes)}); use another "
+            "--workdir, or --force to go on with the new ones (finished stages stay)"
+        )
+    return found
+
+
+def _name_config(given: dict[str, Any], parsed: dict[str, str], precision: str) -> str:
+    """Returns `adapt:init=...,...` for the flags that differ from the config's defaults."""
+    defaults = configs.argument_defaults("adapt")
+    arguments = {k: v for k, v in given.items() if v != defaults[k]}
+    arguments |= {"precision": choose_precision(precision)}
+    sizes = {"rule": "sizes", "steps": "steps", "epochs": "epochs"}
+    arguments |= {sizes[k]: v for k, v in parsed.items() if k in sizes}
+    if "steps" in parsed and not given["unlabelled"]:  # then there is fine-tuning alone
+        arguments["finetune_steps"] = parsed["steps"]
+    arguments = {k: v for k, v in arguments.items() if v != defaults[k]}
+    return join_arguments(arguments)
+
+
+def join_arguments(arguments: dict[str, Any]) -> str:
+    """Returns the config's name with its arguments; values with a comma are quoted."""
+    pairs = (
+        f'{k}="{v}"' if "," in str(v) else f"{k}={v}" for k, v in arguments.items()
+    )
+    return f"adapt:{','.join(pairs)}"
+
+
+def choose_precision(name: str) -> str:
+    """Returns the precision of `auto`: bfloat16 on TPUs and GPUs that have it, or float32."""
+    if name != "auto":
+        errors.choose(
+            "--precision", name, {**jax_settings.MATMUL_PRECISION, "auto": ""}
+        )
+        return name
+    device = jax.devices()[0]
+    if device.platform == "gpu":
+        capable = float(getattr(device, "compute_capability", "0") or 0) >= 8
+        return "bfloat16" if capable else "float32"
+    return "bfloat16" if device.platform == "tpu" else "float32"
+
+
+def _size(
+    name: str,
+    config: Any,
+    parsed: dict[str, str],
+    folder: Path,
+    begun: float,
+    typed: str,
+) -> tuple[str, Any, list[Any]]:
+    """Returns (config's name, config, work) with the steps that a time is enough for."""
+    with Preemption() as preemption:
+        work = budgets.list_work(config, folder, preemption)
+    if "time" not in parsed:
+        return name, config, [list(one) for one in work]
+    whole = float(parsed["time"]) * _SECONDS[parsed["unit"]]
+    spent = time.perf_counter() - begun
+    counts = budgets.share(work, whole - spent, spent, typed)
+    name = ",".join([name, *(f"{k}={v}" for k, v in counts.items())])
+    config = configs.load(name)
+    steps = {section.name: section.num_steps for section in config.stages}
+    work = [one._replace(steps=steps[one.name] if one.steps else 0) for one in work]
+    return name, config, [list(one) for one in work]
+
+
+def _print_results(
+    folder: Path, rows: list[dict[str, Any]], record: dict[str, Any], target: Path
+) -> None:
+    if jax.process_index():
+        return
+    print(recipe.table(rows))
+    for line in verdicts.text(rows):
+        print(line)
+    print(f"handed over: {record['stage']}, {record['why']}")
+    print(f"report:  {folder / delivery.REPORT}")
+    print(f"model:   {target}")

@@ -1,0 +1,94 @@
+"""The outputs of a classifier or a regression for a data set, and its temperature."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from flax_adapt import data as sources
+from flax_adapt import models
+from flax_adapt.base import logs
+from flax_adapt.base.errors import UserError
+from flax_adapt.data.images import image
+from flax_adapt.evals.features import Features, extract
+from flax_adapt.train import sharding
+
+CALIBRATION = "calibration.json"
+_DEVICES = dict(data=-1, fsdp=1, tensor=1)
+
+
+def compute_outputs(
+    model: Any,
+    params: Any,
+    examples: sources.Examples,
+    section: ConfigDict,
+    batch_size: int,
+    show: Callable[[Iterable[Any], int], Iterable[Any]] = lambda batches, _: batches,
+) -> Features:
+    """Returns the logits (or numbers) of every example, computed on all devices.
+
+    show: wraps the batches, whose number it is given, for a progress bar.
+    """
+    if isinstance(examples, sources.TextExamples):
+        models.check_fits(model.config, **examples.row_sizes)
+    mesh = sharding.make_mesh(ConfigDict(_DEVICES))
+    placed = sharding.put(models.batch_stats.variables(params), mesh)
+    is_image = model.modality == "image"
+
+    @jax.jit
+    def apply(variables: Any, inputs: Any) -> Any:
+        given = image.preprocess(inputs, None, section, None) if is_image else inputs
+        return model.apply(variables, given, None)
+
+    def encode(batch: Any) -> Any:
+        return apply(placed, sharding.put_batch(batch[model.modality], mesh))
+
+    size = sharding.whole_batch_size(batch_size, mesh)
+    batches = sources.eval_batches(examples, size, 0, 1)
+    return extract(encode, show(batches, -(-len(examples) // size)))
+
+
+def mean_loss(logits_nC: np.ndarray, labels_n: np.ndarray, temperature: float) -> float:
+    """Returns the mean cross-entropy of logits divided by a temperature."""
+    scaled = logits_nC.astype(np.float64) / temperature
+    scaled -= scaled.max(axis=-1, keepdims=True)
+    log_sums = np.log(np.exp(scaled).sum(axis=-1))
+    return float(np.mean(log_sums - scaled[np.arange(len(labels_n)), labels_n]))
+
+
+def fit_temperature(logits_nC: np.ndarray, labels_n: np.ndarray) -> float:
+    """Returns the temperature with the least loss (Guo et al. 2017), within [0.05, 20].
+
+    The loss has one minimum in 1 / temperature. A golden section of the logarithm finds it.
+    """
+    low, high = np.log(0.05), np.log(20.0)
+    ratio = (np.sqrt(5) - 1) / 2
+    while high - low > 1e-4:
+        left, right = high - ratio * (high - low), low + ratio * (high - low)
+        losses = [mean_loss(logits_nC, labels_n, np.exp(x)) for x in (left, right)]
+        if losses[0] < losses[1]:
+            high = right
+        else:
+            low = left
+    return float(np.exp((low + high) / 2))
+
+
+def read_temperature(folder: Path) -> float:
+    """Returns the temperature of an exported classifier; 1 where it has none.
+
+    Raises UserError for a damaged calibration.json.
+    """
+    path = folder / CALIBRATION
+    if not path.exists():
+        return 1.0
+    found = logs.read_json(path)
+    value = found.get("temperature") if isinstance(found, dict) else None
+    if not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise UserError(
+            f"{path} is damaged, its temperature must be a number above 0: delete the file, "
+            "and the probabilities are not calibrated"
+        )
+    return float(value)

@@ -1,0 +1,182 @@
+"""`adapt`: from own data to an adapted model, in one command."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from support import tiny_files
+
+import flax_adapt as fa
+from flax_adapt.base import config as configs
+from flax_adapt.base.errors import UserError
+from flax_adapt.commands import adapt
+from flax_adapt.defaults import adapting, adapting_sizes
+from flax_adapt.evals import outputs
+from flax_adapt.experiment import budget, handover
+
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return tiny_files.everything(tmp_path_factory.mktemp("files"))
+
+
+@pytest.fixture(scope="module")
+def small():
+    """Few steps, rates and folds, so that a recipe takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(adapting_sizes, "FINETUNE_LEAST", 2)
+        patch.setattr(adapting_sizes, "FINETUNE_EPOCHS", 1)
+        patch.setattr(adapting_sizes, "LEAST", 2)
+        patch.setattr(adapting_sizes, "EPOCHS", 1)
+        patch.setattr(adapting, "LRS", (1.0,))
+        patch.setattr(adapting.baselines, "LP_FT_LRS", (1.0,))
+        patch.setattr(handover, "FOLDS", 2)
+        yield
+
+
+def flags(files, workdir, **changes):
+    """Flags of a run: a class folder for each source, without splits."""
+    root = files["images"]
+    given = dict(
+        init=str(files["init"]), workdir=str(workdir), labelled=root, test=root
+    )
+    return {**given, **changes}
+
+
+@pytest.fixture(scope="module")
+def adapted(files, small, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("adapted")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(budget, "share", lambda *_: dict(finetune_steps=3))
+        export = fa.adapt(**flags(files, workdir, budget="2m"))
+    return workdir, export
+
+
+def test_adapt_hands_over_one_of_the_candidates_and_the_report_shows_all(adapted):
+    workdir, export = adapted
+    record = json.loads((workdir / "handed_over.json").read_text())
+    names = [f"{kind}_start" for kind in adapting.CANDIDATES]
+    assert list(record["held_out"]) == names
+    assert record["stage"] in names
+    assert record["examples"] == 16  # all labels, each held out once
+    report = (workdir / "report.md").read_text()
+    assert all(name in report for name in names)
+    assert export == workdir / "export"
+
+
+def test_numbers_of_a_budget_are_fixed_in_the_config_of_the_workdir(adapted):
+    workdir, _ = adapted
+    record = json.loads((workdir / "adapt.json").read_text())
+    assert record["config"].endswith("finetune_steps=3")
+    stages = configs.plain(configs.load(record["config"]))["stages"]
+    stored = json.loads((workdir / "config.json").read_text())["stages"]
+    assert [s["num_steps"] for s in stages] == [s["num_steps"] for s in stored]
+
+
+def test_the_same_command_continues_and_another_budget_is_refused(adapted, files, main):
+    workdir, export = adapted
+    before = (workdir / "config.json").read_text()
+    assert fa.adapt(**flags(files, workdir, budget="2m")) == export
+    assert (workdir / "config.json").read_text() == before
+    line = [f"--{k}={v}" for k, v in flags(files, workdir, budget="3m").items()]
+    code, _, error = main("adapt", *line)
+    assert code == 2
+    assert "begun with other flags (--budget: 2m -> 3m)" in error
+
+
+def test_predict_on_the_test_set_has_the_accuracy_of_the_report(
+    adapted, files, main, tmp_path
+):
+    workdir, export = adapted
+    out, results = (
+        tmp_path / "p.csv",
+        json.loads((workdir / "results.json").read_text()),
+    )
+    chosen = json.loads((workdir / "handed_over.json").read_text())["stage"]
+    code, *_ = main(
+        *("predict", f"--init={export}", f"--data={files['images']}"),
+        *(f"--out={out}", "--split=test"),
+    )
+    rows = list(csv.DictReader(out.read_text().splitlines()))
+    right = np.mean([row["predicted"] == row["name"].split("/")[1] for row in rows])
+    assert code == 0
+    assert right == pytest.approx(
+        next(row["mean"] for row in results if row["stage"] == chosen)
+    )
+
+
+def test_the_export_says_what_it_is_and_has_its_temperature(adapted):
+    workdir, export = adapted
+    card = (export / "README.md").read_text()
+    assert "handed over since" in card
+    assert "ForImageClassification" in card
+    assert "temperature" in card
+    assert 0.05 <= outputs.read_temperature(export) <= 20
+    other = (workdir / "stages/full_start/export/README.md").read_text()
+    assert "names " in other  # the fingerprint of the data
+    assert "handed over" not in other
+
+
+def test_the_screen_shows_stages_sizes_and_the_equivalent_command(
+    files, small, tmp_path, capsys
+):
+    fa.adapt(**flags(files, tmp_path, budget="steps:3", dry_run=True))
+    shown = capsys.readouterr().out
+    assert "probe_start" in shown
+    assert "about" in shown
+    line = next(line for line in shown.splitlines() if "--config=" in line)
+    name = line.split("--config=")[1].strip("'")
+    assert [s.num_steps for s in configs.load(name).stages] == [1, 3, 3]
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_a_time_is_shared_so_that_all_runs_end_within_it():
+    cost = budget.Cost(2.0, 0.5, 0)
+    work = [
+        budget.Work("adapt", cost, 1, 100, False),
+        budget.Work("probe", budget.Cost(3.0, 0.0, 0), 2, 0, True),
+        budget.Work("full", cost, 4, 50, True),
+    ]
+    found = budget.share(work, 120.0, 60.0, "3m")
+    after = [
+        work[0]._replace(steps=found["steps"]),
+        work[1],
+        work[2]._replace(steps=found["finetune_steps"]),
+    ]
+    assert 0.9 * 120 < budget.seconds_of(after) <= 120
+    with pytest.raises(UserError, match=r"budget=9s is too short .* at least 1m"):
+        budget.share(work, 9.0, 1.0, "9s")
+
+
+@pytest.mark.parametrize("text", ["30", "30x", "steps", "steps:0", "0m", "papr", "-3m"])
+def test_a_budget_that_is_none_is_refused(text):
+    with pytest.raises(UserError, match=f"--budget={text} must be"):
+        adapt.parse_budget(text)
+
+
+def test_a_config_of_flags_is_one_that_the_command_line_can_read_back():
+    name = adapt.join_arguments(dict(init="m", labelled="folder:/a,b"))
+    assert configs.typed_arguments(name) == dict(init="m", labelled="folder:/a,b")
+
+
+def test_the_function_knows_the_flags_of_the_command():
+    with pytest.raises(UserError, match=r"'inti' is unknown.*did you mean 'init'"):
+        fa.adapt(inti="x")
+    with pytest.raises(UserError, match="adapt needs init, workdir"):
+        fa.adapt()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("init", "method"), [("vit", "auto"), ("bert", "further")])
+def test_without_labels_first_and_then_from_both_backbones(
+    init, method, files, small, tmp_path
+):
+    root = files["texts" if init == "bert" else "images"]
+    given = flags(files, tmp_path, method=method, budget="steps:2", unlabelled=root)
+    given |= dict(init=str(files[init]), labelled=root, test=root)
+    assert fa.adapt(**given) == tmp_path / "export"
+    record = json.loads((tmp_path / "handed_over.json").read_text())
+    assert len(record["held_out"]) == 2 * len(adapting.CANDIDATES)
