@@ -41,6 +41,7 @@ NEEDED: dict[str, dict[str, Any]] = {
 # Functions of `defaults` that make something else than one section.
 OTHERS = {
     "mae_finetune",
+    "make_config",
     "dataset",
     "small_mae",
     "pixel_statistics",

@@ -32,10 +32,29 @@ _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 def adapt(
-    workdir: str, budget: str, precision: str, dry_run: bool, force: bool, **given: Any
+    init: str,
+    unlabelled: str,
+    labelled: str,
+    test: str,
+    source: str,
+    method: str,
+    budget: str,
+    precision: str,
+    workdir: str,
+    data_dir: str,
+    init_format: str,
+    augment: str,
+    fit: str,
+    image_field: str,
+    label_field: str,
+    split_field: str,
+    text_field: str,
+    seq_len: int,
+    dry_run: bool,
+    force: bool,
 ) -> None:
     """Adapts weights to own data within a budget; hands over what held-out labels choose."""
-    run_recipe(workdir, budget, precision, dry_run, force, **given)
+    run_recipe(**locals())
 
 
 def adapt_model(**given: Any) -> Path | None:

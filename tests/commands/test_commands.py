@@ -62,7 +62,7 @@ MISTAKES = {
     "run --workdir= --config=quickstart": "run needs --workdir=...",
     "run --workdir={w}": "run needs one --config=FILE or --config=NAME",
     "run --workdir={w} --config=quickstart --config=quickstart": "run needs one",
-    "run --workdir={w} --config=nope": "choose one of ['baseline_finetune', 'bert_fur",
+    "run --workdir={w} --config=nope": "choose one of ['adapt', 'baseline_finetune', 'bert_fur",
     "run --workdir={w} --config=quickstart:stepz=1": "'stepz=1' is unknown; there are",
     "run --workdir={w} --config=quickstart:pretrain_steps=x": "must be of type int",
     "run --workdir={w} --config=quickstart more": "run does not know ['more']",

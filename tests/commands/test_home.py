@@ -13,6 +13,9 @@ from flax_adapt.stage import stage as stages
 # Every flag of every command: those that are paths, and those that are not.
 PATHS = {
     "run": {"workdir"},
+    "adapt": {
+        *("workdir", "init", "unlabelled", "labelled", "test", "source", "data_dir")
+    },
     "eval": {"workdir"},
     "features": {"init", "data", "out", "data_dir"},
     "plan": set(),
@@ -30,6 +33,11 @@ OTHERS = {
         "peer_timeout",
         "stop_code",
         "force",
+    },
+    "adapt": {
+        *("method", "budget", "precision", "init_format", "augment", "fit", "force"),
+        *("image_field", "label_field", "split_field", "text_field", "seq_len"),
+        *("dry_run", "stop_code"),
     },
     "eval": set(),
     "features": {
@@ -95,6 +103,12 @@ def test_every_flag_is_known_to_be_a_path_or_not():
 def test_flags_of_files(main, home, line, written):
     assert main(*line.split())[0] == 0
     assert (home / written).is_file()
+
+
+def test_the_sources_of_adapt(home):
+    sources = "unlabelled=folder:~/images,labelled=folder:~/images,test=folder:~/images"
+    stages = configs.load(f"adapt:init=~/mae,{sources}").stages
+    assert stages[-1].eval.data.split == "test"
 
 
 def test_the_data_dir_of_features(main, home):
