@@ -5,7 +5,7 @@ that the code leaves open, and all values for text, are marked as ours.
 """
 
 from flax_adapt.defaults.ablations import self_distill_stages
-from flax_adapt.defaults.adapting import ADAPT_ARGUMENTS, Adapting
+from flax_adapt.defaults.adapting.recipe import ADAPT_ARGUMENTS, Adapting
 from flax_adapt.defaults.augment import AUGMENTS, MOCO_V3_VIEWS, NO_AUGMENT, views
 from flax_adapt.defaults.baselines import (
     MARS_RADIUS,

@@ -11,7 +11,8 @@ import flax_adapt as fa
 from flax_adapt.base import config as configs
 from flax_adapt.base.errors import UserError
 from flax_adapt.commands import adapt
-from flax_adapt.defaults import adapting, adapting_sizes
+from flax_adapt.defaults import baselines
+from flax_adapt.defaults.adapting import recipe, sizes
 from flax_adapt.evals import outputs
 from flax_adapt.experiment import budget, handover
 
@@ -27,12 +28,12 @@ def files(tmp_path_factory):
 def small():
     """Few steps, rates and folds, so that a recipe takes seconds."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(adapting_sizes, "FINETUNE_LEAST", 2)
-        patch.setattr(adapting_sizes, "FINETUNE_EPOCHS", 1)
-        patch.setattr(adapting_sizes, "LEAST", 2)
-        patch.setattr(adapting_sizes, "EPOCHS", 1)
-        patch.setattr(adapting, "LRS", (1.0,))
-        patch.setattr(adapting.baselines, "LP_FT_LRS", (1.0,))
+        patch.setattr(sizes, "FINETUNE_LEAST", 2)
+        patch.setattr(sizes, "FINETUNE_EPOCHS", 1)
+        patch.setattr(sizes, "LEAST", 2)
+        patch.setattr(sizes, "EPOCHS", 1)
+        patch.setattr(recipe, "LRS", (1.0,))
+        patch.setattr(baselines, "LP_FT_LRS", (1.0,))
         patch.setattr(handover, "FOLDS", 2)
         yield
 
@@ -58,7 +59,7 @@ def adapted(files, small, tmp_path_factory):
 def test_adapt_hands_over_one_of_the_candidates_and_the_report_shows_all(adapted):
     workdir, export = adapted
     record = json.loads((workdir / "handed_over.json").read_text())
-    names = [f"{kind}_start" for kind in adapting.CANDIDATES]
+    names = [f"{kind}_start" for kind in recipe.CANDIDATES]
     assert list(record["held_out"]) == names
     assert record["stage"] in names
     assert record["examples"] == 16  # all labels, each held out once
@@ -179,4 +180,4 @@ def test_without_labels_first_and_then_from_both_backbones(
     given |= dict(init=str(files[init]), labelled=root, test=root)
     assert fa.adapt(**given) == tmp_path / "export"
     record = json.loads((tmp_path / "handed_over.json").read_text())
-    assert len(record["held_out"]) == 2 * len(adapting.CANDIDATES)
+    assert len(record["held_out"]) == 2 * len(recipe.CANDIDATES)

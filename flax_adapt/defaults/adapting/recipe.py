@@ -15,8 +15,6 @@ from ml_collections import ConfigDict
 from flax_adapt import weights
 from flax_adapt.base.errors import UserError, choose, reword_errors
 from flax_adapt.defaults import (
-    adapting_data,
-    adapting_sizes,
     augment,
     baselines,
     modality,
@@ -24,7 +22,8 @@ from flax_adapt.defaults import (
     shared,
     text,
 )
-from flax_adapt.defaults.adapting_sizes import Sizes
+from flax_adapt.defaults.adapting import data, sizes
+from flax_adapt.defaults.adapting.sizes import Sizes
 
 # The arguments of the config adapt; its docstring explains them.
 ADAPT_ARGUMENTS: dict[str, Any] = dict(
@@ -75,7 +74,7 @@ class Adapting:
             )
         choose("method", args.method, dict.fromkeys(("auto", *METHODS)))
         self.args, self.method = args, args.method
-        adapting_data.check_schemes(args)
+        data.check_schemes(args)
         first = args.unlabelled or args.labelled
         known = dict(dataset=first.partition("@")[0], split="train", per_class=0)
         known |= dict(seq_len=args.seq_len)
@@ -89,10 +88,10 @@ class Adapting:
         )
         self.make = start.make
         self._check_method()
-        self.unlabelled, self.labelled, self.test, self.replayed = (
-            adapting_data.open_sections(args, self.make)
+        self.unlabelled, self.labelled, self.test, self.replayed = data.open_sections(
+            args, self.make
         )
-        self.sizes: Sizes = adapting_sizes.sizes_of(self)
+        self.sizes: Sizes = sizes.sizes_of(self)
 
     def _check_method(self) -> None:
         args = self.args

@@ -1,0 +1,1 @@
+"""The config `adapt`: its recipe, the data that it reads, and its sizes."""
