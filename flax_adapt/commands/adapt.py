@@ -13,7 +13,7 @@ from flax_adapt.base import errors, logs
 from flax_adapt.base.errors import UserError
 from flax_adapt.base.paths import user_path
 from flax_adapt.commands import adapt_screen, jax_settings
-from flax_adapt.commands.table import COMMANDS, REQUIRED
+from flax_adapt.commands.table import COMMANDS, MACHINE, REQUIRED
 from flax_adapt.experiment import budget as budgets
 from flax_adapt.experiment import delivery, handover, recipe, verdicts
 from flax_adapt.train.preemption import Preemption
@@ -73,7 +73,9 @@ def adapt_model(**given: Any) -> Path | None:
     missing = [name for name, value in whole.items() if value is REQUIRED]
     if missing:
         raise UserError(f"adapt needs {', '.join(missing)}")
-    whole.pop("stop_code")
+    # What the command line alone needs: the process of a library is the user's.
+    for name in ("stop_code", *MACHINE):
+        del whole[name]
     return run_recipe(**whole)
 
 
@@ -91,7 +93,7 @@ def run_recipe(
     name = kept.get("config") or _name_config(given, parsed, precision)
     with errors.reword_errors(_AS_FLAGS):
         config = configs.load(name)
-    jax_settings.set_jax_up(folder, config.precision)
+    jax_settings.set_precision(config.precision)
     work = kept.get("work")
     if not kept:
         name, config, work = _size(name, config, parsed, folder, begun, budget)

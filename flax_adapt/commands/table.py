@@ -99,6 +99,7 @@ COMMANDS = {
             "text_field": ("text", "texts: their column"),
             "seq_len": (128, "texts: the most tokens of a text"),
             "dry_run": (False, "print what would be done, and stop"),
+            **MACHINE,
             "force": (False, "continue although the flags of the workdir differ"),
             "stop_code": (0, "exit code after SIGTERM, for a scheduler that restarts"),
         },

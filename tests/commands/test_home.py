@@ -14,7 +14,8 @@ from flax_adapt.stage import stage as stages
 PATHS = {
     "run": {"workdir"},
     "adapt": {
-        *("workdir", "init", "unlabelled", "labelled", "test", "source", "data_dir")
+        *("workdir", "init", "unlabelled", "labelled", "test", "source", "data_dir"),
+        "compile_cache",
     },
     "eval": {"workdir"},
     "features": {"init", "data", "out", "data_dir"},
@@ -37,7 +38,7 @@ OTHERS = {
     "adapt": {
         *("method", "budget", "precision", "init_format", "augment", "fit", "force"),
         *("image_field", "label_field", "split_field", "text_field", "seq_len"),
-        *("dry_run", "stop_code"),
+        *("dry_run", "stop_code", "malloc"),
     },
     "eval": set(),
     "features": {
