@@ -171,11 +171,10 @@ def _set_up_log() -> None:
     absl_logging.set_verbosity(absl_logging.WARNING)
     log = logging.getLogger("flax_adapt")
     log.setLevel(logging.INFO)
-    if not log.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(handler)
-        log.propagate = False
+    handler = logging.StreamHandler()  # to the stderr of now
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.handlers[:] = [handler]
+    log.propagate = False
 
 
 def _stop(*_: object) -> None:
