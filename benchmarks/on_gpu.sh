@@ -14,6 +14,8 @@ out=$(mkdir -p "$1" && cd "$1" && pwd)
 python=${PYTHON:-python3}
 export PYTHONPATH="$here/..${PYTHONPATH:+:$PYTHONPATH}"
 export XLA_PYTHON_CLIENT_PREALLOCATE=false # torch needs memory, too
+# cuBLAS for products: one Triton kernel of float32 can take minutes to compile.
+export XLA_FLAGS="--xla_gpu_enable_triton_gemm=false${XLA_FLAGS:+ $XLA_FLAGS}"
 
 common=(--dtype=bfloat16 --rounds=5 --repeat=5)
 # program, size, examples of a step, options
