@@ -170,14 +170,21 @@ def test_the_function_knows_the_flags_of_the_command():
         fa.adapt()
 
 
+@pytest.mark.parametrize(
+    ("examples", "batch"), [(0, 64), (1, 16), (5, 16), (17, 32), (40, 64), (9_000, 64)]
+)
+def test_a_small_set_has_a_smaller_batch_that_devices_divide(examples, batch):
+    assert sizes.fit_batch(64, examples) == batch
+
+
 @pytest.mark.long
-@pytest.mark.parametrize(("init", "method"), [("vit", "auto"), ("bert", "further")])
+@pytest.mark.parametrize(("init", "method"), [("init", "further"), ("bert", "further")])
 def test_without_labels_first_and_then_from_both_backbones(
     init, method, files, small, tmp_path
 ):
     root = files["texts" if init == "bert" else "images"]
     given = flags(files, tmp_path, method=method, budget="steps:2", unlabelled=root)
-    given |= dict(init=str(files[init]), labelled=root, test=root)
+    given |= dict(init=str(files[init]), labelled=root, test=root, seq_len=16)
     assert fa.adapt(**given) == tmp_path / "export"
     record = json.loads((tmp_path / "handed_over.json").read_text())
     assert len(record["held_out"]) == 2 * len(recipe.CANDIDATES)

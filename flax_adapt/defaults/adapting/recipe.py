@@ -86,6 +86,12 @@ class Adapting:
         self.start = start._replace(
             objective="contrast" if objective == "contrast" else start.masked_task
         )
+        if (
+            start.is_image and self.start.objective == "mae"
+        ):  # a missing decoder's sizes
+            same = dict.fromkeys(weights.reshape.FIELDS)
+            whole = weights.reshape.resized_config(start.model, same, "mae", None)
+            self.start = self.start._replace(model=whole)
         self.make = start.make
         self._check_method()
         self.unlabelled, self.labelled, self.test, self.replayed = data.open_sections(

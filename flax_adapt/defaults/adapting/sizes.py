@@ -57,11 +57,23 @@ def _count(section: dict[str, Any] | None) -> int:
     return shared.count_examples(section) if section else 0
 
 
+def fit_batch(published: int, examples: int) -> int:
+    """Returns the batch size of a set: the published one, less for fewer examples.
+
+    It is a power of two that holds the whole set, of 16 or more, so that usual numbers of
+    devices divide it. 0 examples: the published one.
+    """
+    return (
+        min(published, max(16, 1 << (examples - 1).bit_length()))
+        if examples
+        else (published)
+    )
+
+
 def _auto(published: Sizes, unlabelled: int, labelled: int) -> Sizes:
-    batch = max(1, min(published.batch_size, unlabelled or published.batch_size))
+    batch = fit_batch(published.batch_size, unlabelled)
     steps = max(LEAST, EPOCHS * unlabelled // batch)
-    finetune_batch = published.finetune_batch_size
-    finetune_batch = max(1, min(finetune_batch, labelled or finetune_batch))
+    finetune_batch = fit_batch(published.finetune_batch_size, labelled)
     finetune_steps = max(FINETUNE_LEAST, FINETUNE_EPOCHS * labelled // finetune_batch)
     return Sizes(
         steps=min(published.steps, steps),
