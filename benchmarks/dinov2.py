@@ -82,7 +82,7 @@ def with_decoder(target, init):
     arguments = dict(
         dataset=f"tfds:{target}",
         data_dir=_DATA.value,
-        split=TARGETS[target],
+        train_split=TARGETS[target],
         init=init,
         decoder_warmup=_STEPS.value,
         steps=1,
