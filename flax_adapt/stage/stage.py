@@ -178,7 +178,7 @@ def check_architecture(
         skipped.add("adaptor")
     if task != "mae" or loaded_config["decoder"] is None or "decoder" in options.fresh:
         skipped.add("decoder")
-    both = (loaded_config, stage.architecture)
+    both = (loaded_config, models.complete(stage.architecture))
     changes = configs.difference(
         *({name: a[name] for name in a if name not in skipped} for a in both)
     )
