@@ -88,7 +88,7 @@ def main(_):
     for head_dim in map(int, _WIDTHS.value):
         for length in map(int, _LENGTHS.value):
             for masked in (False, True):
-                kind = of_dtype(head_dim, length, masked)
+                kind = of_dtype(head_dim, length, length, masked)
                 print(json.dumps(compare(kind)), flush=True)
 
 
