@@ -34,7 +34,7 @@ def plan(
     hardware = plans.find_hardware(topology, hbm_gib, price_per_chip_hour, num_classes)
     jax_settings.set_precision(config.precision)
     check.experiment(config)
-    kinds = _choose(config, stage)
+    kinds = choose_kinds(config, stage)
     if search:
         return _print_search(config, kinds, hardware, json)
     found = []
@@ -47,7 +47,7 @@ def plan(
     return 0 if plans.all_fit(found) else 1
 
 
-def _choose(config: Any, stage: str) -> list[Kind]:
+def choose_kinds(config: Any, stage: str) -> list[Kind]:
     """Returns all kinds of stages that have a step to compile, or that of one stage."""
     kinds = plans.group_stages(config)
     names = [section.name for section in config.stages]

@@ -124,6 +124,17 @@ COMMANDS = {
             "num_classes": (0, "of a classifier whose data has them; 0: 1000"),
         },
     ),
+    "bench": Command(
+        "bench",
+        "Runs every kind of stage for some steps; prints examples/s, FLOP/s and memory.",
+        True,
+        {
+            "stage": ("", "name of a stage; '': every kind of stage"),
+            "json": (False, "print JSON"),
+            "input": (True, "run each stage with its data and weights, too"),
+            **MACHINE,
+        },
+    ),
     "eval": Command(
         "evaluate",
         "kNN, linear probe and drift of every finished stage of a workdir.",

@@ -121,7 +121,7 @@ def time_stage(config: Any, section: Any, folder: Path, preemption: Preemption) 
     first = Stage(config, shorten(config, section), 0, folder / "first")
     seconds, solved = 0.0, first.config.optim.solve is not None
     if not solved:
-        seconds = _time_steps(first, preemption)
+        seconds = time_steps(first, preemption)
         one = change_fields(first.config, num_steps=1)
         first = Stage(config, one, 0, folder / "one")
     begun = time.perf_counter()
@@ -130,7 +130,7 @@ def time_stage(config: Any, section: Any, folder: Path, preemption: Preemption) 
     return Cost(fixed, seconds, 0 if solved else _count_bytes(first))
 
 
-def _time_steps(stage: Stage, preemption: Preemption) -> float:
+def time_steps(stage: Stage, preemption: Preemption) -> float:
     """Returns the seconds of a step, after those that compile and fill queues."""
     run, count = loop.Run(stage, preemption), stage.config.num_steps
     times = []

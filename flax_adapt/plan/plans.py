@@ -147,15 +147,20 @@ def _memory(compiled: Any, used: int, hardware: Hardware) -> dict[str, Any]:
     limit = hardware.gib * GIB
     if compiled is None:
         return {"total": used, "limit": limit, "fits": False}
+    parts = count_bytes(compiled)
+    total = sum(parts.values())
+    return {**parts, "total": total, "limit": limit, "fits": total <= limit}
+
+
+def count_bytes(compiled: Any) -> dict[str, int]:
+    """Returns the bytes on one chip that XLA assigned to a program, by their purpose."""
     found = compiled.memory_analysis()
-    parts = {
+    return {
         "arguments": found.argument_size_in_bytes,
         "temporaries": found.temp_size_in_bytes,
         "outputs": found.output_size_in_bytes - found.alias_size_in_bytes,
         "code": found.generated_code_size_in_bytes,
     }
-    total = sum(parts.values())
-    return {**parts, "total": total, "limit": limit, "fits": total <= limit}
 
 
 def _measured(

@@ -47,6 +47,15 @@ CHIPS = {
     "h100": Chip("cuda", 989e12, 989 / 67, 3350e9, 450e9, 79.1, 64),
     "cpu": Chip("cpu", 100e9, 1, 10e9, 1e9, 4.0, 8),
 }
+# What JAX calls a device (`device_kind`, its beginning) -> key of CHIPS.
+_DEVICE_KINDS = {
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5p": "v5p",
+    "TPU v5": "v5p",
+    "TPU v6": "v6e",
+    "NVIDIA H100 80GB HBM3": "h100",
+}
 GIB = 2**30
 _EXAMPLES = "v5e:4x4, v5e:16x16, v5p:2x2x4, v6e:4x4, h100:8, cpu:8"
 
@@ -63,6 +72,14 @@ class Topology(NamedTuple):
     def chips(self) -> int:
         """The number of chips."""
         return math.prod(self.sizes)
+
+
+def find_chip(device: Any) -> Chip | None:
+    """Returns the peaks of a device of this machine; None where they are not known."""
+    for beginning, kind in _DEVICE_KINDS.items():
+        if device.device_kind.startswith(beginning):
+            return CHIPS[kind]
+    return None
 
 
 def parse(name: str) -> Topology:
