@@ -34,7 +34,7 @@ import torch
 import transformers
 from absl import app, flags
 
-from flax_adapt.commands.jax_settings import set_precision
+from flax_adapt.commands.machine.jax_settings import set_precision
 
 TOLERANCE = 1e-4
 PATIENCE_S = 200

@@ -24,7 +24,8 @@ from absl import logging as absl_logging
 from flax_adapt.base import config, errors
 from flax_adapt.base.errors import NonFiniteError, Preempted, UserError
 from flax_adapt.base.version import __version__
-from flax_adapt.commands import allocator, typed
+from flax_adapt.commands import typed
+from flax_adapt.commands.machine import allocator
 from flax_adapt.commands.table import COMMANDS, REQUIRED
 
 # What the libraries say whose collective operation another process left.
@@ -230,7 +231,7 @@ def _call(command: str, arguments: dict[str, Any]) -> int:
     if "malloc" in arguments:
         allocator.set_allocator(arguments.pop("malloc"))
     if "compile_cache" in arguments:
-        cache = importlib.import_module("flax_adapt.commands.compile_cache")
+        cache = importlib.import_module("flax_adapt.commands.machine.compile_cache")
         cache.keep_programs(arguments.pop("compile_cache"))
     function = COMMANDS[command].function
     module = importlib.import_module(f"flax_adapt.commands.{function}")

@@ -162,7 +162,7 @@ def main(capsys):
     as it is.
     """
     from flax_adapt import __main__
-    from flax_adapt.commands import allocator
+    from flax_adapt.commands.machine import allocator
 
     def main(*arguments):
         with pytest.MonkeyPatch.context() as patch:

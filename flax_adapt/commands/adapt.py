@@ -12,7 +12,8 @@ from flax_adapt.base import config as configs
 from flax_adapt.base import errors, logs
 from flax_adapt.base.errors import UserError
 from flax_adapt.base.paths import user_path
-from flax_adapt.commands import adapt_screen, jax_settings
+from flax_adapt.commands import adapt_screen
+from flax_adapt.commands.machine import jax_settings
 from flax_adapt.commands.table import COMMANDS, MACHINE, REQUIRED
 from flax_adapt.experiment import budget as budgets
 from flax_adapt.experiment import delivery, handover, recipe, verdicts

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from flax_adapt.commands import jax_settings
+from flax_adapt.commands.machine import jax_settings
 from flax_adapt.commands.plan import choose_kinds
 from flax_adapt.experiment import bench as benches
 from flax_adapt.stage import check
@@ -13,7 +13,7 @@ from flax_adapt.train.preemption import Preemption
 
 
 def bench(config: Any, stage: str, json: bool, input: bool) -> None:
-    """Compiles and runs every kind of stage for some steps; prints what they take."""
+    """Runs every kind of stage for some steps; prints examples/s, FLOP/s and memory."""
     jax_settings.set_precision(config.precision)
     check.experiment(config)
     found = []

@@ -4,7 +4,7 @@ from typing import Any
 
 from flax_adapt.base import logs
 from flax_adapt.base.paths import user_path
-from flax_adapt.commands import jax_settings
+from flax_adapt.commands.machine import jax_settings
 from flax_adapt.experiment import measure, transfer
 
 

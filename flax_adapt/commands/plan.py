@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from flax_adapt.base.errors import UserError
-from flax_adapt.commands import jax_settings
+from flax_adapt.commands.machine import jax_settings
 from flax_adapt.plan import plans, report, search
 from flax_adapt.plan.plans import Hardware, Kind
 from flax_adapt.stage import check

@@ -5,7 +5,8 @@ from typing import Any
 import jax
 
 from flax_adapt.base.paths import user_path
-from flax_adapt.commands import jax_settings, processes
+from flax_adapt.commands import processes
+from flax_adapt.commands.machine import jax_settings
 from flax_adapt.experiment import recipe, verdicts
 
 

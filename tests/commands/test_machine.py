@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from flax_adapt.base.errors import UserError
-from flax_adapt.commands import allocator, compile_cache
+from flax_adapt.commands.machine import allocator, compile_cache
 
 OPTIONS = (
     "jax_compilation_cache_dir",
@@ -116,7 +116,7 @@ def run_python(code, **variables):
 COMPILE = """
 import json
 import jax
-from flax_adapt.commands import compile_cache
+from flax_adapt.commands.machine import compile_cache
 compile_cache.keep_programs("")
 hits = []
 jax.monitoring.register_event_listener(lambda event, **more: hits.append(event))
@@ -146,7 +146,7 @@ def test_what_one_process_compiled_another_reads_until_the_limit(tmp_path):
 # The page faults of the last of ten arrays of 64 MiB that are made and freed.
 FAULTS = """
 import json, resource
-from flax_adapt.commands import allocator
+from flax_adapt.commands.machine import allocator
 allocator.set_allocator({name!r})
 import numpy as np
 def count():
@@ -175,7 +175,7 @@ def test_memory_is_kept_unless_the_user_has_settings(name, variables, keeps):
 BEFORE_JAX = """
 import json, sys
 from flax_adapt import __main__
-from flax_adapt.commands import allocator
+from flax_adapt.commands.machine import allocator
 
 calls, real = [], allocator.mallopt
 def noted(parameter, value):
