@@ -12,6 +12,7 @@ from flax_adapt.stage import stage as stages
 
 # Every flag of every command: those that are paths, and those that are not.
 PATHS = {
+    "bench": set(),
     "run": {"workdir"},
     "adapt": {
         *("workdir", "init", "unlabelled", "labelled", "test", "source", "data_dir")
@@ -59,6 +60,7 @@ OTHERS = {
         "seed",
     },
     "fill": {"text", "top", "init_format"},
+    "bench": {"stage", "json", "input"},
     "show": {"fields", "json"},
     "configs": set(),
 }
