@@ -23,7 +23,7 @@ programs=(
     "mae L 128 --compile" "distill B 128 --compile" "mlm B 128 --compile"
     "contrast B 64 --compile" "features B 256 --compile"
     "mae L 128 --noreference --scan" "mae B 256 --noreference")
-kinds=(--lengths=50,128,197 --head_dims=32,64)
+kinds=("--lengths=50,128,197" "--head_dims=32,64")
 if [ "${2:-}" = --dry-run ]; then
     common=(--rounds=1)
     programs=("mae Ti 2" "features Ti 2" "mae Ti 2 --noreference --scan")
