@@ -163,6 +163,9 @@ _DEFINE: dict[type, Callable[..., Any]] = {
 }
 
 
+_OURS = "flax-adapt"  # the handler of the log
+
+
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
@@ -172,10 +175,13 @@ def _set_up_log() -> None:
     absl_logging.set_verbosity(absl_logging.WARNING)
     log = logging.getLogger("flax_adapt")
     log.setLevel(logging.INFO)
-    handler = logging.StreamHandler()  # to the stderr of now
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    log.handlers[:] = [handler]
-    log.propagate = False
+    ours = [handler for handler in log.handlers if handler.name == _OURS]
+    if ours or not log.handlers:  # the handlers of others stay
+        handler = logging.StreamHandler()  # to the stderr of now
+        handler.name = _OURS
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log.handlers[:] = [handler, *(it for it in log.handlers if it not in ours)]
+        log.propagate = False
 
 
 def _stop(*_: object) -> None:

@@ -50,7 +50,8 @@ def test_arguments_reach_get_config(file):
 
 def test_an_unknown_name_lists_the_choices():
     with pytest.raises(
-        UserError, match=r"--config='nope'.*\['baseline_f.*'quickstart'.*'vit_fin"
+        UserError,
+        match=r"--config='nope'.*\['adapt', 'baseline_f.*'quickstart'.*'vit_fin",
     ):
         config.load("nope")
 

@@ -89,7 +89,7 @@ MISTAKES = {
     "features": "features needs --init=... --data=... --out=...",
     "features {m} --out={f}/x": "must be a new .npz or .csv or .parquet file",
     "features {m} --out={f}/no/x.npz": "in a folder that exists",
-    "features {m} --out={w}.npz --pooling=max": "choose one of ['cls', 'mean', 'mean_norm']",
+    "features {m} --out={w}.npz --pooling=max": "one of ['cls', 'cls_mean', 'mean', 'mean_norm']",
     "features {m} --out={w}.npz --precision=half": "'float32'",
     "features {m} --out={w}.npz --batch_size=0": "batch_size=0",
     "features {m} --out={w}.npz --batch_size=x": "'x'",

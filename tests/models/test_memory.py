@@ -88,9 +88,10 @@ def test_what_is_asked_for_is_in_the_program():
     assert count("mlm", "scan") == count("mlm", "remat2") == 0
     assert count("mlm", "scan", scan=True) >= 2  # forward and backward
     assert count("mlm", "remat2", remat="blocks") == 3
-    # One loop of blocks has about the products of one block, not of three.
+    # A loop has the products of one block. Here it is of two: the last of the three is not in
+    # it, since it computes some tokens alone.
     looped = count("mlm", "dot_general", remat="blocks", scan=True)
-    assert looped < 0.6 * count("mlm", "dot_general", remat="blocks")
+    assert looped < 0.7 * count("mlm", "dot_general", remat="blocks")
 
 
 def test_a_resnet_is_recomputed_and_its_running_statistics_move_as_they_do():

@@ -190,8 +190,8 @@ def test_what_mean_compares_is_what_pooling_by_mean_gives(name):
         model, inputs = tiny.build("mae"), tiny.batch_of(2)["image"]
     params = {"params": tiny.params_of(model)}
     pooled = model.apply(params, inputs, "mean", method="embed")
-    states = model.apply(params, inputs, None, method="encode")[-1]
-    found, counts = states.STATES["mean"](states, model.layout(inputs))
+    encoded = model.apply(params, inputs, None, method="encode")[-1]
+    found, counts = states.STATES["mean"](encoded, model.layout(inputs))
     np.testing.assert_allclose(found[:, 0], pooled, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(counts.sum(axis=1), [1, 1])
 
