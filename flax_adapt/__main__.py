@@ -163,9 +163,6 @@ _DEFINE: dict[type, Callable[..., Any]] = {
 }
 
 
-_OURS = "flax-adapt"  # the handler of the log
-
-
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
@@ -173,14 +170,15 @@ def _one_line(error: BaseException) -> str:
 def _set_up_log() -> None:
     """Makes each message of a run one plain line on stderr, and libraries quiet."""
     absl_logging.set_verbosity(absl_logging.WARNING)
-    log = logging.getLogger("flax_adapt")
+    name = "flax_adapt"  # of the log, and of our handler among those of others
+    log = logging.getLogger(name)
     log.setLevel(logging.INFO)
-    ours = [handler for handler in log.handlers if handler.name == _OURS]
-    if ours or not log.handlers:  # the handlers of others stay
+    others = [handler for handler in log.handlers if handler.name != name]
+    if len(others) < len(log.handlers) or not others:
         handler = logging.StreamHandler()  # to the stderr of now
-        handler.name = _OURS
+        handler.name = name
         handler.setFormatter(logging.Formatter("%(message)s"))
-        log.handlers[:] = [handler, *(it for it in log.handlers if it not in ours)]
+        log.handlers[:] = [handler, *others]
         log.propagate = False
 
 
