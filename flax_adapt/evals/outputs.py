@@ -15,8 +15,8 @@ from flax_adapt.base.errors import UserError
 from flax_adapt.data.images import image
 from flax_adapt.evals.features import Features, extract
 from flax_adapt.train import sharding
+from flax_adapt.weights.files.writing import CALIBRATION
 
-CALIBRATION = "calibration.json"
 _DEVICES = dict(data=-1, fsdp=1, tensor=1)
 
 

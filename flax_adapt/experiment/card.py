@@ -9,10 +9,10 @@ from flax_adapt.base import config as configs
 from flax_adapt.base import logs
 from flax_adapt.base.version import __version__
 from flax_adapt.evals import verdict
+from flax_adapt.weights.files.writing import CARD, CARD_TAG
 
-FILE = "README.md"
 _TUNED = " or another that held-out labels chose"
-_HEAD = "---\nlibrary_name: transformers\ntags: [flax_adapt, {tag}]\n---\n"
+_HEAD = f"---\nlibrary_name: transformers\n{CARD_TAG}{{tag}}]\n---\n"
 
 
 def write_cards(config: Any, rows: list[dict[str, Any]], workdir: Path) -> None:
@@ -25,7 +25,7 @@ def write_cards(config: Any, rows: list[dict[str, Any]], workdir: Path) -> None:
             of_seed = workdir / "stages" / row["stage"] / f"seed_{seed}" / "export"
             for folder in (Path(row["export"]), of_seed):
                 if folder.is_dir():
-                    (folder / FILE).write_text(text, "utf-8")
+                    (folder / CARD).write_text(text, "utf-8")
 
 
 def write_card(

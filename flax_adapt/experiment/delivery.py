@@ -12,6 +12,7 @@ from flax_adapt.evals import outputs
 from flax_adapt.experiment import card, handover, held_out
 from flax_adapt.stage.stage import Stage
 from flax_adapt.train.preemption import Preemption
+from flax_adapt.weights.files.writing import CALIBRATION, CARD
 
 EXPORT, REPORT = "export", "report.md"
 
@@ -34,11 +35,9 @@ def deliver(
     shutil.copytree(row["export"], part)
     if record["held_out"]:
         calibration = calibrate(config, workdir, record, preemption)
-        logs.write_json(part / outputs.CALIBRATION, calibration)
+        logs.write_json(part / CALIBRATION, calibration)
         record = {**record, "calibration": calibration}
-    (part / "README.md").write_text(
-        card.write_card(config, row, workdir, record), "utf-8"
-    )
+    (part / CARD).write_text(card.write_card(config, row, workdir, record), "utf-8")
     shutil.rmtree(target, ignore_errors=True)
     part.rename(target)
     (workdir / REPORT).write_text(describe(record, rows), "utf-8")

@@ -7,6 +7,7 @@ from support import tiny
 from flax_adapt.evals import outputs
 from flax_adapt.experiment import handover
 from flax_adapt.stage.predictions import Predictions
+from flax_adapt.weights.files import writing
 
 
 def arm(right, of=100, loss=1.0, first=0):
@@ -68,6 +69,6 @@ def test_the_temperature_of_scaled_logits_is_the_scale(temperature):
 
 
 def test_a_damaged_temperature_is_one_line(tmp_path):
-    (tmp_path / outputs.CALIBRATION).write_text('{"temperature": -1}')
+    (tmp_path / writing.CALIBRATION).write_text('{"temperature": -1}')
     with pytest.raises(outputs.UserError, match="its temperature must be a number"):
         outputs.read_temperature(tmp_path)

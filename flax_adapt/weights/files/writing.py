@@ -23,6 +23,8 @@ Save = Callable[[Path, Tensors], None]
 ALIGNMENT = 8
 # Names in a folder with an Orbax checkpoint: of the arrays, and of the model config.
 STATE, MODEL = "state", "model.json"
+# What a recipe adds to an exported folder: a model card, known by its tag, and a temperature.
+CARD, CARD_TAG, CALIBRATION = "README.md", "tags: [flax_adapt, ", "calibration.json"
 # A fixed time for every member of a .npz file: the same weights give the same bytes.
 NO_TIME = (1980, 1, 1, 0, 0, 0)
 
@@ -78,7 +80,8 @@ def write_folder(
 
 
 def _check_replaceable(folder: Path) -> None:
-    ours = {FILE, CONFIG, PREPROCESSOR, STATE, MODEL, *tokenizer.FILES}
+    ours = {FILE, CONFIG, PREPROCESSOR, STATE, MODEL, CALIBRATION, *tokenizer.FILES}
+    ours |= {CARD} if _is_own_card(folder / CARD) else set()
     others = [] if folder.is_dir() else [folder.name]
     if folder.is_dir():
         others = sorted(p.name for p in folder.iterdir() if p.name not in ours)
@@ -87,6 +90,10 @@ def _check_replaceable(folder: Path) -> None:
             f"{folder}: holds {', '.join(others[:3])}, which no export wrote; choose "
             "another folder"
         )
+
+
+def _is_own_card(file: Path) -> bool:
+    return file.is_file() and CARD_TAG in file.read_text("utf-8", errors="replace")
 
 
 def _swap(fresh: Path, folder: Path) -> None:
