@@ -34,6 +34,7 @@ import torch
 import transformers
 from absl import app, flags
 
+from flax_adapt.commands.machine import allocator
 from flax_adapt.commands.machine.jax_settings import set_precision
 
 TOLERANCE = 1e-4
@@ -50,6 +51,7 @@ _COMPILE = flags.DEFINE_bool("compile", False, "torch.compile the reference")
 _LAST = flags.DEFINE_bool("channels_last", False, "layout of torch's convolutions")
 _SCAN = flags.DEFINE_bool("scan", False, "our blocks are one loop")
 _REFERENCE = flags.DEFINE_bool("reference", True, "measure torch, too")
+_MALLOC = flags.DEFINE_string("malloc", "keep", "of the process, as flax-adapt has it")
 _TOGETHER = flags.DEFINE_list("together", [], "folder and number of the processes")
 
 
@@ -183,6 +185,7 @@ def report(times, flops, peak):
 
 
 def main(_):
+    allocator.set_allocator(_MALLOC.value)
     name = _PROGRAM.value
     turn = Turn(*_TOGETHER.value) if _TOGETHER.value else Alone()
     sizes = (_SIZE.value, _BATCH.value, _DTYPE.value, _LENGTH.value, _SCAN.value)
@@ -190,6 +193,7 @@ def main(_):
     set_precision(setting.dtype)
     sides = {"ours": steps_ours.make(name, setting)}
     options = dict(compiles=_COMPILE.value, channels_last=_LAST.value)
+    settings = dict(options, malloc=_MALLOC.value)
     if _REFERENCE.value:
         reference = (name, sides["ours"], setting.dtype)
         sides["theirs"] = steps_theirs.Theirs(*reference, **options)
@@ -200,7 +204,7 @@ def main(_):
         peak = matmul_flops(jnp.dtype(setting.dtype))
         in_turns(sides, 1, 1)
         times = in_turns(sides, _ROUNDS.value, _REPEAT.value)
-    what = dict(program=name, **setting._asdict(), **options, **machine())
+    what = dict(program=name, **setting._asdict(), **settings, **machine())
     found = report(times, sides["ours"].flops, peak)
     seconds = dict(compile_seconds=compiled, peak_bytes=peak_bytes())
     print(json.dumps({**what, "losses": losses, **found, **seconds}), flush=True)
