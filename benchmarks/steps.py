@@ -27,7 +27,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import steps_ours
 import steps_theirs
 import torch
@@ -36,6 +35,7 @@ from absl import app, flags
 
 from flax_adapt.commands.machine import allocator
 from flax_adapt.commands.machine.jax_settings import set_precision
+from flax_adapt.experiment.bench import measure_matmul
 
 TOLERANCE = 1e-4
 PATIENCE_S = 200
@@ -96,16 +96,6 @@ def seconds_of(call):
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
-
-
-def matmul_flops(dtype):
-    """FLOP/s of the best of several products of square matrices, by JAX."""
-    size = 8192 if jax.default_backend() != "cpu" else 2048
-    a = jax.random.normal(jax.random.key(0), (size, size), dtype)
-    product = jax.jit(lambda a: a @ a)
-    product(a).block_until_ready()
-    best = min(seconds_of(lambda: product(a).block_until_ready()) for _ in range(5))
-    return 2 * size**3 / best
 
 
 def run(side, repeat):
@@ -201,7 +191,7 @@ def main(_):
     compiled = compile_all(sides)
     turn.wait_for_all(str(os.getpid()))
     with turn:
-        peak = matmul_flops(jnp.dtype(setting.dtype))
+        peak = measure_matmul(setting.dtype)
         in_turns(sides, 1, 1)
         times = in_turns(sides, _ROUNDS.value, _REPEAT.value)
     what = dict(program=name, **setting._asdict(), **settings, **machine())

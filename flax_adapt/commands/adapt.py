@@ -20,8 +20,6 @@ from flax_adapt.experiment import delivery, handover, recipe, verdicts
 from flax_adapt.train.preemption import Preemption
 
 RECORD = "adapt.json"
-# Flags that are no arguments of the config adapt.
-_OWN = ("budget", "precision", "workdir", "dry_run", "force", "stop_code")
 _BUDGET = re.compile(
     r"(?P<rule>auto|paper)|(?P<time>\d+(\.\d+)?)(?P<unit>[smh])"
     r"|steps:(?P<steps>\d+)|epochs:(?P<epochs>\d+(\.\d+)?)"

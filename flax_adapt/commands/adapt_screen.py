@@ -9,8 +9,7 @@ from flax_adapt.base import logs
 from flax_adapt.data import source
 from flax_adapt.data.subset import select
 from flax_adapt.experiment import budget
-
-GIB = 2**30
+from flax_adapt.plan.topology import GIB
 
 
 def describe(config: Any, work: list[Any] | None, line: str) -> str:
@@ -52,6 +51,6 @@ def _row(
         row["epochs"] = 1.0
     if work is None:
         return row
-    seconds = work.runs * (work.cost.fixed + max(work.steps, 1) * work.cost.step)
+    seconds = budget.seconds_of([work])
     memory = f"{work.cost.bytes / GIB:.2f}" if work.cost.bytes else ""
     return {**row, "GiB": memory, "minutes": round(seconds / 60, 2)}

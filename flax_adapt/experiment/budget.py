@@ -175,13 +175,8 @@ def _count_bytes(stage: Stage) -> int:
     lowered = steps.lower_train_step(
         described.state, described.batch, *described.program.of_step(mesh)
     )
-    found: Any = lowered.compile().memory_analysis()
-    return int(
-        found.argument_size_in_bytes
-        + found.temp_size_in_bytes
-        + found.output_size_in_bytes
-        - found.alias_size_in_bytes
-    )
+    found = plans.count_bytes(lowered.compile())
+    return sum(found.values()) - found["code"]
 
 
 def seconds_of(work: list[Work]) -> float:

@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 
-from flax_adapt.base import config as configs
 from flax_adapt.base import logs
 from flax_adapt.base.version import __version__
 from flax_adapt.evals import verdict
@@ -85,32 +84,14 @@ def _describe_calibration(record: dict[str, Any]) -> list[str]:
 
 def _describe_loading(section: Any) -> str:
     """Returns how the folder is loaded here and in transformers."""
-    fields = configs.plain(section.objective)
-    classifies = fields["name"] in ("classify", "regress")
-    lines = ["", "Here:", ""]
-    if classifies:
-        lines += [
-            "    flax-adapt predict --init=FOLDER --data=SOURCE --out=predictions.csv"
-        ]
-    else:
-        lines += [
-            "    flax-adapt features --init=FOLDER --data=SOURCE --out=features.npz"
-        ]
-    lines += [
-        "",
-        "In transformers:",
-        "",
-        "    from transformers import AutoConfig, AutoModel",
+    command, kind = "features --init=FOLDER --data=SOURCE --out=features.npz", ""
+    if section.objective.name in ("classify", "regress"):
+        command = "predict --init=FOLDER --data=SOURCE --out=predictions.csv"
+        is_image = section.data.modality == "image"
+        kind = f"For{'Image' if is_image else 'Sequence'}Classification"
+    lines = [
+        *("", "Here:", "", f"    flax-adapt {command}", "", "In transformers:", ""),
+        f"    from transformers import AutoModel{kind}",
+        f"    model = AutoModel{kind}.from_pretrained(FOLDER)",
     ]
-    lines += ["    model = AutoModel.from_pretrained(FOLDER)"]
-    if classifies:
-        kind = (
-            "ImageClassification"
-            if section.data.modality == "image"
-            else ("SequenceClassification")
-        )
-        lines[-2:] = [f"    from transformers import AutoModelFor{kind}"]
-        lines += [f"    model = AutoModelFor{kind}.from_pretrained(FOLDER)"]
-    else:
-        lines[-2] = "    from transformers import AutoModel"
     return "\n".join(lines)

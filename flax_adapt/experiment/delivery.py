@@ -9,7 +9,7 @@ import numpy as np
 from flax_adapt import data, weights
 from flax_adapt.base import logs
 from flax_adapt.evals import outputs
-from flax_adapt.experiment import card, handover, held_out
+from flax_adapt.experiment import card, handover
 from flax_adapt.stage.stage import Stage
 from flax_adapt.train.preemption import Preemption
 from flax_adapt.weights.files.writing import CALIBRATION, CARD
@@ -94,8 +94,3 @@ def describe(record: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     )
     how = f"{ways}: {record['examples']} labelled examples.\n\n" if ways else ""
     return f"# Handed over: {record['stage']}\n\n{record['why']}.\n\n{how}{said}\n"
-
-
-def is_classifier(config: Any) -> bool:
-    """Returns whether a run of this config hands over a classifier."""
-    return any(held_out.sees_labels(section) for section in config.stages)

@@ -12,7 +12,6 @@ a step would compute by rounding alone.
 """
 
 import os
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -24,6 +23,7 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from flax_adapt.base import logs
 from flax_adapt.base.types import Array, Batch, Params
 from flax_adapt.data import fingerprint
 from flax_adapt.models.residual import Select
@@ -157,19 +157,11 @@ def write_table(path: Path, table: dict[str, np.ndarray], limit: int) -> None:
 
     The oldest tables of the folder are deleted, so that it holds no more than `limit` bytes.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     room = limit - sum(leaf.nbytes for leaf in table.values())
     stored = sorted(path.parent.glob("*.npz"), key=os.path.getmtime, reverse=True)
     for other in stored:
         room -= other.stat().st_size
         if room < 0:
             other.unlink()
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, **table)  # type: ignore[arg-type]
-        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner can read
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with logs.replace_file(path) as file:
+        np.savez(file, **table)  # type: ignore[arg-type]

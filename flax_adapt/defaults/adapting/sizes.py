@@ -63,11 +63,9 @@ def fit_batch(published: int, examples: int) -> int:
     It is a power of two that holds the whole set, of 16 or more, so that usual numbers of
     devices divide it. 0 examples: the published one.
     """
-    return (
-        min(published, max(16, 1 << (examples - 1).bit_length()))
-        if examples
-        else (published)
-    )
+    if not examples:
+        return published
+    return min(published, max(16, 1 << (examples - 1).bit_length()))
 
 
 def _auto(published: Sizes, unlabelled: int, labelled: int) -> Sizes:

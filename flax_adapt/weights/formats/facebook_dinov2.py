@@ -14,6 +14,8 @@ from flax_adapt.base.errors import UserError
 from flax_adapt.weights import writable
 from flax_adapt.weights.files import reading, writing
 from flax_adapt.weights.formats import torch_vit
+from flax_adapt.weights.formats.facebook import class_names as class_names
+from flax_adapt.weights.formats.facebook import pixel_statistics as pixel_statistics
 from flax_adapt.weights.names import timm as timm_names
 from flax_adapt.weights.names import translate
 from flax_adapt.weights.writable import Content
@@ -47,16 +49,6 @@ def pooling(path: Path, known: Mapping[str, Any]) -> str:
     """Returns the pooling of the model's own linear probe."""
     del path, known
     return POOLING
-
-
-def class_names(path: Path) -> None:
-    """Returns None: a file has no names of classes."""
-    del path
-
-
-def pixel_statistics(path: Path) -> None:
-    """Returns None: a file has no mean and std of pixels."""
-    del path
 
 
 def open_source(
