@@ -3,7 +3,7 @@
 A model config is a plain mapping whose `kind` names the architecture. "vit": the fields
 of `ViTConfig`, and `decoder`, the fields of `DecoderConfig` or None; from `vit_config` or
 `mae_config`. "bert", "roberta": the fields of `BertConfig`; from `bert_config`. Their
-`last_block`, `adaptor` and, of a ViT, `traits` are the fields of PARTS, or None.
+`last_block`, `adaptor` and `traits` are the fields of FORMS, or None.
 "resnet": the fields of `ResNetConfig`; from `resnet_config`.
 """
 
@@ -27,7 +27,6 @@ from flax_adapt.models.architecture import (
     of_stage,
     with_resize,
 )
-from flax_adapt.models.bert import BertConfig, check_fits
 from flax_adapt.models.contrast import Contrast, TextContrast
 from flax_adapt.models.fresh import init_params
 from flax_adapt.models.heads import ProjectorConfig
@@ -44,6 +43,8 @@ from flax_adapt.models.published import (
 from flax_adapt.models.resnet import ResNet, ResNetClassifier, ResNetContrast
 from flax_adapt.models.resnet_config import ResNetConfig, output_width
 from flax_adapt.models.text import Bert, MaskedLM, TextClassifier
+from flax_adapt.models.textual.config import BertConfig, check_fits
+from flax_adapt.models.textual.traits import TextTraits
 from flax_adapt.models.visual.patches import patchify, sincos_position, unpatchify
 from flax_adapt.models.visual.traits import Traits
 from flax_adapt.models.vit import POOLING, Classifier, Encoder, ViT, pool
@@ -130,8 +131,7 @@ KEPT_TASKS = ("mae", "mlm", "encoder", "classify")
 # Poolings of a model of task "contrast", by kind.
 CONTRAST_POOLING = {
     "vit": tuple(vit.POOLING),
-    "bert": tuple(text.POOLING),
-    "roberta": tuple(text.POOLING),
+    **dict.fromkeys(("bert", "roberta"), tuple(text.POOLING)),
     "resnet": tuple(resnet.POOLING),
 }
 # Poolings of a classifier. `embed` of a text model takes the names in `text.POOLING` alone.
@@ -140,11 +140,14 @@ CLASSIFIER_POOLING = {
     **CONTRAST_POOLING,
     **dict.fromkeys(("bert", "roberta"), TEXT_POOLING),
 }
-# Parts of a model config that are sections of their own, or None.
-PARTS: dict[str, type] = {
-    "last_block": LastBlock,
-    "adaptor": AdaptorConfig,
-    "traits": Traits,
+_OF_TEXT = dict(last_block=LastBlock, adaptor=AdaptorConfig, traits=TextTraits)
+# Kind -> (architecture, fields of a config that it has not, parts that are sections of
+# their own, or None).
+FORMS: dict[str, tuple[type, tuple[str, ...], dict[str, type]]] = {
+    "vit": (ViTConfig, ("kind", "decoder"), {**_OF_TEXT, "traits": Traits}),
+    "bert": (BertConfig, (), _OF_TEXT),
+    "roberta": (BertConfig, (), _OF_TEXT),
+    "resnet": (ResNetConfig, (), dict(last_block=LastBlock)),
 }
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -214,15 +217,12 @@ def _architecture(
     config_model: Mapping[str, Any],
 ) -> ViTConfig | BertConfig | ResNetConfig:
     config_model = complete(config_model)
-    for name, form in PARTS.items():
+    form, beside, parts = FORMS[config_model["kind"]]
+    for name, part in parts.items():
         if config_model.get(name) is not None:
-            part = make_config(form, config_model[name], f"model.{name}", ())
-            config_model = {**config_model, name: part}
-    if config_model["kind"] == "vit":
-        return make_config(ViTConfig, config_model, "model", ("kind", "decoder"))
-    if config_model["kind"] == "resnet":
-        return make_config(ResNetConfig, config_model, "model", ())
-    return make_config(BertConfig, config_model, "model", ())
+            made = make_config(part, config_model[name], f"model.{name}", ())
+            config_model = {**config_model, name: made}
+    return make_config(form, config_model, "model", beside)
 
 
 def check_resize(config_model: Mapping[str, Any], resize: Mapping[str, Any]) -> None:

@@ -35,6 +35,9 @@ GELU: dict[str, Callable[[Array], Array]] = {
 }
 
 
+GATES = {**GELU, "silu": jax.nn.silu}
+
+
 class BlockConfig(Protocol):
     """The fields of an architecture that attention and MLP read."""
 
@@ -51,7 +54,7 @@ class BlockConfig(Protocol):
     @property
     def adaptor(self) -> AdaptorConfig | None: ...
     @property
-    def own(self) -> Traits: ...
+    def gate(self) -> str | None: ...
 
 
 def check_block(config: BlockConfig) -> None:
@@ -173,6 +176,11 @@ class ViTConfig:
         return self.traits or traits.PLAIN
 
     @property
+    def gate(self) -> str | None:
+        """The activation of the MLP's gate, a key of GATES; None: there is no gate."""
+        return "silu" if self.own.swiglu else None
+
+    @property
     def num_patches(self) -> int:
         """The number of patches, L without CLS."""
         return (self.image_size // self.patch_size) ** 2
@@ -247,7 +255,7 @@ def block_plans(config: Any, drop_path: float) -> list[BlockPlan]:
 
 def complete(config_model: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a model config with the fields that configs of older versions lack."""
-    new = {"traits": None} if config_model["kind"] == "vit" else {}
+    new = {} if config_model["kind"] == "resnet" else {"traits": None}
     return {**new, **config_model}
 
 

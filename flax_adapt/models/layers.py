@@ -17,7 +17,13 @@ from flax_adapt.base import keys, placement
 from flax_adapt.base.types import Array, Key
 from flax_adapt.models import residual
 from flax_adapt.models.adaptors import Adaptor, MixLogits
-from flax_adapt.models.architecture import GELU, BlockConfig, LastBlock, ViTConfig
+from flax_adapt.models.architecture import (
+    GATES,
+    GELU,
+    BlockConfig,
+    LastBlock,
+    ViTConfig,
+)
 from flax_adapt.models.attention import attend
 from flax_adapt.models.residual import Drawn, Select, drop_branch
 from flax_adapt.models.visual.scale import LayerScale
@@ -186,9 +192,9 @@ class MLP(nn.Module):
         )
         config = self.config
         x_BLF = placement.place("hidden", dense(config.mlp_dim, name="up")(x_BLD))
-        if config.own.swiglu:
+        if config.gate:
             gate_BLF = dense(config.mlp_dim, name="gate")(x_BLD)
-            x_BLF = nn.silu(placement.place("hidden", gate_BLF)) * x_BLF
+            x_BLF = GATES[config.gate](placement.place("hidden", gate_BLF)) * x_BLF
         else:
             x_BLF = GELU[config.gelu](x_BLF)
         return placement.place("states", dense(self.width, name="down")(x_BLF))

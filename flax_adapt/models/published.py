@@ -110,4 +110,5 @@ def bert_config(kind: str, size: str) -> dict[str, Any]:
         pooler=False,
         last_block=None,
         adaptor=None,
+        traits=None,
     )

@@ -1,9 +1,10 @@
-"""Models of text: a BERT or RoBERTa encoder, alone or with a head.
+"""Models of text: an encoder of BERT's families, alone or with a head.
 
 Match Hugging Face's BertModel, BertForMaskedLM, BertForSequenceClassification and their
-RoBERTa namesakes. Heads are initialised as in those: normal 0.02, zeros, ones.
+namesakes of other families. Heads are initialised as in those: normal 0.02, zeros, ones.
 """
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -15,9 +16,9 @@ from flax_adapt.base.errors import choose
 from flax_adapt.base.types import Array, Key, Layout, Text
 from flax_adapt.models import architecture, bert, heads, layers, residual
 from flax_adapt.models.architecture import GELU
-from flax_adapt.models.bert import BertConfig
 from flax_adapt.models.layers import NORMAL, Dtype, Mix
 from flax_adapt.models.residual import Select
+from flax_adapt.models.textual.config import BertConfig
 
 
 def mean_of_tokens(x_BLD: Array, segments_BL: Array) -> Array:
@@ -83,8 +84,15 @@ class TextModel(nn.Module):
         return Layout(text.segments_BL, real_BL & (text.positions_BL == 0), real_BL)
 
 
+# Activations of the pooler, see `traits.POOLERS`.
+POOLERS: dict[str, Callable[[Array], Array]] = {
+    "tanh": jnp.tanh,
+    "relu": nn.relu,
+}
+
+
 def make_pooler(config: BertConfig) -> layers.Dense:
-    """Returns the dense layer before the tanh of the pooler; float32, as a head."""
+    """Returns the dense layer of the pooler; float32, as a head."""
     return layers.Dense(config.width, True, NORMAL, jnp.float32)
 
 
@@ -101,7 +109,8 @@ class Bert(TextModel):
         x_BLD = self.encode(text, key_B)[-1]
         pooled_BD = None
         if self.config.pooler:
-            pooled_BD = jnp.tanh(self.pooler(x_BLD[:, 0].astype(jnp.float32)))
+            pooled_BD = self.pooler(x_BLD[:, 0].astype(jnp.float32))
+            pooled_BD = POOLERS[self.config.own.pooler](pooled_BD)
         return x_BLD, pooled_BD
 
 
@@ -211,7 +220,7 @@ class MaskedLM(TextModel):
 class TextClassifier(heads.LinearClassifier, TextModel):
     """Encoder, pooling, dropout, one linear head; see `heads.LinearClassifier`.
 
-    pooling "pooler" applies the tanh layer to CLS before the dropout, as Hugging Face's
+    pooling "pooler" applies the pooler to CLS before the dropout, as Hugging Face's
     classifiers do. RoBERTa's has a further dropout before that layer, which ours omits:
     the dropout of the last block has just been applied. One class is regression.
     """
@@ -240,5 +249,5 @@ class TextClassifier(heads.LinearClassifier, TextModel):
 
     def _pool(self, x_BLD: Array, segments_BL: Array) -> Array:
         if self.pooling == "pooler":
-            return jnp.tanh(self.pooler(x_BLD[:, 0]))
+            return POOLERS[self.config.own.pooler](self.pooler(x_BLD[:, 0]))
         return POOLING[self.pooling](x_BLD, segments_BL)

@@ -16,7 +16,7 @@ def mlp_dim(config_model: Mapping[str, Any], width: int) -> int:
     config_model = models.complete(config_model)
     d, hidden = config_model["width"], config_model["mlp_dim"]
     is_vit = config_model["kind"] == "vit"
-    traits = config_model.get("traits") or {"layer_scale": False, "swiglu": False}
+    traits = {"layer_scale": False, "swiglu": False, **(config_model["traits"] or {})}
     # W_2, its bias, the norm, the scale if any, W_s
     more = (hidden + 1 + 2 + traits["layer_scale"]) * (width - d) + d * width
     biases = 4 if config_model.get("qkv_bias", True) else 1

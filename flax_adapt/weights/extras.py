@@ -18,13 +18,19 @@ NOTE = (
 PARTS: dict[str, dict[str, type]] = {
     FIELD: dict(kind=str, width=int, relu=bool, norm_width=int, mlp_dim=int),
     "adaptor": dict(kind=str, keywise=bool, hidden=int),
-    "traits": dict(
+}
+# The same of `traits`, by the kind of model.
+_OF_TEXT: dict[str, type] = dict(family=str, pooler=str)
+TRAITS: dict[str, dict[str, type]] = {
+    "vit": dict(
         registers=int,
         cls_position=bool,
         layer_scale=bool,
         swiglu=bool,
         position_resize=str,
     ),
+    "bert": _OF_TEXT,
+    "roberta": _OF_TEXT,
 }
 MAX_SIZE = 1 << 17
 
@@ -33,6 +39,8 @@ def check(where: str, config: Mapping[str, Any]) -> None:
     """Raises UserError for fields of a file's model config that cannot be built."""
     for part, kinds in PARTS.items():
         _check_part(where, part, config.get(part), kinds)
+    if (kind := config.get("kind")) in TRAITS:
+        _check_part(where, "traits", config.get("traits"), TRAITS[kind])
 
 
 def _check_part(where: str, part: str, value: Any, kinds: Mapping[str, type]) -> None:

@@ -54,6 +54,8 @@ LARGEST: dict[str, float] = dict(
 )
 # The same for fields that have a number for each stage of a ResNet.
 LARGEST_OF_STAGES = dict(planes=1 << 14, depths=48)
+# Fields that may be 0: DistilBERT has no token types.
+MAY_BE_ZERO = ("token_types",)
 # Kind of model -> fields that other checks use, and that must be there.
 NEEDED = {
     "vit": ("image_size", "patch_size"),
@@ -95,6 +97,8 @@ def check_sizes(where: str, config: Mapping[str, Any]) -> None:
         raise UserError(f"{where}: decoder={show(decoder)} must be an object")
     for prefix, part in {"": config, "decoder.": decoder}.items():
         for name, largest in LARGEST.items():
+            if name in MAY_BE_ZERO and part.get(name) == 0:
+                continue
             if name in part and not _is_within(part[name], largest):
                 raise UserError(
                     f"{where}: {prefix}{name}={show(part[name])} must be a number in "
@@ -166,9 +170,9 @@ def check_supported(
             )
 
 
-def gelu(where: str, hidden_act: Any) -> str:
-    """Returns our name, "erf" or "tanh", of an activation in config.json."""
-    return choose(f"{where}: hidden_act", text(hidden_act), GELU)
+def gelu(where: str, value: Any, name: str = "hidden_act") -> str:
+    """Returns our name, "erf" or "tanh", of an activation in config.json; name: its field."""
+    return choose(f"{where}: {name}", text(value), GELU)
 
 
 def text(value: Any) -> str:

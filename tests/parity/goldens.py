@@ -11,7 +11,7 @@ import text_inputs
 from flax_adapt import models
 from flax_adapt.base.types import Text
 from flax_adapt.weights import strict
-from flax_adapt.weights.formats import hf_bert, hf_vit
+from flax_adapt.weights.formats import hf_bert, hf_vit, huggingface
 
 FOLDER = Path(__file__).parent / "goldens"
 VIT = hf_vit.names("vit", "encoder")
@@ -36,11 +36,23 @@ def build(name, task, *, pooler=False):
 
 def build_text(name, task, num_classes=text_inputs.NUM_CLASSES):
     """Our model `name` of text, as Hugging Face's config describes it."""
-    theirs = text_inputs.hugging_face_config(name)
-    config = hf_bert.model_config(name, text_inputs.kind(name), theirs, [])
+    config = text_config(name)
     return models.build(
         config, task, pooling="pooler", num_classes=num_classes, **OPTIONS
     )
+
+
+def text_config(name):
+    """Our model config of the model `name` of text."""
+    family = text_inputs.kind(name)
+    theirs = {"model_type": family, **text_inputs.hugging_face_config(name)}
+    kind, _ = huggingface.FAMILIES[family]
+    return hf_bert.model_config(name, kind, theirs, [])
+
+
+def text_names(name, task):
+    """The table of names of the model `name` of text."""
+    return hf_bert.names(text_config(name), task)
 
 
 def text_of(arrays):
@@ -55,7 +67,8 @@ def ours(tensors, table):
     """{leaf: array} of {name: tensor}, by a table of names."""
     leaves = {}
     for name, tensor in tensors.items():
-        leaf = table.leaf_of(name)
+        spare = table.spare_of(name)  # the first name of a tied table is that of either
+        leaf = spare.leaf if spare else table.leaf_of(name)
         assert leaf is not None, name
         leaves[leaf] = table.style.to_ours(leaf, tensor)
     return leaves

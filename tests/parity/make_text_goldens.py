@@ -2,10 +2,12 @@
 
     pip install torch transformers && python tests/parity/make_text_goldens.py
 
-As make_goldens.py; written with torch 2.13.0 and transformers 5.23.0.
+As make_goldens.py; written with torch 2.13.0 and transformers 5.23.0 (BERT, RoBERTa) and
+5.24.0 (other families). Names of `text_inputs.CONFIGS` as arguments: only these.
 """
 
 import json
+import sys
 
 import inputs
 import make_goldens
@@ -13,15 +15,15 @@ import text_inputs
 import torch
 import transformers
 
-PREFIX = {"bert": "Bert", "roberta": "Roberta"}
-
 
 def make(head, name, seed, **fields):
     """A transformers model with parameters from `inputs`, float64, no dropout.
 
     Tied parameters come once, under the first of their names.
     """
-    model_class = getattr(transformers, PREFIX[text_inputs.kind(name)] + head)
+    model_class = getattr(
+        transformers, text_inputs.STEMS[text_inputs.kind(name)] + head
+    )
     config = model_class.config_class(**text_inputs.hugging_face_config(name), **fields)
     model = model_class(config).double().eval()
     with torch.no_grad():
@@ -38,15 +40,17 @@ def shapes(model):
 
 def arguments(name, tokens):
     arrays = text_inputs.batch(name)
-    return {
+    given = {
         "input_ids": torch.from_numpy(tokens).long(),
         "attention_mask": torch.from_numpy(arrays["real"]).long(),
-        "token_type_ids": torch.from_numpy(arrays["token_types"]).long(),
     }
+    if text_inputs.has_types(name):
+        given["token_type_ids"] = torch.from_numpy(arrays["token_types"]).long()
+    return given
 
 
 def golden_mlm(name):
-    """States of every layer, logits, loss, gradients."""
+    """States of every layer, logits, loss, gradients; of some families the folder, too."""
     model = make("ForMaskedLM", name, text_inputs.MLM)
     arrays = text_inputs.batch(name)
     tokens = torch.from_numpy(arrays["tokens"]).long()
@@ -59,6 +63,8 @@ def golden_mlm(name):
     make_goldens.store(
         f"mlm_{name}", stored | shapes(model) | make_goldens.grads(model)
     )
+    if text_inputs.kind(name) in text_inputs.WRITTEN:
+        model.float().save_pretrained(make_goldens.FOLDER / "texts" / name)
 
 
 def golden_classifier(name):
@@ -94,7 +100,7 @@ def golden_classifier(name):
 
 def main():
     torch.set_num_threads(1)
-    for name in text_inputs.CONFIGS:
+    for name in sys.argv[1:] or text_inputs.CONFIGS:
         golden_mlm(name)
         golden_classifier(name)
     files = [*make_goldens.FOLDER.glob("mlm_*"), *make_goldens.FOLDER.glob("text_*")]

@@ -27,7 +27,7 @@ def transformers():
 def make(transformers, head, name):
     """A transformers model with parameters from `inputs`; it drops nothing."""
     torch = pytest.importorskip("torch")
-    prefix = {"bert": "Bert", "roberta": "Roberta"}[text_inputs.kind(name)]
+    prefix = text_inputs.STEMS[text_inputs.kind(name)]
     model_class = getattr(transformers, prefix + head)
     fields = text_inputs.hugging_face_config(name)
     model = model_class(model_class.config_class(**fields, num_labels=3)).eval()
@@ -49,7 +49,11 @@ def output_of(model, name):
         out = model(
             input_ids=torch.from_numpy(arrays["tokens"]).long(),
             attention_mask=torch.from_numpy(arrays["real"]).long(),
-            token_type_ids=torch.from_numpy(arrays["token_types"]).long(),
+            **(
+                dict(token_type_ids=torch.from_numpy(arrays["token_types"]).long())
+                if text_inputs.has_types(name)
+                else {}
+            ),
         )[0].numpy()
     return out[arrays["real"] == 1] if out.ndim == 3 else out
 

@@ -1,4 +1,6 @@
-"""Our BERT and RoBERTa against transformers (see make_text_goldens.py)."""
+"""Our text encoders against transformers (see make_text_goldens.py)."""
+
+import json
 
 import goldens
 import jax
@@ -6,15 +8,18 @@ import numpy as np
 import pytest
 import text_inputs
 from ml_collections import ConfigDict
+from safetensors.numpy import load_file
 
-from flax_adapt import defaults, objectives
+from flax_adapt import defaults, objectives, weights
 from flax_adapt.models import masking
 from flax_adapt.weights import strict
-from flax_adapt.weights.formats import hf_bert
 
 pytestmark = pytest.mark.parity
 
 NAMES = sorted(text_inputs.CONFIGS)
+WRITTEN = [name for name in NAMES if text_inputs.kind(name) in text_inputs.WRITTEN]
+# Fields with several names for one activation, of which we write one.
+ACTIVATIONS = ("hidden_act", "activation", "hidden_activation")
 
 
 def batch(name, **more):
@@ -53,7 +58,7 @@ def assert_same_gradients(grads, golden, table):
 @pytest.mark.parametrize("name", NAMES)
 def test_masked_lm_gives_the_states_logits_loss_and_gradients_of_transformers(name):
     golden = goldens.read(f"mlm_{name}")
-    table = hf_bert.names({"kind": text_inputs.kind(name)}, "mlm")
+    table = goldens.text_names(name, "mlm")
     model = goldens.build_text(name, "mlm")
     params = goldens.params(golden, text_inputs.MLM, table)
     arrays = text_inputs.batch(name)
@@ -84,7 +89,7 @@ def test_masked_lm_gives_the_states_logits_loss_and_gradients_of_transformers(na
 @pytest.mark.parametrize("name", NAMES)
 def test_classifier_gives_the_logits_loss_and_gradients_of_transformers(name):
     golden = goldens.read(f"text_classify_{name}")
-    table = hf_bert.names({"kind": text_inputs.kind(name)}, "classify")
+    table = goldens.text_names(name, "classify")
     logits_BN, loss, grads = run(
         defaults.classify(),
         goldens.build_text(name, "classify"),
@@ -100,7 +105,7 @@ def test_classifier_gives_the_logits_loss_and_gradients_of_transformers(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_regression_gives_the_numbers_and_the_loss_of_transformers(name):
     golden = goldens.read(f"text_regress_{name}")
-    table = hf_bert.names({"kind": text_inputs.kind(name)}, "classify")
+    table = goldens.text_names(name, "classify")
     logits_B1, loss, _ = run(
         defaults.regress(),
         goldens.build_text(name, "classify", num_classes=1),
@@ -110,3 +115,27 @@ def test_regression_gives_the_numbers_and_the_loss_of_transformers(name):
     )
     np.testing.assert_allclose(logits_B1, golden["logits"], atol=1e-5, rtol=0)
     np.testing.assert_allclose(loss, golden["loss"], atol=1e-5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_folder_of_transformers_comes_back_bit_for_bit(tmp_path, name):
+    folder = goldens.FOLDER / "texts" / name
+    model, params, report = weights.from_pretrained(folder, "mlm")
+    assert not report.fresh
+    assert not report.ignored
+    assert not report.assumed
+    weights.save_pretrained(tmp_path / "a", model, params)
+    old, new = (load_file(at / "model.safetensors") for at in (folder, tmp_path / "a"))
+    assert set(old) == set(new)
+    for tensor, value in old.items():
+        np.testing.assert_array_equal(new[tensor], value, err_msg=tensor)
+    theirs, ours = (
+        json.loads((at / "config.json").read_text()) for at in (folder, tmp_path / "a")
+    )
+    for field in (
+        "architectures",
+        "model_type",
+        *text_inputs.hugging_face_config(name),
+    ):
+        same = ours[field] == theirs[field]
+        assert same or field in ACTIVATIONS or "dropout" in field, field

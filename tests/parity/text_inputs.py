@@ -23,6 +23,35 @@ CONFIGS = {
     "bert_B": dict(max_position_embeddings=12, type_vocab_size=1, **B),
     "roberta_A": dict(max_position_embeddings=14, pad_token_id=1, layer_norm_eps=1e-5),
     "roberta_B": dict(max_position_embeddings=15, type_vocab_size=3, **B),
+    "xlm-roberta_A": dict(max_position_embeddings=14, pad_token_id=1),
+    "camembert_A": dict(max_position_embeddings=15, type_vocab_size=1, **B),
+    "distilbert_A": dict(max_position_embeddings=12, pad_token_id=0),
+    "distilbert_B": dict(
+        max_position_embeddings=12, pad_token_id=4, hidden_act="gelu_new"
+    ),
+}
+# Family -> the first part of the names of transformers' classes.
+STEMS = {
+    "bert": "Bert",
+    "roberta": "Roberta",
+    "xlm-roberta": "XLMRoberta",
+    "camembert": "Camembert",
+    "distilbert": "DistilBert",
+}
+# Families whose folders, as transformers writes them, are goldens, too.
+WRITTEN = tuple(STEMS)[2:]
+# Family -> {field of BERT's config: its own name, None where it has none}.
+RENAMED = {
+    "distilbert": dict(
+        hidden_size="dim",
+        num_hidden_layers="n_layers",
+        num_attention_heads="n_heads",
+        intermediate_size="hidden_dim",
+        hidden_act="activation",
+        hidden_dropout_prob="dropout",
+        attention_probs_dropout_prob="attention_dropout",
+        type_vocab_size=None,
+    ),
 }
 MASK_TOKEN = 49
 SPECIAL = 5  # ids below are never drawn
@@ -34,12 +63,20 @@ MLM, CLASSIFIER, REGRESSION = 1, 2, 3  # seeds of parameters
 
 
 def hugging_face_config(name):
-    """Fields of BertConfig or RobertaConfig of the model `name`."""
-    return {"hidden_act": "gelu", "type_vocab_size": 2, **SIZES, **CONFIGS[name]}
+    """Fields of the config of transformers' model `name`; a classifier drops nothing."""
+    found = {"hidden_act": "gelu", "type_vocab_size": 2, **SIZES, **CONFIGS[name]}
+    renamed = RENAMED.get(kind(name), {})
+    named = {renamed.get(field, field): value for field, value in found.items()}
+    return {field: value for field, value in named.items() if field is not None}
+
+
+def has_types(name):
+    """Whether the model has token types."""
+    return "type_vocab_size" in hugging_face_config(name)
 
 
 def kind(name):
-    """The model type: bert or roberta."""
+    """The model_type."""
     return name.split("_")[0]
 
 
@@ -57,7 +94,7 @@ def batch(name):
         hidden[row, list(places)] = True
     arrays = dict(
         tokens=np.where(real, tokens, config["pad_token_id"]),
-        token_types=second * (config["type_vocab_size"] - 1),
+        token_types=second * (config.get("type_vocab_size", 2) - 1),
         real=real,
         hidden=hidden,
     )

@@ -41,6 +41,7 @@ TEXT = dict(
     pooler=False,
     last_block=None,
     adaptor=None,
+    traits=None,
 )
 # What a file of a format must have; its width, depth and mlp_dim are of no published
 # model, so the heads must be told.

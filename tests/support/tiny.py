@@ -42,6 +42,7 @@ TEXT_MODEL = dict(
     pooler=False,
     last_block=None,
     adaptor=None,
+    traits=None,
 )
 CLS, SEP, MASK = 1, 2, 3  # 0 is padding, the rest are words
 

@@ -21,6 +21,7 @@ TINY = dict(
     pooler=False,
     last_block=None,
     adaptor=None,
+    traits=None,
 )
 OPTIONS = dict(
     dtype="float32", dropout=0.0, drop_path=0.0, pooling="pooler", num_classes=3

@@ -63,6 +63,7 @@ def test_fields_that_are_left_out_have_the_values_of_transformers(tmp_path):
         pooler=False,
         last_block=None,
         adaptor=None,
+        traits=None,
     )
 
 

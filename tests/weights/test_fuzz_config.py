@@ -14,7 +14,7 @@ from support.hostile import FORMS, INDEX, SHARD, VALUES, fuzz, outcome, write
 
 from flax_adapt import weights
 from flax_adapt.weights.files import reading
-from flax_adapt.weights.formats import hf_bert, hf_vit
+from flax_adapt.weights.formats import hf_families, hf_vit
 
 FIELDS = [
     *hf_vit.DEFAULTS,
@@ -84,8 +84,8 @@ def test_fields_of_anything_are_one_line_or_a_model(copy_of, fields):
 
 
 BERT_FIELDS = [
-    *hf_bert.DEFAULTS,
-    *hf_bert.SUPPORTED,
+    *hf_families.DEFAULTS,
+    *hf_families.SUPPORTED,
     *("vocab_size", "pad_token_id", "model_type", "pooling", "id2label"),
 ]
 

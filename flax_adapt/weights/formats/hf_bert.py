@@ -1,40 +1,17 @@
-"""Reads and writes config.json of Hugging Face's BERT and RoBERTa."""
+"""Reads and writes config.json of Hugging Face's text encoders, see `hf_families`."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from flax_adapt import models
 from flax_adapt.base.errors import UserError
 from flax_adapt.weights import extras, fields
-from flax_adapt.weights.names import bert as bert_names
+from flax_adapt.weights.formats import hf_families
+from flax_adapt.weights.formats.hf_families import FAMILIES
 from flax_adapt.weights.names.names import Names
 
 # The pooling of BertForSequenceClassification; another `pooling` in config.json is ours.
 POOLING = "pooler"
-
-# Defaults of transformers' BertConfig and RobertaConfig: old files leave some out.
-DEFAULTS: dict[str, Any] = dict(
-    **fields.DEFAULTS,
-    max_position_embeddings=512,
-    type_vocab_size=2,
-)
-KIND_DEFAULTS: dict[str, dict[str, Any]] = {
-    "bert": dict(vocab_size=30_522, pad_token_id=0),
-    "roberta": dict(vocab_size=50_265, pad_token_id=1),
-}
-FIELDS = dict(
-    vocab_size="vocab_size",
-    max_positions="max_position_embeddings",
-    token_types="type_vocab_size",
-    **fields.NAMES,
-)
-# Fields of config.json with the only value that our models support.
-SUPPORTED = dict(
-    position_embedding_type="absolute",
-    is_decoder=False,
-    add_cross_attention=False,
-    pruned_heads={},
-)
-CLASSES = {"bert": "Bert", "roberta": "Roberta"}
 ARCHITECTURES = {
     "mlm": "ForMaskedLM",
     "encoder": "Model",
@@ -44,7 +21,8 @@ ARCHITECTURES = {
 
 def names(config: Mapping[str, Any], task: str) -> Names:
     """Returns the table of names of a model config for a task."""
-    return bert_names.names(config["kind"], task)
+    family = hf_families.family_of(models.complete(config))
+    return FAMILIES[family].names(task)
 
 
 def constants(config: Mapping[str, Any], prefix: str) -> dict[str, tuple[int, ...]]:
@@ -67,30 +45,42 @@ def model_config(
 
     theirs: content of the config.json. found: names of the tensors, which show a pooler.
     """
-    defaults = {**DEFAULTS, **KIND_DEFAULTS[kind]}
-    theirs = {**defaults, **theirs}
-    fields.check_numbers(where, theirs, defaults, FIELDS.values())
-    width = theirs["hidden_size"]
-    fields.check_supported(where, theirs, {**SUPPORTED, "embedding_size": width})
+    family = FAMILIES[theirs["model_type"]]
+    theirs = {**family.defaults, **theirs}
+    fields.check_numbers(where, theirs, family.defaults, family.fields.values())
+    width = theirs[family.fields["width"]]
+    fields.check_supported(where, theirs, {**family.supported, "embedding_size": width})
     padding = theirs["pad_token_id"]
     if type(padding) is not int or not 0 <= padding < theirs["vocab_size"]:
         raise UserError(
             f"{where}: pad_token_id={fields.show(padding)} must be one of the ids"
         )
-    table = bert_names.names(kind, "encoder")
+    table = family.names("encoder")
     return {
         "kind": kind,
-        **{ours: theirs[name] for ours, name in FIELDS.items()},
-        "gelu": fields.gelu(where, theirs["hidden_act"]),
+        **{ours: theirs[name] for ours, name in family.fields.items()},
+        **family.constants,
+        "gelu": fields.gelu(where, theirs[family.gelu], family.gelu),
         "pad_token_id": padding,
         "pooler": "pooler/kernel" in map(table.leaf_of, found),
         **extras.read(where, theirs),
+        "traits": None if family.traits is None else dict(family.traits),
+    }
+
+
+def stated(theirs: Mapping[str, Any]) -> set[str]:
+    """Returns the fields of our model config that a config.json states."""
+    family = FAMILIES[theirs["model_type"]]
+    named = {**family.fields, "gelu": family.gelu}
+    return {
+        *family.constants,
+        *(ours for ours, name in named.items() if name in theirs),
     }
 
 
 def architecture(config: Mapping[str, Any], task: str) -> str:
     """Returns the name of the transformers class for a model of a task."""
-    return CLASSES[config["kind"]] + ARCHITECTURES[task]
+    return FAMILIES[hf_families.family_of(config)].stem + ARCHITECTURES[task]
 
 
 def config_json(
@@ -98,17 +88,24 @@ def config_json(
 ) -> dict[str, Any]:
     """Returns the config.json of a model, without the fields that all families share.
 
-    The rates of dropout are those that BERT and RoBERTa were trained with.
+    The rates of dropout are those that BERT and RoBERTa were trained with. Raises
+    UserError for a model config that the family's class cannot have.
     """
+    model_type = hf_families.family_of(config)
+    family = FAMILIES[model_type]
+    for name, value in family.constants.items():
+        if config[name] != value:
+            raise UserError(
+                f"Hugging Face's {family.stem} cannot hold {name}={config[name]!r} but "
+                f"{value!r}; choose another format"
+            )
     theirs = {
-        "model_type": config["kind"],
-        **{name: config[ours] for ours, name in FIELDS.items()},
-        "hidden_act": fields.HIDDEN_ACT[config["gelu"]],
-        "hidden_dropout_prob": 0.1,
-        "attention_probs_dropout_prob": 0.1,
+        "model_type": model_type,
+        **{name: config[ours] for ours, name in family.fields.items()},
+        family.gelu: fields.HIDDEN_ACT[config["gelu"]],
+        **family.written,
         "initializer_range": 0.02,
         "pad_token_id": config["pad_token_id"],
-        "position_embedding_type": "absolute",
         "tie_word_embeddings": True,
     }
     if task == "classify" and num_classes == 1:

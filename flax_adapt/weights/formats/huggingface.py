@@ -49,6 +49,9 @@ FAMILIES: dict[str, tuple[str, Family]] = {
     "dinov2_with_registers_mae": ("vit", hf_dinov2),
     "bert": ("bert", hf_bert),
     "roberta": ("roberta", hf_bert),
+    "xlm-roberta": ("roberta", hf_bert),
+    "camembert": ("roberta", hf_bert),
+    "distilbert": ("bert", hf_bert),
     "resnet": ("resnet", hf_resnet),
 }
 # Field of a model config that no tensor shows -> field of config.json; old files lack some.
@@ -147,6 +150,8 @@ def open_source(
     _, family = FAMILIES[theirs["model_type"]]
     table, dropped = family.names(config, task), family.ignored(task, pooling)
     stated = {"pooling", *(ours for ours, name in UNSEEN.items() if name in theirs)}
+    if family is hf_bert:
+        stated |= hf_bert.stated(theirs)
     with reading.open_tensors(folder, known) as tensors:
         leaves, found = translate.to_leaves(table, tensors, dropped, task)
         found["assumed"] = fields.assumed_values(config, pooling, stated, task)

@@ -41,6 +41,8 @@ CLASSIFIER_HEADS = {
     "mlm/transform": ("lm_head.dense",),
     "mlm/norm": ("lm_head.layer_norm",),
 }
+TIED = Spare("encoder/embed/token", "mlm", "tied to the token embedding", True)
+BUFFER = "a buffer of ids"
 POOLER_LEAVES = {"weight": "pooler/kernel", "bias": "pooler/bias"}
 # Without `classifier.dense` the encoder's pooler gives the initial values of that layer.
 CLASSIFIER_SPARE = {
@@ -56,7 +58,6 @@ def _names(
 ) -> Names:
     """Returns the table; kind: the prefix. mlm_bias: has the prefix of the tied decoder."""
     decoder = f"{mlm_bias.removesuffix('bias')}decoder"
-    tied = "tied to the token embedding"
     return Names(
         source=f"Hugging Face's {kind}",
         style=layouts.TORCH,
@@ -80,12 +81,12 @@ def _names(
         layers=LAYERS,
         fused={},
         spare={
-            f"{decoder}.weight": Spare("encoder/embed/token", "mlm", tied, True),
+            f"{decoder}.weight": TIED,
             f"{decoder}.bias": Spare("mlm/bias", "mlm", "a copy of the bias", True),
             **spare,
         },
         buffers={
-            rf"{kind}\.embeddings\.(position_ids|token_type_ids)": "a buffer of ids",
+            rf"{kind}\.embeddings\.(position_ids|token_type_ids)": BUFFER,
             r"cls\.seq_relationship\.(weight|bias)": "next-sentence head dropped",
         },
         refused={},

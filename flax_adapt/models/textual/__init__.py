@@ -1,0 +1,1 @@
+"""Parts that text models alone have."""
