@@ -22,6 +22,8 @@ REQUIRES = [
     "huggingface_hub>=0.30",  # weights and data by name
     "importlib-resources>=6.5",  # tensorflow-datasets imports it and does not declare it
     "jax>=0.10.2",
+    "jinja2>=3.1.6",  # report.html, as matplotlib
+    "matplotlib>=3.11",
     "ml-collections>=1.1",
     "numpy>=2.4",
     "optax>=0.2.8",
@@ -61,7 +63,6 @@ EXTRAS = {
     ],
     # What the goldens of tests/parity are made with; the tests do not need it.
     "parity": ["timm>=1.0", "torch>=2.13", "transformers>=5.23"],
-    "benchmarks": ["matplotlib>=3.11"],  # plots
     "medical": MEDICAL,
     "heic": HEIC,
     # launch/docs.sh
@@ -86,7 +87,7 @@ setup(
         "flax_adapt.configs",
     ],
     package_dir={"flax_adapt.configs": "configs"},
-    package_data={"flax_adapt": ["py.typed"]},
+    package_data={"flax_adapt": ["py.typed", "report/*.html", "report/*.css"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["flax-adapt = flax_adapt.__main__:main"]},

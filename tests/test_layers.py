@@ -20,6 +20,7 @@ ORDER = (
     ("stage",),
     ("evals", "plan"),
     ("experiment",),
+    ("report",),
     ("commands",),
     ("__main__",),
 )

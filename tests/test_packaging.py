@@ -42,7 +42,12 @@ def python_files(folder):
 def test_wheel_holds_the_package_and_the_configs_and_nothing_else(wheel):
     files = {name for name in wheel.namelist() if ".dist-info/" not in name}
     configs = {f"flax_adapt/{name}" for name in python_files("configs")}
-    assert files == python_files("flax_adapt") | configs | {"flax_adapt/py.typed"}
+    others = {"flax_adapt/py.typed"}
+    for kind in ("*.html", "*.css"):
+        paths = (ROOT / "flax_adapt" / "report").glob(kind)
+        others |= {path.relative_to(ROOT).as_posix() for path in paths}
+    assert len(others) > 2
+    assert files == python_files("flax_adapt") | configs | others
 
 
 def test_wheel_installs_the_command(wheel):

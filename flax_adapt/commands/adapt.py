@@ -17,6 +17,7 @@ from flax_adapt.commands.machine import jax_settings
 from flax_adapt.commands.table import COMMANDS, MACHINE, REQUIRED
 from flax_adapt.experiment import budget as budgets
 from flax_adapt.experiment import delivery, handover, recipe, verdicts
+from flax_adapt.report import page
 from flax_adapt.train.preemption import Preemption
 
 RECORD = "adapt.json"
@@ -50,6 +51,7 @@ def adapt(
     text_field: str,
     seq_len: int,
     dry_run: bool,
+    report: bool,
     force: bool,
 ) -> None:
     """Adapts weights to own data within a budget; hands over what held-out labels choose."""
@@ -79,7 +81,13 @@ def adapt_model(**given: Any) -> Path | None:
 
 
 def run_recipe(
-    workdir: str, budget: str, precision: str, dry_run: bool, force: bool, **given: Any
+    workdir: str,
+    budget: str,
+    precision: str,
+    dry_run: bool,
+    report: bool,
+    force: bool,
+    **given: Any,
 ) -> Path | None:
     """Runs `adapt` with all its flags; returns the folder of what it hands over."""
     begun = time.perf_counter()
@@ -109,6 +117,8 @@ def run_recipe(
         record = handover.choose(config, folder, preemption)
         target = delivery.deliver(config, folder, record, rows, preemption)
     _print_results(folder, rows, record, target)
+    if report and (written := page.write_or_warn(folder)):
+        print(f"page:    {written}")
     return target
 
 

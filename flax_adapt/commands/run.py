@@ -8,12 +8,14 @@ from flax_adapt.base.paths import user_path
 from flax_adapt.commands import processes
 from flax_adapt.commands.machine import jax_settings
 from flax_adapt.experiment import recipe, verdicts
+from flax_adapt.report import page
 
 
 def run(
     config: Any,
     workdir: str,
     force: bool,
+    report: bool,
     coordinator: str,
     num_processes: int,
     process_id: int,
@@ -33,3 +35,5 @@ def run(
             print(line)
         print(f"results: {folder / 'results.json'}")
         print(f"model:   {rows[-1]['export']}")
+    if report and (written := page.write_or_warn(folder)):
+        print(f"report:  {written}")

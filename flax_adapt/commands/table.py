@@ -18,6 +18,7 @@ class Command(NamedTuple):
 
 
 _WORKDIR = {"workdir": (REQUIRED, "folder of the run; the same command continues it")}
+_REPORT = {"report": (True, "write report.html at the end; --noreport: do not")}
 _PROCESSES: dict[str, tuple[Any, str]] = {
     "coordinator": ("", "host:port of process 0 ('auto': TPU, SLURM, GKE, Open MPI)"),
     "num_processes": (1, "number of processes, with --coordinator=host:port"),
@@ -66,6 +67,7 @@ COMMANDS = {
             **_PROCESSES,
             "stop_code": (0, "exit code after SIGTERM, for a scheduler that restarts"),
             "force": (False, "continue although the config of the workdir differs"),
+            **_REPORT,
             **MACHINE,
         },
     ),
@@ -99,6 +101,7 @@ COMMANDS = {
             "text_field": ("text", "texts: their column"),
             "seq_len": (128, "texts: the most tokens of a text"),
             "dry_run": (False, "print what would be done, and stop"),
+            **_REPORT,
             **MACHINE,
             "force": (False, "continue although the flags of the workdir differ"),
             "stop_code": (0, "exit code after SIGTERM, for a scheduler that restarts"),
@@ -140,6 +143,15 @@ COMMANDS = {
         "kNN, linear probe and drift of every finished stage of a workdir.",
         True,
         {**_WORKDIR, **MACHINE},
+    ),
+    "report": Command(
+        "report",
+        "Writes report.html into a workdir: what a run did, and whether it helped.",
+        False,
+        {
+            "workdir": (REQUIRED, "folder of a run that has finished a stage"),
+            **MACHINE,
+        },
     ),
     "features": Command(
         "features",

@@ -14,7 +14,7 @@ from flax_adapt.base import config as configs
 from flax_adapt.base import logs
 from flax_adapt.base.errors import UserError
 from flax_adapt.evals import verdict
-from flax_adapt.experiment import card, held_out, lock, sweep, verdicts
+from flax_adapt.experiment import card, held_out, lock, provenance, sweep, verdicts
 from flax_adapt.stage import check, draws, loop
 from flax_adapt.stage.stage import Stage
 from flax_adapt.train.preemption import Preemption
@@ -41,6 +41,7 @@ def run(config: Any, workdir: Path, *, force: bool) -> list[dict[str, Any]]:
     results = []
     with only_run(workdir), Preemption() as preemption:
         _claim(config, workdir, force)
+        provenance.note_start(workdir)
         for section in config.stages:
             for seed in section.seeds:
                 tuned = sweep.choose_rate(config, section, seed, workdir, preemption)

@@ -44,6 +44,7 @@ def flags(files, workdir, **changes):
     given = dict(
         init=str(files["init"]), workdir=str(workdir), labelled=root, test=root
     )
+    given["report"] = False
     return {**given, **changes}
 
 
@@ -80,7 +81,8 @@ def test_numbers_of_a_budget_are_fixed_in_the_config_of_the_workdir(adapted):
 def test_the_same_command_continues_and_another_budget_is_refused(adapted, files, main):
     workdir, export = adapted
     before = (workdir / "config.json").read_text()
-    assert fa.adapt(**flags(files, workdir, budget="2m")) == export
+    assert fa.adapt(**flags(files, workdir, budget="2m", report=True)) == export
+    assert (workdir / "report.html").is_file()
     assert (workdir / "config.json").read_text() == before
     line = [f"--{k}={v}" for k, v in flags(files, workdir, budget="3m").items()]
     code, _, error = main("adapt", *line)

@@ -23,7 +23,9 @@ def run(monkeypatch, init, tmp_path):
     stage = tiny.pretrain(init_from="pretrained")
     experiment = tiny.experiment(stage, init=str(init))
     monkeypatch.setattr(config, "load", lambda name: experiment)
-    return __main__.main(["run", "--config=tiny", f"--workdir={tmp_path / 'run'}"])
+    return __main__.main(
+        ["run", "--config=tiny", f"--workdir={tmp_path / 'run'}", "--noreport"]
+    )
 
 
 def missing(tensors):

@@ -18,6 +18,7 @@ PATHS = {
         *("workdir", "init", "unlabelled", "labelled", "test", "source", "data_dir")
     },
     "eval": {"workdir"},
+    "report": {"workdir"},
     "features": {"init", "data", "out", "data_dir"},
     "plan": set(),
     "predict": {"init", "data", "out", "data_dir"},
@@ -34,13 +35,15 @@ OTHERS = {
         "peer_timeout",
         "stop_code",
         "force",
+        "report",
     },
     "adapt": {
         *("method", "budget", "precision", "init_format", "augment", "fit", "force"),
         *("image_field", "label_field", "split_field", "text_field", "seq_len"),
-        *("dry_run", "stop_code"),
+        *("dry_run", "stop_code", "report"),
     },
     "eval": set(),
+    "report": set(),
     "features": {
         *("split", "pooling", "batch_size", "precision", "max_bad_fraction", "seq_len"),
         *("text_fields", "label_field", "label_kind", "init_format", "init_known"),

@@ -45,7 +45,7 @@ pytestmark = pytest.mark.long
 
 def start(root, workdir, processes, devices, *flags, options=()):
     command = [sys.executable, LOCAL_POD, f"--processes={processes}"]
-    command += [f"--devices={devices}", "--grace=20", *options, "run"]
+    command += [f"--devices={devices}", "--grace=20", *options, "run", "--noreport"]
     command += [f"--config={root}/config.py", f"--workdir={workdir}", *flags]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

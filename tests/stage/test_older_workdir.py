@@ -34,7 +34,7 @@ def resumed(tmp_path_factory):
     with (workdir / "metrics.jsonl").open("a") as file:
         file.write('{"stage": "finetune/seed_1", "st')  # of a kill in mid-write
     command = [sys.executable, "-m", "flax_adapt", "run"]
-    command += [f"--config={OLD / 'config.py'}", f"--workdir={workdir}"]
+    command += [f"--config={OLD / 'config.py'}", f"--workdir={workdir}", "--noreport"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr
     assert "resuming from step 13" in done.stderr

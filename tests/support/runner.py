@@ -49,7 +49,7 @@ experiment = tiny_runs.experiment(
     sys.argv[5], Path(sys.argv[6]), **json.loads(sys.argv[4])
 )
 config.load = lambda name: experiment
-sys.exit(__main__.main(["run", "--config=tiny", f"--workdir={{workdir}}"]))
+sys.exit(__main__.main(["run", "--config=tiny", f"--workdir={{workdir}}", "--noreport"]))
 """
 
 

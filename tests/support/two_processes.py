@@ -46,7 +46,7 @@ if "--process_id=1" in flags:
     logs.write_json = weights.save_pretrained = refused
     logs._replace = logs._Events = refused
 config.load = lambda name: two_processes.experiment(**changes)
-sys.exit(__main__.main(["run", "--config=tiny", *flags]))
+sys.exit(__main__.main(["run", "--config=tiny", "--noreport", *flags]))
 """
 MODEL = {**tiny.MODEL, "depth": 1}
 ALL_DATA = dict(data=-1, fsdp=1, tensor=1)

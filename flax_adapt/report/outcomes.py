@@ -1,0 +1,172 @@
+"""The sections on results: verdicts, the table of stages, and every pair of arms."""
+
+from typing import Any
+
+from flax_adapt.evals import verdict
+from flax_adapt.report.workdir import Run
+
+# Word of a verdict -> (class of the page's style, sign).
+TONES = {
+    verdict.HELPED: ("good", "▲"),
+    verdict.HURT: ("bad", "▼"),
+    verdict.UNCLEAR: ("open", "●"),
+}
+# Shares of a bar's half that the widest interval takes, so that it does not touch the edge.
+_WIDEST = 0.92
+
+
+def verdicts(run: Run) -> dict[str, Any] | None:
+    """Returns the cards of all verdicts against the first stage tested alike."""
+    judged = [row for row in run.rows if "verdict" in row]
+    if not judged:
+        return None
+    widest = max(abs(row["verdict"][end]) for row in judged for end in ("low", "high"))
+    cards = [_card(run, row, (widest or 1.0) / _WIDEST) for row in judged]
+    return {"headline": headline(judged), "cards": cards}
+
+
+def headline(judged: list[dict[str, Any]]) -> dict[str, str]:
+    """Returns the answer to "did it help?" over all verdicts, in one sentence."""
+    words = [row["verdict"]["word"] for row in judged]
+    names = {
+        word: [
+            r["stage"]
+            for r, one in zip(judged, words, strict=True)
+            if one == word
+        ]
+        for word in TONES
+    }  # fmt: skip
+    parts = [f"{join(found)} {word}" for word, found in names.items() if found]
+    if {*words} == {verdict.UNCLEAR}:
+        parts = ["There is no evidence either way"]
+    first = max(judged, key=lambda row: row["verdict"]["difference"])
+    tone = first["verdict"]["word"] if verdict.HELPED in words else words[-1]
+    return {"text": "; ".join(parts), "tone": TONES[tone][0]}
+
+
+def join(names: list[str]) -> str:
+    """Returns names as a list in words: a, b and c."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+
+
+def _card(run: Run, row: dict[str, Any], reach: float) -> dict[str, Any]:
+    found = row["verdict"]
+    tone, sign = TONES[found["word"]]
+    return {
+        **dict(stage=row["stage"], against=found["against"], word=found["word"]),
+        **dict(tone=tone, sign=sign, metric=found["metric"], covers=found["covers"]),
+        "difference": f"{found['difference']:+.4f}",
+        "interval": describe_interval(found),
+        "bar": bar(found, reach),
+        "seeds": count_of(len(found["seeds"]), "seed"),
+        "examples": count_of(found["examples"], "test example"),
+        "also": [
+            {
+                **dict(metric=one["metric"], word=one["word"]),
+                **dict(tone=TONES[one["word"]][0], interval=describe_interval(one)),
+                "difference": f"{one['difference']:+.4f}",
+            }
+            for one in found["also"]
+        ],
+        "disagree": found["disagree"],
+        "mcnemar": found.get("mcnemar", []),
+        "notes": notes(run, row["stage"]),
+    }
+
+
+def notes(run: Run, stage: str) -> list[str]:
+    """Returns what the row of a stage says beside its verdict, such as leaks."""
+    row = next(row for row in run.rows if row["stage"] == stage)
+    found = row.get("notes", [])
+    return [found] if isinstance(found, str) else list(found)
+
+
+def describe_interval(found: dict[str, Any]) -> str:
+    """Returns the ends of an interval as text."""
+    return f"{found['low']:+.4f} to {found['high']:+.4f}"
+
+
+def bar(found: dict[str, Any], reach: float) -> dict[str, float]:
+    """Returns percentages of an interval on a bar from -reach to reach."""
+    left, middle, right = (
+        round(50 + 50 * max(-1.0, min(1.0, found[name] / reach)), 2)
+        for name in ("low", "difference", "high")
+    )
+    return {"left": left, "width": round(right - left, 2), "middle": middle}
+
+
+def count_of(number: int, noun: str, plural: str = "") -> str:
+    """Returns a number with its noun: 1 seed, 3 seeds, 1,697 test examples."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def results(run: Run) -> dict[str, Any] | None:
+    """Returns the table of the stages: value and spread, seeds, gain, verdict, seconds."""
+    rows = []
+    for row in run.rows:
+        judged = row.get("verdict")
+        rows.append(
+            {
+                **dict(stage=row["stage"], metric=row["metric"]),
+                "mean": format_number(row["mean"]),
+                "std": format_number(row["std"]) if len(row["seeds"]) > 1 else "",
+                "values": [format_number(value) for value in row["values"]],
+                "seeds": len(row["seeds"]),
+                "gain": f"{row['gain']:+.4f}" if row.get("gain") is not None else "",
+                "verdict": judged["word"] if judged else "",
+                "tone": TONES[judged["word"]][0] if judged else "",
+                "time": format_seconds(row["seconds"]),
+            }
+        )
+    return {"rows": rows} if rows else None
+
+
+def format_number(value: float | None) -> str:
+    """Returns a number with four digits; a training that broke down has none."""
+    return "" if value is None else f"{value:#.4g}".rstrip(".")
+
+
+def format_seconds(seconds: float) -> str:
+    """Returns a time in its unit: 12 s, 3.4 min, 2.1 h."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def pairs(run: Run) -> dict[str, Any] | None:
+    """Returns the matrix of verdicts between all arms; None for fewer than three arms."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in run.rows:
+        for one in row.get("verdicts", ()):
+            found.setdefault(row["stage"], {})[one["against"]] = one
+    others = [name for name in run.names if any(name in row for row in found.values())]
+    if len({*found, *others}) < 3:
+        return None
+    largest = max(
+        abs(one["difference"]) for row in found.values() for one in row.values()
+    )
+    rows = [
+        {
+            "stage": name,
+            "cells": [_cell(row.get(other), largest or 1.0) for other in others],
+        }
+        for name, row in found.items()
+    ]
+    return {"columns": others, "rows": rows}
+
+
+def _cell(found: dict[str, Any] | None, largest: float) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {
+        **shade(found["difference"], largest),
+        "text": f"{found['difference']:+.4f}",
+        "interval": describe_interval(found),
+        "word": found["word"],
+    }
+
+
+def shade(value: float, largest: float) -> dict[str, Any]:
+    """Returns colour and strength (0 to 1) of a cell of a heat map of differences."""
+    tone = "good" if value > 0 else "bad"
+    return {"tone": tone, "strength": round(0.6 * min(1.0, abs(value) / largest), 3)}
