@@ -26,7 +26,7 @@ from flax_adapt.base.errors import NonFiniteError, Preempted, UserError
 from flax_adapt.base.version import __version__
 from flax_adapt.commands import typed
 from flax_adapt.commands.machine import allocator
-from flax_adapt.commands.table import COMMANDS, REQUIRED
+from flax_adapt.commands.table import COMMANDS, PROCESSES, REQUIRED
 
 # What the libraries say whose collective operation another process left.
 _PEER_IS_GONE = re.compile("Gloo|NCCL|[Cc]onnection (closed|reset)|Socket closed")
@@ -230,13 +230,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _call(command: str, arguments: dict[str, Any]) -> int:
     """Runs a command and returns its exit code; JAX is imported where it needs JAX.
 
-    What `table.MACHINE` sets up is set up here, malloc before JAX starts.
+    What `table.MACHINE` sets up is set up here, malloc before JAX starts; and with the flags
+    of `table.PROCESSES` the process joins the others.
     """
     if "malloc" in arguments:
         allocator.set_allocator(arguments.pop("malloc"))
     if "compile_cache" in arguments:
         cache = importlib.import_module("flax_adapt.commands.machine.compile_cache")
         cache.keep_programs(arguments.pop("compile_cache"))
+    joins = {name: arguments.pop(name) for name in PROCESSES if name in arguments}
+    if joins:
+        processes = importlib.import_module("flax_adapt.commands.processes")
+        processes.join(**joins)
     function = COMMANDS[command].function
     module = importlib.import_module(f"flax_adapt.commands.{function}")
     return getattr(module, function)(**arguments) or 0

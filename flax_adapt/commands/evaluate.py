@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import jax
+
 from flax_adapt.base import logs
 from flax_adapt.base.paths import user_path
 from flax_adapt.commands.machine import jax_settings
@@ -13,9 +15,12 @@ def evaluate(config: Any, workdir: str) -> None:
     folder = user_path(workdir)
     jax_settings.set_precision(config.precision)
     rows = measure.evaluate(config, folder)
+    is_transfer = config.transfer is not None
+    matrices = transfer.report(config, folder, rows) if is_transfer else None
+    if jax.process_index() > 0:
+        return
     print(logs.format_table(rows, tuple(rows[0])))
-    if config.transfer is not None:
-        matrices = transfer.report(config, folder, rows)
+    if matrices is not None:
         print(f"\n{transfer.format_text(matrices)}\n")
         print(f"matrices: {folder / 'transfer.json'}")
     print(f"results: {folder / 'eval.json'}")

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -66,12 +67,14 @@ def features(
             pooling=pooling,
             batch_size=batch_size,
             precision=precision,
-            mesh=sharding.one_device(),
+            mesh=sharding.all_devices(),
         )
     rows = embedder.features(examples)
-    _write_features(target, rows, examples)
-    count, width = rows.embeddings.shape
-    print(f"{out}: {count} embeddings of width {width}")
+    _check_finite(out, rows)
+    if jax.process_index() == 0:
+        _write_features(target, rows, examples)
+        count, width = rows.embeddings.shape
+        print(f"{out}: {count} embeddings of width {width}")
     say_bad_files(examples)
 
 
@@ -113,13 +116,16 @@ def make_section(
     return embed.text_section(init, source, split, **of_text, **fields)
 
 
-def _write_features(target: Path, rows: Features, examples: sources.Examples) -> None:
-    """Writes the whole file or none; raises UserError for embeddings that are not finite."""
+def _check_finite(out: str, rows: Features) -> None:
+    """Raises UserError for embeddings that are not finite."""
     if not np.isfinite(rows.embeddings).all():
         raise UserError(
-            f"--out={target}: nothing was written, since embeddings are NaN or infinite: "
+            f"--out={out}: nothing was written, since embeddings are NaN or infinite: "
             "the weights overflow; take --precision=float32 or other weights"
         )
+
+
+def _write_features(target: Path, rows: Features, examples: sources.Examples) -> None:
     columns = dict(
         names=np.array([examples.names[index] for index in rows.indices]),
         labels=rows.labels,

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+import jax
 import numpy as np
 
 from flax_adapt import data as sources
@@ -66,8 +67,9 @@ def predict(
     found = outputs.compute_outputs(model, params, examples, section, batch_size, _show)
     temperature = outputs.read_temperature(folder)
     columns = _name_columns(found, examples, weights.class_names(folder), temperature)
-    tables.write_rows(target, columns, {})
-    print(f"{out}: {len(found.indices)} predictions")
+    if jax.process_index() == 0:
+        tables.write_rows(target, columns, {})
+        print(f"{out}: {len(found.indices)} predictions")
     say_bad_files(examples)
 
 

@@ -5,7 +5,6 @@ from typing import Any
 import jax
 
 from flax_adapt.base.paths import user_path
-from flax_adapt.commands import processes
 from flax_adapt.commands.machine import jax_settings
 from flax_adapt.experiment import recipe, verdicts
 from flax_adapt.report import page
@@ -16,14 +15,9 @@ def run(
     workdir: str,
     force: bool,
     report: bool,
-    coordinator: str,
-    num_processes: int,
-    process_id: int,
-    peer_timeout: int,
 ) -> None:
     """Runs every stage of a config in a workdir, or continues it; prints the results."""
     folder = user_path(workdir)
-    processes.join(coordinator, num_processes, process_id, peer_timeout)
     jax_settings.set_precision(config.precision)
     done = recipe.is_done(config, folder)
     rows = recipe.run(config, folder, force=force)

@@ -19,11 +19,13 @@ class Command(NamedTuple):
 
 _WORKDIR = {"workdir": (REQUIRED, "folder of the run; the same command continues it")}
 _REPORT = {"report": (True, "write report.html at the end; --noreport: do not")}
-_PROCESSES: dict[str, tuple[Any, str]] = {
+# How a command that runs on many machines finds the other processes; `__main__` joins them.
+PROCESSES: dict[str, tuple[Any, str]] = {
     "coordinator": ("", "host:port of process 0 ('auto': TPU, SLURM, GKE, Open MPI)"),
     "num_processes": (1, "number of processes, with --coordinator=host:port"),
     "process_id": (0, "this process, 0 to num_processes - 1"),
     "peer_timeout": (60, "seconds without another process after which this one ends"),
+    "stop_code": (0, "exit code after SIGTERM, for a scheduler that restarts"),
 }
 _FORMATS = "huggingface, timm, torchvision, facebook_mae, big_vision, orbax"
 _INIT_FORMAT = {"init_format": ("", f"{_FORMATS}; '': detected")}
@@ -64,8 +66,7 @@ COMMANDS = {
         True,
         {
             **_WORKDIR,
-            **_PROCESSES,
-            "stop_code": (0, "exit code after SIGTERM, for a scheduler that restarts"),
+            **PROCESSES,
             "force": (False, "continue although the config of the workdir differs"),
             **_REPORT,
             **MACHINE,
@@ -142,7 +143,7 @@ COMMANDS = {
         "evaluate",
         "kNN, linear probe and drift of every finished stage of a workdir.",
         True,
-        {**_WORKDIR, **MACHINE},
+        {**_WORKDIR, **PROCESSES, **MACHINE},
     ),
     "report": Command(
         "report",
@@ -163,12 +164,13 @@ COMMANDS = {
             "out": (REQUIRED, "the .npz, .csv or .parquet to write"),
             **_SPLIT,
             "pooling": ("cls", "cls, mean or mean_norm"),
-            "batch_size": (64, "images or texts at once"),
+            "batch_size": (64, "images or texts at once, on all devices together"),
             **_READING,
             "label_field": ("label", "the column of the labels; '' for none"),
             "label_kind": ("class", "text: class or number"),
             **_INIT_FORMAT,
             **_OF_IMAGES,
+            **PROCESSES,
             **MACHINE,
         },
     ),
@@ -185,6 +187,7 @@ COMMANDS = {
             **_READING,
             **_INIT_FORMAT,
             **_OF_IMAGES,
+            **PROCESSES,
             **MACHINE,
         },
     ),

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 from flax import linen as nn
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from flax_adapt import data, defaults, models, weights
@@ -68,7 +69,8 @@ class Embedder:
 
     fit: further arguments of `from_pretrained`: the format of the file, another image
     size. dropout: the rate for views of texts. Features are the pooled states of the last
-    layer, float32 [n, D].
+    layer, float32 [n, D]. mesh: where they are computed; a batch is filled up to a
+    multiple of its devices.
     """
 
     def __init__(
@@ -79,14 +81,15 @@ class Embedder:
         pooling: str,
         batch_size: int,
         precision: str,
-        mesh: Any,
+        mesh: Mesh,
         dropout: float = 0.0,
     ):
         self.model, params, _ = weights.from_pretrained(
             path, "encoder", pooling=pooling, dtype=precision, dropout=dropout, **fit
         )
         self.params = sharding.put(params, mesh)
-        self.pooling, self.batch_size, self.mesh = pooling, batch_size, mesh
+        self.pooling, self.mesh = pooling, mesh
+        self.batch_size = sharding.whole_batch_size(batch_size, mesh)
 
     def features(self, examples: data.Examples) -> Features:
         """Returns the features of every example, without augmentation and dropout."""
@@ -105,7 +108,7 @@ class Embedder:
             models.check_fits(self.model.config, **examples.row_sizes)
         modality = self.model.modality
         form = _DESCRIBE[modality](examples.config, number)
-        encode = _share_encoder(self.model, self.pooling, form, number)
+        encode = _share_encoder(self.model, self.pooling, form, number, self.mesh)
 
         def encode_batch(batch: Batch) -> Array:
             rows = sharding.put_batch((batch[modality], batch["index"]), self.mesh)
@@ -118,7 +121,7 @@ class Embedder:
 # prepared in the same way.
 @functools.lru_cache(programs.KEPT)
 def _share_encoder(
-    model: nn.Module, pooling: str, form: str, number: int | None
+    model: nn.Module, pooling: str, form: str, number: int | None, mesh: Mesh
 ) -> Callable[..., Array]:
     """Returns (params, inputs, index_B, seed) -> features float32 [B, D].
 
@@ -135,7 +138,7 @@ def _share_encoder(
         variables = models.batch_stats.variables(params)
         return model.apply(variables, ready, pooling, key_B, method="embed")
 
-    return jax.jit(encode)
+    return jax.jit(encode, out_shardings=sharding.whole_on_every_device(mesh))
 
 
 def extract(
@@ -150,7 +153,8 @@ def extract(
     dropout; None: the examples as they are. seed: of the views.
     """
     encoders = [one.encoder(examples, number, seed) for one in embedders]
-    batches = data.eval_batches(examples, embedders[0].batch_size, 0, 1)
+    share = sharding.share_of_process(embedders[0].mesh)
+    batches = data.eval_batches(examples, embedders[0].batch_size, *share)
     return extract_all(encoders, batches)
 
 

@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike
 
 from flax_adapt.base.errors import UserError
 from flax_adapt.base.types import Batch
+from flax_adapt.train import gather
 
 
 class Features(NamedTuple):
@@ -29,8 +30,10 @@ def extract(encode: Encode, batches: Iterable[Batch]) -> Features:
 def extract_all(encoders: Sequence[Encode], batches: Iterable[Batch]) -> list[Features]:
     """Returns the features by every encoder (batch -> [B, D]); the data is read once.
 
-    Rows of weight 0 are dropped. Encoding a batch overlaps with fetching the results of
-    the one before it. Raises UserError if there is no example, ValueError if one comes twice.
+    With several processes a batch has the rows that this one reads; [B, D] and the features
+    are those of all. Rows of weight 0 are dropped. Encoding a batch overlaps with fetching
+    the results of the one before it. Raises UserError if there is no example, ValueError if
+    one comes twice.
     """
     rows: list[list[Features]] = [[] for _ in encoders]
     waiting: tuple[list[ArrayLike], Batch] | None = None
@@ -52,11 +55,15 @@ def _collect(
 
 
 def _fetch(embeddings: ArrayLike, batch: Batch) -> Features:
-    counts = np.asarray(batch["weight"]) > 0
+    """Returns the rows of a batch that are examples; `batch` holds those of this process."""
+    rows = gather.join_rows(
+        {name: batch[name] for name in ("weight", "label", "index")}
+    )
+    counts = np.asarray(rows["weight"]) > 0
     return Features(
         np.asarray(embeddings, np.float32)[counts],
-        np.asarray(batch["label"])[counts],
-        np.asarray(batch["index"], np.int32)[counts],
+        np.asarray(rows["label"])[counts],
+        np.asarray(rows["index"], np.int32)[counts],
     )
 
 

@@ -17,8 +17,6 @@ from flax_adapt.evals.features import Features, extract
 from flax_adapt.train import sharding
 from flax_adapt.weights.files.writing import CALIBRATION
 
-_DEVICES = dict(data=-1, fsdp=1, tensor=1)
-
 
 def compute_outputs(
     model: Any,
@@ -30,24 +28,27 @@ def compute_outputs(
 ) -> Features:
     """Returns the logits (or numbers) of every example, computed on all devices.
 
+    With several processes each reads its part of every batch, and has all results.
+
     show: wraps the batches, whose number it is given, for a progress bar.
     """
     if isinstance(examples, sources.TextExamples):
         models.check_fits(model.config, **examples.row_sizes)
-    mesh = sharding.make_mesh(ConfigDict(_DEVICES))
+    mesh = sharding.all_devices()
     placed = sharding.put(models.batch_stats.variables(params), mesh)
     is_image = model.modality == "image"
 
-    @jax.jit
     def apply(variables: Any, inputs: Any) -> Any:
         given = image.preprocess(inputs, None, section, None) if is_image else inputs
         return model.apply(variables, given, None)
 
+    compiled = jax.jit(apply, out_shardings=sharding.whole_on_every_device(mesh))
+
     def encode(batch: Any) -> Any:
-        return apply(placed, sharding.put_batch(batch[model.modality], mesh))
+        return compiled(placed, sharding.put_batch(batch[model.modality], mesh))
 
     size = sharding.whole_batch_size(batch_size, mesh)
-    batches = sources.eval_batches(examples, size, 0, 1)
+    batches = sources.eval_batches(examples, size, *sharding.share_of_process(mesh))
     return extract(encode, show(batches, -(-len(examples) // size)))
 
 

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
 from flax_adapt import data, weights
 from flax_adapt.base import checks, logs
 from flax_adapt.base.checks import Row
@@ -84,7 +86,8 @@ def evaluate(config: Any, workdir: Path) -> list[dict[str, Any]]:
         measured = _measure(config, section, models)
         pairs = zip(models, measured, strict=True)
         rows += [{"stage": one.label, **named, **row} for one, row in pairs]
-    logs.write_json(workdir / "eval.json", rows)
+    if jax.process_index() == 0:
+        logs.write_json(workdir / "eval.json", rows)
     return rows
 
 
@@ -191,7 +194,7 @@ def _features(
             batch_size=section.batch_size,
             precision=config.precision,
             dropout=section.view_dropout if is_text else 0.0,
-            mesh=sharding.one_device(),
+            mesh=sharding.all_devices(),
         )
         for model in models
     ]

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from flax_adapt.base import logs
@@ -50,7 +51,8 @@ def report(
         }
         for name, matrix in found.items()
     }
-    logs.write_json(workdir / "transfer.json", whole)
+    if jax.process_index() == 0:
+        logs.write_json(workdir / "transfer.json", whole)
     return whole
 
 

@@ -1,4 +1,4 @@
-"""What processes do together: gather arrays on process 0, and wait for each other."""
+"""What processes do together: gather arrays, and wait for each other."""
 
 import itertools
 from typing import Any
@@ -28,6 +28,17 @@ def gather_on_first(tree: Any) -> Any:
         return np.asarray(whole) if is_first else None
 
     return jax.tree.map(gather, tree)
+
+
+def join_rows(rows: Any) -> Any:
+    """Returns a tree of NumPy arrays [b, ...] of this process as [B, ...] of all processes.
+
+    All processes must call it. Rows are in the order of the processes, as in a batch that
+    `sharding.put_batch` makes of them on a mesh without "tensor".
+    """
+    if jax.process_count() == 1:
+        return rows
+    return multihost_utils.process_allgather(rows, tiled=True)
 
 
 def wait_for_all(name: str) -> None:

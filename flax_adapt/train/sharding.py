@@ -95,6 +95,19 @@ def share_of_process(mesh: Mesh) -> tuple[int, int]:
     return min(held) // len(held), shards // len(held)
 
 
+def all_devices() -> Mesh:
+    """Returns the mesh of all devices of all processes, for work without a config's mesh.
+
+    The batch is split over it; parameters are whole on every device.
+    """
+    return make_mesh(dict(data=-1, fsdp=1, tensor=1))
+
+
+def whole_on_every_device(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of results that every process reads whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
 def one_device() -> Mesh:
     """Returns a mesh of the first local device, for work that is too small to be sharded."""
     return Mesh(np.asarray(jax.local_devices()[:1]).reshape(1, 1, 1), AXES)

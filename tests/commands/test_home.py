@@ -27,24 +27,20 @@ PATHS = {
     "show": {"config"},
     "configs": set(),
 }
+PROCESSES = {
+    *("coordinator", "num_processes", "process_id", "peer_timeout", "stop_code")
+}
 OTHERS = {
-    "run": {
-        "coordinator",
-        "num_processes",
-        "process_id",
-        "peer_timeout",
-        "stop_code",
-        "force",
-        "report",
-    },
+    "run": PROCESSES | {"force", "report"},
     "adapt": {
         *("method", "budget", "precision", "init_format", "augment", "fit", "force"),
         *("image_field", "label_field", "split_field", "text_field", "seq_len"),
         *("dry_run", "stop_code", "report"),
     },
-    "eval": set(),
+    "eval": PROCESSES,
     "report": set(),
     "features": {
+        *PROCESSES,
         *("split", "pooling", "batch_size", "precision", "max_bad_fraction", "seq_len"),
         *("text_fields", "label_field", "label_kind", "init_format", "init_known"),
         *("mean", "std", "image_field", "window", "bits", "fit"),
@@ -54,6 +50,7 @@ OTHERS = {
         *("search", "json"),
     },
     "predict": {
+        *PROCESSES,
         *("seq_len", "mean", "std", "image_field", "init_format", "init_known"),
         *("window", "bits", "fit", "precision", "batch_size", "split", "text_fields"),
         "max_bad_fraction",

@@ -3,6 +3,7 @@
 All are `long`: every process compiles for itself.
 """
 
+import csv
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 TESTS = Path(__file__).parent.parent
@@ -168,6 +170,46 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on_the_same(
     assert not (workdir / "results.json").exists()
     run(root, workdir, 2, 4, *flags)
     assert_same_losses(workdir, alone)
+
+
+def measure_all(root, alone, folder, processes, devices):
+    """Writes features, predictions and eval.json of a finished run into `folder`."""
+    (export,) = alone.glob("stages/finetune*/export")
+    shutil.copytree(alone, folder / "run")
+    read = [f"--init={export}", "--data=builtin:digits", "--split=test"]
+    for words in (
+        ["features", *read, f"--out={folder / 'features.npz'}", "--batch_size=12"],
+        ["predict", *read, f"--out={folder / 'predicted.csv'}"],
+        ["eval", f"--config={root}/config.py", f"--workdir={folder / 'run'}"],
+    ):
+        command = [sys.executable, LOCAL_POD, f"--processes={processes}"]
+        command += [f"--devices={devices}", *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
+        assert done.returncode == 0, done.stderr
+    with np.load(folder / "features.npz") as found:
+        arrays = dict(found)
+    rows = list(csv.reader((folder / "predicted.csv").open()))
+    return arrays, rows, json.loads((folder / "run" / "eval.json").read_text())
+
+
+def test_features_predictions_and_eval_of_two_processes_are_those_of_one(
+    experiments, tmp_path
+):
+    root, alone = experiments("image")
+    found = []
+    for processes, devices in ((1, 1), (2, 4)):
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        found.append(measure_all(root, alone, folder, processes, devices))
+    (arrays, rows, measured), (others, other_rows, other_measured) = found
+    embeddings = arrays.pop("embeddings")
+    np.testing.assert_allclose(others.pop("embeddings"), embeddings, atol=1e-5)
+    assert arrays.keys() == others.keys()
+    for name, values in arrays.items():
+        np.testing.assert_array_equal(others[name], values)
+    assert [row[:2] for row in other_rows] == [row[:2] for row in rows]
+    for row, other in zip(measured, other_measured, strict=True):
+        assert other == pytest.approx(row, rel=1e-3, abs=0.01)
 
 
 def test_a_host_holds_its_part_of_the_weights():
