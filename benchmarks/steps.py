@@ -34,8 +34,8 @@ import transformers
 from absl import app, flags
 
 from flax_adapt.commands.machine import allocator
-from flax_adapt.commands.machine.jax_settings import set_precision
 from flax_adapt.experiment.bench import measure_matmul
+from flax_adapt.train.precision import set_products
 
 TOLERANCE = 1e-4
 PATIENCE_S = 200
@@ -180,7 +180,8 @@ def main(_):
     turn = Turn(*_TOGETHER.value) if _TOGETHER.value else Alone()
     sizes = (_SIZE.value, _BATCH.value, _DTYPE.value, _LENGTH.value, _SCAN.value)
     setting = steps_ours.Setting(*sizes)
-    set_precision(setting.dtype)
+    # In full: the losses are compared at 1e-4.
+    set_products("highest" if setting.dtype == "float32" else setting.dtype)
     sides = {"ours": steps_ours.make(name, setting)}
     options = dict(compiles=_COMPILE.value, channels_last=_LAST.value)
     settings = dict(options, malloc=_MALLOC.value)

@@ -23,7 +23,7 @@ Run     flax-adapt adapt --workdir=runs/x --init=MODEL --unlabelled=folder:A --l
                   1 and 5 times finetune_lr are tried (of LP-FT 0.1, 0.3 and 1)
         new_part_steps  steps that train a decoder or masked-language head that init lacks,
                   with the encoder frozen
-        precision float32 | bfloat16
+        precision auto | float32 | highest | bfloat16
         seeds     runs of every candidate
         min_crop_area  of the two views of method=contrast; 0: that of MoCo-v3, 0.08
         seq_len, text_field, label_field  of texts: as in bert_self_distill

@@ -13,11 +13,11 @@ from flax_adapt.base import errors, logs
 from flax_adapt.base.errors import UserError
 from flax_adapt.base.paths import user_path
 from flax_adapt.commands import adapt_screen
-from flax_adapt.commands.machine import jax_settings
 from flax_adapt.commands.table import COMMANDS, MACHINE, REQUIRED
 from flax_adapt.experiment import budget as budgets
 from flax_adapt.experiment import delivery, handover, recipe, verdicts
 from flax_adapt.report import page
+from flax_adapt.train import precision as precisions
 from flax_adapt.train.preemption import Preemption
 
 RECORD = "adapt.json"
@@ -100,7 +100,7 @@ def run_recipe(
     name = kept.get("config") or _name_config(given, parsed, precision)
     with errors.reword_errors(_AS_FLAGS):
         config = configs.load(name)
-    jax_settings.set_precision(config.precision)
+    precisions.set_products(config.precision)
     work = kept.get("work")
     if not kept:
         name, config, work = _size(name, config, parsed, folder, begun, budget)
@@ -161,7 +161,7 @@ def _name_config(given: dict[str, Any], parsed: dict[str, str], precision: str) 
     """Returns `adapt:init=...,...` for the flags that differ from the config's defaults."""
     defaults = configs.argument_defaults("adapt")
     arguments = {k: v for k, v in given.items() if v != defaults[k]}
-    arguments |= {"precision": choose_precision(precision)}
+    arguments |= {"precision": precisions.settle(precision, field="--precision")}
     sizes = {"rule": "sizes", "steps": "steps", "epochs": "epochs"}
     arguments |= {sizes[k]: v for k, v in parsed.items() if k in sizes}
     if "steps" in parsed and not given["unlabelled"]:  # then there is fine-tuning alone
@@ -176,20 +176,6 @@ def join_arguments(arguments: dict[str, Any]) -> str:
         f'{k}="{v}"' if "," in str(v) else f"{k}={v}" for k, v in arguments.items()
     )
     return f"adapt:{','.join(pairs)}"
-
-
-def choose_precision(name: str) -> str:
-    """Returns the precision of `auto`: bfloat16 on TPUs and GPUs that have it, or float32."""
-    if name != "auto":
-        errors.choose(
-            "--precision", name, {**jax_settings.MATMUL_PRECISION, "auto": ""}
-        )
-        return name
-    device = jax.devices()[0]
-    if device.platform == "gpu":
-        capable = float(getattr(device, "compute_capability", "0") or 0) >= 8
-        return "bfloat16" if capable else "float32"
-    return "bfloat16" if device.platform == "tpu" else "float32"
 
 
 def _size(

@@ -5,16 +5,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from flax_adapt.commands.machine import jax_settings
 from flax_adapt.commands.plan import choose_kinds
 from flax_adapt.experiment import bench as benches
 from flax_adapt.stage import check
+from flax_adapt.train import precision
 from flax_adapt.train.preemption import Preemption
 
 
 def bench(config: Any, stage: str, json: bool, input: bool) -> None:
     """Runs every kind of stage for some steps; prints examples/s, FLOP/s and memory."""
-    jax_settings.set_precision(config.precision)
+    config = precision.settle_config(config)
+    precision.set_products(config.precision)
     check.experiment(config)
     found = []
     with tempfile.TemporaryDirectory() as folder, Preemption() as preemption:

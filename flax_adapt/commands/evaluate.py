@@ -6,14 +6,15 @@ import jax
 
 from flax_adapt.base import logs
 from flax_adapt.base.paths import user_path
-from flax_adapt.commands.machine import jax_settings
-from flax_adapt.experiment import measure, transfer
+from flax_adapt.experiment import measure, recipe, transfer
+from flax_adapt.train import precision
 
 
 def evaluate(config: Any, workdir: str) -> None:
     """kNN, linear probe and drift of every finished stage of a workdir."""
     folder = user_path(workdir)
-    jax_settings.set_precision(config.precision)
+    config = recipe.settle_precision(config, folder)
+    precision.set_products(config.precision)
     rows = measure.evaluate(config, folder)
     is_transfer = config.transfer is not None
     matrices = transfer.report(config, folder, rows) if is_transfer else None

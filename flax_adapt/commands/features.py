@@ -17,6 +17,7 @@ from flax_adapt.commands import tables
 from flax_adapt.commands.values import INIT_FLAGS, parse_values
 from flax_adapt.evals import embed
 from flax_adapt.evals.features import Features
+from flax_adapt.train import precision as precisions
 from flax_adapt.train import sharding
 
 
@@ -45,7 +46,8 @@ def features(
 ) -> None:
     """Writes embeddings, labels and example names of a data set to a file."""
     errors.choose("--pooling", pooling, models.POOLING)
-    errors.choose("--precision", precision, models.DTYPES)
+    precision = precisions.settle(precision, field="--precision")
+    precisions.set_products(precision)
     target = tables.check_target(out, (".npz", ".csv", ".parquet"))
     folder, pixels = weights_path(init), parse_pixels(mean, std)
     names = tuple(text_fields.split(","))
@@ -66,7 +68,7 @@ def features(
             fit=init_options,
             pooling=pooling,
             batch_size=batch_size,
-            precision=precision,
+            precision=precisions.dtype_of(precision),
             mesh=sharding.all_devices(),
         )
     rows = embedder.features(examples)

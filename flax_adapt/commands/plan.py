@@ -7,10 +7,10 @@ from typing import Any
 import jax
 
 from flax_adapt.base.errors import UserError
-from flax_adapt.commands.machine import jax_settings
 from flax_adapt.plan import plans, report, search
 from flax_adapt.plan.plans import Hardware, Kind
 from flax_adapt.stage import check
+from flax_adapt.train import precision
 
 log = logging.getLogger(__name__)
 # The function `plan` has an argument of this name.
@@ -32,7 +32,8 @@ def plan(
     jax.config.update("jax_platforms", "cpu")
     # First of all, as the number of CPU devices is fixed when JAX starts.
     hardware = plans.find_hardware(topology, hbm_gib, price_per_chip_hour, num_classes)
-    jax_settings.set_precision(config.precision)
+    config = precision.settle_config(config, hardware.topology.chip.platform)
+    precision.set_products(config.precision)
     check.experiment(config)
     kinds = choose_kinds(config, stage)
     if search:

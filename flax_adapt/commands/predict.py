@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from flax_adapt import data as sources
-from flax_adapt import models, weights
+from flax_adapt import weights
 from flax_adapt.base import errors
 from flax_adapt.base.errors import UserError
 from flax_adapt.base.hub import weights_path
@@ -16,6 +16,7 @@ from flax_adapt.commands.features import make_section, parse_pixels, say_bad_fil
 from flax_adapt.commands.values import INIT_FLAGS, parse_values
 from flax_adapt.evals import outputs
 from flax_adapt.evals.features import Features
+from flax_adapt.train import precision as precisions
 
 
 def predict(
@@ -39,7 +40,8 @@ def predict(
     std: str,
 ) -> None:
     """Writes the predicted class and the probability of each class for a data set."""
-    errors.choose("--precision", precision, models.DTYPES)
+    precision = precisions.settle(precision, field="--precision")
+    precisions.set_products(precision)
     target = tables.check_target(out, tuple(tables.WRITERS))
     folder, pixels = weights_path(init), parse_pixels(mean, std)
     known = parse_values("--init_known", init_known)
@@ -61,7 +63,7 @@ def predict(
         )
         _check_classifier(init, folder, init_options)
         model, params, _ = weights.from_pretrained(
-            folder, "classify", dtype=precision, **init_options
+            folder, "classify", dtype=precisions.dtype_of(precision), **init_options
         )
         examples = sources.open_examples(section, "")
     found = outputs.compute_outputs(model, params, examples, section, batch_size, _show)

@@ -5,9 +5,9 @@ from typing import Any
 import jax
 
 from flax_adapt.base.paths import user_path
-from flax_adapt.commands.machine import jax_settings
 from flax_adapt.experiment import recipe, verdicts
 from flax_adapt.report import page
+from flax_adapt.train import precision
 
 
 def run(
@@ -18,7 +18,8 @@ def run(
 ) -> None:
     """Runs every stage of a config in a workdir, or continues it; prints the results."""
     folder = user_path(workdir)
-    jax_settings.set_precision(config.precision)
+    config = recipe.settle_precision(config, folder)
+    precision.set_products(config.precision)
     done = recipe.is_done(config, folder)
     rows = recipe.run(config, folder, force=force)
     if jax.process_index() == 0:

@@ -54,7 +54,7 @@ _SPLIT: dict[str, tuple[Any, str]] = {
     "data_dir": ("", "where tfds: finds its data sets"),
 }
 _READING: dict[str, tuple[Any, str]] = {
-    "precision": ("float32", "float32 or bfloat16"),
+    "precision": ("float32", "float32, highest (float32 in full), bfloat16 or auto"),
     "max_bad_fraction": (0.01, "a larger share of undecodable examples fails"),
     "seq_len": (128, "text: the most tokens of a text, which is cut off there"),
     "text_fields": ("text", "text: the column, or A,B for pairs"),

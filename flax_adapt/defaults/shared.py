@@ -270,7 +270,7 @@ def experiment(**sections: Any) -> dict[str, Any]:
         init_format="",
         init_known=UNKNOWN,
         seed=0,
-        precision="float32",
+        precision="auto",
         mesh=dict(data=-1, fsdp=1, tensor=1),
         checkpoint=dict(every_steps=1_000, keep_last=2, keep_best=1),
         log_every_steps=50,

@@ -25,6 +25,7 @@ from flax_adapt.stage.shapes import Described
 from flax_adapt.stage.stage import Stage
 from flax_adapt.train import sharding
 from flax_adapt.train import step as steps
+from flax_adapt.train.precision import dtype_of, settle
 from flax_adapt.train.preemption import Preemption
 
 WARM_UP, ROUNDS = 2, 5
@@ -66,7 +67,7 @@ def measure_kind(
 
 def _rates(described: Described, seconds: dict[str, float]) -> dict[str, Any]:
     stage, devices = described.stage, jax.devices()
-    precision, count = stage.experiment.precision, flops.count_step(described)
+    precision, count = settle(stage.experiment.precision), flops.count_step(described)
     rate = count / seconds["step"]
     matmul = len(devices) * measure_matmul(precision)
     chip = topology.find_chip(devices[0])
@@ -113,7 +114,9 @@ def _fill(tree: Any) -> Any:
 def measure_matmul(precision: str) -> float:
     """Returns the FLOP/s of a product of square matrices on one device, the best of five."""
     side = _SIDES.get(jax.default_backend(), _SIDES["cpu"])
-    a = jax.random.normal(jax.random.key(0), (side, side), models.DTYPES[precision])
+    a = jax.random.normal(
+        jax.random.key(0), (side, side), models.DTYPES[dtype_of(precision)]
+    )
     product, times = jax.jit(lambda a: a @ a), []
     product(a).block_until_ready()
     for _ in range(5):

@@ -68,7 +68,7 @@ def calibrate(
 
 def _compute_logits(stage: Stage) -> tuple[np.ndarray, np.ndarray]:
     """Returns (logits, labels) of what a fold holds out."""
-    section, dtype = stage.config.eval.data, stage.experiment.precision
+    section, dtype = stage.config.eval.data, stage.dtype
     model, params, _ = weights.from_pretrained(
         stage.folder / "export", "classify", dtype=dtype
     )

@@ -17,7 +17,7 @@ from flax_adapt.evals.embed import Embedder
 from flax_adapt.evals.features import Features
 from flax_adapt.experiment import recipe
 from flax_adapt.stage.stage import known_options_of_init
-from flax_adapt.train import sharding
+from flax_adapt.train import precision, sharding
 
 
 class Sets(NamedTuple):
@@ -192,7 +192,7 @@ def _features(
             fit=model.fit,
             pooling=section.pooling,
             batch_size=section.batch_size,
-            precision=config.precision,
+            precision=precision.dtype_of(config.precision),
             dropout=section.view_dropout if is_text else 0.0,
             mesh=sharding.all_devices(),
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from flax_adapt import data
 from flax_adapt.base import config as configs
@@ -17,6 +18,7 @@ from flax_adapt.evals import verdict
 from flax_adapt.experiment import card, held_out, lock, provenance, sweep, verdicts
 from flax_adapt.stage import check, draws, loop
 from flax_adapt.stage.stage import Stage
+from flax_adapt.train import precision
 from flax_adapt.train.preemption import Preemption
 
 log = logging.getLogger(__name__)
@@ -34,7 +36,7 @@ def run(config: Any, workdir: Path, *, force: bool) -> list[dict[str, Any]]:
     UserError for a workdir that holds another config, with the difference, unless
     `force`.
     """
-    config = _as_begun(config, workdir)
+    config = _as_begun(settle_precision(config, workdir), workdir)
     check.experiment(config)
     held_out.check_sweeps(config)
     _check_sources(config, workdir)
@@ -132,6 +134,20 @@ def _as_begun(config: Any, workdir: Path) -> Any:
         log.info("%s was begun with labels=fixed and goes on with them", workdir)
         return draws.fix(config)
     return config
+
+
+def settle_precision(config: Any, workdir: Path) -> Any:
+    """Returns the config with the precision that "auto" means: of the workdir, if it has one.
+
+    So a run that goes on on other devices keeps its numbers.
+    """
+    path = workdir / "config.json"
+    if config.precision == precision.AUTO and path.exists() and _has_begun(workdir):
+        begun = logs.read_json(path)
+        kept = begun.get("precision") if isinstance(begun, dict) else None
+        if kept in precision.PRECISIONS:  # else `_claim` says what is damaged
+            config = ConfigDict({**config, "precision": kept}).lock()
+    return precision.settle_config(config)
 
 
 def _has_begun(workdir: Path) -> bool:

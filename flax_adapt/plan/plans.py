@@ -17,6 +17,7 @@ from flax_adapt.stage.shapes import Described
 from flax_adapt.stage.stage import Stage
 from flax_adapt.train import sharding
 from flax_adapt.train import step as steps
+from flax_adapt.train.precision import settle
 
 log = logging.getLogger(__name__)
 _OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
@@ -133,7 +134,7 @@ def _head(kind: Kind, described: Described, hardware: Hardware) -> dict[str, Any
         "topology": hardware.topology.name,
         "chips": hardware.topology.chips,
         "mesh": {axis: mesh.shape[axis] for axis in sharding.AXES},
-        "precision": stage.experiment.precision,
+        "precision": settle(stage.experiment.precision),
         "parameters": sum(leaf.size for leaf in leaves),
         "batch": stage.config.batch_size,
         "batch_per_chip": stage.config.batch_size / shards,
@@ -167,7 +168,10 @@ def _measured(
     described: Described, module: hlo.Module, kind: Kind, hardware: Hardware
 ) -> dict[str, Any]:
     chip, chips = hardware.topology.chip, hardware.topology.chips
-    precision, batch = kind.stage.experiment.precision, kind.stage.config.batch_size
+    precision, batch = (
+        settle(kind.stage.experiment.precision),
+        kind.stage.config.batch_size,
+    )
     found = cost.count_costs(module, chips)
     analytic, compiled = flops.count_step(described), chips * cost.sum_flops(found)
     bound = roofline.bound_time(found, chip, precision)

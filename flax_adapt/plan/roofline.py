@@ -30,8 +30,11 @@ class Roofline(NamedTuple):
 
 
 def peak_flops(chip: Chip, precision: str) -> float:
-    """Returns the FLOP/s of products in "bfloat16" or "float32"."""
-    return chip.flops / (chip.float32_passes if precision == "float32" else 1)
+    """Returns the FLOP/s of products in a precision of `train.precision`."""
+    passes = dict(
+        bfloat16=1.0, float32=chip.float32_passes, highest=chip.highest_passes
+    )
+    return chip.flops / passes[precision]
 
 
 def bound_time(costs: Sequence[Cost], chip: Chip, precision: str) -> Roofline:

@@ -25,27 +25,29 @@ from flax_adapt.plan import gpu
 class Chip(NamedTuple):
     """Peaks of one chip.
 
-    flops: FLOP/s of matrix products in bfloat16. float32_passes: how much slower those in
-    float32 are. hbm, link: bytes/s of its memory, and to other chips in one direction.
-    gib: memory that a program can use. lanes: what matrix units pad sizes to.
+    flops: FLOP/s of matrix products in bfloat16. float32_passes, highest_passes: how much
+    slower those of precision "float32" and "highest" are (`train.precision`). hbm, link:
+    bytes/s of its memory, and to other chips in one direction. gib: memory that a program
+    can use. lanes: what matrix units pad sizes to.
     """
 
     platform: str
     flops: float
     float32_passes: float
+    highest_passes: float
     hbm: float
     link: float
     gib: float
     lanes: int
 
 
-# A TPU computes a float32 product in six bfloat16 passes (precision "highest").
+# A TPU multiplies "float32" in three bfloat16 passes and "highest" in six; a GPU by TF32.
 CHIPS = {
-    "v5e": Chip("tpu", 197e12, 6, 819e9, 200e9, 15.75, 128),
-    "v5p": Chip("tpu", 459e12, 6, 2765e9, 600e9, 95.74, 128),
-    "v6e": Chip("tpu", 918e12, 6, 1640e9, 400e9, 31.25, 256),
-    "h100": Chip("cuda", 989e12, 989 / 67, 3350e9, 450e9, 79.1, 64),
-    "cpu": Chip("cpu", 100e9, 1, 10e9, 1e9, 4.0, 8),
+    "v5e": Chip("tpu", 197e12, 3, 6, 819e9, 200e9, 15.75, 128),
+    "v5p": Chip("tpu", 459e12, 3, 6, 2765e9, 600e9, 95.74, 128),
+    "v6e": Chip("tpu", 918e12, 3, 6, 1640e9, 400e9, 31.25, 256),
+    "h100": Chip("cuda", 989e12, 2, 989 / 67, 3350e9, 450e9, 79.1, 64),
+    "cpu": Chip("cpu", 100e9, 1, 1, 10e9, 1e9, 4.0, 8),
 }
 # What JAX calls a device (`device_kind`, its beginning) -> key of CHIPS.
 _DEVICE_KINDS = {

@@ -92,7 +92,7 @@ def _read_or_compute(
     stage, config = start.stage, start.stage.config
     facts = (
         *(start.examples.fingerprint().items(), how.layers, how.select is None),
-        *(stage.experiment.precision, config.batch_size, dict(start.mesh.shape)),
+        *(stage.dtype, config.batch_size, dict(start.mesh.shape)),
         *(configs.plain(config.data), dataclasses.asdict(start.model.config)),
     )
     name = teacher.digest_of(params, facts)

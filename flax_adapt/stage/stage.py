@@ -16,6 +16,7 @@ from flax_adapt.base.checks import Check, Context, Row
 from flax_adapt.base.errors import UserError
 from flax_adapt.objectives import exported
 from flax_adapt.stage import references
+from flax_adapt.train import precision
 from flax_adapt.weights.formats import table as formats
 
 # Names in error messages of `weights` -> the fields of the config.
@@ -92,6 +93,11 @@ class Stage(NamedTuple):
     def seed(self) -> int:
         """The seed of masks, dropout, the order of the data and new leaves."""
         return self.experiment.seed + self.run_seed
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of activations, a key of `models.DTYPES`."""
+        return precision.dtype_of(self.experiment.precision)
 
     @property
     def architecture(self) -> dict[str, Any]:
@@ -218,7 +224,7 @@ def build_for_task(
     return models.build(
         config,
         task,
-        dtype=stage.experiment.precision,
+        dtype=stage.dtype,
         dropout=options.dropout,
         drop_path=options.drop_path,
         pooling=options.pooling,

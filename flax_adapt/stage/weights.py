@@ -193,7 +193,7 @@ def _resize(
         section,
         examples,
         batch_size=stage.config.batch_size,
-        precision=stage.experiment.precision,
+        precision=stage.dtype,
         mesh=mesh,
     )
     return stage_resize.resize(old, loaded, init, section, components_dD, stage.seed)

@@ -136,7 +136,10 @@ def test_what_gpu_libraries_compute_counts(left, right, call, expected):
 def test_a_roofline_is_the_slower_of_products_and_memory_and_of_the_network(found):
     # A product takes a second of memory or of compute for each of its bytes or FLOPs.
     chip = topology.Chip(
-        "tpu", flops=1.0, float32_passes=6, hbm=1.0, link=1e9, gib=1, lanes=8
+        "tpu",
+        flops=1.0,
+        **dict(float32_passes=3, highest_passes=6),
+        **dict(hbm=1.0, link=1e9, gib=1, lanes=8),
     )
     local = bytes_of(found) | {
         "made": DOTS,
@@ -149,5 +152,6 @@ def test_a_roofline_is_the_slower_of_products_and_memory_and_of_the_network(foun
     assert bound.mfu(bound.seconds / 2, chips=1, peak=1.0) == 0.5
     slow = roofline.bound_time(found, chip._replace(link=1e-9), "bfloat16")
     assert slow.seconds == slow.network > bound.seconds
-    in_float32 = roofline.bound_time(found, chip, "float32")
-    assert in_float32.compute == 6 * bound.compute
+    for precision, passes in (("float32", 3), ("highest", 6)):
+        in_passes = roofline.bound_time(found, chip, precision)
+        assert in_passes.compute == passes * bound.compute

@@ -45,7 +45,7 @@ ADAPT_ARGUMENTS: dict[str, Any] = dict(
     lr=0.0,
     seeds=1,
     augment="",
-    precision="float32",
+    precision="auto",
 )
 del (
     ADAPT_ARGUMENTS["split"],
