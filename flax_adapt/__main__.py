@@ -219,7 +219,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if errors.full_disk(error) is not None:
             return _refuse(error, 2)
-        missing = _missing_field(error)
+        missing = errors.missing_field(error)
         if missing:
             return _refuse(UserError(missing), 2)
         if _has_peers():
@@ -240,27 +240,10 @@ def _call(command: str, arguments: dict[str, Any]) -> int:
         cache.keep_programs(arguments.pop("compile_cache"))
     joins = {name: arguments.pop(name) for name in PROCESSES if name in arguments}
     if joins:
-        processes = importlib.import_module("flax_adapt.commands.processes")
-        processes.join(**joins)
+        importlib.import_module("flax_adapt.commands.processes").join(**joins)
     function = COMMANDS[command].function
     module = importlib.import_module(f"flax_adapt.commands.{function}")
     return getattr(module, function)(**arguments) or 0
-
-
-def _missing_field(error: Exception) -> str:
-    """Returns what to say where a section of the config lacks a field that is read, or "".
-
-    Only a ConfigDict raises an AttributeError that holds a KeyError.
-    """
-    cause = error.args[0] if isinstance(error, AttributeError) and error.args else None
-    if not isinstance(cause, KeyError):
-        return ""
-    # The other lines of its text guess at a name that is alike.
-    field = str(cause.args[0]).partition("\n")[0]
-    return (
-        f"a section of the config lacks the field {field}; one written by hand "
-        "needs every field, as `flax-adapt show --config=NAME --fields` lists them"
-    )
 
 
 def _refuse(error: Exception, code: int) -> int:

@@ -73,3 +73,19 @@ def full_disk(error: BaseException | None) -> str | None:
             return words[0]
         error = error.__cause__ or error.__context__
     return None
+
+
+def missing_field(error: Exception) -> str:
+    """Returns what to say where a section of the config lacks a field that is read, or "".
+
+    Only a ConfigDict raises an AttributeError that holds a KeyError.
+    """
+    cause = error.args[0] if isinstance(error, AttributeError) and error.args else None
+    if not isinstance(cause, KeyError):
+        return ""
+    # The other lines of its text guess at a name that is alike.
+    field = str(cause.args[0]).partition("\n")[0]
+    return (
+        f"a section of the config lacks the field {field}; one written by hand "
+        "needs every field, as `flax-adapt show --config=NAME --fields` lists them"
+    )
