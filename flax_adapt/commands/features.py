@@ -1,5 +1,6 @@
 """Writes the embeddings of a data set by a model on disk."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from flax_adapt.evals import embed
 from flax_adapt.evals.features import Features
 from flax_adapt.train import precision as precisions
 from flax_adapt.train import sharding
+
+log = logging.getLogger(__name__)
 
 
 def features(
@@ -45,7 +48,8 @@ def features(
     std: str,
 ) -> None:
     """Writes embeddings, labels and example names of a data set to a file."""
-    errors.choose("--pooling", pooling, models.POOLING)
+    choices = dict.fromkeys((weights.AUTO, *models.POOLING))
+    errors.choose("--pooling", pooling, choices)
     precision = precisions.settle(precision, field="--precision")
     precisions.set_products(precision)
     target = tables.check_target(out, (".npz", ".csv", ".parquet"))
@@ -66,12 +70,13 @@ def features(
         embedder = embed.Embedder(
             folder,
             fit=init_options,
-            pooling=pooling,
+            pooling=weights.resolve_pooling(pooling, folder, **init_options),
             batch_size=batch_size,
             precision=precisions.dtype_of(precision),
             mesh=sharding.all_devices(),
         )
     rows = embedder.features(examples)
+    log.info("features are pooled by %s", embedder.pooling)
     _check_finite(out, rows)
     if jax.process_index() == 0:
         _write_features(target, rows, examples)

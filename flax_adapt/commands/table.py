@@ -163,7 +163,7 @@ COMMANDS = {
             "data": (REQUIRED, "tfds:NAME, folder:PATH, builtin:NAME; jsonl:PATH ..."),
             "out": (REQUIRED, "the .npz, .csv or .parquet to write"),
             **_SPLIT,
-            "pooling": ("cls", "cls, mean or mean_norm"),
+            "pooling": ("auto", "cls, mean, ... or auto: that of the weights' library"),
             "batch_size": (64, "images or texts at once, on all devices together"),
             **_READING,
             "label_field": ("label", "the column of the labels; '' for none"),

@@ -227,8 +227,9 @@ def evaluate(
     by cross-validation on `train`, in `probe_folds` parts (`train.linear`). wide: see `wide`,
     or None. models_at_once: number of models that share a pass over the data; all of them
     are in memory. compare: also measure CKA and the distance of the weights to the first
-    model. stages: names of the stages whose exports are measured (in all evaluations);
-    (): all.
+    model. pooling: of features; "auto": as by the first model's own library, see
+    `weights.resolve_pooling`. stages: names of the stages whose exports are measured (in
+    all evaluations); (): all.
     """
     section = dict(
         train=train,
@@ -236,7 +237,7 @@ def evaluate(
         source=None,
         view_dropout=0.1,
         batch_size=64,
-        pooling="cls",
+        pooling="auto",
         knn_k=20,
         knn_temperature=0.07,
         probe_l2=0.0,

@@ -59,8 +59,9 @@ def evaluate(config: Any, workdir: Path) -> list[dict[str, Any]]:
     Measures are the accuracies of kNN and of a linear probe, the probe's L2 penalty, and
     drift. Where the test data has no classes, drift alone is measured. Where stages resize
     `init` in different ways, there is a row for each way. Features are the final states,
-    pooled as `config.evaluate` says. Where that has a `source`, drift is measured from the
-    features of `init`; where it has `wide`, also sparsity and the accuracy of other probes.
+    pooled as `config.evaluate` says ("auto": as by the first model's library). Where that
+    has a `source`, drift is measured from the features of `init`; where it has `wide`, also
+    sparsity and the accuracy of other probes.
     Each section of `more_evaluations` adds rows that name its data. Raises UserError if no
     stage is finished.
     """
@@ -94,9 +95,10 @@ def evaluate(config: Any, workdir: Path) -> list[dict[str, Any]]:
 def _measure(config: Any, section: Any, models: list[Model]) -> list[dict[str, float]]:
     """Returns the measures of each model; drift is measured from the first model."""
     sets, measured = _open(config, section), []
+    pooling = _pooling(section, models[0])
     for start in range(0, len(models), section.models_at_once):
         together = models[start : start + section.models_at_once]
-        measured += _features(config, section, together, sets)
+        measured += _features(config, section, pooling, together, sets)
     return [
         {
             **_accuracies(config, section, one),
@@ -181,8 +183,14 @@ def _ways_of_init(config: Any) -> list[tuple[str, dict[str, Any]]]:
     ]
 
 
+def _pooling(section: Any, first: Model) -> str:
+    """Returns the pooling of all models: "auto" is that of the first one's library."""
+    how = {name: first.fit[name] for name in ("format", "known") if name in first.fit}
+    return weights.resolve_pooling(section.pooling, first.folder, **how)
+
+
 def _features(
-    config: Any, section: Any, models: list[Model], sets: Sets
+    config: Any, section: Any, pooling: str, models: list[Model], sets: Sets
 ) -> list[MeasuredModel]:
     """Returns the features of all models, from one pass over each data set."""
     is_text = section.test.modality == "text"
@@ -190,7 +198,7 @@ def _features(
         Embedder(
             model.folder,
             fit=model.fit,
-            pooling=section.pooling,
+            pooling=pooling,
             batch_size=section.batch_size,
             precision=precision.dtype_of(config.precision),
             dropout=section.view_dropout if is_text else 0.0,

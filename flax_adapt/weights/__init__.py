@@ -16,6 +16,7 @@ from flax_adapt.weights import reshape as reshape
 from flax_adapt.weights.fields import KNOWN
 from flax_adapt.weights.formats.table import FORMATS, WRITERS, source_options
 from flax_adapt.weights.loading import (
+    AUTO,
     class_names,
     fit,
     load,
@@ -24,6 +25,7 @@ from flax_adapt.weights.loading import (
     parts,
     pixel_statistics,
     reconstruction,
+    resolve_pooling,
     shapes,
 )
 from flax_adapt.weights.pretrained import (
@@ -35,6 +37,7 @@ from flax_adapt.weights.saving import preprocessor, save
 from flax_adapt.weights.strict import Report, adopt
 
 __all__ = [
+    "AUTO",
     "FORMATS",
     "KNOWN",
     "WRITERS",
@@ -51,6 +54,7 @@ __all__ = [
     "pixel_statistics",
     "preprocessor",
     "reconstruction",
+    "resolve_pooling",
     "save",
     "save_pretrained",
     "shapes",

@@ -39,6 +39,30 @@ def class_names(path: PathLike) -> tuple[str, ...] | None:
     return formats.find(weights_path(path), None).class_names(weights_path(path))
 
 
+# The pooling of features that means that of a model's own library.
+AUTO = "auto"
+# Pooling of classifiers with a tanh layer in their head -> the state which that layer reads.
+_STATES = {"pooler": "cls"}
+
+
+def resolve_pooling(
+    pooling: str,
+    path: PathLike,
+    *,
+    format: str | None = None,
+    known: Known = NOTHING,
+) -> str:
+    """Returns a pooling of features; for AUTO that of the model's own library.
+
+    The latter is what its classifier reads: CLS for a ViT, CLS and the mean of the patches
+    for DINOv2, CLS for BERT, whose classifier reads it through a tanh layer.
+    """
+    if pooling != AUTO:
+        return pooling
+    found = formats.find(weights_path(path), format).pooling(weights_path(path), known)
+    return _STATES.get(found, found)
+
+
 def parts(
     path: PathLike, task: str, *, format: str | None = None, known: Known = NOTHING
 ) -> set[str]:

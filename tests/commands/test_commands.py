@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ from support import tiny_files
 from flax_adapt import __main__, models, weights
 from flax_adapt.base import config
 
+BACKBONES = Path(__file__).parents[1] / "parity/goldens/backbones"
 CONFIG = '''"""Two small stages."""
 from support import tiny
 
@@ -89,7 +91,7 @@ MISTAKES = {
     "features": "features needs --init=... --data=... --out=...",
     "features {m} --out={f}/x": "must be a new .npz or .csv or .parquet file",
     "features {m} --out={f}/no/x.npz": "in a folder that exists",
-    "features {m} --out={w}.npz --pooling=max": "one of ['cls', 'cls_mean', 'mean', 'mean_norm']",
+    "features {m} --out={w}.npz --pooling=max": "one of ['auto', 'cls', 'cls_mean', 'mean'",
     "features {m} --out={w}.npz --precision=half": "'float32'",
     "features {m} --out={w}.npz --batch_size=0": "batch_size=0",
     "features {m} --out={w}.npz --batch_size=x": "'x'",
@@ -238,6 +240,14 @@ def test_features_are_the_states_of_the_model(main, files, tmp_path, pooling):
     wanted = models.pool(states[-1], pooling)
     assert found["embeddings"].dtype == np.float32
     np.testing.assert_allclose(found["embeddings"], wanted, atol=1e-5)
+
+
+def test_features_are_pooled_as_by_the_library_of_the_weights(main, files, tmp_path):
+    """DINOv2's own features are CLS and the mean of the patches side by side."""
+    out, weights_folder = tmp_path / "features.npz", BACKBONES / "dinov2"
+    flags = f"--init={weights_folder}", f"--data=folder:{files}/images", f"--out={out}"
+    code, text, _ = main("features", *flags, "--mean=0.5,0.5,0.5", "--std=1,1,1")
+    assert (code, text) == (0, f"{out}: 16 embeddings of width 32\n")
 
 
 @pytest.fixture(scope="module")
