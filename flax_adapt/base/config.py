@@ -34,14 +34,15 @@ ADDED: dict[str, Any] = {
     r"stages\.\d+\.objective\.beta": 2.0,  # of a match that there was not
     # The same numbers but for rounding.
     r"stages\.\d+\.objective\.teacher_cache_bytes": 2**30,
-    # After 890 steps there is no difference; before, the old average is mostly its initial
-    # value.
+    # Before 890 steps the old average is mostly its initial value.
     r"stages\.\d+\.ema\.warmup": True,
     r"(.*\.)?(augment|views\.\d+)\.randaugment_operations": 0,
     r"(.*\.)?(augment|views\.\d+)\.randaugment_magnitude": 9.0,
     r"(.*\.)?(augment|views\.\d+)\.erase_probability": 0.0,
     r"(.*\.)?subset\.draw": "fixed",
     r"model\.traits": None,  # the plain ViT
+    r"model\.traits\.(distilled|pre_norm|rotary_\w+)": 0,
+    r"model\.traits\.(patch_bias|key_bias)": True,
     r"init_known\.weights": "",  # the usual set of weights of a file
     **{
         rf"(.*\.)?(data(\.\d+)?|train|test|source)\.{name}": value
@@ -51,7 +52,6 @@ ADDED: dict[str, Any] = {
         )
     },
 }
-
 
 ASK = "?"
 

@@ -1,10 +1,9 @@
 """Builds models from a table of kinds and tasks: `build(config.model, task, ...)`.
 
 A model config is a plain mapping whose `kind` names the architecture. "vit": the fields
-of `ViTConfig`, and `decoder`, the fields of `DecoderConfig` or None; from `vit_config` or
-`mae_config`. "bert", "roberta": the fields of `BertConfig`; from `bert_config`. Their
-`last_block`, `adaptor` and `traits` are the fields of FORMS, or None.
-"resnet": the fields of `ResNetConfig`; from `resnet_config`.
+of `ViTConfig`, and `decoder`, the fields of `DecoderConfig` or None. "bert", "roberta":
+those of `BertConfig`. `last_block`, `adaptor` and `traits` are the fields of FORMS, or
+None. "resnet": the fields of `ResNetConfig`. See `published` for all of them.
 """
 
 import dataclasses
@@ -46,8 +45,9 @@ from flax_adapt.models.text import Bert, MaskedLM, TextClassifier
 from flax_adapt.models.textual.config import BertConfig, check_fits
 from flax_adapt.models.textual.traits import TextTraits
 from flax_adapt.models.visual.patches import patchify, sincos_position, unpatchify
+from flax_adapt.models.visual.pooling import POOLING, pool
 from flax_adapt.models.visual.traits import Traits
-from flax_adapt.models.vit import POOLING, Classifier, Encoder, ViT, pool
+from flax_adapt.models.vit import Classifier, Encoder, ViT
 
 __all__ = [
     "ATTENTIONS",
@@ -130,7 +130,7 @@ TASKS: dict[str, dict[str, type[nn.Module]]] = {
 KEPT_TASKS = ("mae", "mlm", "encoder", "classify")
 # Poolings of a model of task "contrast", by kind.
 CONTRAST_POOLING = {
-    "vit": tuple(vit.POOLING),
+    "vit": tuple(POOLING),
     **dict.fromkeys(("bert", "roberta"), tuple(text.POOLING)),
     "resnet": tuple(resnet.POOLING),
 }

@@ -16,7 +16,7 @@ from flax_adapt.base.checks import Row, one_of
 from flax_adapt.base.errors import UserError, choose
 from flax_adapt.base.types import Array
 from flax_adapt.models.adaptors import AdaptorConfig
-from flax_adapt.models.visual import traits
+from flax_adapt.models.visual import rotary, traits
 from flax_adapt.models.visual.traits import Traits
 
 
@@ -28,10 +28,16 @@ def gelu_erf(x: Array) -> Array:
     return x * (0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5))))
 
 
+def quick_gelu(x: Array) -> Array:
+    """Returns x * sigmoid(1.702 x), the GELU of CLIP (Hendrycks and Gimpel 2016, section 2)."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
 # "erf" is the exact form; "tanh" is its approximation (gelu_new, gelu_pytorch_tanh).
 GELU: dict[str, Callable[[Array], Array]] = {
     "erf": gelu_erf,
     "tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "quick": quick_gelu,
 }
 
 
@@ -53,6 +59,8 @@ class BlockConfig(Protocol):
     def gelu(self) -> str: ...
     @property
     def adaptor(self) -> AdaptorConfig | None: ...
+    @property
+    def key_bias(self) -> bool: ...
     @property
     def gate(self) -> str | None: ...
 
@@ -164,6 +172,7 @@ class ViTConfig:
     def __post_init__(self):
         check_block(self)
         check_last_block(self.last_block, self.width)
+        rotary.check_head(self.own.rotary_theta, self.width // self.heads)
         if self.image_size % self.patch_size:
             raise UserError(
                 f"model.image_size={self.image_size} is not a multiple of "
@@ -174,6 +183,11 @@ class ViTConfig:
     def own(self) -> Traits:
         """The traits; of a model without any those of the plain ViT."""
         return self.traits or traits.PLAIN
+
+    @property
+    def key_bias(self) -> bool:
+        """Whether keys have a bias."""
+        return self.qkv_bias and self.own.key_bias
 
     @property
     def gate(self) -> str | None:
@@ -187,33 +201,13 @@ class ViTConfig:
 
     @property
     def num_prefix(self) -> int:
-        """The number of tokens before the patches: CLS, then the registers."""
-        return 1 + self.own.registers
+        """The number of tokens before the patches: CLS, then those of the traits."""
+        return self.own.num_prefix
 
     @property
     def patch_pixels(self) -> int:
         """The number of values in one patch, P."""
         return self.patch_size**2 * self.channels
-
-
-class ImageConfig(Protocol):
-    """The size of the images that a model takes, as its architecture has it."""
-
-    @property
-    def image_size(self) -> int: ...
-    @property
-    def channels(self) -> int: ...
-
-
-def check_image(image_BYXC: Array, config: ImageConfig) -> Array:
-    """Returns the image unchanged; raises UserError if its size is not the model's."""
-    expected = (config.image_size, config.image_size, config.channels)
-    if image_BYXC.shape[1:] != expected:
-        raise UserError(
-            f"images are {image_BYXC.shape[1:]} but the model takes {expected} (rows, "
-            "columns, channels); change data.image_size, data.channels or the model"
-        )
-    return image_BYXC
 
 
 class BlockPlan(NamedTuple):
@@ -255,8 +249,11 @@ def block_plans(config: Any, drop_path: float) -> list[BlockPlan]:
 
 def complete(config_model: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a model config with the fields that configs of older versions lack."""
-    new = {} if config_model["kind"] == "resnet" else {"traits": None}
-    return {**new, **config_model}
+    kind, config = config_model["kind"], dict(config_model)
+    if kind == "resnet":
+        return config
+    own = config.get("traits")
+    return {**config, "traits": traits.complete(own) if kind == "vit" else own}
 
 
 def of_stage(

@@ -17,6 +17,7 @@ from flax_adapt.base.errors import UserError
 from flax_adapt.base.types import Array, Key
 from flax_adapt.models import layers
 from flax_adapt.models.batch_norm import RunningBatchNorm
+from flax_adapt.models.visual.pooling import CLS_DIST
 
 EPS = 1e-5  # torch.nn.BatchNorm1d
 # Of a linear probe (He et al. 2022, official code, main_linprobe.py), and torch's own.
@@ -179,6 +180,17 @@ class LinearClassifier(nn.Module):
         self.projector = make_projector(self.projector_config)
         self.norm = make_norm(self.head_norm)
         self.head = layers.Dense(self.num_classes, True, layers.NORMAL, jnp.float32)
+        if self.pooling == CLS_DIST:
+            self.head_dist = layers.Dense(
+                self.num_classes, True, layers.NORMAL, jnp.float32
+            )
+
+    def logits(self, x_BD: Array) -> Array:
+        """Returns the logits of the head; of DeiT's two heads their mean."""
+        if self.pooling != CLS_DIST:
+            return self.head(x_BD)
+        of_cls_BD, of_distilled_BD = jnp.split(x_BD, 2, axis=-1)
+        return (self.head(of_cls_BD) + self.head_dist(of_distilled_BD)) / 2
 
     def read(self, x_BD: Array, key_B: Key | None, weight_B: Array | None) -> Array:
         """Returns the head's input x_BD from pooled features; arguments as of `normalize`."""

@@ -26,6 +26,7 @@ from flax_adapt.models.architecture import (
 )
 from flax_adapt.models.attention import attend
 from flax_adapt.models.residual import Drawn, Select, drop_branch
+from flax_adapt.models.visual import rotary
 from flax_adapt.models.visual.scale import LayerScale
 
 Dtype = Any
@@ -139,12 +140,16 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BLD: Array, sees_BLM: Array | None, select: Select | None = None
+        self,
+        x_BLD: Array,
+        sees_BLM: Array | None,
+        select: Select | None = None,
+        turn_BLK: Array | None = None,
     ) -> Array:
         """Returns x_BLD in `dtype`, of the selected tokens; None: of all.
 
         sees_BLM: bool, token l attends to token m, at least one for each l; None: every
-        token attends to all.
+        token attends to all. turn_BLK: of rotary positions, see `visual.rotary`; None: none.
         """
         config = self.config
         dense = functools.partial(
@@ -156,11 +161,15 @@ class Attention(nn.Module):
             sees_BLM = residual.take(select, sees_BLM)
 
         def project(name: str, x_BLD: Array) -> Array:
-            rows = dense(use_bias=config.qkv_bias, name=name)(x_BLD)
+            has_bias = config.key_bias if name == "key" else config.qkv_bias
+            rows = dense(use_bias=has_bias, name=name)(x_BLD)
             return placement.place("heads", rows.reshape(*x_BLD.shape[:2], *heads))
 
         q_BLHK = project("query", asking_BLD)
         k_BMHK, v_BMHK = (project(name, x_BLD) for name in ("key", "value"))
+        if turn_BLK is not None:
+            q_BLHK = rotary.turn(q_BLHK, residual.take(select, turn_BLK))
+            k_BMHK = rotary.turn(k_BMHK, turn_BLK)
 
         def mixed(q_BLHK: Array, mix: MixLogits | None) -> Array:
             return attend(q_BLHK, k_BMHK, v_BMHK, sees_BLM, mix)
@@ -245,9 +254,16 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BLD: Array, key_B: Key | None, select: Select | None = None
+        self,
+        x_BLD: Array,
+        turn_BLK: Array | None,
+        key_B: Key | None,
+        select: Select | None = None,
     ) -> Array:
-        """Returns the state x_BLD of the selected tokens; None: of all."""
+        """Returns the state x_BLD of the selected tokens; None: of all.
+
+        turn_BLK: of rotary positions, see `visual.rotary`; None: none.
+        """
         config = self.config
         norm = functools.partial(LayerNorm, config.layer_norm_eps, self.dtype)
         attention = Attention(config, self.kernel_init, self.dtype, name="attention")
@@ -255,7 +271,7 @@ class Block(nn.Module):
         mlp = MLP(config, width, self.kernel_init, self.dtype, name="mlp")
         rates, drawn = (self.dropout, self.drop_path), Drawn(x_BLD.shape[1], select)
         drop = functools.partial(drop_branch, rates, key_B, drawn=drawn)
-        added_BLD = attention(norm(name="norm1")(x_BLD), None, select)
+        added_BLD = attention(norm(name="norm1")(x_BLD), None, select, turn_BLK)
         x_BLD = residual.take(select, x_BLD) + drop(
             0, self._scale(added_BLD, "layer_scale1")
         )

@@ -62,7 +62,7 @@ class Decoder(nn.Module):
         # CLS is no patch.
         at_BU = None if patches_BU is None else 1 + patches_BU
         select = None if at_BU is None else residual.at_places(at_BU)
-        states = blocks.run(stack, x_BLD, key_B, select=select)
+        states = blocks.run(stack, x_BLD, key_B, None, select=select)
         x_BLD = states[-1] if states else residual.take(select, x_BLD)
         x_BLD = x_BLD[:, 1:] if select is None else x_BLD
         x_BLD = layers.LayerNorm(config.layer_norm_eps, self.dtype, name="norm")(x_BLD)

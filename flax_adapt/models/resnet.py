@@ -20,7 +20,6 @@ from flax_adapt.base import memory, placement
 from flax_adapt.base.errors import UserError, choose
 from flax_adapt.base.types import Array, Key
 from flax_adapt.models import heads, layers
-from flax_adapt.models.architecture import check_image
 from flax_adapt.models.batch_norm import RunningBatchNorm
 from flax_adapt.models.heads import ProjectorConfig, make_projector, project
 from flax_adapt.models.layers import Dtype
@@ -29,6 +28,7 @@ from flax_adapt.models.resnet_config import (
     ResNetConfig,
     bottleneck_plans,
 )
+from flax_adapt.models.visual.patches import check_image
 
 # torchvision: kaiming_normal_(mode="fan_out", nonlinearity="relu"), deviation
 # sqrt(2 / (outputs * pixels of the kernel)) (He et al. 2015); scales 1, biases 0.

@@ -18,7 +18,9 @@ from flax_adapt.models import architecture, blocks, heads, layers, residual
 from flax_adapt.models.architecture import ViTConfig
 from flax_adapt.models.layers import NORMAL, Dtype, Initialiser, Mix
 from flax_adapt.models.residual import Select
-from flax_adapt.models.visual.patches import patchify, sincos_position
+from flax_adapt.models.visual import rotary
+from flax_adapt.models.visual.patches import check_image, patchify, sincos_position
+from flax_adapt.models.visual.pooling import POOLING, check_pooling, pool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,10 +55,10 @@ MAE = Variant(
 class Encoder(nn.Module):
     """Encodes the patches of an image to token states.
 
-    Returns arrays [B, P + V, D], CLS first, then registers if the model has any, then
-    patches; P is `config.num_prefix`. There is one more than there are blocks: the state
-    after every block, then the final state, after the last LayerNorm and any layers that
-    `config.last_block` adds.
+    Returns arrays [B, P + V, D], CLS first, then distillation token and registers if the
+    model has any, then patches; P is `config.num_prefix`. There is one more than there are
+    blocks: the state after every block, then the final state, after the last LayerNorm and
+    any layers that `config.last_block` adds.
     """
 
     config: ViTConfig
@@ -95,10 +97,18 @@ class Encoder(nn.Module):
             key_0 = layers.fold_or_none(key_B, 0)
             x_BLD = residual.dropout(x_BLD, self.dropout, key_0)
         x_BLD = placement.place("embeddings", x_BLD)
+        if config.own.pre_norm:
+            norm = layers.LayerNorm(config.layer_norm_eps, self.dtype, name="pre_norm")
+            x_BLD = placement.place("embeddings", norm(x_BLD))
         stack = blocks.make_blocks(
             config, variant.kernel, self.dropout, self.drop_path, self.dtype
         )
-        states = blocks.run(stack, x_BLD, key_B, select=select)
+        grid, head = (
+            config.image_size // config.patch_size,
+            config.width // config.heads,
+        )
+        turn_BLK = rotary.turns(config.own, grid, head, len(x_BLD), key_B, visible_BV)
+        states = blocks.run(stack, x_BLD, key_B, turn_BLK, select=select)
         x_BLD = self.norm(states[-1] if states else residual.take(select, x_BLD))
         final_BLD = layers.finish(x_BLD, self.linear, config.last_block)
         return (*states, final_BLD)
@@ -109,84 +119,70 @@ class Encoder(nn.Module):
         Visible pixels are gathered BEFORE the matmul: same maths, less work.
         """
         config, variant = self.config, self.variant
-        image_BYXC = placement.place(
-            "inputs", architecture.check_image(image_BYXC, config)
-        )
+        image_BYXC = placement.place("inputs", check_image(image_BYXC, config))
         patches_BLP = patchify(image_BYXC, config.patch_size)
+        position_1LD, batch = self._positions(), len(patches_BLP)
         # Rows of the table before those of the patches.
-        first = int(config.own.cls_position)
-        shape = (1, first + config.num_patches, config.width)
-        position_1LD = self.param("position", variant.position, shape, jnp.float32)
-        if variant.fixed_position:
-            position_1LD = jax.lax.stop_gradient(position_1LD)
-        batch, width = len(patches_BLP), config.width
-        if visible_BV is None:
-            shape = (batch, config.num_patches, width)
-            patch_position_BVD = layers.spread(
-                position_1LD[:, first:], shape, self.dtype
-            )
-        else:
+        first = config.own.num_positioned
+        if visible_BV is not None:
             patches_BLP = jnp.take_along_axis(
                 patches_BLP, visible_BV[..., None], axis=1
             )
             patches_BLP = placement.place("inputs", patches_BLP)
-            rows_BVD = jnp.take(position_1LD[0, first:], visible_BV, axis=0)
-            rows_BVD = rows_BVD.astype(self.dtype)
-            patch_position_BVD = placement.place("embeddings", rows_BVD)
         embed = layers.Dense(
-            config.width, True, variant.kernel, self.dtype, name="patch_embed"
+            config.width,
+            config.own.patch_bias,
+            variant.kernel,
+            self.dtype,
+            name="patch_embed",
         )
-        x_BVD = embed(patches_BLP) + patch_position_BVD
-        prefix = self._prefix(position_1LD[:, :first], batch)
-        return jnp.concatenate([*prefix, x_BVD], axis=1)
+        x_BVD = embed(patches_BLP)
+        if position_1LD is not None:
+            rows_1PD = position_1LD[:, first:]
+            x_BVD = x_BVD + self._take_rows(rows_1PD, batch, visible_BV)
+            position_1LD = position_1LD[:, :first]
+        return jnp.concatenate([*self._prefix(position_1LD, batch), x_BVD], axis=1)
 
-    def _prefix(self, first_1PD: Array, batch: int) -> list[Array]:
-        """Returns the embeddings of CLS, then of the registers if the model has any.
+    def _positions(self) -> Array | None:
+        """Returns the table position_1LD; None where positions are rotary."""
+        config, variant = self.config, self.variant
+        if config.own.rotary_theta:
+            return None
+        shape = (1, config.own.num_positioned + config.num_patches, config.width)
+        position_1LD = self.param("position", variant.position, shape, jnp.float32)
+        if variant.fixed_position:
+            position_1LD = jax.lax.stop_gradient(position_1LD)
+        return position_1LD
 
-        first_1PD: the position of CLS, if it has one. Registers have none.
+    def _take_rows(
+        self, rows_1PD: Array, batch: int, visible_BV: Array | None
+    ) -> Array:
+        """Returns the positions x_BVD of the visible patches; None: of all."""
+        if visible_BV is None:
+            return layers.spread(rows_1PD, (batch, *rows_1PD.shape[1:]), self.dtype)
+        rows_BVD = jnp.take(rows_1PD[0], visible_BV, axis=0).astype(self.dtype)
+        return placement.place("embeddings", rows_BVD)
+
+    def _prefix(self, first_1PD: Array | None, batch: int) -> list[Array]:
+        """Returns the embeddings of the tokens before the patches, in their order.
+
+        first_1PD: the positions of those tokens that have one; registers have none.
         """
-        registers, width = self.config.own.registers, self.config.width
-        names = {"cls_token": 1} | ({"register_token": registers} if registers else {})
+        own, width = self.config.own, self.config.width
+        counts = dict(
+            cls_token=1, distillation_token=own.distilled, register_token=own.registers
+        )
         found = []
-        for name, count in names.items():
-            token = self.param(name, self.variant.token, (1, count, width), jnp.float32)
-            found.append(layers.spread(token, (batch, count, width), self.dtype))
-        if first_1PD.shape[1]:
-            found[0] += layers.spread(first_1PD, found[0].shape, self.dtype)
+        for name, count in counts.items():
+            if count:
+                shape = (1, int(count), width)
+                token = self.param(name, self.variant.token, shape, jnp.float32)
+                found.append(layers.spread(token, (batch, *shape[1:]), self.dtype))
+        if first_1PD is not None:
+            for place in range(first_1PD.shape[1]):
+                row_11D = first_1PD[:, place : place + 1]
+                found[place] += layers.spread(row_11D, found[place].shape, self.dtype)
         return found
-
-
-def pool(x_BLD: Array, pooling: str, num_prefix: int = 1) -> Array:
-    """Returns x_BD: the CLS state, the mean of the patch states, or both side by side.
-
-    num_prefix: the number of tokens before the patches. "cls_mean" has 2 D features.
-    """
-    return POOLING[pooling](x_BLD, num_prefix)
-
-
-def _first(x_BLD: Array, num_prefix: int) -> Array:
-    del num_prefix
-    return x_BLD[:, 0]
-
-
-def _mean_of_patches(x_BLD: Array, num_prefix: int) -> Array:
-    return jnp.mean(x_BLD[:, num_prefix:], axis=1)
-
-
-def _both(x_BLD: Array, num_prefix: int) -> Array:
-    both = x_BLD[:, 0], _mean_of_patches(x_BLD, num_prefix)
-    return jnp.concatenate(both, axis=-1)
-
-
-# The states are those after the final LayerNorm, but for "mean_norm", where it follows
-# the mean: Facebook's fine-tuned MAE and timm's global_pool="avg" (both: fc_norm).
-# "cls_mean" is DINOv2's own (Oquab et al. 2023, its linear probe of one layer).
-POOLING = {
-    "cls": _first,
-    "mean": _mean_of_patches,
-    "mean_norm": _mean_of_patches,
-    "cls_mean": _both,
-}
 
 
 class ImageModel(nn.Module):
@@ -226,6 +222,7 @@ class ImageModel(nn.Module):
     ) -> Array:
         """Returns x_BD, float32: the final states, pooled; arguments as of `encode`."""
         choose("pooling", pooling, POOLING)
+        check_pooling(self.config, pooling)
         select = residual.select_pooled(pooling)
         return self.pool(self.encode(image_BYXC, key_B, mix, select), pooling)
 
@@ -247,7 +244,7 @@ class ImageModel(nn.Module):
         return self.encoder.norm(x_B1D)[:, 0].astype(jnp.float32)
 
     def layout(self, image_BYXC: Array) -> Layout:
-        """Returns the `Layout` of the token states: CLS, registers if any, then patches."""
+        """Returns the `Layout` of the token states: CLS, further tokens if any, patches."""
         num_prefix = self.config.num_prefix
         shape = (len(image_BYXC), num_prefix + self.config.num_patches)
         place_BL = jax.lax.broadcasted_iota(jnp.int32, shape, 1)
@@ -292,4 +289,4 @@ class Classifier(heads.LinearClassifier, ImageModel):
         `heads.normalize`.
         """
         x_BD = self.embed(image_BYXC, self.pooling, key_B, mix)
-        return self.head(self.read(x_BD, key_B, weight_B))
+        return self.logits(self.read(x_BD, key_B, weight_B))

@@ -177,14 +177,13 @@ def check_architecture(
     """
     options = stage.config.model
     skipped = {"pooler", *weights.reshape.may_differ(options.reshape)}
-    skipped |= weights.reshape.free_fields(loaded_config["kind"])
     if replaces_last_block(stage, loaded_config) and not is_teacher:
         skipped.add("last_block")
     if loaded_config.get("adaptor") is None:
         skipped.add("adaptor")
     if task != "mae" or loaded_config["decoder"] is None or "decoder" in options.fresh:
         skipped.add("decoder")
-    both = (loaded_config, models.complete(stage.architecture))
+    both = map(weights.reshape.fixed_fields, (loaded_config, stage.architecture))
     changes = configs.difference(
         *({name: a[name] for name in a if name not in skipped} for a in both)
     )

@@ -5,6 +5,7 @@ from typing import Any
 
 from flax_adapt import models
 from flax_adapt.base.errors import UserError
+from flax_adapt.models.visual.traits import make_fields
 
 
 def mlp_dim(config_model: Mapping[str, Any], width: int) -> int:
@@ -16,10 +17,10 @@ def mlp_dim(config_model: Mapping[str, Any], width: int) -> int:
     config_model = models.complete(config_model)
     d, hidden = config_model["width"], config_model["mlp_dim"]
     is_vit = config_model["kind"] == "vit"
-    traits = {"layer_scale": False, "swiglu": False, **(config_model["traits"] or {})}
+    traits = make_fields(**((is_vit and config_model["traits"]) or {}))
     # W_2, its bias, the norm, the scale if any, W_s
     more = (hidden + 1 + 2 + traits["layer_scale"]) * (width - d) + d * width
-    biases = 4 if config_model.get("qkv_bias", True) else 1
+    biases = 3 + traits["key_bias"] if config_model.get("qkv_bias", True) else 1
     # Two norms and two scales are added.
     attention = 4 * d * d + biases * d + (4 + 2 * traits["layer_scale"]) * d
     into = 2 if traits["swiglu"] else 1  # kernels [d, mlp_dim], each with a bias

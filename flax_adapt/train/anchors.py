@@ -31,7 +31,10 @@ ROWS, DIAGONAL, FREE = "rows", "diagonal", "free"
 BOUNDED = (
     (r"(?!lora/).*/kernel", ROWS),
     (r"(?!(.*/)?adaptor/).*/scale", DIAGONAL),
-    (r".*/(bias|(cls|register|mask)_token|position|token|token_type)", FREE),
+    (
+        r".*/(bias|(cls|distillation|register|mask)_token|position|token|token_type)",
+        FREE,
+    ),
     (r"lora/.*", FREE),
     (r"(.*/)?adaptor/[^/]+", FREE),
 )

@@ -25,7 +25,7 @@ RULES = (
     # The vocabulary is the long side of the embedding, and of the logits made with it.
     (r".*/embed/token", PartitionSpec("tensor", "fsdp")),
     (
-        r".*(decoder/embed|predict|pooler|head|transform)/kernel",
+        r".*(decoder/embed|predict|pooler|head|head_dist|transform)/kernel",
         PartitionSpec("fsdp", None),
     ),
     (r"(.*/)?(projector|predictor)/layer_\d+/kernel", PartitionSpec("fsdp", None)),
@@ -47,7 +47,7 @@ RULES = (
     # States of a teacher, of all examples (`objectives.teacher`).
     (r"(.*/)?teacher_states/\d+", PartitionSpec()),
     (
-        r".*/(bias|scale|(cls|register|mask)_token|position|token_type)",
+        r".*/(bias|scale|(cls|distillation|register|mask)_token|position|token_type)",
         PartitionSpec(),
     ),
     (r"(.*/)?batch_stats/.*/(mean|var)", PartitionSpec()),

@@ -18,8 +18,14 @@ from flax_adapt.weights.formats import table as formats
 # is the default.
 PARTS = {"mae": "decoder", "mlm": "mlm", "classify": "head"}
 # Formats that hold weights alone: names of classes and the like are left out, and reported.
-BARE = ("facebook_mae", "facebook_dinov2", "big_vision", "torchvision")
-NO_TOKENIZER = (*BARE, "timm")
+BARE = (
+    "facebook_mae",
+    "facebook_dinov2",
+    "facebook_dinov3",
+    "big_vision",
+    "torchvision",
+)
+NO_TOKENIZER = (*BARE, "timm", "timm_dinov3")
 # Names of arguments in errors of `weights` -> flags of the command.
 FLAGS = {
     **formats.rewordings("--known=", "--from_format"),

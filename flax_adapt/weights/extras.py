@@ -1,9 +1,11 @@
 """Parts of a model config that other libraries do not have, or have otherwise: PARTS."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from flax_adapt.base.errors import UserError
+from flax_adapt.models.visual.traits import Traits
 from flax_adapt.weights import fields
 
 FIELD, NOTE_FIELD = "last_block", "flax_adapt_note"
@@ -15,20 +17,14 @@ NOTE = (
     "flax_adapt.from_pretrained does"
 )
 # Part -> its fields and their types.
-PARTS: dict[str, dict[str, type]] = {
+PARTS: dict[str, dict[str, Any]] = {
     FIELD: dict(kind=str, width=int, relu=bool, norm_width=int, mlp_dim=int),
     "adaptor": dict(kind=str, keywise=bool, hidden=int),
 }
 # The same of `traits`, by the kind of model.
 _OF_TEXT: dict[str, type] = dict(family=str, pooler=str)
-TRAITS: dict[str, dict[str, type]] = {
-    "vit": dict(
-        registers=int,
-        cls_position=bool,
-        layer_scale=bool,
-        swiglu=bool,
-        position_resize=str,
-    ),
+TRAITS: dict[str, dict[str, Any]] = {
+    "vit": {field.name: field.type for field in dataclasses.fields(Traits)},
     "bert": _OF_TEXT,
     "roberta": _OF_TEXT,
 }
@@ -43,7 +39,7 @@ def check(where: str, config: Mapping[str, Any]) -> None:
         _check_part(where, "traits", config.get("traits"), TRAITS[kind])
 
 
-def _check_part(where: str, part: str, value: Any, kinds: Mapping[str, type]) -> None:
+def _check_part(where: str, part: str, value: Any, kinds: Mapping[str, Any]) -> None:
     if value is None:
         return
     if not isinstance(value, dict) or set(value) != set(kinds):

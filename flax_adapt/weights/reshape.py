@@ -5,7 +5,7 @@
 Only leaves that a rule names are resized, and `reshaped` says how. The RULES:
 
 position  resizes the position tables of encoder and decoder bicubically, as the model's
-    own code does (`traits.position_resize`); the row of CLS, if any, is unchanged. MAE's
+    own code does (`traits.position_resize`); rows of CLS and the like are unchanged. MAE's
     fixed sin-cos tables are resized, too, as its official fine-tuning code does: computed
     anew for a larger grid they would hold places that the encoder has never seen. To
     compute them anew, name them in `fresh`.
@@ -30,6 +30,7 @@ from flax_adapt import models
 from flax_adapt.base import checks
 from flax_adapt.base.checks import Check, Row
 from flax_adapt.base.errors import UserError, choose, unknown
+from flax_adapt.models.visual import traits
 from flax_adapt.weights import interpolate
 from flax_adapt.weights.interpolate import HOW
 
@@ -83,9 +84,17 @@ def may_differ(rules: Sequence[str]) -> set[str]:
     return {field for rule in rules for field in RULES[rule]}
 
 
-def free_fields(kind: str) -> set[str]:
-    """Returns the config fields of a kind of model that no tensor depends on."""
-    return {*FREE[kind]} if kind in FREE else set()
+def fixed_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the complete model config without the fields that no tensor depends on.
+
+    Rotary positions hold for images of any size, and vary in training alone.
+    """
+    config = models.complete(config)
+    free, own = {*FREE.get(config["kind"], ())}, config.get("traits")
+    if config["kind"] == "vit" and own is not None:
+        config["traits"] = traits.without_augments(own)
+        free |= {"image_size"} if own["rotary_theta"] else set()
+    return {name: value for name, value in config.items() if name not in free}
 
 
 def sizes_of(config: Mapping[str, Any]) -> dict[str, int]:
@@ -154,14 +163,14 @@ def fit(
 
 def _resizes(config: Mapping[str, Any]) -> tuple[str, str]:
     """Returns how the positions of the encoder, and of the decoder, are resized."""
-    traits = config.get("traits")
-    return "bicubic" if traits is None else traits["position_resize"], "bicubic"
+    own = config.get("traits")
+    return "bicubic" if own is None else own["position_resize"], "bicubic"
 
 
 def _is_grid(table: Any, side: int) -> bool:
     if table is None or table.ndim != 3:
         return False
-    return table.shape[1] - side**2 in (0, 1)
+    return table.shape[1] - side**2 in (0, 1, 2)
 
 
 def _fit_kernel(
@@ -203,7 +212,8 @@ def resize_positions(
 ) -> np.ndarray:
     """Returns the table for `grid` x `grid` patches, float32 [1, 1 + grid * grid, D].
 
-    The row of CLS is unchanged, and absent where the old table has none. The others are
+    The rows of CLS and of a distillation token are unchanged, and absent where the old
+    table has none. The others are
     resized as torch.nn.functional.interpolate does with mode="bicubic",
     align_corners=False and the options of HOW. Raises UserError unless the old patches are
     a square grid.
@@ -211,7 +221,7 @@ def resize_positions(
     _, length, width = position_1LD.shape
     side = math.isqrt(length)
     first = length - side**2
-    if first not in (0, 1):
+    if first not in (0, 1, 2):
         raise UserError(f"{length - 1} positions are no square grid")
     table = np.asarray(position_1LD[0, first:], np.float64).reshape(side, side, width)
     weight = choose("position_resize", how, HOW).matrix(side, grid)

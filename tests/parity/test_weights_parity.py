@@ -164,7 +164,6 @@ def test_what_is_assumed_of_a_published_architecture_is_so(torch, timm, name):
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("deit_tiny_distilled_patch16_224", "a distillation token"),
         ("vit_base_patch16_clip_224", "a norm before the blocks"),
         ("vit_base_patch16_siglip_224", "attention pooling"),
         ("vit_base_patch16_gap_224", "has no cls_token"),

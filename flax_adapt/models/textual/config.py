@@ -78,6 +78,11 @@ class BertConfig:
         return None
 
     @property
+    def key_bias(self) -> bool:
+        """Whether keys have a bias: where queries and values have one."""
+        return self.qkv_bias
+
+    @property
     def qkv_bias(self) -> bool:
         """True: BERT's query, key and value layers all have biases."""
         return True

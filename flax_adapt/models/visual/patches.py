@@ -1,13 +1,33 @@
 """Images as patches, and fixed positions of the patches."""
 
 import math
-from typing import Any
+from typing import Any, Protocol
 
 import jax.numpy as jnp
 import numpy as np
 
 from flax_adapt.base.errors import UserError
 from flax_adapt.base.types import Array, Key
+
+
+class ImageConfig(Protocol):
+    """The size of the images that a model takes, as its architecture has it."""
+
+    @property
+    def image_size(self) -> int: ...
+    @property
+    def channels(self) -> int: ...
+
+
+def check_image(image_BYXC: Array, config: ImageConfig) -> Array:
+    """Returns the image unchanged; raises UserError if its size is not the model's."""
+    expected = (config.image_size, config.image_size, config.channels)
+    if image_BYXC.shape[1:] != expected:
+        raise UserError(
+            f"images are {image_BYXC.shape[1:]} but the model takes {expected} (rows, "
+            "columns, channels); change data.image_size, data.channels or the model"
+        )
+    return image_BYXC
 
 
 def patchify(image_BYXC: Array, patch_size: int) -> Array:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flax_adapt.base.errors import UserError
+from flax_adapt.models.visual.traits import make_fields
 from flax_adapt.weights import writable
 from flax_adapt.weights.files import reading, writing
 from flax_adapt.weights.formats import torch_vit
@@ -68,7 +69,9 @@ def write(path: Path, content: Content) -> None:
             f"{path}: {SOURCE} is an encoder alone; save the task 'encoder'"
         )
     traits = content.config["traits"]
-    if traits is None or not (traits["cls_position"] and traits["layer_scale"]):
+    names = ("registers", "swiglu", "position_resize")
+    own = traits and make_fields(layer_scale=True, **{k: traits[k] for k in names})
+    if traits is None or traits != own:
         raise UserError(
             f"{path}: {SOURCE} has LayerScale and a position of CLS, unlike "
             f"traits={traits}; choose another format"

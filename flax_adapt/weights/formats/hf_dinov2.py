@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flax_adapt.base.errors import UserError, choose
-from flax_adapt.models.visual.traits import RESIZES
+from flax_adapt.models.visual.traits import RESIZES, make_fields
 from flax_adapt.weights import extras, fields
 from flax_adapt.weights.formats import hf_vit
 from flax_adapt.weights.names import dinov2 as dinov2_names
@@ -96,13 +96,21 @@ def _traits(where: str, model_type: str, theirs: Mapping[str, Any]) -> dict[str,
         )
     resize = fields.text(theirs.get(RESIZE, OWN_RESIZE[model_type]))
     resize = choose(f"{where}: {RESIZE}", resize, {name: name for name in RESIZES})
-    return dict(
+    return make_fields(
         registers=registers if has_registers else 0,
-        cls_position=True,
         layer_scale=True,
         swiglu=theirs["use_swiglu_ffn"],
         position_resize=resize,
     )
+
+
+def holds(config: Mapping[str, Any]) -> bool:
+    """Returns whether transformers' DINOv2 is a model with traits, in all its fields."""
+    traits = config["traits"]
+    names = ("registers", "swiglu", RESIZE)
+    own = make_fields(layer_scale=True, **{name: traits[name] for name in names})
+    has_ratio = _mlp_ratio(config) is not None
+    return traits == own and has_ratio and not config["pooler"]
 
 
 def mlp_dim(width: int, ratio: int, swiglu: bool) -> int:
@@ -133,16 +141,10 @@ def config_json(
 ) -> dict[str, Any]:
     """Returns the config.json of a model, without the fields that all families share.
 
-    Raises UserError for a model that transformers' DINOv2 is not.
+    config: one that `holds` accepts.
     """
     del num_classes
     kind, traits = model_type(config), config["traits"]
-    for name, value in dict(cls_position=True, layer_scale=True).items():
-        if traits[name] != value:
-            raise UserError(
-                f"Hugging Face's DINOv2 cannot hold traits.{name}={traits[name]!r} but "
-                f"{value!r}; choose another format"
-            )
     theirs: dict[str, Any] = {
         "model_type": kind + MAE * (task == "mae"),
         "patch_size": config["patch_size"],
@@ -162,12 +164,10 @@ def config_json(
     return theirs
 
 
-def _mlp_ratio(config: Mapping[str, Any]) -> int:
+def _mlp_ratio(config: Mapping[str, Any]) -> int | None:
+    """Returns the whole mlp_ratio that makes mlp_dim of the width, or None."""
     width, swiglu = config["width"], config["traits"]["swiglu"]
     for ratio in range(1, LARGEST_RATIO):
         if mlp_dim(width, ratio, swiglu) == config["mlp_dim"]:
             return ratio
-    raise UserError(
-        f"Hugging Face's DINOv2 has an mlp_dim that a whole mlp_ratio makes of "
-        f"width={width}, not {config['mlp_dim']}; choose another format"
-    )
+    return None

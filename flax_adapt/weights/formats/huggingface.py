@@ -9,7 +9,7 @@ from flax_adapt import models
 from flax_adapt.base.errors import UserError, choose
 from flax_adapt.weights import extras, fields, writable
 from flax_adapt.weights.files import files, reading, writing
-from flax_adapt.weights.formats import hf_bert, hf_dinov2, hf_resnet, hf_vit
+from flax_adapt.weights.formats import hf_bert, hf_dinov2, hf_resnet, hf_visual, hf_vit
 from flax_adapt.weights.names import translate
 from flax_adapt.weights.names.names import Names
 from flax_adapt.weights.writable import Content
@@ -18,7 +18,8 @@ from flax_adapt.weights.writable import Content
 class Family(Protocol):
     """A family of models: the modules `hf_*` have these functions."""
 
-    POOLING: str
+    @property
+    def POOLING(self) -> str: ...
 
     def names(self, config: Mapping[str, Any], task: str) -> Names: ...
 
@@ -47,6 +48,11 @@ FAMILIES: dict[str, tuple[str, Family]] = {
     "dinov2_mae": ("vit", hf_dinov2),
     "dinov2_with_registers": ("vit", hf_dinov2),
     "dinov2_with_registers_mae": ("vit", hf_dinov2),
+    "deit": ("vit", hf_visual.DEIT),
+    "clip": ("vit", hf_visual.CLIP),
+    "clip_vision_model": ("vit", hf_visual.CLIP),
+    "dinov3_vit": ("vit", hf_visual.DINOV3),
+    "flax_adapt_vit": ("vit", hf_visual.GENERAL),
     "bert": ("bert", hf_bert),
     "roberta": ("roberta", hf_bert),
     "xlm-roberta": ("roberta", hf_bert),
@@ -66,10 +72,27 @@ UNSEEN = dict(
 )
 
 
-def family_of(config: Mapping[str, Any]) -> Family:
-    """Returns the family that holds models of a config."""
-    has_traits = config["kind"] == "vit" and config["traits"] is not None
-    return hf_dinov2 if has_traits else FAMILIES[config["kind"]][1]
+def family_of(
+    config: Mapping[str, Any], task: str = "encoder", pooling: str = "cls"
+) -> Family:
+    """Returns the family that holds models of a config, a task and a pooling.
+
+    Where transformers has no class for a vision transformer, it is a family of ours.
+    """
+    if config["kind"] != "vit" or config["traits"] is None:
+        return FAMILIES[config["kind"]][1]
+    for family in hf_visual.OF_TRANSFORMERS:
+        if family.holds(config, task, pooling):
+            return family
+    return hf_dinov2 if hf_dinov2.holds(config) else hf_visual.GENERAL
+
+
+def _family(theirs: Mapping[str, Any]) -> tuple[str, Family]:
+    """Returns (our kind of model, family) of a config.json."""
+    kind, family = FAMILIES[theirs["model_type"]]
+    classes = theirs.get("architectures")
+    name = classes[0] if isinstance(classes, list) and classes else None
+    return kind, hf_visual.BY_CLASS.get(fields.text(name), family)
 
 
 def config_file(folder: Path) -> dict[str, Any]:
@@ -89,7 +112,7 @@ def config_file(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{where}: model_type={fields.show(found)} is not one of {tuple(FAMILIES)}"
         )
-    return {**theirs, "model_type": found}
+    return {**hf_visual.vision_part({**theirs, "model_type": found})}
 
 
 def detect(path: Path) -> bool:
@@ -102,7 +125,7 @@ def model_config(folder: Path, known: Mapping[str, Any]) -> dict[str, Any]:
     """Returns our model config of a folder, from its config.json."""
     fields.check_known(folder, known, (reading.WEIGHTS,))
     theirs = config_file(folder)
-    kind, family = FAMILIES[theirs["model_type"]]
+    kind, family = _family(theirs)
     where = f"{folder}/{reading.CONFIG}"
     found = reading.tensor_names(folder, known)
     config = family.model_config(where, kind, theirs, found)
@@ -117,7 +140,7 @@ def pooling(folder: Path, known: Mapping[str, Any]) -> str:
     """
     del known
     theirs = config_file(folder)
-    kind, family = FAMILIES[theirs["model_type"]]
+    kind, family = _family(theirs)
     found = fields.text(theirs.get("pooling", family.POOLING))
     ours = dict.fromkeys(models.CLASSIFIER_POOLING[kind], found)
     return choose(f"{folder}/{reading.CONFIG}: pooling", found, ours)
@@ -147,7 +170,7 @@ def open_source(
     config = model_config(folder, known)
     fields.check_task(folder, config, task)
     theirs = config_file(folder)
-    _, family = FAMILIES[theirs["model_type"]]
+    _, family = _family(theirs)
     table, dropped = family.names(config, task), family.ignored(task, pooling)
     stated = {"pooling", *(ours for ours, name in UNSEEN.items() if name in theirs)}
     if family is hf_bert:
@@ -167,7 +190,7 @@ def write(folder: Path, content: Content) -> None:
             "drop the adaptors (surgery.adaptors.drop), or choose the format orbax"
         )
     writable.check_class_names(folder, content)
-    family = family_of(config)
+    family = family_of(config, task, content.pooling)
     table = family.names(config, task)
     # A base model is the encoder alone: its names have no prefix.
     prefix = table.prefix if task == "encoder" else ""
@@ -184,7 +207,8 @@ def write(folder: Path, content: Content) -> None:
 def _config_json(content: Content) -> dict[str, Any]:
     """Returns config.json. transformers ignores `pooling`; `from_pretrained` reads it."""
     config, task = content.config, content.task
-    family, num_classes = family_of(config), content.num_classes
+    family = family_of(config, task, content.pooling)
+    num_classes = content.num_classes
     theirs = family.config_json(config, task, num_classes)
     labels = fields.labels_json(num_classes, content.class_names) if num_classes else {}
     has_pooling = num_classes or content.pooling == "mean_norm"

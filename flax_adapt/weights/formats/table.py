@@ -9,6 +9,7 @@ from flax_adapt.base.errors import UserError, choose
 from flax_adapt.weights.files import reading, torch_objects
 from flax_adapt.weights.formats import (
     big_vision,
+    dinov3,
     facebook,
     facebook_dinov2,
     huggingface,
@@ -49,6 +50,8 @@ FORMATS: dict[str, Format] = {
     "torchvision": torchvision,
     "facebook_mae": facebook,
     "facebook_dinov2": facebook_dinov2,
+    "timm_dinov3": dinov3.TIMM,
+    "facebook_dinov3": dinov3.FACEBOOK,
     "big_vision": big_vision,
     "orbax": orbax_folder,
 }

@@ -4,8 +4,6 @@ A folder has config.json with `architecture`, `global_pool`, `model_args`. For a
 model config follows from the tensors (see `torch_vit`).
 """
 
-import dataclasses
-import math
 import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -14,7 +12,8 @@ from typing import Any
 
 from flax_adapt import models
 from flax_adapt.base.errors import UserError, choose
-from flax_adapt.models.visual.traits import PLAIN
+from flax_adapt.models.visual.pooling import CLS_DIST
+from flax_adapt.models.visual.traits import make_fields
 from flax_adapt.weights import fields, writable
 from flax_adapt.weights.files import files, reading, writing
 from flax_adapt.weights.formats import torch_vit
@@ -26,12 +25,17 @@ TABLE = timm_names.TIMM
 # Fields that a file does not hold, with the values that are assumed; a folder has the GELU.
 FIXED = dict(layer_norm_eps=torch_vit.LAYER_NORM_EPS, last_block=None, adaptor=None)
 # "silu" is that of SwiGLU, which has no GELU.
-GELU = {None: "erf", "gelu": "erf", "gelu_tanh": "tanh", "silu": "erf"}
-ACT_LAYER = {"erf": "gelu", "tanh": "gelu_tanh"}
-# DINOv2's giant: the only architecture of timm whose MLPs are SwiGLU in one layer.
+ACT_LAYER = {"erf": "gelu", "tanh": "gelu_tanh", "quick": "quick_gelu"}
+GELU: dict[Any, str] = {v: k for k, v in ACT_LAYER.items()} | {
+    None: "erf",
+    "silu": "erf",
+}
+# DINOv2's giant: the only one of timm whose MLPs are SwiGLU in one layer.
 SWIGLU = "vit_giant_patch14_dinov2"
 # Our pooling -> timm's; "mean_norm" also has `fc_norm`.
-GLOBAL_POOL = {"cls": "token", "mean": "avg", "mean_norm": "avg"}
+GLOBAL_POOL = {"cls": "token", "mean": "avg", "mean_norm": "avg", CLS_DIST: "token"}
+# DeiT's class for models with a distillation token, which has two heads.
+DISTILLED = "deit_base_distilled_patch16_224"
 # Arguments of timm with the only supported value; the tensors do not show others.
 SUPPORTED: dict[str, Any] = dict(
     norm_layer=None, pool_include_prefix=False, block_fn=None, attn_layer=None
@@ -48,6 +52,7 @@ ARCHITECTURES = {
 RESNET = re.compile(r"(?!vit_).*resne[xs]?t")
 MEAN, STD = "mean", "std"
 SOURCE = "timm"
+DINOV3 = "dinov3"  # in the names of architectures that the module `dinov3` reads
 # Contents besides config and parameters that a folder can hold.
 PLACES = ("preprocessor", "class_names")
 
@@ -55,17 +60,18 @@ PLACES = ("preprocessor", "class_names")
 def detect(path: Path) -> bool:
     """Whether a path is a folder of timm with a ViT, or a file with timm's names."""
     if path.is_dir():
-        return _architecture(path) is not None and not has_resnet(path)
+        theirs = fields.text(read_architecture(path) or "")
+        return bool(theirs) and not has_resnet(path) and DINOV3 not in theirs
     others = torch_vit.has_decoder, torch_vit.is_dinov2
     return torch_vit.is_vit(path) and not any(other(path) for other in others)
 
 
 def has_resnet(folder: Path) -> bool:
     """Whether a folder is one of timm with a kind of ResNet."""
-    return bool(RESNET.match(fields.text(_architecture(folder))))
+    return bool(RESNET.match(fields.text(read_architecture(folder))))
 
 
-def _architecture(folder: Path) -> Any:
+def read_architecture(folder: Path) -> Any:
     """Returns `architecture` of config.json; None: this is no folder of timm."""
     file = folder / reading.CONFIG
     if not files.is_file(file):
@@ -153,7 +159,9 @@ def _pooling(path: Path, known: Mapping[str, Any]) -> tuple[str, bool]:
     theirs, has_norm = config_json(path), torch_vit.has_fc_norm(path, known)
     found = theirs["model_args"].get("global_pool", theirs.get("global_pool"))
     default = "avg" if has_norm else "token"
-    ours = {"token": "cls", "": "cls", "avg": "mean_norm" if has_norm else "mean"}
+    two_heads = torch_vit.has_distillation(reading.tensor_names(path, known))
+    token = CLS_DIST if two_heads else "cls"
+    ours = {"token": token, "": token, "avg": "mean_norm" if has_norm else "mean"}
     text = fields.text(default if found is None else found)
     where = f"{path}/{reading.CONFIG}: global_pool"
     return choose(where, text, ours), found is not None
@@ -194,14 +202,17 @@ def write(path: Path, content: Content) -> None:
     writable.check_no_decoder(path, SOURCE, content)
     writable.check_no_extras(path, SOURCE, content, PLACES)
     writable.check_class_names(path, content)
-    writable.check_pooling(path, SOURCE, content, tuple(GLOBAL_POOL))
     _check_traits(path, content.config)
-    jsons = _jsons(content)
+    traits = content.config["traits"] or make_fields()
+    poolings = [
+        name for name in GLOBAL_POOL if (name == CLS_DIST) == traits["distilled"]
+    ]
+    writable.check_pooling(path, SOURCE, content, poolings)
+    jsons = make_json(content, content.config)
     if content.class_names:
         labels = fields.labels_json(content.num_classes, content.class_names)
         jsons["label_names"] = list(labels["id2label"].values())
-    traits, table = content.config["traits"], TABLE
-    table = timm_names.with_swiglu(table) if traits and traits["swiglu"] else table
+    table = timm_names.with_swiglu(TABLE) if traits["swiglu"] else TABLE
     if content.pooling == "mean_norm":
         table = timm_names.with_pooled_norm(table)
     tensors = translate.to_tensors(table, content.leaves, content.config, "")
@@ -209,18 +220,25 @@ def write(path: Path, content: Content) -> None:
 
 
 def _check_traits(path: Path, config: Mapping[str, Any]) -> None:
-    """Raises UserError for registers beside a position of CLS: timm gives both positions."""
-    traits = config["traits"]
-    if traits and traits["registers"] and traits["cls_position"]:
-        raise UserError(
-            f"{path}: {SOURCE} cannot hold traits.cls_position=True of a model with "
-            "registers; choose another format"
+    """Raises UserError for traits that timm's ViT has not, or not together."""
+    traits = config["traits"] or make_fields()
+    names = ("layer_scale", "swiglu", "position_resize", "registers", "distilled")
+    allowed = make_fields(**{k: traits[k] for k in (*names, "cls_position")})
+    wrong = {name: v for name, v in traits.items() if v != allowed[name]}
+    if traits["registers"] and traits["cls_position"]:
+        wrong["cls_position"] = "True of a model with registers"
+    if traits["distilled"] and (traits["registers"] or not traits["cls_position"]):
+        wrong["distilled"] = (
+            "True of a model with registers, or without positions of CLS"
         )
+    if wrong:
+        texts = ", ".join(f"traits.{name}={value}" for name, value in wrong.items())
+        raise UserError(f"{path}: {SOURCE} cannot hold {texts}; choose another format")
 
 
 def _traits_args(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the arguments of timm that make the traits of a model."""
-    traits = config["traits"] or dataclasses.asdict(PLAIN)
+    traits = config["traits"] or make_fields()
     args: dict[str, Any] = {}
     if traits["layer_scale"]:
         args["init_values"] = 1e-5
@@ -229,19 +247,21 @@ def _traits_args(config: Mapping[str, Any]) -> dict[str, Any]:
     if not traits["cls_position"]:
         args["no_embed_class"] = True
     if traits["swiglu"]:
-        ratio = mlp_ratio(config["width"], 2 * config["mlp_dim"])
+        ratio = torch_vit.mlp_ratio(config["width"], 2 * config["mlp_dim"])
         args |= {"mlp_ratio": ratio, "act_layer": "silu"}
         args.setdefault("init_values", None)
     return args
 
 
-def _jsons(content: Content) -> dict[str, Any]:
-    config, pooling = content.config, content.pooling
+def make_json(content: Content, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns config.json of a model with that model config."""
+    pooling = content.pooling
     size, width = config["image_size"], config["width"]
-    sizes = {name: models.SIZES[name]["width"] for name in ARCHITECTURES}
-    near = next((name for name, found in sizes.items() if found == width), "B")
+    near = next((k for k in ARCHITECTURES if models.SIZES[k]["width"] == width), "B")
     args = _traits_args(config)
     architecture = SWIGLU if args.get("act_layer") == "silu" else ARCHITECTURES[near]
+    if config["traits"] and config["traits"]["distilled"]:
+        architecture = DISTILLED
     statistics = {}
     if content.preprocessor is not None:
         mean, std = (content.preprocessor[f"image_{name}"] for name in (MEAN, STD))
@@ -258,7 +278,7 @@ def _jsons(content: Content) -> dict[str, Any]:
             embed_dim=width,
             depth=config["depth"],
             num_heads=config["heads"],
-            mlp_ratio=mlp_ratio(width, config["mlp_dim"]),
+            mlp_ratio=torch_vit.mlp_ratio(width, config["mlp_dim"]),
             qkv_bias=config["qkv_bias"],
             act_layer=ACT_LAYER[config["gelu"]],
             global_pool=GLOBAL_POOL.get(pooling, "token"),
@@ -276,9 +296,3 @@ def _jsons(content: Content) -> dict[str, Any]:
             **statistics,
         ),
     }
-
-
-def mlp_ratio(width: int, mlp_dim: int) -> float:
-    """Returns a ratio with int(width * ratio) = mlp_dim, as timm computes it."""
-    ratio = mlp_dim / width
-    return ratio if int(width * ratio) == mlp_dim else math.nextafter(ratio, math.inf)

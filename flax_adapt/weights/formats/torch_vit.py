@@ -16,6 +16,7 @@ from typing import Any
 
 from flax_adapt import models
 from flax_adapt.base.errors import UserError
+from flax_adapt.models.visual.pooling import CLS_DIST
 from flax_adapt.models.visual.traits import PLAIN
 from flax_adapt.weights import fields
 from flax_adapt.weights.files import reading
@@ -27,7 +28,11 @@ from flax_adapt.weights.names.names import Names
 LAYER_NORM_EPS, GELU = 1e-6, "erf"
 # Fields that `known` may have.
 KNOWN = ("heads", "decoder_heads", "gelu", "layer_norm_eps", reading.WEIGHTS)
-DROPPED = {"mae": ("head",), "encoder": ("decoder", "head"), "classify": ("decoder",)}
+DROPPED = {
+    "mae": ("head", "head_dist"),
+    "encoder": ("decoder", "head", "head_dist"),
+    "classify": ("decoder",),
+}
 
 
 def _heads_of(sizes: Iterable[Mapping[str, int]]) -> dict[tuple[int, ...], int]:
@@ -44,10 +49,13 @@ HEADS = {
     "decoder_heads": _heads_of([models.PAPER_DECODER]),
 }
 Tensors = Mapping[str, LazyTensor]
-_shape = functools.partial(translate.shape_of, "plain ViT")
+shape_of = functools.partial(translate.shape_of, "plain ViT")
 # Tensors of the first block that show LayerScale, and the kind of MLP.
 LAYER_SCALE, FACEBOOK_SWIGLU = "blocks.0.ls1.gamma", "blocks.0.mlp.w12.weight"
 MLP = ("blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc2.weight")
+REGISTERS = {"reg_token", "storage_tokens"}
+# Tensors that show DINOv3, which has registers, in timm's spelling and in Facebook's.
+DINOV3 = ("blocks.0.gamma_1", "blocks.0.attn.qkv.bias_mask")
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 
 
@@ -60,7 +68,7 @@ def model_config(
     """
     fields.check_known(where, known, KNOWN)
     translate.check_names(where, fit_table(table, tensors), tensors)
-    width, channels, patch_size, columns = _shape(
+    width, channels, patch_size, columns = shape_of(
         where, tensors, "patch_embed.proj.weight", 4
     )
     if patch_size != columns:
@@ -108,7 +116,9 @@ def open_source(
         fields.check_task(path, config, task)
         table = fit_table(table, tensors)
         table = timm_names.with_pooled_norm(table) if pooling == own else table
-        leaves, found = translate.to_leaves(table, tensors, DROPPED[task], task)
+        second = () if pooling == CLS_DIST else ("head_dist",)
+        dropped = (*DROPPED[task], *second)
+        leaves, found = translate.to_leaves(table, tensors, dropped, task)
         stated = {*known, *stated} | ({"pooling"} if pooling != own else set())
         found["assumed"] = fields.assumed_values(config, own, stated, task)
         yield config, leaves, found
@@ -119,7 +129,7 @@ def _decoder(
 ) -> dict[str, int] | None:
     if "decoder_embed.weight" not in tensors:
         return None
-    width = _shape(where, tensors, "decoder_embed.weight", 2)[0]
+    width = shape_of(where, tensors, "decoder_embed.weight", 2)[0]
     sizes = dict(width=width, **_block_sizes(where, tensors, "decoder_blocks"))
     return {**sizes, "heads": _heads(where, sizes, known, "decoder_heads")}
 
@@ -127,23 +137,27 @@ def _decoder(
 def _block_sizes(where: Path, tensors: Tensors, stack: str) -> dict[str, int]:
     if has_swiglu(tensors) and stack == "blocks":
         name = f"{stack}.0.mlp.{'w3' if FACEBOOK_SWIGLU in tensors else 'fc2'}.weight"
-        _, mlp_dim = _shape(where, tensors, name, 2)
+        _, mlp_dim = shape_of(where, tensors, name, 2)
     else:
-        mlp_dim, _ = _shape(where, tensors, f"{stack}.0.mlp.fc1.weight", 2)
+        mlp_dim, _ = shape_of(where, tensors, f"{stack}.0.mlp.fc1.weight", 2)
     pattern = re.compile(rf"{stack}\.(\d{{1,4}})\.")
     numbers = {int(found[1]) for name in tensors if (found := pattern.match(name))}
     return dict(depth=len(numbers), mlp_dim=mlp_dim)
 
 
 def _grid(where: Path, tensors: Tensors) -> int:
-    """Returns the number of patches along a side; pos_embed may have a row for CLS, too."""
+    """Returns the number of patches along a side.
+
+    pos_embed may have rows for CLS and for a distillation token, too.
+    """
     if "cls_token" not in tensors:
         raise UserError(f"{where}: has no cls_token; our models need one")
-    rows = _shape(where, tensors, "pos_embed", 3)[1]
+    rows = shape_of(where, tensors, "pos_embed", 3)[1]
     grid = math.isqrt(rows)
-    if rows - grid**2 not in (0, 1):
+    tokens = 1 + has_distillation(tensors)
+    if rows - grid**2 not in (0, tokens):
         raise UserError(
-            f"{where}: pos_embed has {rows} rows, neither a square nor 1 + a square"
+            f"{where}: pos_embed has {rows} rows, neither a square nor {tokens} + a square"
         )
     return grid
 
@@ -151,6 +165,11 @@ def _grid(where: Path, tensors: Tensors) -> int:
 def fit_table(table: Names, tensors: Tensors) -> Names:
     """Returns the table of names for the kind of MLP that the tensors have."""
     return timm_names.with_swiglu(table) if has_swiglu(tensors) else table
+
+
+def has_distillation(tensors: Collection[str]) -> bool:
+    """Whether there is the distillation token of DeiT."""
+    return "dist_token" in tensors
 
 
 def has_swiglu(tensors: Tensors) -> bool:
@@ -163,12 +182,13 @@ def has_swiglu(tensors: Tensors) -> bool:
 def _traits(where: Path, table: Names, tensors: Tensors) -> dict[str, Any] | None:
     """Returns the traits that the tensors show; None for a plain ViT."""
     (name,) = table.tensors["encoder/register_token"]
-    registers = _shape(where, tensors, name, 3)[1] if name in tensors else 0
+    registers = shape_of(where, tensors, name, 3)[1] if name in tensors else 0
     facebook = table.source == timm_names.DINOV2.source and not registers
     plain = dataclasses.asdict(PLAIN)
     found = plain | dict(
         registers=registers,
-        cls_position=_shape(where, tensors, "pos_embed", 3)[1]
+        distilled=has_distillation(tensors),
+        cls_position=shape_of(where, tensors, "pos_embed", 3)[1]
         != _grid(where, tensors) ** 2,
         layer_scale=LAYER_SCALE in tensors,
         swiglu=has_swiglu(tensors),
@@ -194,7 +214,17 @@ def is_vit(path: Path) -> bool:
     """Whether a path is a file of tensors with timm's names."""
     if path.suffix not in SUFFIXES or path.is_dir():
         return False
-    return "blocks.0.attn.qkv.weight" in reading.tensor_names(path)
+    names = set(reading.tensor_names(path))
+    return "blocks.0.attn.qkv.weight" in names and not is_dinov3(names)
+
+
+def is_dinov3(names: Collection[str], own: Collection[str] = DINOV3) -> bool:
+    """Whether names of tensors are those of DINOv3, which has no table of positions.
+
+    own: of DINOV3, the one that shows timm's spelling or Facebook's.
+    """
+    has_own = any(name in names for name in own)
+    return has_own and "pos_embed" not in names and not REGISTERS.isdisjoint(names)
 
 
 def has_fc_norm(path: Path, known: Mapping[str, Any]) -> bool:
@@ -212,3 +242,9 @@ def has_decoder(path: Path) -> bool:
 def is_dinov2(path: Path) -> bool:
     """Whether a file of tensors has the mask token and LayerScale of Facebook's DINOv2."""
     return {"mask_token", LAYER_SCALE} <= set(reading.tensor_names(path))
+
+
+def mlp_ratio(width: int, mlp_dim: int) -> float:
+    """Returns a ratio with int(width * ratio) = mlp_dim, as timm computes it."""
+    ratio = mlp_dim / width
+    return ratio if int(width * ratio) == mlp_dim else math.nextafter(ratio, math.inf)

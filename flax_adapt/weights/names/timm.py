@@ -31,13 +31,13 @@ REFUSED = {
     BLOCK + r"(attn\.norm|mlp\.norm)\..*": "a norm inside of attention or MLP",
     BLOCK + r"mlp\.(fc1_g|fc1_x|w12|w1|w2|w3)\..*": "SwiGLU in layers of its own",
     BLOCK + r"attn\..*(rel_pos|relative_position).*": "relative positions",
-    r"(dist_token|head_dist\..*)": "a distillation token (deit*_distilled_*)",
     r"norm_pre\..*": "a norm before the blocks (pre_norm)",
     r"attn_pool\..*": "a head with attention pooling (global_pool='map')",
     r"patch_embed\.(backbone|norm)\..*": "a stem that is more than one convolution",
 }
 TENSORS: dict[str, Spellings] = {
     "encoder/cls_token": ("cls_token",),
+    "encoder/distillation_token": ("dist_token",),
     "encoder/position": ("pos_embed",),
     "encoder/register_token": ("reg_token",),
 }
@@ -45,6 +45,7 @@ MODULES = {
     "encoder/patch_embed": ("patch_embed.proj",),
     "encoder/norm": ("norm",),
     "head": ("head",),
+    "head_dist": ("head_dist",),
     "head/fc_norm": (FC_NORM,),
     # A tanh layer, in old files of models for ImageNet-21k.
     "head/pre_logits": ("pre_logits.fc",),

@@ -11,16 +11,13 @@ from support import tiny
 from flax_adapt import models, weights
 from flax_adapt.base import config as configs
 from flax_adapt.base.errors import UserError
+from flax_adapt.models.visual.traits import make_fields
 from flax_adapt.surgery import lora
 from flax_adapt.train import optim, sharding
 from flax_adapt.weights import interpolate, reshape, strict
 
-TRAITS = dict(
-    registers=2,
-    cls_position=True,
-    layer_scale=True,
-    swiglu=True,
-    position_resize="antialias",
+TRAITS = make_fields(
+    registers=2, layer_scale=True, swiglu=True, position_resize="antialias"
 )
 ARCH = {**tiny.MODEL, "traits": TRAITS}
 
@@ -84,6 +81,31 @@ def test_lora_adapts_the_gate():
     section = configs.build(dict(rank=1, alpha=1.0, targets=("gate",)))
     found = strict.flatten(lora.add(params, section, jax.random.key(0)))
     assert sum("gate" in name for name in found if name.startswith("lora/")) == 4
+
+
+def test_tokens_and_norms_of_other_families_have_rules():
+    traits = make_fields(distilled=True, pre_norm=True, patch_bias=False)
+    options = dict(pooling="cls_dist", num_classes=3)
+    model = tiny.build("classify", {**tiny.MODEL, "traits": traits}, **options)
+    leaves = strict.flatten(weights.shapes(model))
+    assert leaves["encoder/position"].shape == (1, 6, 16)
+    assert "encoder/patch_embed/bias" not in leaves
+    for name in leaves:
+        assert any(_matches(pattern, name) for pattern, _ in sharding.RULES), name
+        for table in (*optim.DECAY.values(), optim.layer_rules(0.5, 2)):
+            assert any(_matches(pattern, name) for pattern, _ in table), name
+
+
+def test_the_pooling_of_two_heads_needs_a_distillation_token():
+    with pytest.raises(UserError, match=r"cls_dist.* with a distillation token"):
+        weights.shapes(tiny.build("classify", ARCH, pooling="cls_dist"))
+
+
+def test_a_config_with_the_traits_of_an_older_version_is_complete():
+    names = ("registers", "cls_position", "layer_scale", "swiglu", "position_resize")
+    old = {**ARCH, "traits": {name: TRAITS[name] for name in names}}
+    assert models.config_of(tiny.build("mae", old)) == ARCH
+    assert not configs.difference(dict(model=old), dict(model=ARCH))
 
 
 def test_a_config_without_the_field_is_the_plain_vit():

@@ -126,7 +126,6 @@ def timm_file(path, **tensors):
         (dict(blocks__1__attn__q_norm__weight=ONE), "qk-norm"),
         (dict(blocks__1__attn__q_bias=ONE), r"query and value alone \(BEiT, EVA\)"),
         (dict(blocks__1__mlp__fc1_g__weight=ONE), "SwiGLU"),
-        (dict(dist_token=ONE, head_dist__weight=ONE), r"deit\*_distilled_\*"),
         (dict(norm_pre__weight=ONE), "a norm before the blocks"),
         (dict(attn_pool__latent=ONE), "global_pool='map'"),
         (dict(cls_token=None), "has no cls_token"),
