@@ -31,10 +31,7 @@ ROWS, DIAGONAL, FREE = "rows", "diagonal", "free"
 BOUNDED = (
     (r"(?!lora/).*/kernel", ROWS),
     (r"(?!(.*/)?adaptor/).*/scale", DIAGONAL),
-    (
-        r".*/(bias|(cls|distillation|register|mask)_token|position|token|token_type)",
-        FREE,
-    ),
+    (r".*/(bias|\w+_token|position|token|token_type)", FREE),
     (r"lora/.*", FREE),
     (r"(.*/)?adaptor/[^/]+", FREE),
 )

@@ -27,28 +27,19 @@ DECAY = {
     # LayerNorms (Devlin et al. 2019, official code). So does LARS of MoCo-v3 on a ResNet.
     "pretrain": (
         (r".*/(bias|scale)|(.*/)?adaptor/[^/]+", False),
-        (
-            r".*/(kernel|(cls|distillation|register|mask)_token|position|token|token_type)",
-            True,
-        ),
+        (r".*/(kernel|\w+_token|position|token|token_type)", True),
         _LOW_RANK,
     ),
     # Fine-tuning: not biases, positions, CLS, LayerScale; LayerNorm scales ARE decayed (S1).
     "finetune": (
-        (
-            r".*/(bias|layer_scale[12]/scale|(cls|distillation|register)_token|position)",
-            False,
-        ),
+        (r".*/(bias|layer_scale[12]/scale|(?!mask)\w+_token|position)", False),
         (r"(.*/)?adaptor/[^/]+", False),
         (r".*/(kernel|scale|mask_token|token|token_type)", True),
         _LOW_RANK,
     ),
     # MAE's fine-tuning: nothing 1-D, not positions and CLS (He et al. 2022, lr_decay.py).
     "mae_finetune": (
-        (
-            r".*/(bias|scale|(cls|distillation|register)_token|position)|(.*/)?adaptor/[^/]+",
-            False,
-        ),
+        (r".*/(bias|scale|(?!mask)\w+_token|position)|(.*/)?adaptor/[^/]+", False),
         (r".*/(kernel|mask_token|token|token_type)", True),
         _LOW_RANK,
     ),
@@ -224,11 +215,9 @@ def layer_rules(decay: float, depth: int) -> rules.Rules[float]:
         (rf"(lora/)?encoder/block_{index:02d}/.*", decay ** (depth - index))
         for index in range(depth)
     ]
+    first = decay ** (depth + 1)
     return (
-        (
-            r"encoder/((patch_)?embed/.*|pre_norm/.*|\w+_token|position)",
-            decay ** (depth + 1),
-        ),
+        (r"encoder/((patch_embed|pre_norm|embed)/.*|\w+_token|position)", first),
         *blocks,
         (r"encoder/(norm|linear)/.*|(?!(lora/)?encoder/).*", 1.0),
     )

@@ -46,10 +46,7 @@ RULES = (
     (r"(.*/)?der/(logits|first)", PartitionSpec()),
     # States of a teacher, of all examples (`objectives.teacher`).
     (r"(.*/)?teacher_states/\d+", PartitionSpec()),
-    (
-        r".*/(bias|scale|(cls|distillation|register|mask)_token|position|token_type)",
-        PartitionSpec(),
-    ),
+    (r".*/(bias|scale|\w+_token|position|token_type)", PartitionSpec()),
     (r"(.*/)?batch_stats/.*/(mean|var)", PartitionSpec()),
     (r"(.*/)?(step|count|seed)", PartitionSpec()),
 )

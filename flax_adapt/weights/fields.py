@@ -9,12 +9,6 @@ from flax_adapt import models
 from flax_adapt.base.errors import UserError, choose
 
 NUMBERS = {bool: "bool", int: "positive whole number", float: "positive float"}
-GELU = {
-    "quick_gelu": "quick",
-    "gelu": "erf",
-    "gelu_new": "tanh",
-    "gelu_pytorch_tanh": "tanh",
-}
 # Fields that config.json has for all families of transformers: defaults, and our names.
 DEFAULTS: dict[str, Any] = dict(
     hidden_size=768,
@@ -37,6 +31,7 @@ KNOWN = dict(heads=int, decoder_heads=int, gelu=str, layer_norm_eps=float, weigh
 # Fields of a ResNet that no tensor shows; no file with other values is known.
 OF_RESNET = ("image_size", "batch_norm_eps", "batch_norm_momentum")
 HIDDEN_ACT = {"erf": "gelu", "tanh": "gelu_pytorch_tanh", "quick": "quick_gelu"}
+GELU = {v: k for k, v in HIDDEN_ACT.items()} | {"gelu_new": "tanh"}
 # Fields of the objective that a masked autoencoder was trained with.
 OF_RECONSTRUCTION = ("normalize_patches", "hidden_ratio")
 # Largest accepted values of a model config: larger models would take minutes and all memory
