@@ -12,6 +12,7 @@ from flax_adapt.base.errors import UserError
 from flax_adapt.base.types import Params
 from flax_adapt.models import batch_stats
 from flax_adapt.models.heads import PROBE_EPS
+from flax_adapt.models.visual.pooling import CLS_DIST
 
 LEAVES = ("head/kernel", "head/bias")
 INIT_STD = 0.02  # standard deviation of the kernel of a new head (`layers.NORMAL`)
@@ -51,8 +52,19 @@ _NORMED = (
         "'head' in model.fresh",
     ),
 )
+_ONE_HEAD = (
+    Row(
+        lambda at: (
+            at.section.model.pooling != CLS_DIST
+            or at.section.objective.name not in ("classify", "glad")
+        ),
+        "model.pooling='cls_dist' is of the two heads of a distilled DeiT, which predict "
+        "together; a stage trains one head: take 'cls' or 'mean'",
+    ),
+)
 CHECKS = (
     Check(checks.stage, _GROWN),
+    Check(checks.stage, _ONE_HEAD),
     Check(lambda at: [at] if at.section.model.head_norm else [], _NORMED),
 )
 

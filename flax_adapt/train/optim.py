@@ -215,9 +215,8 @@ def layer_rules(decay: float, depth: int) -> rules.Rules[float]:
         (rf"(lora/)?encoder/block_{index:02d}/.*", decay ** (depth - index))
         for index in range(depth)
     ]
-    first = decay ** (depth + 1)
     return (
-        (r"encoder/((patch_embed|pre_norm|embed)/.*|\w+_token|position)", first),
+        (r"encoder/((\w*embed|pre_norm)/.*|\w+_token|position)", decay ** (depth + 1)),
         *blocks,
         (r"encoder/(norm|linear)/.*|(?!(lora/)?encoder/).*", 1.0),
     )

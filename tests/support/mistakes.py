@@ -176,6 +176,7 @@ MISTAKES = {
         {"model.grow_head": True},
         {},
     ),
+    "a stage trains one head: take": (HEAD, {"model.pooling": "cls_dist"}, {}),
     "model.head_norm is of a head": (PLAIN, {"model.head_norm": True}, {}),
     "model.head_norm changes what the head": (NORMED, {"model.fresh": ()}, {}),
     "model.lora.targets='keys' is": (LORA, {"model.lora.targets": ("keys",)}, {}),

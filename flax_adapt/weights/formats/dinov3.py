@@ -108,7 +108,7 @@ def _check_periods(where: Path, config: Mapping[str, Any], tensors: Tensors) -> 
     """Raises UserError for rotary periods in a file that are not those of THETA."""
     if PERIODS not in tensors:
         return
-    features = config["width"] // config["heads"]
+    features = max(config["width"] // config["heads"], 1)
     expected = THETA ** np.arange(0, 1, 4 / features, dtype=np.float32)
     found = np.asarray(tensors[PERIODS].get(), np.float32)
     # A file of bfloat16 has them rounded.
@@ -173,6 +173,8 @@ class Dinov3:
             leaves, found = translate.to_leaves(table, tensors, DROPPED[task], task)
             leaves = {k: v for k, v in leaves.items() if not KEY_BIAS.fullmatch(k)}
             found["assumed"] = fields.assumed_values(config, pooling, {*full}, task)
+            if timm.image_side(path) is None:
+                found["assumed"] |= {"image_size": size}
             yield config, leaves, found
 
     def write(self, path: Path, content: Content) -> None:

@@ -69,6 +69,7 @@ class Visual:
         self, where: str, kind: str, theirs: Json, found: Iterable[str]
     ) -> dict[str, Any]:
         """Returns our model config; raises UserError where we cannot build it."""
+        is_mae = "decoder_hidden_size" in theirs
         theirs = {**self.defaults, **theirs}
         for size in ("image_size", "patch_size"):
             theirs[size] = fields.square(f"{where}: {size}", theirs[size])
@@ -77,7 +78,6 @@ class Visual:
         config |= self.read(where, theirs)
         config["pooler"] = "pooler/kernel" in map(self.table.leaf_of, found)
         config |= extras.read(where, theirs)
-        is_mae = "decoder_hidden_size" in theirs
         return {**config, "decoder": hf_vit.decoder(where, theirs) if is_mae else None}
 
     def architecture(self, config: Json, task: str) -> str:
@@ -151,6 +151,8 @@ def _write_clip(config: Json) -> dict[str, Any]:
 
 def _read_dinov3(where: str, theirs: Json) -> dict[str, Any]:
     names = ("query_bias", "key_bias", "use_gated_mlp", "rope_theta")
+    if type(theirs["rope_theta"]) is int:
+        theirs = {**theirs, "rope_theta": float(theirs["rope_theta"])}
     fields.check_numbers(where, theirs, DINOV3.defaults, names)
     only = dict(proj_bias=True, mlp_bias=True, value_bias=theirs["query_bias"])
     fields.check_supported(where, theirs, only)
