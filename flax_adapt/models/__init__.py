@@ -112,12 +112,7 @@ TEXT_TASKS = {
 }
 # kind -> task -> module.
 TASKS: dict[str, dict[str, type[nn.Module]]] = {
-    "vit": {
-        "mae": MAE,
-        "encoder": ViT,
-        "classify": Classifier,
-        "contrast": Contrast,
-    },
+    "vit": dict(mae=MAE, encoder=ViT, classify=Classifier, contrast=Contrast),
     "bert": TEXT_TASKS,
     "roberta": TEXT_TASKS,
     "resnet": {

@@ -1,7 +1,4 @@
-"""Architectures of transformers: the numbers that a model is built from.
-
-Every field has one meaning and no default. The architecture of text models is in `bert`.
-"""
+"""Architectures of transformers: fields without defaults; those of text are in `textual`."""
 
 import dataclasses
 import functools
@@ -33,14 +30,12 @@ def quick_gelu(x: Array) -> Array:
     return x * jax.nn.sigmoid(1.702 * x)
 
 
-# "erf" is the exact form; "tanh" is its approximation (gelu_new, gelu_pytorch_tanh).
+# "erf" is exact; "tanh" is its approximation (gelu_new, gelu_pytorch_tanh).
 GELU: dict[str, Callable[[Array], Array]] = {
     "erf": gelu_erf,
     "tanh": functools.partial(jax.nn.gelu, approximate=True),
     "quick": quick_gelu,
 }
-
-
 GATES = {**GELU, "silu": jax.nn.silu}
 
 
@@ -63,6 +58,8 @@ class BlockConfig(Protocol):
     def key_bias(self) -> bool: ...
     @property
     def gate(self) -> str | None: ...
+    @property
+    def biases(self) -> bool: ...
 
 
 def check_block(config: BlockConfig) -> None:
@@ -193,6 +190,11 @@ class ViTConfig:
     def gate(self) -> str | None:
         """The activation of the MLP's gate, a key of GATES; None: there is no gate."""
         return "silu" if self.own.swiglu else None
+
+    @property
+    def biases(self) -> bool:
+        """True: all layers and norms have biases."""
+        return True
 
     @property
     def num_patches(self) -> int:

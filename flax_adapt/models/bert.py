@@ -8,6 +8,7 @@ that it influences no real token.
 """
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -19,10 +20,15 @@ from flax_adapt.models.architecture import LastBlock
 from flax_adapt.models.layers import NORMAL, Dtype, Mix
 from flax_adapt.models.residual import Select
 from flax_adapt.models.textual.config import BertConfig, check_text
+from flax_adapt.models.textual.pre_norm import PreNormBlock, make_sight
 
 
 class Embeddings(nn.Module):
-    """Sum of the embeddings of token, position and token type, in float32; then LayerNorm."""
+    """Sum of the embeddings of token, position and token type, in float32; then LayerNorm.
+
+    Some families lack one of the tables. ELECTRA's linear layer to the width of the blocks
+    follows on the LayerNorm; its dropout, between the two, is here after both [ours].
+    """
 
     config: BertConfig
     dtype: Dtype
@@ -30,13 +36,18 @@ class Embeddings(nn.Module):
     def setup(self) -> None:
         config = self.config
         self.token = self._make_table("token", config.vocab_size)
-        self.position = self._make_table("position", config.max_positions)
+        if not config.own.pre_norm:
+            self.position = self._make_table("position", config.max_positions)
         if config.token_types:
             self.token_type = self._make_table("token_type", config.token_types)
-        self.norm = layers.LayerNorm(config.layer_norm_eps, self.dtype)
+        self.norm = layers.LayerNorm(
+            config.layer_norm_eps, self.dtype, use_bias=config.biases
+        )
+        if config.own.embed_dim:
+            self.project = layers.Dense(config.width, True, NORMAL, self.dtype)
 
     def _make_table(self, name: str, count: int) -> Array:
-        shape = (count, self.config.width)
+        shape = (count, self.config.embed_dim)
         table: Array = self.param(name, NORMAL, shape, jnp.float32)
         return table
 
@@ -48,11 +59,13 @@ class Embeddings(nn.Module):
         token_VD = placement.gather("encoder/embed/token", self.token)
         x_BLD = jnp.take(token_VD, text.tokens_BL, axis=0)
         x_BLD = placement.place("embeddings", x_BLD)
-        row_BL = text.positions_BL + self.config.position_offset
-        x_BLD = x_BLD + jnp.take(self.position, row_BL, axis=0)
+        if not self.config.own.pre_norm:
+            row_BL = text.positions_BL + self.config.position_offset
+            x_BLD = x_BLD + jnp.take(self.position, row_BL, axis=0)
         if self.config.token_types:
             x_BLD = x_BLD + jnp.take(self.token_type, text.token_types_BL, axis=0)
-        return self.norm(placement.place("embeddings", x_BLD))
+        x_BLD = self.norm(placement.place("embeddings", x_BLD))
+        return self.project(x_BLD) if self.config.own.embed_dim else x_BLD
 
 
 class Block(nn.Module):
@@ -105,9 +118,9 @@ class Block(nn.Module):
 class Encoder(nn.Module):
     """Text encoder; returns token states: one array [B, L, D] more than there are blocks.
 
-    These are the embeddings after their LayerNorm, then the state after every block:
-    Hugging Face's `hidden_states`. Layers that `config.last_block` adds are applied to
-    the last one.
+    These are the embeddings after their LayerNorm, then the state after every block, with
+    `pre_norm` the last one normed: Hugging Face's `hidden_states`. Layers that
+    `config.last_block` adds are applied to the last one.
     """
 
     config: BertConfig
@@ -117,21 +130,23 @@ class Encoder(nn.Module):
 
     def setup(self) -> None:
         self.embed = Embeddings(self.config, self.dtype)
-        self.blocks = [
-            Block(
-                plan.config,
-                self.dropout,
-                plan.drop_path,
-                self.dtype,
-                plan.resized,
-                name=f"block_{number:02d}",
-            )
-            for number, plan in enumerate(
-                architecture.block_plans(self.config, self.drop_path)
-            )
-        ]
-        last_block = self.config.last_block
+        plans = architecture.block_plans(self.config, self.drop_path)
+        self.blocks = [self._make_block(*numbered) for numbered in enumerate(plans)]
+        config, last_block = self.config, self.config.last_block
+        if config.own.pre_norm:
+            norm_width = last_block.norm_width if last_block else 0
+            norm = (config.layer_norm_eps, self.dtype, norm_width, config.biases)
+            self.norm = layers.LayerNorm(*norm)
         self.linear = layers.make_linear(last_block, NORMAL, self.dtype)
+
+    def _make_block(self, number: int, plan: architecture.BlockPlan) -> Any:
+        """Returns a block of the encoder; number: from 0."""
+        own, name = self.config.own, f"block_{number:02d}"
+        common = (plan.config, self.dropout, plan.drop_path, self.dtype, plan.resized)
+        if not own.pre_norm:
+            return Block(*common, name=name)
+        is_local = number % own.global_every != 0
+        return PreNormBlock(*common, is_local, bare=number == 0, name=name)
 
     def __call__(
         self,
@@ -146,14 +161,18 @@ class Encoder(nn.Module):
         x_BLD before the first block; None: no change. select: the tokens of the last
         block's state, see `residual`; None: all.
         """
-        segments_BL = check_text(text, self.config).segments_BL
+        own, segments_BL = self.config.own, check_text(text, self.config).segments_BL
         sees_BLM = segments_BL[:, :, None] == segments_BL[:, None, :]
-        sees_BLM = placement.place("inputs", sees_BLM)
+        sees: Any = placement.place("inputs", sees_BLM)
+        if own.pre_norm:
+            sees = make_sight(text, sees, own.local_window // 2)
         key_0 = layers.fold_or_none(key_B, 0)
         x_BLD = self.embed(text) if mix is None else mix(self.embed(text))
         x_BLD = residual.dropout(x_BLD, self.dropout, key_0)
         x_BLD = placement.place("embeddings", x_BLD)
-        after = blocks.run(self.blocks, x_BLD, key_B, sees_BLM, select=select)
+        after = blocks.run(self.blocks, x_BLD, key_B, sees, select=select)
         states = [x_BLD, *after] if after else [residual.take(select, x_BLD)]
+        if own.pre_norm:
+            states[-1] = self.norm(states[-1])
         states[-1] = layers.finish(states[-1], self.linear, self.config.last_block)
         return tuple(states)

@@ -25,6 +25,8 @@ from flax_adapt.models.residual import Select
 
 # Values that blocks store for `apply(mutable=...)`.
 _STORED = (SUMS, ATTENTIONS)
+# Fields in which the blocks of one loop may differ.
+VARYING = ("drop_path", "is_local")
 
 
 def make_blocks(
@@ -102,7 +104,7 @@ def _unrolled(
 
 
 def _groups(blocks: Sequence[Any], last_alone: bool) -> list[tuple[int, list[Any]]]:
-    """Returns [(index of the first, consecutive blocks that differ in drop path alone)].
+    """Returns [(index of the first, consecutive blocks that differ in VARYING alone)].
 
     last_alone: whether the last block is a group of its own.
     """
@@ -110,7 +112,9 @@ def _groups(blocks: Sequence[Any], last_alone: bool) -> list[tuple[int, list[Any
     def kind(numbered: tuple[int, Any]) -> tuple[Any, ...]:
         number, block = numbered
         alone = last_alone and number == len(blocks) - 1
-        return block.config, block.dropout, block.resized, alone
+        # Blocks with other parameters, as the first one of ModernBERT, are no part of it.
+        form = jax.tree.structure(block.variables["params"])
+        return block.config, block.dropout, block.resized, alone, form
 
     groups = []
     for _, members in itertools.groupby(enumerate(blocks), kind):
@@ -126,13 +130,13 @@ def _call(
     *between: Any,
     select: Select | None,
 ) -> Any:
-    """Returns (params, number, rate of drop path, x_BLD) -> (x_BLD, what is stored)."""
+    """Returns (params, number, fields of the block, x_BLD) -> (x_BLD, what is stored)."""
     # Without its name and parent: a module on its own, whose parameters are arguments.
     alone = block.clone(parent=None, name=None)
 
-    def call(params: Any, number: Any, rate: Any, x_BLD: Array) -> tuple[Array, Any]:
+    def call(params: Any, number: Any, own: Any, x_BLD: Array) -> tuple[Array, Any]:
         key = layers.fold_or_none(key_B, number)
-        one = alone.clone(drop_path=rate)
+        one = alone.clone(**own)
         arguments = (x_BLD, *between, key, select)
         return one.apply({"params": params}, *arguments, mutable=stored)
 
@@ -144,9 +148,10 @@ def _one_by_one(
 ) -> tuple[list[Array], list[Any]]:
     states, found = [], []
     for number, (block, own) in enumerate(zip(group, params, strict=True), start + 1):
+        fields = _fields(block)
 
-        def step(own: Any, x_BLD: Array, number=number, rate=block.drop_path):
-            return call(own, number, rate, x_BLD)
+        def step(own: Any, x_BLD: Array, number=number, fields=fields):
+            return call(own, number, fields, x_BLD)
 
         x_BLD, kept = memory.remat(step, in_loop=False)(own, x_BLD)
         states.append(x_BLD)
@@ -160,11 +165,10 @@ def _loop(
     count = len(group)
     stacked = placement.stack(params)
     number_N = jnp.arange(start + 1, start + 1 + count, dtype=jnp.uint32)
-    rate_N = jnp.asarray([block.drop_path for block in group], jnp.float32)
-    drops = any(block.drop_path for block in group)
+    fields_N, same = _stack_fields(group)
 
-    def step(own: Any, number: Array, rate: Array, x_BLD: Array) -> tuple[Array, Any]:
-        return call(own, number, rate if drops else 0.0, x_BLD)
+    def step(own: Any, number: Array, fields: Any, x_BLD: Array) -> tuple[Array, Any]:
+        return call(own, number, {**same, **fields}, x_BLD)
 
     recomputed = memory.remat(step, in_loop=True)
 
@@ -172,9 +176,26 @@ def _loop(
         x_BLD, kept = recomputed(*layer, x_BLD)
         return x_BLD, (x_BLD, kept)
 
-    _, (states, kept) = jax.lax.scan(body, x_BLD, (stacked, number_N, rate_N))
+    _, (states, kept) = jax.lax.scan(body, x_BLD, (stacked, number_N, fields_N))
     each = [jax.tree.map(lambda leaf, n=n: leaf[n], kept) for n in range(count)]
     return [states[n] for n in range(count)], each
+
+
+def _fields(block: Any) -> dict[str, Any]:
+    return {name: getattr(block, name) for name in VARYING if hasattr(block, name)}
+
+
+def _stack_fields(group: list[Any]) -> tuple[dict[str, Array], dict[str, Any]]:
+    """Returns ({field: array [N] of blocks that differ in it}, {field: value of all})."""
+    each = [_fields(block) for block in group]
+    same = {
+        name: value
+        for name, value in each[0].items()
+        if all(one[name] == value for one in each)
+    }
+    differ = [name for name in each[0] if name not in same]
+    stacked = {name: jnp.asarray([one[name] for one in each]) for name in differ}
+    return stacked, same
 
 
 def _store(block: Any, kept: Any) -> None:

@@ -117,18 +117,22 @@ class LayerNorm(nn.Module):
     eps: float
     dtype: Dtype
     norm_width: int = 0
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x_BLD: Array) -> Array:
         shape = x_BLD.shape[-1:]
         scale_D = self.param("scale", nn.initializers.ones, shape, jnp.float32)
-        bias_D = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
         x_BLD = x_BLD.astype(jnp.float32)
         first = slice(self.norm_width or None)
         x_BLD = x_BLD - jnp.mean(x_BLD[..., first], axis=-1, keepdims=True)
         variance_BL1 = jnp.mean(jnp.square(x_BLD[..., first]), axis=-1, keepdims=True)
         x_BLD = x_BLD * jax.lax.rsqrt(variance_BL1 + self.eps)
-        return (x_BLD * scale_D[None, None] + bias_D[None, None]).astype(self.dtype)
+        x_BLD = x_BLD * scale_D[None, None]
+        if self.use_bias:
+            bias_D = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
+            x_BLD = x_BLD + bias_D[None, None]
+        return x_BLD.astype(self.dtype)
 
 
 class Attention(nn.Module):
@@ -180,14 +184,16 @@ class Attention(nn.Module):
             adaptor = Adaptor(config.adaptor, self.dtype, name="adaptor")
             x_BLHK = adaptor(q_BLHK, mixed)
         x_BLHK = placement.place("heads", x_BLHK)
-        x_BLD = dense(use_bias=True, name="out")(x_BLHK.reshape(asking_BLD.shape))
+        x_BLD = dense(use_bias=config.biases, name="out")(
+            x_BLHK.reshape(asking_BLD.shape)
+        )
         x_BLD = placement.place("states", x_BLD)
         self.sow(ATTENTIONS, "added", x_BLD)
         return x_BLD
 
 
 class MLP(nn.Module):
-    """Two dense layers with a GELU between them, or SwiGLU; the last has `width` outputs."""
+    """Two dense layers, a GELU between them, or SwiGLU or GeGLU; the last has `width` outputs."""
 
     config: BlockConfig
     width: int
@@ -196,10 +202,9 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x_BLD: Array) -> Array:
-        dense = functools.partial(
-            Dense, use_bias=True, kernel_init=self.kernel_init, dtype=self.dtype
-        )
         config = self.config
+        how = dict(use_bias=config.biases, kernel_init=self.kernel_init)
+        dense = functools.partial(Dense, **how, dtype=self.dtype)
         x_BLF = placement.place("hidden", dense(config.mlp_dim, name="up")(x_BLD))
         if config.gate:
             gate_BLF = dense(config.mlp_dim, name="gate")(x_BLD)

@@ -88,12 +88,31 @@ class TextModel(nn.Module):
 POOLERS: dict[str, Callable[[Array], Array]] = {
     "tanh": jnp.tanh,
     "relu": nn.relu,
+    "gelu": GELU["erf"],
 }
 
 
-def make_pooler(config: BertConfig) -> layers.Dense:
-    """Returns the dense layer of the pooler; float32, as a head."""
-    return layers.Dense(config.width, True, NORMAL, jnp.float32)
+class Pooler(nn.Module):
+    """Dense layer and activation before a classifier's head; float32, as a head.
+
+    With `pooler_norm` of the traits a LayerNorm follows.
+    """
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(self, x_BD: Array) -> Array:
+        config, shape = self.config, (x_BD.shape[-1], self.config.width)
+        kernel_DD = self.param("kernel", NORMAL, shape, jnp.float32)
+        x_BD = layers.matmul("pooler/kernel", x_BD, kernel_DD)
+        if config.biases:
+            zeros = nn.initializers.zeros
+            x_BD = x_BD + self.param("bias", zeros, shape[1:], jnp.float32)[None]
+        x_BD = POOLERS[config.own.pooler](x_BD)
+        if not config.own.pooler_norm:
+            return x_BD
+        norm = (config.layer_norm_eps, jnp.float32, 0, config.biases)
+        return layers.LayerNorm(*norm, name="norm")(x_BD[:, None])[:, 0]
 
 
 class Bert(TextModel):
@@ -102,7 +121,7 @@ class Bert(TextModel):
     def setup(self) -> None:
         self.encoder = self.make_encoder()
         if self.config.pooler:
-            self.pooler = make_pooler(self.config)
+            self.pooler = Pooler(self.config)
 
     def __call__(self, text: Text, key_B: Key | None) -> tuple[Array, Array | None]:
         """Returns the last states x_BLD and the pooler's x_BD (None without one)."""
@@ -110,7 +129,6 @@ class Bert(TextModel):
         pooled_BD = None
         if self.config.pooler:
             pooled_BD = self.pooler(x_BLD[:, 0].astype(jnp.float32))
-            pooled_BD = POOLERS[self.config.own.pooler](pooled_BD)
         return x_BLD, pooled_BD
 
 
@@ -173,15 +191,16 @@ class MaskedLMHead(nn.Module):
         """Returns logits_BMV, float32; without `logits` their inputs (x_BMD, bias_V)."""
         config = self.config
         transform = layers.Dense(
-            config.width, True, NORMAL, self.dtype, name="transform"
+            config.embed_dim, config.biases, NORMAL, self.dtype, name="transform"
         )
         x_BMD = GELU[config.head_gelu](transform(x_BMD))
-        x_BMD = layers.LayerNorm(config.layer_norm_eps, self.dtype, name="norm")(x_BMD)
+        norm = (config.layer_norm_eps, self.dtype, 0, config.biases)
+        x_BMD = layers.LayerNorm(*norm, name="norm")(x_BMD)
         zeros, shape = nn.initializers.zeros, (config.vocab_size,)
         bias_V = self.param("bias", zeros, shape, jnp.float32)
         if not logits:
             return x_BMD, bias_V
-        x_RD = x_BMD.reshape(-1, config.width)  # two axes: see `layers.Dense`
+        x_RD = x_BMD.reshape(-1, config.embed_dim)  # two axes: see `layers.Dense`
         logits_RV = token_logits(x_RD, token_VD)
         logits_BMV = (logits_RV + bias_V[None]).reshape(*x_BMD.shape[:2], -1)
         return placement.place("logits", logits_BMV)
@@ -228,7 +247,7 @@ class TextClassifier(heads.LinearClassifier, TextModel):
     def setup(self) -> None:
         self.encoder = self.make_encoder()
         if self.pooling == "pooler":
-            self.pooler = make_pooler(self.config)
+            self.pooler = Pooler(self.config)
         self.make_head()
 
     def __call__(
@@ -241,7 +260,7 @@ class TextClassifier(heads.LinearClassifier, TextModel):
         """Returns logits_BN, float32; `mix` as for `bert.Encoder`, `weight_B` as for
         `heads.normalize`.
         """
-        select = residual.select_pooled(self.pooling)
+        select = residual.select_pooled(self._pooled())
         x_BLD = self.encode(text, key_B, mix, select)[-1].astype(jnp.float32)
         key_B = layers.fold_or_none(key_B, 1 + architecture.num_blocks(self.config))
         x_BD = self.read(self._pool(x_BLD, text.segments_BL), key_B, weight_B)
@@ -249,5 +268,10 @@ class TextClassifier(heads.LinearClassifier, TextModel):
 
     def _pool(self, x_BLD: Array, segments_BL: Array) -> Array:
         if self.pooling == "pooler":
-            return POOLERS[self.config.own.pooler](self.pooler(x_BLD[:, 0]))
+            return self.pooler(POOLING[self._pooled()](x_BLD, segments_BL))
         return POOLING[self.pooling](x_BLD, segments_BL)
+
+    def _pooled(self) -> str:
+        """Returns which states are read, a key of POOLING."""
+        is_pooler = self.pooling == "pooler"
+        return self.config.own.pooled if is_pooler else self.pooling

@@ -22,6 +22,7 @@ import numpy as np
 
 from flax_adapt.base.checks import Row, one_of
 from flax_adapt.base.types import Array, Key, Layout
+from flax_adapt.surgery.block_names import BlockNames, is_pre_norm, places
 
 Leaves = Mapping[str, Any]
 
@@ -51,15 +52,18 @@ class TrainedBlock(NamedTuple):
     components_dD: np.ndarray | None
 
     @property
-    def where(self) -> "BlockNames":
+    def where(self) -> BlockNames:
         """The leaves of a transformer that resizing changes."""
         return places(self.config_model)
+
+    def having(self, *names: str) -> list[str]:
+        """Returns those of the leaves that the model has: some lack biases."""
+        return [name for name in names if name in self.leaves]
 
     @property
     def scales(self) -> list[str]:
         """The LayerScale after the last MLP, if the model has one."""
-        name = self.where.down.replace("mlp/down", "layer_scale2/scale")
-        return [name] if name in self.leaves else []
+        return self.having(self.where.down.replace("mlp/down", "layer_scale2/scale"))
 
     @property
     def readers(self) -> list[str]:
@@ -79,32 +83,6 @@ class ResizedWeights(NamedTuple):
     leaves: dict[str, Any]
     rules: dict[str, str]
     fresh: tuple[str, ...]
-
-
-class BlockNames(NamedTuple):
-    """Names of the leaves or layers that resizing changes, and the old width."""
-
-    width: int
-    down: str
-    shortcut: str
-    norm: str
-    linear: str
-    extra: str
-
-
-def places(config_model: Mapping[str, Any]) -> BlockNames:
-    """Returns the `BlockNames` of a transformer; config_model: before resizing."""
-    block = f"encoder/block_{config_model['depth'] - 1:02d}"
-    # Post-norm blocks end in a norm of their own; there is no norm after the last block.
-    norm2 = "encoder/norm" if config_model["kind"] == "vit" else f"{block}/norm2"
-    return BlockNames(
-        config_model["width"],
-        f"{block}/mlp/down",
-        f"{block}/shortcut/kernel",
-        norm2,
-        "encoder/linear",
-        f"encoder/block_{config_model['depth']:02d}",
-    )
 
 
 def features_of(states: Sequence[Array], sums: Any, section: Any) -> Array:
@@ -150,7 +128,7 @@ def _preserve(trained: TrainedBlock) -> ResizedWeights:
     make = {"resized": _expand_block, "linear": _expand_linear, "extra": _add_block}
     leaves, rules = make[trained.section["kind"]](trained)
     new = trained.section["width"] - trained.where.width
-    for name in trained.readers if new else ():
+    for name in trained.readers * bool(new):
         kernel = np.asarray(leaves[name], np.float32)
         leaves[name] = np.pad(kernel, ((0, new), (0, 0)))
         rules[name] = f"{new} rows of zeros added"
@@ -166,13 +144,13 @@ def _expand_block(trained: TrainedBlock) -> tuple[dict[str, Any], dict[str, str]
         f"{down}/kernel": _widen(
             kernel, _draw_noise(down_key, len(kernel), new, scale)
         ),
-        f"{down}/bias": _widen(leaves[f"{down}/bias"], np.zeros(new, np.float32)),
         shortcut: _widen(np.eye(width), _draw_noise(shortcut_key, width, new, scale)),
-        f"{norm}/scale": _widen(leaves[f"{norm}/scale"], np.ones(new, np.float32)),
-        f"{norm}/bias": _widen(leaves[f"{norm}/bias"], np.zeros(new, np.float32)),
     }
-    for name in trained.scales:
-        changed[name] = _widen(leaves[name], np.ones(new, np.float32))
+    zeros, ones = np.zeros(new, np.float32), np.ones(new, np.float32)
+    for name in trained.having(f"{down}/bias", f"{norm}/bias"):
+        changed[name] = _widen(leaves[name], zeros)
+    for name in (f"{norm}/scale", *trained.scales):
+        changed[name] = _widen(leaves[name], ones)
     rule = f"expanded from {width} features, which stay as they were"
     return {**leaves, **changed}, dict.fromkeys(changed, rule)
 
@@ -208,17 +186,17 @@ def _narrow(trained: TrainedBlock) -> ResizedWeights:
     assert P_dD is not None  # `stage_resize` computes them for "pca"
     leaves, (width, down, shortcut, norm, linear, _) = trained.leaves, trained.where
     if trained.section["kind"] == "linear":
-        zeros = np.zeros(P_dD.shape[1])
-        changed = {f"{linear}/kernel": P_dD, f"{linear}/bias": zeros}
+        changed = {f"{linear}/kernel": P_dD, f"{linear}/bias": np.zeros(P_dD.shape[1])}
         fresh: tuple[str, ...] = ()
     else:
         into_dD = P_dD  # with the LayerScale, if any, which becomes one
         for scale in trained.scales:
             into_dD = np.asarray(leaves[scale])[:, None] * P_dD
-        changed = {n: leaves[n] @ into_dD for n in (f"{down}/kernel", f"{down}/bias")}
+        ends = trained.having(f"{down}/kernel", f"{down}/bias")
+        changed = {name: leaves[name] @ into_dD for name in ends}
         ones = dict.fromkeys(trained.scales, np.ones(P_dD.shape[1]))
         changed |= {shortcut: P_dD, **ones}
-        fresh = (f"{norm}/scale", f"{norm}/bias")
+        fresh = tuple(trained.having(f"{norm}/scale", f"{norm}/bias"))
     changed |= {name: P_dD.T @ np.asarray(leaves[name]) for name in trained.readers}
     changed = {name: array.astype(np.float32) for name, array in changed.items()}
     rule = f"{P_dD.shape[1]} principal components of {width} features"
@@ -287,7 +265,7 @@ ROWS: Sequence[Row] = (
     Row(
         lambda it: (
             (it.section["kind"], it.section["init"]) != ("extra", "preserve")
-            or it.model["kind"] == "vit"
+            or is_pre_norm(it.model)
         ),
         "model.resize.init='preserve' must be 'random': after a post-norm block another one "
         "cannot leave the features as they are",

@@ -6,6 +6,7 @@ from typing import Any
 from flax_adapt import models
 from flax_adapt.base.errors import UserError
 from flax_adapt.models.visual.traits import make_fields
+from flax_adapt.surgery.block_names import is_pre_norm
 
 
 def mlp_dim(config_model: Mapping[str, Any], width: int) -> int:
@@ -16,17 +17,20 @@ def mlp_dim(config_model: Mapping[str, Any], width: int) -> int:
     """
     config_model = models.complete(config_model)
     d, hidden = config_model["width"], config_model["mlp_dim"]
-    is_vit = config_model["kind"] == "vit"
-    traits = make_fields(**((is_vit and config_model["traits"]) or {}))
+    is_vit, own = config_model["kind"] == "vit", config_model["traits"] or {}
+    traits = make_fields(**(own if is_vit else {}))
+    own = {"biases": True, "gated": False, **own}
+    bias, scale = own["biases"], traits["layer_scale"]
     # W_2, its bias, the norm, the scale if any, W_s
-    more = (hidden + 1 + 2 + traits["layer_scale"]) * (width - d) + d * width
+    more = (hidden + bias + (1 + bias) + scale) * (width - d) + d * width
     biases = 3 + traits["key_bias"] if config_model.get("qkv_bias", True) else 1
+    biases *= bias
     # Two norms and two scales are added.
-    attention = 4 * d * d + biases * d + (4 + 2 * traits["layer_scale"]) * d
-    into = 2 if traits["swiglu"] else 1  # kernels [d, mlp_dim], each with a bias
-    mlp_dim = (more - attention - d) // (into * (d + 1) + d)
+    attention = 4 * d * d + biases * d + (2 * (1 + bias) + 2 * scale) * d
+    into = 2 if traits["swiglu"] or own["gated"] else 1  # kernels [d, mlp_dim]
+    mlp_dim = (more - attention - bias * d) // (into * (d + bias) + d)
     if mlp_dim < 1:
-        kind = "pre-norm" if is_vit else "post-norm"
+        kind = "pre-norm" if is_pre_norm(config_model) else "post-norm"
         raise UserError(
             f"a {kind} block of width {d} has more parameters than a last block of width "
             f"{width} adds: there is no extra block to compare with; make it wider, or "

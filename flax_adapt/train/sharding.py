@@ -25,7 +25,7 @@ RULES = (
     # The vocabulary is the long side of the embedding, and of the logits made with it.
     (r".*/embed/token", PartitionSpec("tensor", "fsdp")),
     (
-        r".*(decoder/embed|predict|pooler|head|head_dist|transform)/kernel",
+        r".*(decoder/embed|embed/project|predict|pooler|head|head_dist|transform)/kernel",
         PartitionSpec("fsdp", None),
     ),
     (r"(.*/)?(projector|predictor)/layer_\d+/kernel", PartitionSpec("fsdp", None)),

@@ -22,7 +22,21 @@ PARTS: dict[str, dict[str, Any]] = {
     "adaptor": dict(kind=str, keywise=bool, hidden=int),
 }
 # The same of `traits`, by the kind of model.
-_OF_TEXT: dict[str, type] = dict(family=str, pooler=str)
+_OF_TEXT: dict[str, type] = dict(
+    family=str,
+    pooler=str,
+    pooler_norm=bool,
+    pooled=str,
+    embed_dim=int,
+    exact_head=bool,
+    pre_norm=bool,
+    biases=bool,
+    gated=bool,
+    global_every=int,
+    local_window=int,
+    global_theta=float,
+    local_theta=float,
+)
 TRAITS: dict[str, dict[str, Any]] = {
     "vit": {field.name: field.type for field in dataclasses.fields(Traits)},
     "bert": _OF_TEXT,

@@ -12,6 +12,7 @@ from flax_adapt import models
 from flax_adapt.base.types import Text
 from flax_adapt.weights import strict
 from flax_adapt.weights.formats import hf_bert, hf_vit, huggingface
+from flax_adapt.weights.names import translate
 
 FOLDER = Path(__file__).parent / "goldens"
 VIT = hf_vit.names("vit", "encoder")
@@ -70,7 +71,7 @@ def ours(tensors, table):
         spare = table.spare_of(name)  # the first name of a tied table is that of either
         leaf = spare.leaf if spare else table.leaf_of(name)
         assert leaf is not None, name
-        leaves[leaf] = table.style.to_ours(leaf, tensor)
+        leaves |= translate.split(table, leaf, tensor)
     return leaves
 
 

@@ -30,6 +30,26 @@ CONFIGS = {
         max_position_embeddings=12, pad_token_id=4, hidden_act="gelu_new"
     ),
 }
+# Blocks of both kinds; a window that is shorter than the texts.
+MODERN = dict(max_position_embeddings=12, pad_token_id=0, num_hidden_layers=4)
+CONFIGS |= {
+    "electra_A": dict(max_position_embeddings=12, pad_token_id=0, embedding_size=8),
+    "electra_B": dict(max_position_embeddings=12, embedding_size=16, **B),
+    "modernbert_A": dict(**MODERN, local_attention=4),
+    "modernbert_B": dict(
+        **MODERN | B,
+        local_attention=6,
+        layer_types=["full_attention", "sliding_attention"] * 2,
+        rope_parameters={
+            "full_attention": {"rope_type": "default", "rope_theta": 50.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 7.0},
+        },
+        classifier_pooling="mean",
+        **dict.fromkeys(
+            ("norm_bias", "attention_bias", "mlp_bias", "classifier_bias"), True
+        ),
+    ),
+}
 # Family -> the first part of the names of transformers' classes.
 STEMS = {
     "bert": "Bert",
@@ -37,6 +57,8 @@ STEMS = {
     "xlm-roberta": "XLMRoberta",
     "camembert": "Camembert",
     "distilbert": "DistilBert",
+    "electra": "Electra",
+    "modernbert": "ModernBert",
 }
 # Families whose folders, as transformers writes them, are goldens, too.
 WRITTEN = tuple(STEMS)[2:]
@@ -49,6 +71,13 @@ RENAMED = {
         intermediate_size="hidden_dim",
         hidden_act="activation",
         hidden_dropout_prob="dropout",
+        attention_probs_dropout_prob="attention_dropout",
+        type_vocab_size=None,
+    ),
+    "modernbert": dict(
+        hidden_act="hidden_activation",
+        layer_norm_eps="norm_eps",
+        hidden_dropout_prob="embedding_dropout",
         attention_probs_dropout_prob="attention_dropout",
         type_vocab_size=None,
     ),

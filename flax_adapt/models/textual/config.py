@@ -25,7 +25,8 @@ POSITION_OFFSETS = {
 class BertConfig:
     """The architecture of a text encoder; every field has one meaning and no default.
 
-    kind: a key of POSITION_OFFSETS. max_positions: rows of the position table.
+    kind: a key of POSITION_OFFSETS. max_positions: rows of the position table; with
+    rotary positions there is no table, but as many positions.
     token_types: rows of the table of token types; 0: there is none, as in DistilBERT.
     width is D, mlp_dim is F. pooler: whether a tanh layer follows on the CLS state
     (Hugging Face BertModel). last_block: None is an ordinary one. adaptor: of GLAD
@@ -74,8 +75,18 @@ class BertConfig:
 
     @property
     def gate(self) -> str | None:
-        """None: the MLP has no gate."""
-        return None
+        """The GELU of the MLP's gate; None: there is no gate."""
+        return self.gelu if self.own.gated else None
+
+    @property
+    def biases(self) -> bool:
+        """Whether layers and norms have biases."""
+        return self.own.biases
+
+    @property
+    def embed_dim(self) -> int:
+        """The width of the tables of embeddings."""
+        return self.own.embed_dim or self.width
 
     @property
     def key_bias(self) -> bool:
@@ -84,8 +95,8 @@ class BertConfig:
 
     @property
     def qkv_bias(self) -> bool:
-        """True: BERT's query, key and value layers all have biases."""
-        return True
+        """Whether query, key and value layers have biases: as all layers do."""
+        return self.own.biases
 
     @property
     def position_offset(self) -> int:
@@ -95,7 +106,8 @@ class BertConfig:
     @property
     def head_gelu(self) -> str:
         """The GELU of the masked-language-model head; RobertaLMHead's is always exact."""
-        return "erf" if self.kind == "roberta" else self.gelu
+        exact = self.kind == "roberta" or self.own.exact_head
+        return "erf" if exact else self.gelu
 
     @property
     def max_length(self) -> int:

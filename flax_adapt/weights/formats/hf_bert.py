@@ -48,8 +48,10 @@ def model_config(
     family = FAMILIES[theirs["model_type"]]
     theirs = {**family.defaults, **theirs}
     fields.check_numbers(where, theirs, family.defaults, family.fields.values())
-    width = theirs[family.fields["width"]]
-    fields.check_supported(where, theirs, {**family.supported, "embedding_size": width})
+    supported = dict(family.supported)
+    if "embedding_size" not in family.defaults:
+        supported["embedding_size"] = theirs[family.fields["width"]]
+    fields.check_supported(where, theirs, supported)
     padding = theirs["pad_token_id"]
     if type(padding) is not int or not 0 <= padding < theirs["vocab_size"]:
         raise UserError(
@@ -64,7 +66,9 @@ def model_config(
         "pad_token_id": padding,
         "pooler": "pooler/kernel" in map(table.leaf_of, found),
         **extras.read(where, theirs),
-        "traits": None if family.traits is None else dict(family.traits),
+        "traits": None
+        if family.traits is None
+        else {**family.traits, **family.read_traits(where, theirs)},
     }
 
 
@@ -104,6 +108,7 @@ def config_json(
         **{name: config[ours] for ours, name in family.fields.items()},
         family.gelu: fields.HIDDEN_ACT[config["gelu"]],
         **family.written,
+        **family.write_traits(config),
         "initializer_range": 0.02,
         "pad_token_id": config["pad_token_id"],
         "tie_word_embeddings": True,

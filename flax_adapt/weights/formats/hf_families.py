@@ -3,8 +3,10 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from flax_adapt.models.textual import traits
 from flax_adapt.weights import fields
-from flax_adapt.weights.names import bert, distilbert
+from flax_adapt.weights.formats import hf_traits
+from flax_adapt.weights.names import bert, distilbert, modernbert
 from flax_adapt.weights.names.names import Names
 
 _DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
@@ -38,7 +40,8 @@ class TextFamily(NamedTuple):
     those of transformers, by their names. constants: fields of our model config that
     config.json lacks, with their only value. supported: fields of config.json with the
     only value that our models support. written: further fields that are written. traits:
-    of our model config, or None.
+    of our model config, or None. read_traits: (where, config.json with the defaults) ->
+    further traits. write_traits: model config -> further fields of config.json.
     """
 
     stem: str
@@ -50,6 +53,14 @@ class TextFamily(NamedTuple):
     supported: Mapping[str, Any]
     written: Mapping[str, Any]
     traits: Mapping[str, Any] | None
+    read_traits: Callable[[str, Mapping[str, Any]], dict[str, Any]]
+    write_traits: Callable[[Mapping[str, Any]], dict[str, Any]]
+
+
+def _no_fields(*arguments: Any) -> dict[str, Any]:
+    """Returns {}: the family has no such fields."""
+    del arguments
+    return {}
 
 
 BERT = TextFamily(
@@ -62,6 +73,8 @@ BERT = TextFamily(
     supported=SUPPORTED,
     written=_DROPOUT | _ABSOLUTE,
     traits=None,
+    read_traits=_no_fields,
+    write_traits=_no_fields,
 )
 ROBERTA = BERT._replace(
     stem="Roberta",
@@ -97,22 +110,55 @@ DISTILBERT = TextFamily(
     constants=dict(layer_norm_eps=1e-12, token_types=0),
     supported=dict(sinusoidal_pos_embds=False, pruned_heads={}),
     written=dict(dropout=0.1, attention_dropout=0.1, sinusoidal_pos_embds=False),
-    traits=dict(family="distilbert", pooler="relu"),
+    traits=traits.of_family("distilbert", pooler="relu"),
+    read_traits=_no_fields,
+    write_traits=_no_fields,
+)
+ELECTRA = BERT._replace(
+    stem="Electra",
+    names=lambda task: bert.names("electra", task),
+    defaults=DEFAULTS
+    | dict(hidden_size=256, num_attention_heads=4, intermediate_size=1024)
+    | dict(vocab_size=30_522, pad_token_id=0, embedding_size=128),
+    written=_DROPOUT | _ABSOLUTE | dict(summary_activation="gelu"),
+    traits=traits.of_family("electra", pooler="gelu", exact_head=True),
+    read_traits=hf_traits.read_embed_dim,
+    write_traits=hf_traits.write_embed_dim,
+)
+MODERNBERT = TextFamily(
+    stem="ModernBert",
+    names=modernbert.names,
+    fields=dict(
+        vocab_size="vocab_size",
+        max_positions="max_position_embeddings",
+        **{k: v for k, v in fields.NAMES.items() if k != "layer_norm_eps"},
+        layer_norm_eps="norm_eps",
+    ),
+    gelu="hidden_activation",
+    defaults=hf_traits.DEFAULTS,
+    constants=dict(token_types=0),
+    supported=hf_traits.SUPPORTED,
+    written=hf_traits.WRITTEN,
+    traits=hf_traits.TRAITS,
+    read_traits=hf_traits.read_traits,
+    write_traits=hf_traits.write_traits,
 )
 FAMILIES: dict[str, TextFamily] = {
     "bert": BERT,
     "roberta": ROBERTA,
     "xlm-roberta": _LIKE_ROBERTA._replace(
-        stem="XLMRoberta", traits=dict(family="xlm-roberta", pooler="tanh")
+        stem="XLMRoberta", traits=traits.of_family("xlm-roberta")
     ),
     "camembert": _LIKE_ROBERTA._replace(
-        stem="Camembert", traits=dict(family="camembert", pooler="tanh")
+        stem="Camembert", traits=traits.of_family("camembert")
     ),
     "distilbert": DISTILBERT,
+    "electra": ELECTRA,
+    "modernbert": MODERNBERT,
 }
 
 
 def family_of(config: Mapping[str, Any]) -> str:
     """Returns the model_type of a complete model config of text."""
-    traits = config["traits"]
-    return config["kind"] if traits is None else traits["family"]
+    own = config["traits"]
+    return config["kind"] if own is None else own["family"]

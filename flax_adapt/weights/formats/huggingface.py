@@ -58,6 +58,8 @@ FAMILIES: dict[str, tuple[str, Family]] = {
     "xlm-roberta": ("roberta", hf_bert),
     "camembert": ("roberta", hf_bert),
     "distilbert": ("bert", hf_bert),
+    "electra": ("bert", hf_bert),
+    "modernbert": ("bert", hf_bert),
     "resnet": ("resnet", hf_resnet),
 }
 # Field of a model config that no tensor shows -> field of config.json; old files lack some.

@@ -1,7 +1,7 @@
-"""Names of Hugging Face's BERT and RoBERTa tensors.
+"""Names of Hugging Face's BERT, RoBERTa and ELECTRA tensors.
 
-The encoders of BERT and RoBERTa differ in the prefix, the heads in all names. RoBERTa's
-classifier has a tanh layer of its own, `classifier.dense`. For the task "classify" it is our
+The encoders differ in the prefix, the heads in all names. The classifiers of RoBERTa and
+ELECTRA have a layer before the head, `classifier.dense`. For the task "classify" it is our
 pooler, for every other task a part of the head. `linear` and `shortcut`, of a resized last
 block, are names of ours.
 """
@@ -34,6 +34,12 @@ ROBERTA_HEADS = {
     "head/dense": ("classifier.dense",),
     "mlm/transform": ("lm_head.dense",),
     "mlm/norm": ("lm_head.layer_norm",),
+}
+ELECTRA_HEADS = {
+    "head": ("classifier.out_proj",),
+    "head/dense": ("classifier.dense",),
+    "mlm/transform": ("generator_predictions.dense",),
+    "mlm/norm": ("generator_predictions.LayerNorm",),
 }
 CLASSIFIER_HEADS = {
     "pooler": ("classifier.dense",),
@@ -74,6 +80,7 @@ def _names(
         },
         modules={
             "encoder/embed/norm": (f"{kind}.embeddings.LayerNorm",),
+            "encoder/embed/project": (f"{kind}.embeddings_project",),
             "encoder/linear": (f"{kind}.linear",),
             **heads,
         },
@@ -88,6 +95,7 @@ def _names(
         buffers={
             rf"{kind}\.embeddings\.(position_ids|token_type_ids)": BUFFER,
             r"cls\.seq_relationship\.(weight|bias)": "next-sentence head dropped",
+            r"discriminator_predictions\..*": "the head that finds replaced tokens dropped",
         },
         refused={},
     )
@@ -98,10 +106,20 @@ ROBERTA = _names("roberta", "lm_head.bias", ROBERTA_HEADS, {})
 ROBERTA_CLASSIFIER = _names(
     "roberta", "lm_head.bias", CLASSIFIER_HEADS, CLASSIFIER_SPARE
 )
+_ELECTRA_TIED = {"generator_lm_head.weight": TIED}
+ELECTRA = _names("electra", "generator_lm_head.bias", ELECTRA_HEADS, _ELECTRA_TIED)
+ELECTRA_CLASSIFIER = _names(
+    "electra",
+    "generator_lm_head.bias",
+    {"pooler" if k == "head/dense" else k: v for k, v in ELECTRA_HEADS.items()},
+    _ELECTRA_TIED,
+)
 
 
 def names(kind: str, task: str) -> Names:
-    """Returns the table of "bert" or "roberta" for a task."""
+    """Returns the table of "bert", "roberta" or "electra" for a task."""
     if kind == "bert":
         return BERT
+    if kind == "electra":
+        return ELECTRA_CLASSIFIER if task == "classify" else ELECTRA
     return ROBERTA_CLASSIFIER if task == "classify" else ROBERTA

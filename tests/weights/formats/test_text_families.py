@@ -24,8 +24,8 @@ OWN = sorted(set(FAMILIES) - {"bert", "roberta"})
 def changes_of(family, **changes):
     """Fields of a tiny model of a family."""
     own = hf_families.FAMILIES[family]
-    found = dict(kind=FAMILIES[family], traits=own.traits and dict(own.traits))
-    return found | own.constants | changes
+    traits = dict(own.traits) | (dict(embed_dim=4) if family == "electra" else {})
+    return dict(kind=FAMILIES[family], traits=traits) | own.constants | changes
 
 
 @pytest.mark.parametrize("family", OWN)
@@ -88,6 +88,25 @@ def test_a_classifier_of_distilbert_is_an_encoder_without_its_pre_classifier(tmp
             dict(position_embedding_type="relative_key"),
             "is not supported",
         ),
+        ("electra", dict(embedding_size="8"), "embedding_size='8' must be a positive"),
+        ("modernbert", dict(mlp_bias=True), "mlp_bias=True, .*: our models have all"),
+        ("modernbert", dict(decoder_bias=False), "decoder_bias=False is not supported"),
+        ("modernbert", dict(classifier_pooling="max"), "classifier_pooling='max'"),
+        (
+            "modernbert",
+            dict(layer_types=["full_attention"] * 2),
+            "layer_types=.* every",
+        ),
+        (
+            "modernbert",
+            dict(rope_parameters={"full_attention": {"rope_type": "yarn"}}),
+            "only rope_type 'default'",
+        ),
+        (
+            "modernbert",
+            dict(rope_parameters=None, local_rope_theta="1e4"),
+            "rope_theta='1e4' must be a number",
+        ),
     ],
 )
 def test_what_a_family_of_ours_has_not_is_one_line(tmp_path, family, changes, text):
@@ -108,11 +127,26 @@ def test_an_eps_that_distilbert_cannot_have_is_not_written(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        (dict(family="albert", pooler="tanh"), "family='albert' is unknown"),
-        (dict(family="camembert", pooler="tanh"), "kind='bert' must be 'roberta'"),
-        (dict(family="distilbert", pooler="sigmoid"), "pooler='sigmoid' is unknown"),
+        (dict(family="albert"), "family='albert' is unknown"),
+        (dict(family="camembert"), "kind='bert' must be 'roberta'"),
+        (dict(pooler="sigmoid"), "pooler='sigmoid' is unknown"),
     ],
 )
 def test_traits_of_text_that_no_model_has_are_refused(changes, text):
     with pytest.raises(UserError, match=text):
         build_text("encoder", traits=changes_of("distilbert")["traits"] | changes)
+
+
+def test_a_modernbert_of_transformers_4_is_read(tmp_path):
+    """Its config.json has a number of blocks and two thetas for what is now lists."""
+    own = changes_of("modernbert", depth=4)
+    own["traits"] |= dict(global_every=2, local_theta=77.0)
+    save_text(tmp_path / "a", own.pop("kind"), "mlm", **own)
+    expected = weights.model_config(tmp_path / "a")
+    assert expected["traits"] == own["traits"]
+    file = tmp_path / "a" / "config.json"
+    theirs = json.loads(file.read_text())
+    assert theirs["layer_types"] == ["full_attention", "sliding_attention"] * 2
+    del theirs["layer_types"], theirs["rope_parameters"]
+    file.write_text(json.dumps(theirs))
+    assert weights.model_config(tmp_path / "a") == expected
