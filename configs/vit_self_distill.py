@@ -53,6 +53,8 @@ Run     flax-adapt run --workdir=runs/dtd \
                   is no fine-tuning (0: those of the recipe)
         augment   of fine-tuning: none | flip | crop (crops of 8 % of the area or more,
                   and flips); "": flip
+        pool      what training without labels sees; without_test: no test example of the
+                  same source and split ("": all; then gains are transductive, and said so)
 Expect  a table of test accuracies over 5 seeds with the gain of each step. Not run at
         full size yet: 2 x 20 000 steps of ViT-B/16 want an accelerator.
 Source  Lee et al. 2023, Self-Distillation for Further Pre-training of Transformers, and

@@ -243,7 +243,7 @@ def _call(command: str, arguments: dict[str, Any]) -> int:
         importlib.import_module("flax_adapt.commands.processes").join(**joins)
     function = COMMANDS[command].function
     module = importlib.import_module(f"flax_adapt.commands.{function}")
-    return getattr(module, function)(**arguments) or 0
+    return getattr(module, function.rpartition(".")[2])(**arguments) or 0
 
 
 def _refuse(error: Exception, code: int) -> int:

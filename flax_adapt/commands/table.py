@@ -8,6 +8,8 @@ REQUIRED = None
 class Command(NamedTuple):
     """A command: `flax_adapt.commands.FUNCTION.FUNCTION` does it.
 
+    A function in a folder is FOLDER.FUNCTION.
+
     summary: the first line of the function's docstring. flags: name -> (default, help).
     """
 
@@ -140,10 +142,31 @@ COMMANDS = {
         },
     ),
     "eval": Command(
-        "evaluate",
-        "kNN, linear probe and drift of every finished stage of a workdir.",
+        "measures.evaluate",
+        "kNN, linear probe, drift and verdicts of every finished stage of a workdir.",
         True,
-        {**_WORKDIR, **PROCESSES, **MACHINE},
+        {
+            **_WORKDIR,
+            "near_copies": (True, "list near-copies of test examples in training data"),
+            **PROCESSES,
+            **MACHINE,
+        },
+    ),
+    "interpolate": Command(
+        "measures.interpolate",
+        "Measures start + a (adapted - start) for a from 0 to 1, and can export the best.",
+        True,
+        {
+            **_WORKDIR,
+            "stage": (REQUIRED, "name of a finished stage: NAME or NAME/seed_S"),
+            "points": (11, "number of values of a"),
+            "keep": (
+                0.01,
+                "the loss of accuracy on the source that the best a may have",
+            ),
+            "export": (False, "write the best weights into interpolated/NAME"),
+            **MACHINE,
+        },
     ),
     "report": Command(
         "report",

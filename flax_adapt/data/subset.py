@@ -6,6 +6,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from flax_adapt.base import errors
+from flax_adapt.data import source as sources
 from flax_adapt.data.base import UNLABELLED, Source
 
 # Share of each class that is held out to choose a learning rate (ours).
@@ -128,12 +129,33 @@ def _rows_without_names(source: Source, config_subset: ConfigDict) -> np.ndarray
     return np.array([row for row in rows if source.names[row] not in names], np.int64)
 
 
-# "chosen" consists of "fit" and "held_out". "without" has fields of its own, which a sweep
-# writes (`experiment.held_out`).
+def _rows_of_any(source: Source, config_subset: ConfigDict) -> np.ndarray:
+    """Returns the rows that one of the subset sections `of` has."""
+    rows = [PARTS[one.part](source, one) for one in config_subset.of]
+    return np.unique(np.concatenate(rows))
+
+
+def _rows_without_data(source: Source, config_subset: ConfigDict) -> np.ndarray:
+    """Returns the rows of the subset section `base` but the examples of the sections `of`.
+
+    These are data sections of the same source and split, so that names mean the same.
+    """
+    base, names = config_subset.base, set()
+    for section in config_subset.of:
+        names |= {*select(sources.open_source(section), section.subset).names}
+    rows = PARTS[base.part](source, base)
+    return np.array([row for row in rows if source.names[row] not in names], np.int64)
+
+
+# "chosen" consists of "fit" and "held_out". "without", "any" and "without_data" have fields
+# of their own, which a sweep (`experiment.held_out`), an evaluation with several draws of
+# labels and the argument `pool` (`defaults.settings`) write.
 PARTS: dict[str, Callable[[Source, ConfigDict], np.ndarray]] = {
     "chosen": chosen_rows,
     "rest": _rest_rows,
     "fit": _fit_rows,
     "held_out": _held_out_rows,
     "without": _rows_without_names,
+    "any": _rows_of_any,
+    "without_data": _rows_without_data,
 }

@@ -12,16 +12,25 @@ from ml_collections import ConfigDict
 
 from flax_adapt import data
 from flax_adapt.base import config as configs
-from flax_adapt.base.errors import UserError
+from flax_adapt.base.errors import UserError, choose
 from flax_adapt.defaults import augment, shared
 
 # The docstring of vit_self_distill explains them. 0, -1 or "": as the config has it.
 SETTINGS: dict[str, Any] = dict(
-    steps=0, epochs=0.0, batch_size=0, lr=0.0, warmup=-1, seeds=0, augment=""
+    steps=0,
+    epochs=0.0,
+    batch_size=0,
+    lr=0.0,
+    warmup=-1,
+    seeds=0,
+    augment="",
+    pool="",
 )
 # Stages that train new parts alone; their steps are arguments of their own.
 _NEW_PARTS = ("decoder_warmup", "mlm_warmup")
 _LABELLED = ("classify", "glad", "regress")
+# Values of `pool`: data without labels as the recipe has it, or without the test examples.
+WITHOUT_TEST = "without_test"
 
 
 def make_config(
@@ -50,6 +59,8 @@ def check_settings(args: Any) -> None:
                 f"{name}={args[name]} must be above 0, or {default} for that of the recipe"
             )
 
+    choose("pool", args.pool, {"": "", WITHOUT_TEST: ""})
+
 
 def apply_settings(
     experiment: dict[str, Any], settings: dict[str, Any], main: str = ""
@@ -74,7 +85,50 @@ def apply_settings(
             stage = _change_sizes(stage, first, settings)
         return _change_draws(stage, settings) if stage["name"] in drawn else stage
 
-    return {**experiment, "stages": tuple(change(one) for one in experiment["stages"])}
+    changed = tuple(change(one) for one in experiment["stages"])
+    if settings["pool"] == WITHOUT_TEST:
+        tests = _list_tests(experiment, changed)
+        names = [one["name"] for one in tuned]
+        changed = tuple(
+            one if one["name"] in names else _leave_out(one, tests) for one in changed
+        )
+    return {**experiment, "stages": changed}
+
+
+def _list_tests(
+    experiment: dict[str, Any], stages: tuple[dict[str, Any], ...]
+) -> list[dict[str, Any]]:
+    """Returns the data sections of all test sets, each once."""
+    found = [one["eval"]["data"] for one in stages if one["eval"] is not None]
+    sections = (experiment["evaluate"], *experiment.get("more_evaluations", ()))
+    found += [section["test"] for section in sections]
+    return [one for i, one in enumerate(found) if one not in found[:i]]
+
+
+def _leave_out(stage: dict[str, Any], tests: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns a stage whose data lack the test examples of the same source and split.
+
+    Raises UserError where every seed has test examples of its own.
+    """
+    section = stage["data"]
+    own = [
+        one
+        for one in tests
+        if all(
+            one[x] == section[x] for x in ("modality", "source", "split", "data_dir")
+        )
+    ]
+    if any(one["subset"]["draw"] == "each_seed" for one in own):
+        raise UserError(
+            f"pool={WITHOUT_TEST}: the test examples of {section['source']} differ by seed, "
+            "so that a pool without all of them is nearly empty: add labels=fixed, or give a "
+            "test set of its own"
+        )
+    if not own:
+        return stage
+    subset = {**shared.ALL, "part": "without_data", "of": tuple(own)}
+    subset["base"] = section["subset"]
+    return {**stage, "data": {**section, "subset": subset}}
 
 
 def _change_sizes(

@@ -224,7 +224,9 @@ def evaluate(
     pre-trained on, or None. With a source, drift is measured on `test` and `source`
     (alignment: between the two views of `test`, of texts between two dropout masks at
     `view_dropout`). probe_l2: penalty of the linear probe, which is solved exactly; 0: chosen
-    by cross-validation on `train`, in `probe_folds` parts (`train.linear`). wide: see `wide`,
+    by cross-validation on `train`, in `probe_folds` parts (`train.linear`). draws: number of
+    draws of the labels where `train.subset.draw` is "each_seed". shots: labels a class of
+    the few-shot accuracies, each of `shot_draws` draws from `train`. wide: see `wide`,
     or None. models_at_once: number of models that share a pass over the data; all of them
     are in memory. compare: also measure CKA and the distance of the weights to the first
     model. pooling: of features; "auto": as by the first model's own library, see
@@ -238,6 +240,9 @@ def evaluate(
         view_dropout=0.1,
         batch_size=64,
         pooling="auto",
+        draws=5,
+        shots=(1, 5, 10),
+        shot_draws=5,
         knn_k=20,
         knn_temperature=0.07,
         probe_l2=0.0,

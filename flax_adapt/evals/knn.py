@@ -30,8 +30,25 @@ def accuracy(
     exp(similarity / temperature); DINO uses k = 20 and temperature = 0.07. Raises
     UserError for missing labels, features that are not finite, and too large a `k`.
     """
-    labelled.check(train_features, train_labels, "the training examples")
     labelled.check(test_features, test_labels, "the test examples")
+    sets = (train_features, train_labels, test_features)
+    guesses = predict(*sets, k=k, temperature=temperature)
+    return float(np.mean(guesses == test_labels))
+
+
+def predict(
+    train_features: np.ndarray,
+    train_labels: np.ndarray,
+    test_features: np.ndarray,
+    *,
+    k: int,
+    temperature: float,
+) -> np.ndarray:
+    """Returns the label of every test row by `accuracy`'s vote, int [m].
+
+    Raises UserError for missing labels, features that are not finite, and too large a `k`.
+    """
+    labelled.check(train_features, train_labels, "the training examples")
     if not 1 <= k <= len(train_labels):
         raise UserError(
             f"kNN with k={k} needs 1 <= k <= {len(train_labels)} training examples: "
@@ -49,9 +66,9 @@ def accuracy(
             k=k,
             num_classes=num_classes,
         )
-        for start in range(0, len(test_labels), _CHUNK)
+        for start in range(0, len(test_features), _CHUNK)
     ]
-    return float(np.mean(np.concatenate(predictions) == test_labels))
+    return np.concatenate(predictions)
 
 
 @partial(jax.jit, static_argnames=("k", "num_classes"))

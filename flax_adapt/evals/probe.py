@@ -10,12 +10,22 @@ from flax_adapt.evals import labelled
 from flax_adapt.train import linear
 
 _MLP_BATCH = 200  # scikit-learn's own
+# The least probability of a label in a loss; of one that no training row has it is 0.
+_LEAST = 1e-12
 
 
 class ProbeResult(NamedTuple):
     """Accuracy of a linear probe on the test rows, and the L2 penalty it was fitted with."""
 
     accuracy: float
+    l2: float
+
+
+class ProbeAnswers(NamedTuple):
+    """What a linear probe says about m test rows, and the L2 penalty it was fitted with."""
+
+    guesses: np.ndarray  # int [m], labels
+    losses: np.ndarray  # float64 [m], cross-entropy in nats
     l2: float
 
 
@@ -36,6 +46,22 @@ def linear_probe(
     held out, each of `folds` parts once; `seed` draws the parts. Raises UserError for missing
     labels, fewer than two classes, an l2 below 0, and fewer than two folds.
     """
+    sets = (train_features, train_labels, test_features, test_labels)
+    found = predict(*sets, l2=l2, folds=folds, seed=seed)
+    return ProbeResult(float(np.mean(found.guesses == test_labels)), found.l2)
+
+
+def predict(
+    train_features: np.ndarray,
+    train_labels: np.ndarray,
+    test_features: np.ndarray,
+    test_labels: np.ndarray,
+    *,
+    l2: float,
+    folds: int,
+    seed: int,
+) -> ProbeAnswers:
+    """Returns the answers of `linear_probe` row by row; raises the same errors."""
     _check_inputs(train_features, train_labels, test_features, test_labels)
     if not (0 <= l2 < np.inf and folds >= 2):
         raise UserError(
@@ -47,9 +73,20 @@ def linear_probe(
     given = (train_features, label_n, len(names))
     if l2 == 0:
         l2 = linear.choose_logged(*given, folds=folds, seed=seed)
-    solved = linear.solve(*given, l2)
-    answers = names[solved.logits(test_features).argmax(axis=1)]
-    return ProbeResult(float(np.mean(answers == test_labels)), l2)
+    logits_mN = linear.solve(*given, l2).logits(test_features)
+    guesses = names[logits_mN.argmax(axis=1)]
+    return ProbeAnswers(guesses, _losses(logits_mN, names, test_labels), l2)
+
+
+def _losses(
+    logits_mN: np.ndarray, names: np.ndarray, labels_m: np.ndarray
+) -> np.ndarray:
+    """Returns the cross-entropy of each row; names: the label of each column, sorted."""
+    logits_mN = logits_mN - logits_mN.max(axis=1, keepdims=True)
+    p_mN = np.exp(logits_mN)
+    p_mN /= p_mN.sum(axis=1, keepdims=True)
+    is_label_mN = names == np.asarray(labels_m)[:, None]
+    return -np.log(np.maximum((p_mN * is_label_mN).sum(axis=1), _LEAST))
 
 
 def mlp_accuracy(

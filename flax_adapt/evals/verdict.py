@@ -127,7 +127,12 @@ def compare(first: Arm, second: Arm, metric: str) -> dict[str, Any]:
     seeds = common_seeds(first, second)
     some = first[seeds[0]]
     of_classes = np.issubdtype(np.asarray(some.labels).dtype, np.integer)
-    names = [name for name in OTHERS if name != metric] if of_classes else []
+    # Votes of neighbours and class means have no loss.
+    has_loss = bool(np.all(np.isfinite(some.losses)))
+    others = [
+        name for name in OTHERS if name != metric and (name != "loss" or has_loss)
+    ]
+    names = others if of_classes else []
     also = [difference(first, second, name) for name in names]
     words = {one.word for one in (main, *also)}
     found: dict[str, Any] = {

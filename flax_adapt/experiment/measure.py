@@ -1,35 +1,27 @@
 """Measures the initial weights and every finished stage: few-label accuracy, and drift."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from flax_adapt import data, weights
-from flax_adapt.base import checks, logs
-from flax_adapt.base.checks import Row
+from flax_adapt.base import logs
 from flax_adapt.base.errors import UserError
 from flax_adapt.base.hub import weights_path
 from flax_adapt.base.types import Params
-from flax_adapt.data import classes
-from flax_adapt.evals import drift, embed, knn, probe, sparsity
+from flax_adapt.evals import drift, embed
 from flax_adapt.evals.embed import Embedder
 from flax_adapt.evals.features import Features
 from flax_adapt.experiment import recipe
+from flax_adapt.experiment.measuring import answers, drawn, leaks, verdicts
+from flax_adapt.experiment.measuring.answers import Answers, LabelledSets
+from flax_adapt.experiment.measuring.sets import Sets, open_sets
+from flax_adapt.stage import draws
 from flax_adapt.stage.stage import known_options_of_init
 from flax_adapt.train import precision, sharding
-
-
-class Sets(NamedTuple):
-    """The opened data of an evaluation section.
-
-    train: None if there are no classes, so that no accuracy is measured. source: None if
-    no drift is measured.
-    """
-
-    train: data.Examples | None
-    test: data.Examples
-    source: data.Examples | None
 
 
 class MeasuredModel(NamedTuple):
@@ -46,22 +38,38 @@ class MeasuredModel(NamedTuple):
 
 
 class Model(NamedTuple):
-    """Weights to be measured: their label, their folder, and the arguments of loading them."""
+    """Weights to be measured: their label, their folder, and the arguments of loading them.
+
+    change: of the loaded parameters; None: they are measured as they are.
+    """
 
     label: str
     folder: Path
     fit: dict[str, Any]
+    change: Callable[[Params], Params] | None = None
+
+
+class Measured(NamedTuple):
+    """Rows of measures of several models, verdicts against the first, and their answers."""
+
+    rows: list[dict[str, float]]
+    entries: list[dict[str, Any]]
+    on_target: list[Answers | None]
+    on_source: list[Answers | None]
 
 
 def evaluate(config: Any, workdir: Path) -> list[dict[str, Any]]:
     """Returns rows of measures of `init` and of every finished stage; writes `eval.json`.
 
-    Measures are the accuracies of kNN and of a linear probe, the probe's L2 penalty, and
-    drift. Where the test data has no classes, drift alone is measured. Where stages resize
-    `init` in different ways, there is a row for each way. Features are the final states,
-    pooled as `config.evaluate` says ("auto": as by the first model's library). Where that
-    has a `source`, drift is measured from the features of `init`; where it has `wide`, also
-    sparsity and the accuracy of other probes.
+    Measures are the accuracies of kNN, of a linear probe (with its L2 penalty) and of few
+    shots, means over draws of labels; RankMe; and drift. Where there are classes, each
+    model is compared with the first one: `measuring.verdicts`. Where the test data has no
+    classes, drift and RankMe alone are measured. Where stages resize `init` in different
+    ways, there is a row for each way. Features are the final states, pooled as
+    `config.evaluate` says ("auto": as by the first model's library). Where that has a
+    `source`, drift is measured from the features of `init`, and the accuracies on the
+    source, too, if it has classes; where it has `wide`, also sparsity and the accuracy of
+    other probes.
     Each section of `more_evaluations` adds rows that name its data. Raises UserError if no
     stage is finished.
     """
@@ -81,83 +89,49 @@ def evaluate(config: Any, workdir: Path) -> list[dict[str, Any]]:
         if not wanted or stage.config.name in wanted
     ]
     sections = (config.evaluate, *config.more_evaluations)
-    rows = []
+    rows, judged = [], []
     for section in sections:
         named = {"data": section.test.source} if len(sections) > 1 else {}
-        measured = _measure(config, section, models)
-        pairs = zip(models, measured, strict=True)
+        measured = measure_models(config, section, models)
+        pairs = zip(models, measured.rows, strict=True)
         rows += [{"stage": one.label, **named, **row} for one, row in pairs]
+        judged += measured.entries
     if jax.process_index() == 0:
         logs.write_json(workdir / "eval.json", rows)
+        verdicts.store(config, workdir, judged)
     return rows
 
 
-def _measure(config: Any, section: Any, models: list[Model]) -> list[dict[str, float]]:
-    """Returns the measures of each model; drift is measured from the first model."""
-    sets, measured = _open(config, section), []
+def measure_models(config: Any, section: Any, models: list[Model]) -> Measured:
+    """Returns what an evaluation section measures of each model.
+
+    Drift is measured from the first model.
+    """
+    sets, measured = open_sets(config, section), []
     pooling = _pooling(section, models[0])
     for start in range(0, len(models), section.models_at_once):
         together = models[start : start + section.models_at_once]
         measured += _features(config, section, pooling, together, sets)
-    return [
+    on_target = [_answer(config, section, one, sets) for one in measured]
+    on_source = [_answer_source(config, section, one, sets) for one in measured]
+    rows = [
         {
-            **_accuracies(config, section, one),
+            **_accuracies(config, section, one, sets, target, source),
             **_drift(config, one, measured[0]),
             **_distances(section, one, measured[0]),
         }
-        for one in measured
+        for one, target, source in zip(measured, on_target, on_source, strict=True)
     ]
-
-
-def _open(config: Any, section: Any) -> Sets:
-    if section.models_at_once < 1:
-        raise UserError(
-            f"evaluate.models_at_once={section.models_at_once} must be at least 1"
-        )
-    if section.source is not None:
-        _check_drift(config, section)
-    try:
-        test = data.open_examples(section.test, "")
-        has_classes = bool(test.class_names)
-        train = data.open_examples(section.train, "") if has_classes else None
-    except UserError as error:
-        raise UserError(
-            f"eval needs the data of the config's `evaluate`: {error}"
-        ) from None
-    if train is not None:
-        classes.check_several(train)
-        classes.check_same(train, test)
-    if section.source is not None:
-        return Sets(train, test, data.open_examples(section.source, ""))
-    if train is None:
-        raise UserError(
-            f"eval measures kNN and a linear probe by class, but {section.test.source} "
-            "has no classes; give evaluate.source to measure drift alone"
-        )
-    return Sets(train, test, None)
-
-
-def _check_drift(config: Any, section: Any) -> None:
-    """Raises UserError where drift cannot be measured, which needs `init` and two views."""
-    if not config.init:
-        raise UserError(
-            "evaluate.source asks for drift from the config's `init`, which is empty; "
-            "give init=PATH, or set evaluate.source to None"
-        )
-    checks.run(_VIEW_ROWS, section)
-
-
-# Rules of an evaluation section that measures drift: there must be two views of an example.
-_VIEW_ROWS = (
-    Row(
-        lambda it: it.test.modality != "image" or len(it.test.views) == 2,
-        "evaluate.test.views must be two augmentations, whose alignment is measured",
-    ),
-    Row(
-        lambda it: it.test.modality == "image" or it.view_dropout > 0,
-        "evaluate.view_dropout must be above 0: the two views of a text differ by it",
-    ),
-)
+    labels, entries = [one.label for one in models], []
+    for found, one, domain in (
+        (on_target, section.test, verdicts.TARGET),
+        (on_source, section.source, verdicts.SOURCE),
+    ):
+        whole = [one for one in found if one is not None]
+        if whole:
+            compared = verdicts.compare(labels, whole, one.source, domain)
+            entries += [_add_shared(config, entry, one) for entry in compared]
+    return Measured(rows, entries, on_target, on_source)
 
 
 def _ways_of_init(config: Any) -> list[tuple[str, dict[str, Any]]]:
@@ -206,6 +180,10 @@ def _features(
         )
         for model in models
     ]
+    for model, embedder in zip(models, embedders, strict=True):
+        if model.change is not None:
+            changed = model.change(embedder.params)
+            embedder.params = sharding.put(changed, embedder.mesh)
 
     def of(examples: data.Examples | None, *view: int) -> list[Any]:
         if examples is None:
@@ -214,31 +192,78 @@ def _features(
 
     views: list[Any] = [(), ()]
     if sets.source is not None:
-        views = [of(sets.test, number, config.seed) for number in (0, 1)]
+        views = [of(sets.test.examples, number, config.seed) for number in (0, 1)]
     pairs = list(zip(*views, strict=True)) or [()] * len(models)
     encoders = [one.params["encoder"] for one in embedders]
-    columns = (of(sets.train), of(sets.test), pairs, of(sets.source), encoders)
+    train = None if sets.train is None else sets.train.examples
+    tested = of(sets.test.examples)
+    columns = (of(train), tested, pairs, of(sets.source), encoders)
     return [MeasuredModel(*row) for row in zip(*columns, strict=True)]
 
 
-def _accuracies(config: Any, section: Any, model: MeasuredModel) -> dict[str, float]:
-    if model.train is None:
-        return {}
-    arrays = _arrays(model.train, model.test)
-    nearest = knn.accuracy(
-        *arrays, k=section.knn_k, temperature=section.knn_temperature
-    )
-    linear = _probe(config, section, arrays)
-    measured = {"knn": nearest, "probe": linear.accuracy, "probe_l2": linear.l2}
-    if section.wide is None:
-        return measured
-    return measured | _wide_measures(config, section, model, linear)
+def _add_shared(config: Any, entry: dict[str, Any], test: Any) -> dict[str, Any]:
+    stage = entry["stage"].partition("/")[0]
+    held = leaks.find_shared(config, stage, test)
+    is_target = entry["domain"] == verdicts.TARGET
+    return {**entry, "transductive": held} if held and is_target else entry
 
 
-def _probe(config: Any, section: Any, arrays: list[Any]) -> probe.ProbeResult:
-    return probe.linear_probe(
-        *arrays, l2=section.probe_l2, folds=section.probe_folds, seed=config.seed
-    )
+def _answer(
+    config: Any, section: Any, model: MeasuredModel, sets: Sets
+) -> Answers | None:
+    """Returns what the features say about the target's test examples; None: no classes."""
+    labelled = _labelled_sets(model, sets)
+    return answers.answer(section, config.seed, labelled) if labelled else None
+
+
+def _labelled_sets(model: MeasuredModel, sets: Sets) -> list[LabelledSets]:
+    if model.train is None or sets.train is None:
+        return []
+    found = []
+    for train_rows, test_rows in zip(sets.train.rows, sets.test.rows, strict=True):
+        test = drawn.take(model.test, test_rows)
+        train, names = drawn.take(model.train, train_rows), sets.test.examples
+        found.append(LabelledSets(train, test, drawn.names_of(names, test)))
+    return found
+
+
+def _answer_source(
+    config: Any, section: Any, model: MeasuredModel, sets: Sets
+) -> Answers | None:
+    """Returns what the features say about one half of the source, from the other half.
+
+    None where the source has no classes, or a class for each half is missing.
+    """
+    if model.source is None or sets.source is None or not sets.source.class_names:
+        return None
+    labels = model.source.labels
+    known = np.flatnonzero(labels >= 0) if labels.dtype.kind == "i" else np.array([])
+    halves = [known[half] for half in drawn.split_halves(labels[known.astype(int)])]
+    if min(len(np.unique(labels[half])) for half in halves) < 2:
+        return None
+    fit, test = (Features(*(c[half] for c in model.source)) for half in halves)
+    names = drawn.names_of(sets.source, test)
+    near = dict(knn_k=min(section.knn_k, len(fit.labels)), shots=())
+    changed = draws.change_fields(section, **near)
+    return answers.answer(changed, config.seed, [LabelledSets(fit, test, names)])
+
+
+def _accuracies(
+    config: Any,
+    section: Any,
+    model: MeasuredModel,
+    sets: Sets,
+    target: Answers | None,
+    source: Answers | None,
+) -> dict[str, float]:
+    found = {} if target is None else target.accuracies()
+    if target is not None and section.wide is not None:
+        first = _labelled_sets(model, sets)[0]
+        wide = answers.measure_wide(section, config.seed, first, target.l2)
+        found |= {**wide, "mlp_gap": wide["mlp"] - found["probe"]}
+    if source is not None:
+        found |= {f"{k}_source": v for k, v in source.accuracies().items()}
+    return {**found, "rankme": drift.rankme(model.test.embeddings)}
 
 
 def _distances(
@@ -250,36 +275,6 @@ def _distances(
     return {
         "cka_start": drift.cka(model.test.embeddings, initial.test.embeddings),
         "weight_distance": drift.weight_distance(model.params, initial.params),
-    }
-
-
-def _arrays(train: Features, test: Features) -> list[Any]:
-    return [array for rows in (train, test) for array in (rows.embeddings, rows.labels)]
-
-
-def _wide_measures(
-    config: Any, section: Any, model: MeasuredModel, linear: probe.ProbeResult
-) -> dict[str, float]:
-    """Returns sparsity and the accuracy of probes of wide features (S3)."""
-    assert model.train is not None
-    bits = [
-        rows._replace(embeddings=sparsity.binarise(rows.embeddings))
-        for rows in (model.train, model.test)
-    ]
-    binary = _probe(config, section, _arrays(*bits))
-    mlp = probe.mlp_accuracy(
-        *_arrays(model.train, model.test),
-        hidden=section.wide.mlp_hidden,
-        l2=linear.l2,
-        max_iterations=section.wide.mlp_max_iterations,
-        seed=config.seed,
-    )
-    return {
-        "zeros": sparsity.zeros(model.test.embeddings),
-        "binarised": binary.accuracy,
-        "binarised_l2": binary.l2,
-        "mlp": mlp,
-        "mlp_gap": mlp - linear.accuracy,
     }
 
 

@@ -16,6 +16,8 @@ from flax_adapt.base import logs
 from flax_adapt.base.errors import UserError
 from flax_adapt.evals import verdict
 from flax_adapt.experiment import card, held_out, lock, provenance, sweep, verdicts
+from flax_adapt.experiment.measuring import leaks
+from flax_adapt.experiment.measuring import verdicts as feature_verdicts
 from flax_adapt.stage import check, draws, loop
 from flax_adapt.stage.stage import Stage
 from flax_adapt.train import precision
@@ -50,7 +52,9 @@ def run(config: Any, workdir: Path, *, force: bool) -> list[dict[str, Any]]:
                 stage = Stage(config, tuned, seed, workdir)
                 results.append(loop.train_and_evaluate(stage, preemption))
                 _write(workdir, rows := summarize(results, workdir))
-        _write(workdir, rows := verdicts.add(config, rows, results, workdir))
+        rows = leaks.add_shared(config, rows)
+        rows = verdicts.add(config, rows, results, workdir)
+        _write(workdir, rows := feature_verdicts.add_features(rows, workdir))
         card.write_cards(config, rows, workdir)
     return rows
 
@@ -232,5 +236,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     for row in shown:
         if "verdict" in row:
             row["verdict"] = verdict.short(row["verdict"])
-    more = ("verdict",) if any("verdict" in row for row in rows) else ()
+        if "transductive" in row:
+            row["pool"] = "transductive"
+    more = [name for name in ("pool", "verdict") if any(name in row for row in shown)]
     return logs.format_table(shown, (*COLUMNS, *more))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flax_adapt.evals import verdict
+from flax_adapt.experiment.measuring import leaks
 from flax_adapt.stage import draws, predictions
 
 log = logging.getLogger(__name__)
@@ -51,11 +52,15 @@ def add(
 
 def text(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Returns a line for each verdict against the first stage that is tested alike."""
-    return [
-        verdict.sentence(row["stage"], row["verdict"]["against"], row["verdict"])
-        for row in rows
-        if "verdict" in row
-    ]
+    lines = []
+    for row in rows:
+        if "verdict" not in row:
+            continue
+        said = verdict.sentence(row["stage"], row["verdict"]["against"], row["verdict"])
+        if "transductive" in row:
+            said += f"; {leaks.describe_shared(row['transductive'])}"
+        lines.append(said)
+    return lines
 
 
 def _arm(row: dict[str, Any], sections: Any, workdir: Path) -> verdict.Arm:

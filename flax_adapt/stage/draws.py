@@ -47,9 +47,9 @@ def of_seed(config: Any, section: Any, seed: int) -> Any:
     )
     if all(one.draw != "each_seed" for one in _subsets(section)):
         return section
-    fields = {"data": _drawn(section.data, seed)}
+    fields = {"data": draw_labels(section.data, seed)}
     if section.eval is not None:
-        test = _drawn(section.eval.data, seed)
+        test = draw_labels(section.eval.data, seed)
         fields["eval"] = change_fields(section.eval, data=test)
     return change_fields(section, **fields)
 
@@ -107,7 +107,8 @@ def _subsets(section: Any) -> list[Any]:
     return [one.subset for one in (section.data, *tested)]
 
 
-def _drawn(config_data: Any, seed: int) -> Any:
+def draw_labels(config_data: Any, seed: int) -> Any:
+    """Returns a data section with its subset of this seed, where that has draw "each_seed"."""
     subset = config_data.subset
     if subset.draw != "each_seed":
         return config_data

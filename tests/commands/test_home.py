@@ -19,6 +19,7 @@ PATHS = {
     },
     "eval": {"workdir"},
     "report": {"workdir"},
+    "interpolate": {"workdir"},
     "features": {"init", "data", "out", "data_dir"},
     "plan": set(),
     "predict": {"init", "data", "out", "data_dir"},
@@ -37,8 +38,9 @@ OTHERS = {
         *("image_field", "label_field", "split_field", "text_field", "seq_len"),
         *("dry_run", "stop_code", "report"),
     },
-    "eval": PROCESSES,
+    "eval": PROCESSES | {"near_copies"},
     "report": set(),
+    "interpolate": {"stage", "points", "keep", "export"},
     "features": {
         *PROCESSES,
         *("split", "pooling", "batch_size", "precision", "max_bad_fraction", "seq_len"),

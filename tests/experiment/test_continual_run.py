@@ -11,7 +11,7 @@ from support.runner import assert_identical, tensors
 from flax_adapt.base import config as configs
 from flax_adapt.base.errors import Preempted
 from flax_adapt.base.logs import read_json
-from flax_adapt.commands.evaluate import evaluate
+from flax_adapt.commands.measures.evaluate import evaluate
 from flax_adapt.experiment import recipe
 from flax_adapt.stage import loop
 

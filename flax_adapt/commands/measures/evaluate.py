@@ -7,11 +7,12 @@ import jax
 from flax_adapt.base import logs
 from flax_adapt.base.paths import user_path
 from flax_adapt.experiment import measure, recipe, transfer
+from flax_adapt.experiment.measuring import leaks, verdicts
 from flax_adapt.train import precision
 
 
-def evaluate(config: Any, workdir: str) -> None:
-    """kNN, linear probe and drift of every finished stage of a workdir."""
+def evaluate(config: Any, workdir: str, near_copies: bool) -> None:
+    """kNN, linear probe, drift and verdicts of every finished stage of a workdir."""
     folder = user_path(workdir)
     config = recipe.settle_precision(config, folder)
     precision.set_products(config.precision)
@@ -24,4 +25,8 @@ def evaluate(config: Any, workdir: str) -> None:
     if matrices is not None:
         print(f"\n{transfer.format_text(matrices)}\n")
         print(f"matrices: {folder / 'transfer.json'}")
+    for line in verdicts.list_lines(verdicts.read(folder)):
+        print(line)
+    for line in leaks.list_copies(config, folder) if near_copies else ():
+        print(line)
     print(f"results: {folder / 'eval.json'}")

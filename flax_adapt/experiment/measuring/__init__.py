@@ -1,0 +1,1 @@
+"""Parts of `experiment.measure`: draws of labels, answers of frozen features, verdicts."""

@@ -1,0 +1,186 @@
+"""Test examples that training has seen: in a pool without labels, or as near-copies.
+
+A pool is what a stage without labels is trained on. Where it holds test examples, the
+gain is transductive: it says what is gained on examples that are known, without labels, when
+the model is adapted. `pool=without_test` takes them out of the pools. Near-copies are those
+of `data.duplicates`.
+"""
+
+import csv
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flax_adapt.base import config as configs
+from flax_adapt.base import logs
+from flax_adapt.data import duplicates, source, subset
+from flax_adapt.experiment import held_out
+from flax_adapt.stage import draws
+
+FILE, RECORD = "near_copies.csv", "near_copies.json"
+_SHOWN = 3
+log = logging.getLogger(__name__)
+
+
+class ExampleSet(NamedTuple):
+    """A set of examples of an experiment: "pool", "training" or "test", and its section."""
+
+    role: str
+    section: Any
+
+    def describe(self) -> str:
+        """Returns the set in words."""
+        name = {
+            "pool": "the pool",
+            "training": "the training set",
+            "test": "the test set",
+        }
+        return f"{name[self.role]} {self.section.source} {self.section.split}"
+
+
+def find_shared(config: Any, stage: str, test: Any) -> dict[str, Any] | None:
+    """Returns which pools of a stage hold examples of a test section; None: no pool does.
+
+    stage: its name. The pools are those of the stage and of the stages that it follows from,
+    as far as they train without labels. The result has `pools` (names of stages), `examples`
+    (how many test examples the first of them holds) and `of` (how many there are).
+    """
+    sections = {section.name: section for section in config.stages}
+    if stage not in sections:
+        return None
+    tested = draws.draw_labels(test, 0)
+    counts = {}
+    for one in _follow(sections, stage):
+        section = sections[one]
+        if held_out.sees_labels(section):
+            continue
+        if duplicates.have_same_origin(section.data, tested):
+            names = [{*_select(x).names} for x in (section.data, tested)]
+            counts[one] = (len(names[0] & names[1]), len(names[1]))
+    held = {one: count for one, count in counts.items() if count[0]}
+    if not held:
+        return None
+    shared, whole = next(iter(held.values()))
+    return {"pools": [*held], "examples": shared, "of": whole}
+
+
+def describe_shared(shared: dict[str, Any]) -> str:
+    """Returns the words of `find_shared`'s result."""
+    pools = ", ".join(shared["pools"])
+    return (
+        f"transductive: the pool of {pools} holds {shared['examples']} of the "
+        f"{shared['of']} test examples, without labels"
+    )
+
+
+def add_shared(config: Any, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the rows of results.json, those with a gain with `transductive` where it is."""
+    sections, found = {one.name: one for one in config.stages}, []
+    for row in rows:
+        section, shared = sections.get(row["stage"]), None
+        if "gain" in row and section is not None and section.eval is not None:
+            shared = find_shared(config, row["stage"], section.eval.data)
+        found.append({**row, "transductive": shared} if shared else row)
+    return found
+
+
+def _follow(sections: dict[str, Any], stage: str) -> Iterator[str]:
+    """Yields a stage and the stages that it follows from, each once, the nearest first."""
+    waiting, known = [stage], set()
+    while waiting:
+        name = waiting.pop(0)
+        if name in known or name not in sections:
+            continue
+        known.add(name)
+        yield name
+        references = sorted(draws.references_of(sections[name]))
+        waiting += [text.partition(":")[2].partition("/")[0] for text in references]
+
+
+def _select(section: Any) -> Any:
+    return subset.select(source.open_source(section), section.subset)
+
+
+def list_sets(config: Any) -> list[ExampleSet]:
+    """Returns the pools, training sets and test sets of an experiment, each once."""
+    found = []
+    for section in config.stages:
+        role = "training" if held_out.sees_labels(section) else "pool"
+        found.append(ExampleSet(role, section.data))
+        if section.eval is not None and role == "training":
+            found.append(ExampleSet("test", section.eval.data))
+    for one in (config.evaluate, *config.more_evaluations):
+        found += [ExampleSet("training", one.train), ExampleSet("test", one.test)]
+    known: dict[str, ExampleSet] = {}
+    for one in found:
+        drawn = one._replace(section=draws.draw_labels(one.section, 0))
+        known.setdefault(f"{drawn.role} {_identity(drawn)}", drawn)
+    return list(known.values())
+
+
+def _identity(one: ExampleSet) -> str:
+    fields = ("modality", "source", "split", "data_dir", "subset")
+    plain = configs.plain(one.section)
+    return repr({name: plain[name] for name in fields})
+
+
+def list_copies(config: Any, workdir: Path) -> list[str]:
+    """Writes near_copies.csv, and returns a line for each pair of sets.
+
+    Pairs are test and pool, test and training, training and pool. A set is read once. They
+    are not compared again where near_copies.json has these sets.
+    """
+    sets = list_sets(config)
+    identity = [f"{one.role} {_identity(one)}" for one in sets]
+    record, path = workdir / RECORD, workdir / FILE
+    known = logs.read_json(record) if record.exists() and path.exists() else {}
+    if isinstance(known, dict) and known.get("sets") == identity:
+        lines: list[str] = known["lines"]
+        return lines
+    lines, rows = _compare(sets)
+    with logs.replace_file(path) as file:
+        text = [("set", "name", "other_set", "other_name", "similarity"), *rows]
+        file.write(_to_csv(text))
+    logs.write_json(record, {"sets": identity, "lines": lines})
+    return lines
+
+
+_PAIRS = (("test", "pool"), ("test", "training"), ("training", "pool"))
+
+
+def _compare(sets: Sequence[ExampleSet]) -> tuple[list[str], list[tuple]]:
+    described = [duplicates.describe(_select(x.section), x.section) for x in sets]
+    lines, rows = [], []
+    for ours, theirs in _PAIRS:
+        for one, mine in zip(sets, described, strict=True):
+            for other, their in zip(sets, described, strict=True):
+                same_kind = one.section.modality == other.section.modality
+                if (one.role, other.role) != (ours, theirs) or not same_kind:
+                    continue
+                found = duplicates.find(mine, their)
+                lines.append(_describe(one, other, found, len(mine.source)))
+                names = (one.describe(), other.describe())
+                rows += [
+                    (names[0], x.name, names[1], x.other, f"{x.similarity:.4f}")
+                    for x in found
+                ]
+    return lines, rows
+
+
+def _describe(
+    one: ExampleSet, other: ExampleSet, found: Sequence[duplicates.Copy], count: int
+) -> str:
+    where = f"of {count} examples of {one.describe()} in {other.describe()}"
+    if not found:
+        return f"near-copies: none {where}"
+    shown = ", ".join(f"{x.name} ~ {x.other}" for x in found[:_SHOWN])
+    return f"near-copies: {len(found)} {where}, such as {shown}; all are in {FILE}"
+
+
+def _to_csv(rows: Sequence[tuple]) -> bytes:
+    import io
+
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    return text.getvalue().encode("utf-8", "surrogateescape")

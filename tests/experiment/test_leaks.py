@@ -1,0 +1,129 @@
+"""What training has seen of the test set is said: transductive pools, and near-copies."""
+
+import csv
+
+import numpy as np
+import pytest
+from PIL import Image
+from support import tiny
+
+from flax_adapt import defaults
+from flax_adapt.base import config as configs
+from flax_adapt.base.errors import UserError
+from flax_adapt.data import duplicates, source, subset
+from flax_adapt.experiment import recipe, verdicts
+from flax_adapt.experiment.measuring import leaks
+
+REST = {**tiny.FEW, "part": "rest"}
+
+
+def experiment(pool):
+    return tiny.experiment(
+        tiny.pretrain(data=pool), tiny.distill(data=pool), tiny.finetune()
+    )
+
+
+def names(section):
+    return {*subset.select(source.open_source(section), section.subset).names}
+
+
+def test_a_pool_with_the_test_examples_is_transductive_and_its_rest_is_not():
+    whole = experiment(tiny.digits())
+    tested = whole.stages[2].eval.data
+    held = {"pools": ["pretrain"], "examples": 1757, "of": 1757}
+    assert leaks.find_shared(whole, "finetune", tested) == held
+    assert leaks.find_shared(whole, "distill", tested)["pools"] == [
+        *("distill", "pretrain")
+    ]
+    part = experiment(tiny.digits(subset=tiny.FEW))
+    assert leaks.find_shared(part, "finetune", tested) is None
+    # A name means another example in another split.
+    with part.unlocked():
+        part.stages[0].data = {**tiny.digits(), "split": "all"}
+    assert leaks.find_shared(part, "finetune", tested) is None
+
+
+def test_transductive_is_said_beside_the_gain_and_in_the_verdict():
+    row = dict(stage="finetune", metric="accuracy", seeds=[0], mean=0.5, std=0.0)
+    row |= dict(seconds=1.0, gain=0.1)
+    judged = dict(against="x", word="helped", metric="accuracy", difference=0.1)
+    judged |= dict(low=0.05, high=0.2, seeds=[0], examples=9, covers="all", also=[])
+    rows = [{**row, "verdict": {**judged, "disagree": False}}]
+    (said,) = leaks.add_shared(experiment(tiny.digits()), rows)
+    assert said["transductive"]["examples"] == 1757
+    head, _, cells = recipe.table([said]).splitlines()
+    assert head.split()[-2:] == ["pool", "verdict"]
+    assert " transductive  helped" in cells
+    text = "transductive: the pool of pretrain holds 1757 of the 1757 test examples"
+    assert text in verdicts.text([said])[0]
+    (plain,) = leaks.add_shared(experiment(tiny.digits(subset=tiny.FEW)), rows)
+    assert plain == rows[0]
+
+
+def test_pool_without_test_takes_the_test_examples_out_of_pools_alone():
+    before, after = (
+        configs.load(f"quickstart:{more}") for more in ("", "pool=without_test")
+    )
+    tested = names(after.evaluate.test)
+    for old, new in zip(before.stages, after.stages, strict=True):
+        if new.data.source != "builtin:digits" or new.objective.name == "classify":
+            assert old == new
+            continue
+        assert names(old.data) & tested
+        assert names(new.data) == names(old.data) - tested
+        assert leaks.find_shared(after, new.name, after.evaluate.test) is None
+    with pytest.raises(UserError, match=r"pool='all'.*without_test"):
+        configs.load("quickstart:pool=all")
+
+
+def test_pool_without_test_is_refused_where_each_seed_has_its_own_test():
+    drawn = defaults.few(4, "each_seed")
+    stage = tiny.finetune()
+    stage["eval"] = {**stage["eval"], "data": tiny.digits(subset=drawn)}
+    whole = dict(stages=(tiny.pretrain(), stage))
+    whole["evaluate"] = defaults.evaluate(stage["data"], tiny.digits(subset=REST))
+    settings = {**defaults.SETTINGS, "pool": "without_test"}
+    with pytest.raises(UserError, match="add labels=fixed"):
+        defaults.settings.apply_settings(whole, settings)
+
+
+def test_near_copies_are_counted_listed_and_not_looked_for_twice(tmp_path, monkeypatch):
+    """Pool, training and test folders; three copies in the pool and one in training."""
+    rng = np.random.default_rng(0)
+    pictures = [
+        Image.fromarray(rng.integers(0, 200, (6, 6, 3)).astype(np.uint8)).resize(
+            (48, 48), Image.Resampling.BICUBIC
+        )
+        for _ in range(40)
+    ]
+    parts = {"pool": pictures[:20], "train": pictures[20:30], "test": pictures[30:]}
+    parts["pool"] = [*parts["pool"], *(p.resize((64, 40)) for p in pictures[31:34])]
+    parts["train"] = [*parts["train"], pictures[39].point(lambda x: min(255, x + 30))]
+    for part, some in parts.items():
+        for number, one in enumerate(some):
+            folder = tmp_path / "images" / part / "ab"[number % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            one.save(folder / f"{number:02}.jpg", quality=70)
+
+    def section(split):
+        return defaults.image_data(f"folder:{tmp_path / 'images'}", split, image_size=8)
+
+    stage = tiny.finetune()
+    stage |= dict(data=section("train"))
+    stage["eval"] = {**stage["eval"], "data": section("test")}
+    how = defaults.evaluate(section("train"), section("test"))
+    config = tiny.experiment(tiny.pretrain(data=section("pool")), stage, evaluate=how)
+    lines = leaks.list_copies(config, tmp_path)
+    assert [line.partition(" examples")[0] for line in lines] == [
+        "near-copies: 3 of 10",
+        "near-copies: 1 of 10",
+        "near-copies: none of 11",
+    ]
+    assert lines[0].count(" ~ ") == 3
+    text = (tmp_path / leaks.FILE).read_text("utf-8")
+    rows = list(csv.DictReader(text.splitlines()))
+    assert sorted(row["name"][-6:] for row in rows) == [
+        *("01.jpg", "02.jpg", "03.jpg", "09.jpg")
+    ]
+    monkeypatch.setattr(duplicates, "describe", None)
+    assert leaks.list_copies(config, tmp_path) == lines
