@@ -18,18 +18,8 @@ from flax_adapt.train import sharding
 
 OF_SOURCE = {"knn_source", "probe_source", "probe_l2_source"}
 COLUMNS = {
-    "stage",
-    "knn",
-    "probe",
-    "probe_l2",
-    "alignment",
-    "uniformity",
-    "compactness",
-    "spread_ratio",
-    "rankme",
-    "cka_target",
-    "cka_source",
-    "nmi",
+    *("stage", "knn", "probe", "probe_l2", "alignment", "uniformity", "compactness"),
+    *("spread_ratio", "rankme", "cka_target", "cka_source", "nmi"),
 }
 
 
@@ -213,9 +203,8 @@ def test_images_and_texts_are_adapted_and_measured(files, tmp_path, make, argume
     rows = measure.evaluate(config, tmp_path)
     assert [row["stage"] for row in rows] == ["pretrained", folder.name]
     for row in rows:
-        of_source = (
-            OF_SOURCE if make is load else set()
-        )  # texts to replay have no classes
+        # Texts to replay have no classes.
+        of_source = OF_SOURCE if make is load else set()
         assert set(row) == COLUMNS | {"shot_1", "shot_1_std"} | of_source
         assert all(np.isfinite(value) for name, value in row.items() if name != "stage")
     # The first row is the initial model itself; training has moved the second.
