@@ -34,7 +34,7 @@ DECAY = {
     "finetune": (
         (r".*/(bias|layer_scale[12]/scale|(?!mask)\w+_token|position)", False),
         (r"(.*/)?adaptor/[^/]+", False),
-        (r".*/(kernel|scale|mask_token|token|token_type)", True),
+        (r".*/(kernel|(?<!layer_scale\d/)scale|mask_token|token|token_type)", True),
         _LOW_RANK,
     ),
     # MAE's fine-tuning: nothing 1-D, not positions and CLS (He et al. 2022, lr_decay.py).

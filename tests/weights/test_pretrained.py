@@ -150,7 +150,7 @@ def test_a_head_is_fresh_only_if_named(folder):
     ("fields", "text"),
     [
         (dict(hidden_act="relu"), "hidden_act='relu'"),
-        (dict(model_type="clip"), "model_type='clip'"),
+        (dict(model_type="swin"), "model_type='swin'"),
         (dict(image_size=[8, 16]), "only squares"),
         (dict(hidden_size="8"), "hidden_size"),
         (dict(patch_size=0), "patch_size"),

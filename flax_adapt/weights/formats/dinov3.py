@@ -39,7 +39,8 @@ Tensors = Mapping[str, LazyTensor]
 Known = Mapping[str, Any]
 BLOCK = "blocks.0"
 TIMM_OWN, FACEBOOK_OWN = torch_vit.DINOV3
-PERIODS = "rope_embed.periods"
+PERIODS, MASK = "rope_embed.periods", f"{BLOCK}.attn.qkv.bias_mask"
+MASKED = np.array([1, 0, 1], np.float32)  # queries, keys, values
 GATES = {f"{BLOCK}.mlp.{name}.weight" for name in ("fc1_g", "w1")}
 KEY_BIAS = re.compile(r".*/attention/key/bias")
 
@@ -92,7 +93,7 @@ def model_config(
             if registers in tensors
             else 0,
             cls_position=False,
-            key_bias=False,
+            key_bias=_has_key_bias(where, tensors),
             layer_scale=True,
             swiglu=bool(GATES & set(tensors)),
             rotary_theta=THETA,
@@ -102,6 +103,16 @@ def model_config(
     fields.check_sizes(str(where), config)
     _check_periods(where, config, tensors)
     return config
+
+
+def _has_key_bias(where: Path, tensors: Tensors) -> bool:
+    """Returns whether a fused bias holds one of keys; raises UserError for a mask of others."""
+    if MASK not in tensors:
+        return f"{BLOCK}.attn.qkv.bias" in tensors
+    mask = np.asarray(tensors[MASK].get(), np.float32).reshape(3, -1)
+    if not np.array_equal(mask, np.repeat(MASKED[:, None], mask.shape[1], axis=1)):
+        raise UserError(f"{where}: {MASK} masks other biases than those of keys")
+    return False
 
 
 def _check_periods(where: Path, config: Mapping[str, Any], tensors: Tensors) -> None:
@@ -171,7 +182,8 @@ class Dinov3:
             fields.check_task(path, config, task)
             table = table_of(self.TABLE, tensors)
             leaves, found = translate.to_leaves(table, tensors, DROPPED[task], task)
-            leaves = {k: v for k, v in leaves.items() if not KEY_BIAS.fullmatch(k)}
+            if not config["traits"]["key_bias"]:
+                leaves = {k: v for k, v in leaves.items() if not KEY_BIAS.fullmatch(k)}
             found["assumed"] = fields.assumed_values(config, pooling, {*full}, task)
             if timm.image_side(path) is None:
                 found["assumed"] |= {"image_size": size}
@@ -212,20 +224,19 @@ def _write_facebook(path: Path, table: Names, content: Content) -> None:
     config, source = content.config, table.source
     writable.check_no_extras(path, source, content)
     writable.check_file(path, source, ".safetensors")
-    if content.task != "encoder" or not config["qkv_bias"]:
+    if content.task != "encoder":
         raise UserError(
-            f"{path}: {source} is an encoder with qkv_bias=True; save the task 'encoder', or "
-            "choose another format"
+            f"{path}: {source} is an encoder alone; save the task 'encoder'"
         )
     width, leaves = config["width"], dict(content.leaves)
-    for block in range(config["depth"]):
+    # The model with 7 billion parameters has no biases of queries and values either.
+    biased = range(config["depth"] if config["qkv_bias"] else 0)
+    for block in biased:
         name = f"encoder/block_{block:02d}/attention/key/bias"
         leaves[name] = np.zeros(width, np.float32)
     tensors = translate.to_tensors(table, leaves, config, "")
-    mask = np.repeat(np.array([1, 0, 1], np.float32), width)
-    masks = [
-        (f"blocks.{block}.attn.qkv.bias_mask", mask) for block in range(config["depth"])
-    ]
+    mask = np.repeat(MASKED, width)
+    masks = [(f"blocks.{block}.attn.qkv.bias_mask", mask) for block in biased]
     features = width // config["heads"]
     periods = THETA ** np.arange(0, 1, 4 / features, dtype=np.float32)
     token = np.zeros((1, width), np.float32)

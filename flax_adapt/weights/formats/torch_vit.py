@@ -55,7 +55,7 @@ LAYER_SCALE, FACEBOOK_SWIGLU = "blocks.0.ls1.gamma", "blocks.0.mlp.w12.weight"
 MLP = ("blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc2.weight")
 REGISTERS = {"reg_token", "storage_tokens"}
 # Tensors that show DINOv3, which has registers, in timm's spelling and in Facebook's.
-DINOV3 = ("blocks.0.gamma_1", "blocks.0.attn.qkv.bias_mask")
+DINOV3 = ("blocks.0.gamma_1", "storage_tokens")
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 
 

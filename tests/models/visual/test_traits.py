@@ -10,6 +10,7 @@ from support import tiny
 
 from flax_adapt import models, weights
 from flax_adapt.base import config as configs
+from flax_adapt.base import rules
 from flax_adapt.base.errors import UserError
 from flax_adapt.models.visual.traits import make_fields
 from flax_adapt.surgery import lora
@@ -56,9 +57,17 @@ def test_a_masked_objective_hides_no_register():
     assert np.abs(run(moved)[0] - prediction).max() > 1e-4
 
 
+def check_rules(shapes):
+    """Exactly one rule of each table is of a leaf."""
+    tables = dict(optim.DECAY, layers=optim.layer_rules(0.5, 2), split=sharding.RULES)
+    for name, table in tables.items():
+        rules.check(name, table, shapes)
+
+
 def test_every_rule_about_parameters_knows_the_new_leaves():
     shapes = weights.shapes(tiny.build("mae", ARCH))
     leaves = strict.flatten(shapes)
+    check_rules(shapes)
     assert "encoder/register_token" in leaves
     decayed = {
         name: next(value for pattern, value in optim.DECAY["finetune"]
@@ -90,10 +99,7 @@ def test_tokens_and_norms_of_other_families_have_rules():
     leaves = strict.flatten(weights.shapes(model))
     assert leaves["encoder/position"].shape == (1, 6, 16)
     assert "encoder/patch_embed/bias" not in leaves
-    for name in leaves:
-        assert any(_matches(pattern, name) for pattern, _ in sharding.RULES), name
-        for table in (*optim.DECAY.values(), optim.layer_rules(0.5, 2)):
-            assert any(_matches(pattern, name) for pattern, _ in table), name
+    check_rules(weights.shapes(model))
 
 
 def test_the_pooling_of_two_heads_needs_a_distillation_token():

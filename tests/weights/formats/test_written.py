@@ -9,7 +9,7 @@ from support.hf_folders import CONFIG, assert_same, build, build_text, random_pa
 from flax_adapt import models, weights
 from flax_adapt.base.errors import UserError
 from flax_adapt.weights import strict
-from flax_adapt.weights.formats import big_vision, facebook, timm
+from flax_adapt.weights.formats import big_vision, facebook, timm, torch_vit
 from flax_adapt.weights.formats import table as formats
 from flax_adapt.weights.names import bert as bert_names
 from flax_adapt.weights.names import translate
@@ -143,7 +143,7 @@ def vars_of(model):
 @pytest.mark.parametrize("width", [16, 49, 384, 1408])
 def test_timm_makes_the_mlp_as_wide_as_ours(width):
     for mlp_dim in range(1, 5 * width):
-        assert int(width * timm.mlp_ratio(width, mlp_dim)) == mlp_dim
+        assert int(width * torch_vit.mlp_ratio(width, mlp_dim)) == mlp_dim
 
 
 @pytest.mark.parametrize(
