@@ -80,7 +80,7 @@ def evaluate(config: Any, workdir: Path) -> list[dict[str, Any]]:
         )
     models = [
         Model(label, weights_path(config.init), fit)
-        for label, fit in _ways_of_init(config)
+        for label, fit in ways_of_init(config)
     ]
     wanted = config.evaluate.stages
     models += [
@@ -134,7 +134,7 @@ def measure_models(config: Any, section: Any, models: list[Model]) -> Measured:
     return Measured(rows, entries, on_target, on_source)
 
 
-def _ways_of_init(config: Any) -> list[tuple[str, dict[str, Any]]]:
+def ways_of_init(config: Any) -> list[tuple[str, dict[str, Any]]]:
     """Returns (label, arguments of loading) for every way in which stages resize `init`.
 
     A way is a set of the rules in `model.reshape`.

@@ -30,6 +30,21 @@ def patch_targets(image_BYXC: Array, patch_size: int, normalize: bool) -> Array:
     return (target_BLP - mean_BL1) / jnp.sqrt(variance_BL1 + _EPS)
 
 
+def restore_pixels(
+    prediction_BLP: Array, image_BYXC: Array, patch_size: int, normalize: bool
+) -> Array:
+    """Returns predicted patches in the scale of the image: undoes `patch_targets`.
+
+    image_BYXC: the images, whose patches have the mean and variance that are put back.
+    """
+    if not normalize:
+        return prediction_BLP
+    pixels_BLP = models.patchify(image_BYXC, patch_size)
+    mean_BL1 = jnp.mean(pixels_BLP, axis=-1, keepdims=True)
+    variance_BL1 = jnp.var(pixels_BLP, axis=-1, keepdims=True, ddof=1)
+    return prediction_BLP * jnp.sqrt(variance_BL1 + _EPS) + mean_BL1
+
+
 def mean_error(prediction_BUP: Array, target_BUP: Array, weight_B: Array) -> Mean:
     """Returns the mean squared error over the U hidden patches of the whole batch.
 

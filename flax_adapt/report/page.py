@@ -13,7 +13,20 @@ import jax
 
 from flax_adapt.base import logs
 from flax_adapt.base.version import __version__
-from flax_adapt.report import arms, curves, examples, facts, outcomes, recipe, workdir
+from flax_adapt.report import (
+    arms,
+    attentions,
+    curves,
+    examples,
+    facts,
+    maps,
+    outcomes,
+    recipe,
+    reconstructions,
+    texts,
+    transfers,
+    workdir,
+)
 from flax_adapt.report.workdir import Run
 
 FILE = "report.html"
@@ -38,6 +51,13 @@ SECTIONS = {
     "classes": Section("Classes before and after", arms.class_changes),
     "confusion": Section("Confusion matrix", arms.confusion),
     "examples": Section("Examples", examples.examples),
+    "reconstructions": Section("Reconstructions", reconstructions.reconstructions),
+    "masks": Section("Filled masks", texts.filled_masks),
+    "tokens": Section("Tokens that moved most", texts.moved_tokens),
+    "attentions": Section("Attention", attentions.attentions),
+    "maps": Section("Features", maps.feature_maps),
+    "transfer": Section("Transfer", transfers.matrices),
+    "measures": Section("Frozen features", transfers.measures),
     "curves": Section("Curves", curves.charts),
     "throughput": Section("Time and throughput", curves.throughput),
     "data": Section("Data", facts.data_sets),

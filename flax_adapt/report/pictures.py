@@ -50,6 +50,12 @@ def fetch(examples: Any, rows: Sequence[int]) -> np.ndarray:
     return images
 
 
+def spread_rows(count: int, most: int) -> list[int]:
+    """Returns at most `most` rows of a data set, from its first to its last one."""
+    rows = np.linspace(0, count - 1, min(count, most)).round().astype(int)
+    return [*dict.fromkeys(rows.tolist())]
+
+
 def show_examples(run: Run, stage: str, names: Sequence[str]) -> dict[str, Any]:
     """Returns {name: {"image": data URI} or {"text": text}} of a stage's test examples.
 

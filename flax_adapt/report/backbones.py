@@ -1,0 +1,86 @@
+"""The models that the report compares: the initial weights, and those that were adapted."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from flax_adapt import data, models, weights
+from flax_adapt.base import config as configs
+from flax_adapt.base import hub
+from flax_adapt.base.errors import UserError
+from flax_adapt.experiment import held_out, measure
+from flax_adapt.report.workdir import Run
+
+# Side by side on a page; each is loaded once for each section.
+MOST = 4
+
+
+class Backbone(NamedTuple):
+    """Weights: their label, folder, arguments of loading, and the stage ("": none)."""
+
+    label: str
+    folder: Path
+    fit: dict[str, Any]
+    stage: str
+
+
+def open_config(run: Run) -> Any:
+    """Returns the config of a run as an experiment has it."""
+    return configs.build(run.config)
+
+
+def is_alone() -> bool:
+    """Returns whether this process may compute: the others of a run have ended, or will."""
+    return jax.process_count() == 1
+
+
+def list_backbones(run: Run, task: str) -> list[Backbone]:
+    """Returns the weights that have all parts of a task, the initial ones first.
+
+    Stages that train on labels come last, and are there only where no other stage is. Of
+    many the first one and the last ones are kept.
+    """
+    config = open_config(run)
+    tuned = [s.name for s in config.stages if held_out.sees_labels(s)]
+    named = [name for name in run.names if name not in tuned]
+    named = named or [name for name in run.names if name in tuned][-1:]
+    found = _initial(config)
+    found += [Backbone(name, run.export(name), {}, name) for name in named]
+    fitting = [one for one in found if _has(one, task)]
+    return fitting[:1] + fitting[1:][-(MOST - 1) :]
+
+
+def _initial(config: Any) -> list[Backbone]:
+    if not config.init:
+        return []
+    try:
+        folder = hub.weights_path(config.init)
+        ways = measure.ways_of_init(config)
+    except UserError:  # they were moved, or are on another machine
+        return []
+    return [Backbone("initial weights", folder, dict(fit), "") for _, fit in ways[:1]]
+
+
+_PARTS = {"mae": "decoder", "mlm": "mlm"}
+
+
+def _has(one: Backbone, task: str) -> bool:
+    """Returns whether weights are there with the part that a task needs."""
+    if not one.folder.exists():
+        return False
+    options = {name: one.fit[name] for name in ("format", "known") if name in one.fit}
+    kind = weights.model_config(one.folder, **options)["kind"]
+    if task not in models.TASKS[kind]:
+        return False
+    return task not in _PARTS or _PARTS[task] in weights.parts(
+        one.folder, task, **options
+    )
+
+
+def open_section(section: Any) -> Any:
+    """Returns the examples of a data section; None where the data is gone."""
+    try:
+        return data.open_examples(section, "")
+    except UserError:
+        return None

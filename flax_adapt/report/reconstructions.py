@@ -1,0 +1,118 @@
+"""Reconstructions by masked autoencoders: the same images and masks for all of them."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flax_adapt import models, weights
+from flax_adapt.base.types import Array
+from flax_adapt.data.images import image
+from flax_adapt.objectives import reconstruct
+from flax_adapt.report import backbones, pictures
+from flax_adapt.report.backbones import Backbone
+from flax_adapt.report.workdir import Run
+
+# Rows of the picture; each model runs once on all of them.
+IMAGES = 4
+_GREY = 0.5
+
+
+def reconstructions(run: Run) -> dict[str, Any] | None:
+    """Returns rows of original, masked image, and what each model predicts for it."""
+    if not backbones.is_alone():
+        return None
+    found = backbones.list_backbones(run, "mae")
+    trained = [one for one in found if one.stage]
+    if not trained:
+        return None
+    config = backbones.open_config(run)
+    sections = {section.name: section for section in config.stages}
+    section = sections[trained[-1].stage].data
+    examples = backbones.open_section(section)
+    if examples is None:
+        return None
+    rows = pictures.spread_rows(len(examples), IMAGES)
+    pixels_BYXC = pictures.fetch(examples, rows)
+    ratio = _settings(trained[-1], sections)["hidden_ratio"]
+    drawn = []
+    for one in found:
+        normalized = _settings(one, sections)["normalize_patches"]
+        drawn.append(predict(one, pixels_BYXC, section, ratio, normalized))
+    whole = [pixels_BYXC, drawn[0][1], *(each for each, _ in drawn)]
+    columns = ["original", "masked", *(one.label for one in found)]
+    named = [examples.names[row] for row in rows]
+    return {
+        "text": f"{ratio:.0%} of the patches are hidden and predicted; the others are "
+        "those of the image. All models see the same patches.",
+        "columns": columns,
+        "rows": [
+            [
+                {
+                    "image": pictures.to_data_uri(images[i]),
+                    "alt": f"{column} of {named[i]}",
+                    "note": "",
+                }
+                for column, images in zip(columns, whole, strict=True)
+            ]
+            for i in range(len(rows))
+        ],
+    }
+
+
+def _settings(one: Backbone, sections: Any) -> dict[str, Any]:
+    """Returns hidden_ratio and normalize_patches that a model was trained with."""
+    if not one.stage:
+        usual = {"normalize_patches": True, "hidden_ratio": 0.75}
+        return {**usual, **weights.reconstruction(one.folder)}
+    objective = sections[one.stage].objective
+    masked = objective.masked if "masked" in objective else objective
+    names = ("hidden_ratio", "normalize_patches")
+    return {name: masked[name] for name in names}
+
+
+def predict(
+    one: Backbone, pixels_BYXC: np.ndarray, section: Any, ratio: float, normalized: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (reconstructed, masked), uint8 [B, S, S, C]; the visible patches stay."""
+    model, params, _ = weights.from_pretrained(one.folder, "mae", **one.fit)
+    size = model.config.patch_size
+    image_BYXC = image.preprocess(jnp.asarray(pixels_BYXC), None, section, None)
+    prediction_BLP, hidden_BL = _predict(model, params, image_BYXC, ratio)
+    restored_BLP = reconstruct.restore_pixels(
+        prediction_BLP, image_BYXC, size, normalized
+    )
+    found_BYXC, seen_BYXC = (
+        rescale(np.asarray(models.unpatchify(x_BLP, size)), section)
+        for x_BLP in (restored_BLP, models.patchify(image_BYXC, size))
+    )
+    hidden_BL1 = np.broadcast_to(np.asarray(hidden_BL)[..., None], restored_BLP.shape)
+    hidden_BYXC = np.asarray(models.unpatchify(jnp.asarray(hidden_BL1), size))
+    filled_BYXC = np.where(hidden_BYXC, found_BYXC, seen_BYXC)
+    return to_bytes(filled_BYXC), to_bytes(np.where(hidden_BYXC, _GREY, seen_BYXC))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "ratio"))
+def _predict(
+    model: Any, params: Any, image_BYXC: Array, ratio: float
+) -> tuple[Array, Array]:
+    """Returns (prediction_BLP, hidden_BL); the mask is the same for all models of a size."""
+    shape = (len(image_BYXC), model.config.num_patches)
+    noise_BL = jax.random.uniform(jax.random.key(0), shape)
+    found: tuple[Array, Array] = model.apply(
+        {"params": params}, image_BYXC, noise_BL, None, ratio
+    )
+    return found
+
+
+def rescale(image_BYXC: np.ndarray, section: Any) -> np.ndarray:
+    """Returns pixels in [0, 1] of images that `image.preprocess` has normalised."""
+    mean_C, std_C = (np.asarray(values) for values in image.channel_values(section))
+    return image_BYXC * std_C[None, None, None] + mean_C[None, None, None]
+
+
+def to_bytes(image_BYXC: np.ndarray) -> np.ndarray:
+    """Returns uint8 pixels of an image in [0, 1]; what lies outside is cut off."""
+    return np.clip(np.rint(255 * image_BYXC), 0, 255).astype(np.uint8)

@@ -1,0 +1,185 @@
+"""The sections that run models: laws of what they draw, without any trained weights."""
+
+import jax
+import numpy as np
+import pytest
+from support import tiny, tiny_report
+
+from flax_adapt import models, weights
+from flax_adapt.base import logs
+from flax_adapt.objectives import reconstruct
+from flax_adapt.report import (
+    arms,
+    attentions,
+    examples,
+    maps,
+    page,
+    pictures,
+    reconstructions,
+    texts,
+    transfers,
+    workdir,
+)
+
+PIXELS = np.random.default_rng(0).random((2, 8, 8, 1)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A made-up run whose stages have exports with random numbers."""
+    folder = tmp_path_factory.mktemp("models")
+    tiny_report.write(folder)
+    found = workdir.read(folder)
+    model = tiny.build("mae")
+    for seed, name in enumerate(("pretrain", "further")):
+        weights.save_pretrained(found.export(name), model, tiny.params_of(model, seed))
+    return found
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_restored_targets_are_the_pixels(normalize):
+    target = reconstruct.patch_targets(PIXELS, 4, normalize)
+    found = reconstruct.restore_pixels(target, PIXELS, 4, normalize)
+    np.testing.assert_allclose(found, models.patchify(PIXELS, 4), atol=1e-5)
+
+
+def test_attention_is_that_of_the_last_block_by_hand():
+    model = tiny.build("encoder")
+    params = tiny.params_of(model)
+    found = np.asarray(attentions.cls_attention(model, params, PIXELS))
+    block = jax.tree.map(np.asarray, params["encoder"]["block_01"])
+    states = np.asarray(
+        model.apply({"params": params}, PIXELS, None, method="encode")[0]
+    )
+    norm = block["norm1"]
+    centred = states - states.mean(axis=-1, keepdims=True)
+    spread = np.sqrt(np.square(centred).mean(axis=-1, keepdims=True) + 1e-12)
+    x_BLD = centred / spread * norm["scale"] + norm["bias"]
+    q, k = (
+        np.asarray(x_BLD @ part["kernel"] + part["bias"]).reshape(2, 5, 2, 8)
+        for part in (block["attention"]["query"], block["attention"]["key"])
+    )
+    logits = np.einsum("bhk,blhk->bhl", q[:, 0], k) / 8**0.5
+    shares = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    np.testing.assert_allclose(found, shares.mean(axis=1)[:, 1:], rtol=1e-4)
+
+
+def test_visible_patches_of_a_reconstruction_are_those_of_the_image(run):
+    found = reconstructions.reconstructions(run)
+    assert found["columns"] == ["original", "masked", "pretrain", "further"]
+    assert len(found["rows"]) == reconstructions.IMAGES
+    config = page.workdir.read(run.folder).config
+    assert config["stages"][0]["objective"]["hidden_ratio"] == 0.75
+    section = tiny.experiment(tiny.pretrain()).stages[0].data
+    pixels = np.random.default_rng(1).integers(0, 256, (2, 8, 8, 1)).astype(np.uint8)
+    one = reconstructions.Backbone("pretrain", run.export("pretrain"), {}, "pretrain")
+    filled, masked = reconstructions.predict(one, pixels, section, 0.75, True)
+    hidden = (masked == 128).all(axis=-1)
+    np.testing.assert_array_equal(filled[~hidden], pixels[~hidden])
+    assert hidden.reshape(2, 2, 4, 2, 4).all(axis=(2, 4)).sum(axis=(1, 2)).tolist() == [
+        3,
+        3,
+    ]
+
+
+def test_attention_and_features_have_a_column_for_each_backbone(run):
+    assert attentions.attentions(run)["columns"] == ["image", "pretrain", "further"]
+    charts = maps.feature_maps(run)["charts"]
+    assert [chart["title"] for chart in charts] == ["pretrain", "further"]
+
+
+def test_two_components_are_found_again():
+    rng = np.random.default_rng(0)
+    plane = rng.normal(size=(40, 2)) * [3.0, 1.0]
+    axes = np.linalg.qr(rng.normal(size=(6, 2)))[0]
+    points, share = maps.project(plane @ axes.T + 5.0)
+    assert share == pytest.approx(1.0)
+    distances = [np.linalg.norm(x[:, None] - x, axis=-1) for x in (plane, points)]
+    np.testing.assert_allclose(*distances, atol=1e-9)
+
+
+def test_confusions_are_counted_over_seeds(run):
+    pair = arms.choose_pair(run)
+    assert (pair.before, pair.after) == ("base", "arm")
+    counts = arms.count_confusions(pair.second, 3)
+    assert counts.sum() == tiny_report.EXAMPLES * len(tiny_report.SEEDS)
+    rights = [(one.labels == one.guesses).sum() for one in pair.second.values()]
+    assert np.trace(counts) == sum(rights)
+
+
+def test_examples_are_in_one_group_and_sorted_by_their_change(run):
+    pair = arms.choose_pair(run)
+    groups = examples.group_names(pair)
+    names = [name for found in groups.values() for name in found]
+    assert len(names) == len({*names})
+    before, after = (examples.mean_losses(arm) for arm in (pair.first, pair.second))
+    best = min(after, key=lambda name: after[name] - before[name])
+    assert groups["Most improved"][0] == best
+    assert all(after[name] > before[name] for name in groups["Most hurt"])
+
+
+def test_pictures_of_examples_that_are_gone_are_left_out(run):
+    names = ["image_000.png"]
+    assert pictures.show_examples(run, "arm", names) == {}
+    stages = [dict(stage, eval=None) for stage in run.config["stages"]]
+    moved = logs.plain(run.config)
+    moved["stages"][-1]["eval"]["data"]["source"] = "folder:nowhere"
+    assert stages
+    assert pictures.show_examples(run._replace(config=moved), "arm", names) == {}
+
+
+def test_an_image_in_the_page_has_its_pixels():
+    import base64
+    import io
+
+    from PIL import Image
+
+    pixels = np.arange(64, dtype=np.uint8).reshape(8, 8, 1)
+    head, _, text = pictures.to_data_uri(pixels).partition(",")
+    assert head == "data:image/png;base64"
+    found = np.asarray(Image.open(io.BytesIO(base64.b64decode(text))))
+    np.testing.assert_array_equal(found, pixels[..., 0])
+
+
+def test_rows_are_spread_from_the_first_to_the_last():
+    assert pictures.spread_rows(100, 4) == [0, 33, 66, 99]
+    assert pictures.spread_rows(3, 8) == [0, 1, 2]
+
+
+def test_a_mask_takes_the_place_of_the_middle_word():
+    text = tiny.text_of((6, 4), (8,), length=12)
+    places = texts.choose_places(text.words_BL)
+    assert (text.words_BL[[0, 1], places] >= 0).all()
+    hidden = texts.hide(text, places, tiny.MASK)
+    assert (hidden.tokens_BL[[0, 1], places] == tiny.MASK).all()
+    assert (hidden.tokens_BL != text.tokens_BL).sum() == 2
+
+
+def test_moves_are_shares_of_the_first_length():
+    first = np.array([[3.0, 4.0], [0.0, 0.0], [1.0, 0.0]])
+    last = np.array([[3.0, 5.0], [1.0, 1.0], [1.0, 0.0]])
+    np.testing.assert_allclose(texts.measure_moves(first, last), [0.2, 0.0, 0.0])
+
+
+def test_a_transfer_matrix_is_shown_as_differences_with_intervals(run, tmp_path):
+    stored = {
+        "finetune": dict(rows=["pretrained", "task"], columns=["digits"], matrix=[[0.6], [0.95]]),
+        "knn": dict(rows=["pretrained", "task"], columns=["digits"], matrix=[[0.5], [0.4]]),
+    }  # fmt: skip
+    logs.write_json(tmp_path / "transfer.json", stored)
+    config = {**run.config, "transfer": dict(finetuned=[["base"], ["arm"]])}
+    predictions = {name: run.predictions(name) for name in ("base", "arm")}
+
+    class Here(workdir.Run):
+        def predictions(self, name):
+            return predictions[name]
+
+    here = Here(tmp_path, config, run.rows, [], [])
+    tuned, knn = transfers.matrices(here)["matrices"]
+    (cell,) = tuned["rows"][0]["cells"]
+    row = next(row for row in run.rows if row["stage"] == "arm")
+    low = row["verdict"]["low"]
+    assert (cell["text"], cell["tone"]) == ("+0.3500", "good")
+    assert cell["interval"].startswith(f"{low:+.4f} to ")
+    (cell,) = knn["rows"][0]["cells"]
+    assert (cell["text"], cell["tone"], cell["interval"]) == ("-0.1000", "bad", "")
