@@ -41,10 +41,11 @@ def usage() -> str:
 
 def describe(command: str) -> str:
     """Returns the help of a command: a line for each flag."""
-    _, summary, takes_config, table = COMMANDS[command]
+    _, summary, takes_config, table, rest = COMMANDS[command]
     rows = [("--config", "", "file or shipped name, NAME:argument=value,...")]
     rows += [("--config.FIELD", "", "changes one field, as in --config.stages.0.seeds")]
     rows = rows if takes_config else []
+    rows += [(rest[0].upper(), "", rest[1])] if rest[0] else []
     rows += [
         (f"--{name}", "required" if default is REQUIRED else repr(default), text)
         for name, (default, text) in table.items()
@@ -60,8 +61,9 @@ def parse(command: str, arguments: Sequence[str]) -> dict:
     if COMMANDS[command].takes_config:
         return _parse_with_config(command, rest)
     values, left = _parse_flags(command, _define_flags(table), rest)
-    _check_complete(command, values, left)
-    return _arguments_of(table, values)
+    name, _ = COMMANDS[command].rest
+    _check_complete(command, values, [] if name else left)
+    return {**_arguments_of(table, values), **({name: left} if name else {})}
 
 
 def _parse_with_config(command: str, arguments: list[str]) -> dict:

@@ -11,12 +11,14 @@ class Command(NamedTuple):
     A function in a folder is FOLDER.FUNCTION.
 
     summary: the first line of the function's docstring. flags: name -> (default, help).
+    rest: the argument for words that are no flags, with its help; ("", ""): there is none.
     """
 
     function: str
     summary: str
     takes_config: bool
     flags: dict[str, tuple[Any, str]]
+    rest: tuple[str, str] = ("", "")
 
 
 _WORKDIR = {"workdir": (REQUIRED, "folder of the run; the same command continues it")}
@@ -176,6 +178,16 @@ COMMANDS = {
             "workdir": (REQUIRED, "folder of a run that has finished a stage"),
             **MACHINE,
         },
+    ),
+    "compare": Command(
+        "compare",
+        "Compares workdirs: prints one table of their stages, and writes one page.",
+        False,
+        {
+            "out": ("compare.html", "the page to write"),
+            **MACHINE,
+        },
+        ("workdirs", "DIR1 DIR2 ...; the others are compared with the first"),
     ),
     "features": Command(
         "features",

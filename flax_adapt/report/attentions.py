@@ -18,7 +18,7 @@ from flax_adapt.report.workdir import Run
 IMAGES = 4
 # Colours from no attention to the largest of an image: dark blue, orange, light yellow.
 _RAMP = np.array([[18, 22, 66], [232, 104, 44], [255, 246, 176]], np.float32)
-_COLOUR = 0.6  # the share of the colour over the grey image
+_COLOUR = 0.75  # the share of the colour over the grey image
 
 
 def attentions(run: Run) -> dict[str, Any] | None:
@@ -37,7 +37,7 @@ def attentions(run: Run) -> dict[str, Any] | None:
     columns = ["image", *(one.label for one in found)]
     return {
         "text": "Attention of CLS to the patches in the last block, the mean over heads; "
-        "bright where it is largest. Above each column: the model.",
+        "bright where it is largest.",
         "columns": columns,
         "rows": [
             [

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from flax_adapt import weights
 from flax_adapt.evals.embed import Embedder
 from flax_adapt.report import backbones, pictures, svg
 from flax_adapt.report.backbones import Backbone
@@ -45,10 +46,12 @@ def find_source(config: Any) -> Any:
 
 
 def _draw(config: Any, one: Backbone, target: Any, source: Any) -> dict[str, str]:
+    how = {name: one.fit[name] for name in ("format", "known") if name in one.fit}
+    pooling = weights.resolve_pooling(config.evaluate.pooling, one.folder, **how)
     embedder = Embedder(
         one.folder,
         fit=one.fit,
-        pooling=config.evaluate.pooling,
+        pooling=pooling,
         batch_size=POINTS,
         precision="float32",
         mesh=sharding.one_device(),

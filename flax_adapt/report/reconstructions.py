@@ -46,7 +46,8 @@ def reconstructions(run: Run) -> dict[str, Any] | None:
     named = [examples.names[row] for row in rows]
     return {
         "text": f"{ratio:.0%} of the patches are hidden and predicted; the others are "
-        "those of the image. All models see the same patches.",
+        "those of the image. All models see the same patches. One that predicts normalised "
+        "patches gets the mean and variance of the original ones back.",
         "columns": columns,
         "rows": [
             [

@@ -125,14 +125,15 @@ def test_types_are_checked_by_the_same_places():
 
 @pytest.mark.parametrize("name", __main__.COMMANDS)
 def test_the_table_says_what_the_functions_say(name):
-    function, summary, takes_config, flags = __main__.COMMANDS[name]
+    function, summary, takes_config, flags, (rest, _) = __main__.COMMANDS[name]
     module = importlib.import_module(f"flax_adapt.commands.{function}")
     call = getattr(module, function.rpartition(".")[2])
     found = inspect.signature(call).parameters
     own = {"stop_code", *table.MACHINE, *table.PROCESSES}  # `main` itself takes these
     taken = [flag for flag in flags if flag not in own]
     names = [f"{flag}_" if flag == "from" else flag for flag in taken]
-    assert {*found} == {*names, *(["config"] if takes_config else [])}
+    more = [*(["config"] if takes_config else []), *([rest] if rest else [])]
+    assert {*found} == {*names, *more}
     assert inspect.getdoc(call).splitlines()[0] == summary
 
 

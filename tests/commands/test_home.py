@@ -20,6 +20,7 @@ PATHS = {
     "eval": {"workdir"},
     "report": {"workdir"},
     "interpolate": {"workdir"},
+    "compare": {"out"},
     "features": {"init", "data", "out", "data_dir"},
     "plan": set(),
     "predict": {"init", "data", "out", "data_dir"},
@@ -41,6 +42,7 @@ OTHERS = {
     "eval": PROCESSES | {"near_copies"},
     "report": set(),
     "interpolate": {"stage", "points", "keep", "export"},
+    "compare": set(),
     "features": {
         *PROCESSES,
         *("split", "pooling", "batch_size", "precision", "max_bad_fraction", "seq_len"),
