@@ -27,7 +27,7 @@ SETTINGS: dict[str, Any] = dict(
     pool="",
 )
 # Stages that train new parts alone; their steps are arguments of their own.
-_NEW_PARTS = ("decoder_warmup", "mlm_warmup")
+_NEW_PARTS = ("decoder_warmup", "mlm_warmup", "new_tokens_warmup")
 _LABELLED = ("classify", "glad", "regress")
 # Values of `pool`: data without labels as the recipe has it, or without the test examples.
 WITHOUT_TEST = "without_test"
