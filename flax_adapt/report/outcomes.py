@@ -3,6 +3,7 @@
 from typing import Any
 
 from flax_adapt.evals import verdict
+from flax_adapt.experiment.measuring import leaks
 from flax_adapt.report.workdir import Run
 
 # Word of a verdict -> (class of the page's style, sign).
@@ -75,10 +76,10 @@ def _card(run: Run, row: dict[str, Any], reach: float) -> dict[str, Any]:
 
 
 def notes(run: Run, stage: str) -> list[str]:
-    """Returns what the row of a stage says beside its verdict, such as leaks."""
+    """Returns what limits the verdict on a stage: a pool that holds test examples."""
     row = next(row for row in run.rows if row["stage"] == stage)
-    found = row.get("notes", [])
-    return [found] if isinstance(found, str) else list(found)
+    shared = row.get("transductive")
+    return [leaks.describe_shared(shared)] if shared else []
 
 
 def describe_interval(found: dict[str, Any]) -> str:

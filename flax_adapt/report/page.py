@@ -58,6 +58,7 @@ SECTIONS = {
     "attentions": Section("Attention", attentions.attentions),
     "maps": Section("Features", maps.feature_maps),
     "transfer": Section("Transfer", transfers.matrices),
+    "features": Section("Target and source", transfers.features),
     "measures": Section("Frozen features", transfers.measures),
     "throughput": Section("Time and throughput", curves.throughput),
     "data": Section("Data", facts.data_sets),

@@ -75,6 +75,37 @@ def _find_interval(run: Run, first: str, second: str) -> str:
     return describe_interval(verdict.difference(before, after, metric)._asdict())
 
 
+def features(run: Run) -> dict[str, Any] | None:
+    """Returns the verdicts of `eval` on frozen features, on target and source.
+
+    Each row is a stage on a data set, each cell its difference to the initial model.
+    """
+    entries = [one for row in run.rows for one in row.get("features", ())]
+    if not entries:
+        return None
+    names = list(dict.fromkeys(name for one in entries for name in one["metrics"]))
+    every = [found for one in entries for found in one["metrics"].values()]
+    largest = max(abs(found["difference"]) for found in every) or 1.0
+    rows = [
+        {
+            "name": f"{one['stage']} on {one['domain']} {one['data']}",
+            "cells": [_judge(one["metrics"].get(name), largest) for name in names],
+        }
+        for one in entries
+    ]
+    return {"against": entries[0]["against"], "columns": names, "rows": rows}
+
+
+def _judge(found: dict[str, Any] | None, largest: float) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {
+        **shade(found["difference"], largest),
+        **dict(text=f"{found['difference']:+.4f}", interval=describe_interval(found)),
+        "word": found["word"],
+    }
+
+
 def measures(run: Run) -> dict[str, Any] | None:
     """Returns the rows of eval.json; accuracies are compared with the first model's."""
     rows = read_optional(run.folder / "eval.json")

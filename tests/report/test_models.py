@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from support import tiny, tiny_report
+from support import html_page, tiny, tiny_report
 
 from flax_adapt import models, weights
 from flax_adapt.base import logs
@@ -13,6 +13,7 @@ from flax_adapt.report import (
     attentions,
     examples,
     maps,
+    outcomes,
     page,
     pictures,
     reconstructions,
@@ -183,3 +184,29 @@ def test_a_transfer_matrix_is_shown_as_differences_with_intervals(run, tmp_path)
     assert cell["interval"].startswith(f"{low:+.4f} to ")
     (cell,) = knn["rows"][0]["cells"]
     assert (cell["text"], cell["tone"], cell["interval"]) == ("-0.1000", "bad", "")
+
+
+def test_verdicts_on_frozen_features_are_cells_with_intervals(run):
+    found = dict(difference=-0.1, low=-0.2, high=-0.05, word="hurt")
+    entry = dict(stage="further", against="pretrained", domain="source", data="x:y")
+    row = {**run.rows[0], "features": [{**entry, "metrics": {"knn": found}}]}
+    shown = transfers.features(run._replace(rows=[row]))
+    assert shown["columns"] == ["knn"]
+    (one,) = shown["rows"]
+    assert one["name"] == "further on source x:y"
+    assert one["cells"][0] == dict(
+        **dict(tone="bad", strength=0.6, text="-0.1000", word="hurt"),
+        interval="-0.2000 to -0.0500",
+    )
+    assert transfers.features(run) is None
+    text = page.render("x", {"features": shown})
+    assert html_page.Page(text).problems == []
+    assert "-0.2000 to -0.0500" in text
+
+
+def test_a_pool_with_test_examples_is_said_beside_the_verdict(run):
+    shared = dict(pools=["further"], examples=5, of=60)
+    rows = [{**row, "transductive": shared} for row in run.rows]
+    assert outcomes.notes(run, "arm") == []
+    (note,) = outcomes.notes(run._replace(rows=rows), "arm")
+    assert note.startswith("transductive: the pool of further holds 5 of the 60")
