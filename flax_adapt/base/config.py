@@ -40,6 +40,7 @@ ADDED: dict[str, Any] = {
     r"(.*\.)?(augment|views\.\d+)\.randaugment_magnitude": 9.0,
     r"(.*\.)?(augment|views\.\d+)\.erase_probability": 0.0,
     r"(.*\.)?subset\.draw": "fixed",
+    r"log": "",
     r"model\.traits": None,  # the plain ViT
     r"model\.traits\.(distilled|pre_norm|rotary_\w+)": 0,
     r"model\.traits\.(patch_bias|key_bias)": True,

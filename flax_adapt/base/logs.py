@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from flax_adapt.base.errors import UserError
 
@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 PathLike: TypeAlias = str | os.PathLike[str]
+
+
+class Writer(Protocol):
+    """Takes the metrics of one stage. It raises nothing that ends a run."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class MetricWriter:
@@ -27,9 +35,20 @@ class MetricWriter:
     the step that training resumes from (0: every line of the stage is removed).
     """
 
-    def __init__(self, workdir: PathLike, stage: str, *, step: int, is_writer: bool):
-        """`is_writer` is true on process 0 only; elsewhere every call does nothing."""
-        self._workdir, self._stage = Path(workdir), stage
+    def __init__(
+        self,
+        workdir: PathLike,
+        stage: str,
+        *,
+        step: int,
+        is_writer: bool,
+        others: Sequence[Writer] = (),
+    ):
+        """`is_writer` is true on process 0 only; elsewhere every call does nothing.
+
+        others: take the same metrics, and are closed with this.
+        """
+        self._workdir, self._stage, self._others = Path(workdir), stage, others
         self._file, self._events = None, None
         if not is_writer:
             return
@@ -45,16 +64,20 @@ class MetricWriter:
         """Appends one line and flushes it; raises OSError that names the files."""
         if self._file is None or self._events is None:
             return
-        line = {"stage": self._stage, "step": int(step)}
-        line |= {name: float(value) for name, value in values.items()}
+        numbers = {name: float(value) for name, value in values.items()}
+        line = {"stage": self._stage, "step": int(step), **numbers}
         with self._add_file_names():
             self._file.write(json.dumps(plain(line)) + "\n")
             self._file.flush()
             self._events.write(int(step), values)
+        for other in self._others:
+            other.write(int(step), numbers)
 
     def close(self) -> None:
-        """Closes both files."""
+        """Closes both files and the others."""
         with contextlib.ExitStack() as stack:
+            for other in self._others:
+                stack.callback(other.close)
             stack.enter_context(self._add_file_names())
             for opened in (self._file, self._events):
                 if opened is not None:

@@ -270,7 +270,7 @@ def experiment(**sections: Any) -> dict[str, Any]:
 
     init_format "": detected from `init`. init_known: facts that `init` lacks, see `known` in
     `weights`. more_evaluations: further sections like `evaluate`, for other data. transfer:
-    see `experiment.transfer`, or None.
+    see `experiment.transfer`, or None. log: see `base.trackers`.
     """
     section = dict(
         init_format="",
@@ -280,6 +280,7 @@ def experiment(**sections: Any) -> dict[str, Any]:
         mesh=dict(data=-1, fsdp=1, tensor=1),
         checkpoint=dict(every_steps=1_000, keep_last=2, keep_best=1),
         log_every_steps=50,
+        log="",
         more_evaluations=(),
         transfer=None,
     )

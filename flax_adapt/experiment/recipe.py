@@ -25,8 +25,9 @@ from flax_adapt.train.preemption import Preemption
 
 log = logging.getLogger(__name__)
 # Sections that change no number of a run: those that `flax-adapt eval` alone reads, which
-# measures everything each time, and the mesh, which follows from the machines at hand.
-_FREE_SECTIONS = ("evaluate", "more_evaluations", "transfer", "mesh")
+# measures everything each time, the mesh, which follows from the machines at hand, and
+# where metrics are shown.
+_FREE_SECTIONS = ("evaluate", "more_evaluations", "transfer", "mesh", "log")
 COLUMNS = ("stage", "metric", "seeds", "mean", "std", "gain", "seconds")
 
 

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from flax_adapt import objectives, surgery
-from flax_adapt.base import checks, memory
+from flax_adapt.base import checks, memory, trackers
 from flax_adapt.base.checks import Check, Context, Mistake, Row
 from flax_adapt.base.errors import UserError
 from flax_adapt.data import replay
@@ -57,6 +57,7 @@ OWNERS: list[ModuleType] = [
     replay,
     references,
     memory,
+    trackers,
     training,
 ]
 

@@ -13,6 +13,7 @@ from flax_adapt.base import config as configs
 from flax_adapt.base import logs, rules
 from flax_adapt.base.errors import NonFiniteError, Preempted, UserError
 from flax_adapt.base.metrics import Meter
+from flax_adapt.base.trackers import TrackedRun, Trackers
 from flax_adapt.base.types import Metrics
 from flax_adapt.stage import data as inputs
 from flax_adapt.stage import same_data, training
@@ -131,20 +132,28 @@ class Run:
                 f"num_steps={self.config.num_steps}; raise it or delete "
                 f"{self.stage.folder / 'checkpoints'}"
             )
+        is_writer = jax.process_index() == 0
         self.writer = logs.MetricWriter(
             self.stage.workdir,
             self.stage.label,
             step=step,
-            is_writer=jax.process_index() == 0,
+            is_writer=is_writer,
+            others=self._open_trackers() if is_writer else (),
         )
         self.reported = (step, time.perf_counter())
         self.bar = logs.progress(
             self.config.num_steps,
             initial=step,
             description=self.stage.label,
-            enabled=jax.process_index() == 0,
+            enabled=is_writer,
         )
         return step
+
+    def _open_trackers(self) -> list[Trackers]:
+        stage = self.stage
+        fields = configs.plain(stage.config)
+        run = TrackedRun(stage.workdir, stage.label, stage.folder, fields)
+        return [Trackers(stage.experiment.log, run)]
 
     def advance(self, step: int) -> None:
         """Takes one optimizer step; its metrics are read while the next step runs."""
