@@ -55,11 +55,7 @@ def held(penalty, stage=WARM, **changes):
 
 MISTAKES = {
     "optim.grad_reduce='half' is": (PLAIN, {"optim.grad_reduce": "half"}, {}),
-    "log='wand' is unknown; choose one of ['mlflow', 'wandb']": (
-        PLAIN,
-        {},
-        {"log": "wand"},
-    ),
+    "log='wand' is unknown": (PLAIN, {}, {"log": "wand"}),
     "optim.mu_dtype='half' is": (PLAIN, {"optim.mu_dtype": "half"}, {}),
     "optim.mu_dtype='bfloat16' is of AdamW": (
         *(PLAIN, {"optim.sgd": SGD, "optim.mu_dtype": "bfloat16"}, {}),
