@@ -34,8 +34,7 @@ ADDED: dict[str, Any] = {
     r"stages\.\d+\.objective\.beta": 2.0,  # of a match that there was not
     # The same numbers but for rounding.
     r"stages\.\d+\.objective\.teacher_cache_bytes": 2**30,
-    # Before 890 steps the old average is mostly its initial value.
-    r"stages\.\d+\.ema\.warmup": True,
+    r"stages\.\d+\.ema\.warmup": True,  # before step 890 the old one is mostly the start
     r"(.*\.)?(augment|views\.\d+)\.randaugment_operations": 0,
     r"(.*\.)?(augment|views\.\d+)\.randaugment_magnitude": 9.0,
     r"(.*\.)?(augment|views\.\d+)\.erase_probability": 0.0,
