@@ -35,7 +35,7 @@ _PEER_IS_GONE = re.compile("Gloo|NCCL|[Cc]onnection (closed|reset)|Socket closed
 def usage() -> str:
     """Returns the help: a line for each command."""
     lines = ["flax-adapt COMMAND --flag=value ...  (COMMAND --help lists its flags)"]
-    lines += [f"  {name:10}{command.summary}" for name, command in COMMANDS.items()]
+    lines += [f"  {name:13}{command.summary}" for name, command in COMMANDS.items()]
     return "\n".join([*lines, "flax-adapt --version"])
 
 

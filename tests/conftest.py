@@ -169,7 +169,9 @@ def main(capsys):
             patch.setattr(allocator, "mallopt", lambda parameter, value: 1)
             runs = arguments[:1] in (("run",), ("adapt",)) and len(arguments) > 1
             less = runs and not {"--report", "--help"} & {*arguments}
-            code = __main__.main([*arguments, *["--noreport"] * less])
+            code = __main__.main(
+                [*arguments[:1], *["--noreport"] * less, *arguments[1:]]
+            )
         return code, *capsys.readouterr()
 
     numbers = (signal.SIGTERM, signal.SIGINT)

@@ -91,7 +91,7 @@ MISTAKES = {
     "features": "features needs --init=... --data=... --out=...",
     "features {m} --out={f}/x": "must be a new .npz or .csv or .parquet file",
     "features {m} --out={f}/no/x.npz": "in a folder that exists",
-    "features {m} --out={w}.npz --pooling=max": "one of ['auto', 'cls', 'cls_mean', 'mean'",
+    "features {m} --out={w}.npz --pooling=max": "one of ['auto', 'cls', 'cls_dist',",
     "features {m} --out={w}.npz --precision=half": "'float32'",
     "features {m} --out={w}.npz --batch_size=0": "batch_size=0",
     "features {m} --out={w}.npz --batch_size=x": "'x'",
