@@ -76,7 +76,7 @@ def plot(whole, path):
             color = "white" if dark else "black"
             axis.text(column, row, f"{value:.2f}", ha="center", color=color)
         average = found["figures"]["average_learnt"]
-        axis.set_title(f"{name}; average of the learnt domains {average:.3f}")
+        axis.set_title(f"{name}\naverage of learnt domains {average:.3f}", fontsize=10)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 
