@@ -126,6 +126,7 @@ def test_a_workdir_without_draws_goes_on_with_fixed_labels(trained, tmp_path):
     config = arms()
     old = json.loads(json.dumps(configs.plain(config)))
     _without_draws(old)
+    old["precision"] = "float32"  # a workdir holds what "auto" was
     (tmp_path / "stages/one/seed_0/checkpoints/1").mkdir(parents=True)
     (tmp_path / "config.json").write_text(json.dumps(old, indent=2))
     recipe.run(config, tmp_path, force=False)
