@@ -1,6 +1,5 @@
 """Writes the embeddings of a data set by a model on disk."""
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,6 @@ from flax_adapt.evals import embed
 from flax_adapt.evals.features import Features
 from flax_adapt.train import precision as precisions
 from flax_adapt.train import sharding
-
-log = logging.getLogger(__name__)
 
 
 def features(
@@ -76,12 +73,12 @@ def features(
             mesh=sharding.all_devices(),
         )
     rows = embedder.features(examples)
-    log.info("features are pooled by %s", embedder.pooling)
     _check_finite(out, rows)
     if jax.process_index() == 0:
         _write_features(target, rows, examples)
         count, width = rows.embeddings.shape
-        print(f"{out}: {count} embeddings of width {width}")
+        how = f"of width {width}, pooled by {embedder.pooling}"
+        print(f"{out}: {count} embeddings {how}")
     say_bad_files(examples)
 
 

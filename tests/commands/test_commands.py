@@ -228,7 +228,7 @@ def test_features_are_the_states_of_the_model(main, files, tmp_path, pooling):
         "--batch_size=6",  # 16 images: the last batch is not full
     )
     assert code == 0
-    assert text == f"{out}: 16 embeddings of width 16\n"
+    assert text == f"{out}: 16 embeddings of width 16, pooled by {pooling}\n"
     found = np.load(out)  # would refuse a pickle
     names = [f"train/{c}/{n}.png" for c in tiny_files.CLASSES for n in range(8)]
     assert found["names"].tolist() == names
@@ -247,7 +247,8 @@ def test_features_are_pooled_as_by_the_library_of_the_weights(main, files, tmp_p
     out, weights_folder = tmp_path / "features.npz", BACKBONES / "dinov2"
     flags = f"--init={weights_folder}", f"--data=folder:{files}/images", f"--out={out}"
     code, text, _ = main("features", *flags, "--mean=0.5,0.5,0.5", "--std=1,1,1")
-    assert (code, text) == (0, f"{out}: 16 embeddings of width 32\n")
+    printed = f"{out}: 16 embeddings of width 32, pooled by cls_mean\n"
+    assert (code, text) == (0, printed)
 
 
 @pytest.fixture(scope="module")
