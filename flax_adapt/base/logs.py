@@ -20,7 +20,7 @@ PathLike: TypeAlias = str | os.PathLike[str]
 
 
 class Writer(Protocol):
-    """Takes the metrics of one stage. It raises nothing that ends a run."""
+    """Takes the metrics of one stage."""
 
     def write(self, step: int, values: Mapping[str, float]) -> None: ...
 
@@ -46,7 +46,7 @@ class MetricWriter:
     ):
         """`is_writer` is true on process 0 only; elsewhere every call does nothing.
 
-        others: take the same metrics, and are closed with this.
+        others: take the same metrics, and are closed with this. They raise nothing.
         """
         self._workdir, self._stage, self._others = Path(workdir), stage, others
         self._file, self._events = None, None

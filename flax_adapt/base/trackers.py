@@ -35,14 +35,10 @@ class TrackedRun(NamedTuple):
     config: Mapping[str, Any]
 
 
-class Tracker(Protocol):
+class Tracker(logs.Writer, Protocol):
     """Takes the metrics of one run. name: what continues the run, in its own terms."""
 
     name: str
-
-    def write(self, step: int, values: Mapping[str, float]) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class _Wandb:

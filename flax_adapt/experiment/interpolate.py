@@ -21,6 +21,7 @@ from flax_adapt.base.types import Params
 from flax_adapt.evals import outputs
 from flax_adapt.experiment import measure, recipe
 from flax_adapt.stage import stage as stages
+from flax_adapt.stage import weights as stage_weights
 from flax_adapt.stage.predictions import Predictions
 from flax_adapt.stage.stage import Stage
 
@@ -257,13 +258,6 @@ def _row(point: Point) -> dict[str, Any]:
 
 def _export(pair: Pair, a: float, folder: Path) -> None:
     """Writes the mixed weights with the tokenizer or preprocessing of the stage."""
-    section, whole = pair.stage.config.data, pair.stage.folder / "export"
-    classes = weights.class_names(whole) if pair.task == "classify" else None
-    extras: dict[str, Any] = {"class_names": classes or None}
-    if section.modality == "text":
-        extras["tokenizer"] = section.tokenizer
-    else:
-        extras |= {"mean": section.mean, "std": section.std}
-    if pair.task == "mae":
-        extras["reconstruction"] = weights.reconstruction(whole)
+    classes = weights.class_names(pair.stage.folder / "export")
+    extras = stage_weights.describe_export(pair.stage, classes)
     weights.save_pretrained(folder, pair.model, pair.mix(pair.adapted, a), **extras)

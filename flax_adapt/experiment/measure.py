@@ -123,6 +123,7 @@ def measure_models(config: Any, section: Any, models: list[Model]) -> Measured:
         for one, target, source in zip(measured, on_target, on_source, strict=True)
     ]
     labels, entries = [one.label for one in models], []
+    known: dict[str, frozenset[str]] = {}
     for found, one, domain in (
         (on_target, section.test, verdicts.TARGET),
         (on_source, section.source, verdicts.SOURCE),
@@ -130,7 +131,7 @@ def measure_models(config: Any, section: Any, models: list[Model]) -> Measured:
         whole = [one for one in found if one is not None]
         if whole:
             compared = verdicts.compare(labels, whole, one.source, domain)
-            entries += [_add_shared(config, entry, one) for entry in compared]
+            entries += [_add_shared(config, entry, one, known) for entry in compared]
     return Measured(rows, entries, on_target, on_source)
 
 
@@ -159,7 +160,7 @@ def ways_of_init(config: Any) -> list[tuple[str, dict[str, Any]]]:
 
 def _pooling(section: Any, first: Model) -> str:
     """Returns the pooling of all models: "auto" is that of the first one's library."""
-    how = {name: first.fit[name] for name in ("format", "known") if name in first.fit}
+    how = weights.options_in(first.fit)
     return weights.resolve_pooling(section.pooling, first.folder, **how)
 
 
@@ -201,11 +202,14 @@ def _features(
     return [MeasuredModel(*row) for row in zip(*columns, strict=True)]
 
 
-def _add_shared(config: Any, entry: dict[str, Any], test: Any) -> dict[str, Any]:
+def _add_shared(
+    config: Any, entry: dict[str, Any], test: Any, known: dict[str, frozenset[str]]
+) -> dict[str, Any]:
+    if entry["domain"] != verdicts.TARGET:
+        return entry
     stage = entry["stage"].partition("/")[0]
-    held = leaks.find_shared(config, stage, test)
-    is_target = entry["domain"] == verdicts.TARGET
-    return {**entry, "transductive": held} if held and is_target else entry
+    held = leaks.find_shared(config, stage, test, known)
+    return {**entry, "transductive": held} if held else entry
 
 
 def _answer(

@@ -41,17 +41,12 @@ def attentions(run: Run) -> dict[str, Any] | None:
         "columns": columns,
         "rows": [
             [
-                {
-                    "image": pictures.to_data_uri(pixels_BYXC[i]),
-                    "alt": f"image {examples.names[row]}",
-                    "note": "",
-                },
+                pictures.to_cell(pixels_BYXC[i], f"image {examples.names[row]}"),
                 *(
-                    {
-                        "image": pictures.to_data_uri(overlay(pixels_BYXC[i], each[i])),
-                        "alt": f"attention of {one.label} on {examples.names[row]}",
-                        "note": "",
-                    }
+                    pictures.to_cell(
+                        overlay(pixels_BYXC[i], each[i]),
+                        f"attention of {one.label} on {examples.names[row]}",
+                    )
                     for one, each in zip(found, maps, strict=True)
                 ),
             ]
@@ -62,7 +57,7 @@ def attentions(run: Run) -> dict[str, Any] | None:
 
 def _is_plain(one: Backbone) -> bool:
     """Returns whether weights are of a ViT whose attention is the usual one."""
-    options = {name: one.fit[name] for name in ("format", "known") if name in one.fit}
+    options = weights.options_in(one.fit)
     config = weights.model_config(one.folder, **options)
     return config["kind"] == "vit" and config["adaptor"] is None
 

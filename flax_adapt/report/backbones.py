@@ -69,7 +69,7 @@ def _has(one: Backbone, task: str) -> bool:
     """Returns whether weights are there with the part that a task needs."""
     if not one.folder.exists():
         return False
-    options = {name: one.fit[name] for name in ("format", "known") if name in one.fit}
+    options = weights.options_in(one.fit)
     kind = weights.model_config(one.folder, **options)["kind"]
     if task not in models.TASKS[kind]:
         return False

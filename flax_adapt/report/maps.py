@@ -46,7 +46,7 @@ def find_source(config: Any) -> Any:
 
 
 def _draw(config: Any, one: Backbone, target: Any, source: Any) -> dict[str, str]:
-    how = {name: one.fit[name] for name in ("format", "known") if name in one.fit}
+    how = weights.options_in(one.fit)
     pooling = weights.resolve_pooling(config.evaluate.pooling, one.folder, **how)
     embedder = Embedder(
         one.folder,

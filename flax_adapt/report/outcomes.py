@@ -148,7 +148,7 @@ def pairs(run: Run) -> dict[str, Any] | None:
     )
     rows = [
         {
-            "stage": name,
+            "name": name,
             "cells": [_cell(row.get(other), largest or 1.0) for other in others],
         }
         for name, row in found.items()

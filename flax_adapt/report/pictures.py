@@ -37,6 +37,11 @@ def to_data_uri(pixels: np.ndarray) -> str:
     return f"data:image/{kind.lower()};base64,{text}"
 
 
+def to_cell(pixels: np.ndarray, alt: str) -> dict[str, str]:
+    """Returns an image of a table of panels, and what it shows in words."""
+    return {"image": to_data_uri(pixels), "alt": alt}
+
+
 def open_whole(section: Any) -> Any:
     """Returns all examples of a data section: no subset is drawn from them."""
     whole = draws.change_fields(section, subset=configs.build(defaults.ALL))

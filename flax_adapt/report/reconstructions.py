@@ -51,11 +51,7 @@ def reconstructions(run: Run) -> dict[str, Any] | None:
         "columns": columns,
         "rows": [
             [
-                {
-                    "image": pictures.to_data_uri(images[i]),
-                    "alt": f"{column} of {named[i]}",
-                    "note": "",
-                }
+                pictures.to_cell(images[i], f"{column} of {named[i]}")
                 for column, images in zip(columns, whole, strict=True)
             ]
             for i in range(len(rows))

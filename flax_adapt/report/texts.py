@@ -147,7 +147,7 @@ def measure_moves(first_VD: np.ndarray, last_VD: np.ndarray) -> np.ndarray:
 
 def _read_table(one: Backbone) -> np.ndarray:
     """Returns the embeddings of tokens, [V, D]."""
-    options = {name: one.fit[name] for name in ("format", "known") if name in one.fit}
+    options = weights.options_in(one.fit)
     opened = weights.open_params(
         one.folder, "encoder", reshape=one.fit.get("reshape", ()), sizes={}, **options
     )

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +260,23 @@ def _select_exported(
     return alone, adaptors.drop({name: params[name] for name in names})
 
 
+def describe_export(stage: Stage, class_names: Sequence[str] | None) -> dict[str, Any]:
+    """Returns what `weights.save_pretrained` writes beside a stage's weights.
+
+    class_names: of the classes of a classifier; others have none.
+    """
+    section = stage.config.data
+    classes = class_names if stage.exported_task == "classify" else None
+    extras: dict[str, Any] = {"class_names": classes or None}
+    if section.modality == "text":
+        extras |= {"tokenizer": section.tokenizer}
+    else:
+        extras |= {"mean": section.mean, "std": section.std}
+    if stage.exported_task == "mae":
+        extras["reconstruction"] = _reconstruction(stage)
+    return extras
+
+
 def export(
     stage: Stage, model: nn.Module, params: Params, examples: data.Examples
 ) -> Path:
@@ -269,17 +286,10 @@ def export(
     `models.batch_stats`.
     """
     params = gather_on_first(params)
-    folder, section = stage.folder / "export", stage.config.data
+    folder = stage.folder / "export"
     if jax.process_index() == 0:
         model, params = _select_exported(stage, model, params)
-        classes = stage.exported_task == "classify" and examples.class_names
-        extras: dict[str, Any] = {"class_names": classes or None}
-        if section.modality == "text":
-            extras |= {"tokenizer": section.tokenizer}
-        else:
-            extras |= {"mean": section.mean, "std": section.std}
-        if stage.exported_task == "mae":
-            extras["reconstruction"] = _reconstruction(stage)
+        extras = describe_export(stage, examples.class_names)
         weights.save_pretrained(folder, model, params, **extras)
     wait_for_all(f"export {stage.label}")
     return folder

@@ -128,7 +128,7 @@ def _preserve(trained: TrainedBlock) -> ResizedWeights:
     make = {"resized": _expand_block, "linear": _expand_linear, "extra": _add_block}
     leaves, rules = make[trained.section["kind"]](trained)
     new = trained.section["width"] - trained.where.width
-    for name in trained.readers * bool(new):
+    for name in trained.readers if new else ():
         kernel = np.asarray(leaves[name], np.float32)
         leaves[name] = np.pad(kernel, ((0, new), (0, 0)))
         rules[name] = f"{new} rows of zeros added"

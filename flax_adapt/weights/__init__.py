@@ -14,7 +14,12 @@ where a torch file holds several.
 
 from flax_adapt.weights import reshape as reshape
 from flax_adapt.weights.fields import KNOWN
-from flax_adapt.weights.formats.table import FORMATS, WRITERS, source_options
+from flax_adapt.weights.formats.table import (
+    FORMATS,
+    WRITERS,
+    options_in,
+    source_options,
+)
 from flax_adapt.weights.loading import (
     AUTO,
     class_names,
@@ -50,6 +55,7 @@ __all__ = [
     "model_config",
     "open_params",
     "open_weights",
+    "options_in",
     "parts",
     "pixel_statistics",
     "preprocessor",

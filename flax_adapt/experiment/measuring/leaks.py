@@ -39,30 +39,40 @@ class ExampleSet(NamedTuple):
         return f"{name[self.role]} {self.section.source} {self.section.split}"
 
 
-def find_shared(config: Any, stage: str, test: Any) -> dict[str, Any] | None:
+def find_shared(
+    config: Any, stage: str, test: Any, known: dict[str, frozenset[str]] | None = None
+) -> dict[str, Any] | None:
     """Returns which pools of a stage hold examples of a test section; None: no pool does.
 
     stage: its name. The pools are those of the stage and of the stages that it follows from,
     as far as they train without labels. The result has `pools` (names of stages), `examples`
-    (how many test examples the first of them holds) and `of` (how many there are).
+    (how many test examples the first of them holds) and `of` (how many there are). known: the
+    names of the examples of sections; calls that share it read each section once.
     """
     sections = {section.name: section for section in config.stages}
     if stage not in sections:
         return None
-    tested = draws.draw_labels(test, 0)
-    counts = {}
+    tested, counts = draws.draw_labels(test, 0), {}
+    known = {} if known is None else known
     for one in _follow(sections, stage):
         section = sections[one]
         if held_out.sees_labels(section):
             continue
         if duplicates.have_same_origin(section.data, tested):
-            names = [{*_select(x).names} for x in (section.data, tested)]
+            names = [_names(x, known) for x in (section.data, tested)]
             counts[one] = (len(names[0] & names[1]), len(names[1]))
     held = {one: count for one, count in counts.items() if count[0]}
     if not held:
         return None
     shared, whole = next(iter(held.values()))
     return {"pools": [*held], "examples": shared, "of": whole}
+
+
+def _names(section: Any, known: dict[str, frozenset[str]]) -> frozenset[str]:
+    identity = _identity(section)
+    if identity not in known:
+        known[identity] = frozenset(_select(section).names)
+    return known[identity]
 
 
 def describe_shared(shared: dict[str, Any]) -> str:
@@ -77,10 +87,11 @@ def describe_shared(shared: dict[str, Any]) -> str:
 def add_shared(config: Any, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns the rows of results.json, those with a gain with `transductive` where it is."""
     sections, found = {one.name: one for one in config.stages}, []
+    known: dict[str, frozenset[str]] = {}
     for row in rows:
         section, shared = sections.get(row["stage"]), None
         if "gain" in row and section is not None and section.eval is not None:
-            shared = find_shared(config, row["stage"], section.eval.data)
+            shared = find_shared(config, row["stage"], section.eval.data, known)
         found.append({**row, "transductive": shared} if shared else row)
     return found
 
@@ -115,13 +126,13 @@ def list_sets(config: Any) -> list[ExampleSet]:
     known: dict[str, ExampleSet] = {}
     for one in found:
         drawn = one._replace(section=draws.draw_labels(one.section, 0))
-        known.setdefault(f"{drawn.role} {_identity(drawn)}", drawn)
+        known.setdefault(f"{drawn.role} {_identity(drawn.section)}", drawn)
     return list(known.values())
 
 
-def _identity(one: ExampleSet) -> str:
+def _identity(section: Any) -> str:
     fields = ("modality", "source", "split", "data_dir", "subset")
-    plain = configs.plain(one.section)
+    plain = configs.plain(section)
     return repr({name: plain[name] for name in fields})
 
 
@@ -132,7 +143,7 @@ def list_copies(config: Any, workdir: Path) -> list[str]:
     are not compared again where near_copies.json has these sets.
     """
     sets = list_sets(config)
-    identity = [f"{one.role} {_identity(one)}" for one in sets]
+    identity = [f"{one.role} {_identity(one.section)}" for one in sets]
     record, path = workdir / RECORD, workdir / FILE
     known = logs.read_json(record) if record.exists() and path.exists() else {}
     if isinstance(known, dict) and known.get("sets") == identity:

@@ -211,19 +211,19 @@ def _write_general(config: Json) -> dict[str, Any]:
     }
 
 
-_DEIT = dict(
-    model_type="deit", defaults=hf_vit.DEFAULTS, read=_read_deit, write=_write_deit
-)
 DEIT = Visual(
+    model_type="deit",
     classes={"encoder": "DeiTModel", "classify": "DeiTForImageClassification"},
+    defaults=hf_vit.DEFAULTS,
     table=visual_names.DEIT,
-    **_DEIT,  # type: ignore[arg-type]
+    read=_read_deit,
+    write=_write_deit,
 )
-DEIT_TWO_HEADS = Visual(
+DEIT_TWO_HEADS = dataclasses.replace(
+    DEIT,
     classes={"classify": "DeiTForImageClassificationWithTeacher"},
     table=visual_names.DEIT_TWO_HEADS,
     POOLING=CLS_DIST,
-    **_DEIT,  # type: ignore[arg-type]
 )
 CLIP = Visual(
     model_type="clip_vision_model",

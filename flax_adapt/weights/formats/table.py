@@ -152,6 +152,11 @@ def source_options(format: str, known: Mapping[str, Any]) -> dict[str, Any]:
     return {"format": format or None, "known": facts}
 
 
+def options_in(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns those of the arguments of loading that `source_options` gives."""
+    return {name: arguments[name] for name in ("format", "known") if name in arguments}
+
+
 def rewordings(known: str, format: str) -> dict[str, str]:
     """Returns {regular expression: replacement} for the errors of `weights`, see `reword_errors`.
 
