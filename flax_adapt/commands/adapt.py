@@ -14,6 +14,7 @@ from flax_adapt.base.errors import UserError
 from flax_adapt.base.paths import user_path
 from flax_adapt.commands import adapt_screen
 from flax_adapt.commands.table import COMMANDS, MACHINE, REQUIRED
+from flax_adapt.data import source as sources
 from flax_adapt.experiment import budget as budgets
 from flax_adapt.experiment import delivery, handover, recipe, verdicts
 from flax_adapt.report import page
@@ -80,6 +81,7 @@ def adapt_model(**given: Any) -> Path | None:
     return run_recipe(**whole)
 
 
+@sources.keep_open()
 def run_recipe(
     workdir: str,
     budget: str,

@@ -16,8 +16,10 @@ texts
     text:PATH            a document a line, or a folder of .txt files; no labels
 """
 
+import contextlib
+import contextvars
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -59,12 +61,46 @@ SCHEMES: dict[str, dict[str, Open]] = {
 }
 
 
+# Fields that do not change what a section opens, but what is done with its examples.
+_OF_EXAMPLES = ("classes", "subset", "augment", "views", "buckets", "layout")
+_kept: contextvars.ContextVar[dict[str, Source] | None] = contextvars.ContextVar(
+    "kept", default=None
+)
+
+
+@contextlib.contextmanager
+def keep_open() -> Iterator[None]:
+    """Within it, sections that name the same source and split share one opened `Source`.
+
+    So a recipe of many stages lists a folder once. An inner context shares with the outer
+    one; when that ends, nothing is kept. Sources are read-only, so that sharing is safe.
+    """
+    if _kept.get() is not None:
+        yield
+        return
+    token = _kept.set({})
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+
+
 def open_source(config_data: ConfigDict) -> Source:
     """Returns the source of a data section, before its subset is taken.
 
     If the section lists `classes`, they are the classes of the source, see `recount`.
     Raises UserError for a source that does not exist or cannot be read.
     """
+    kept = _kept.get()
+    if kept is None:
+        return recount(_open(config_data), tuple(config_data.classes))
+    key = repr([(k, v) for k, v in config_data.items() if k not in _OF_EXAMPLES])
+    if key not in kept:
+        kept[key] = _open(config_data)
+    return recount(kept[key], tuple(config_data.classes))
+
+
+def _open(config_data: ConfigDict) -> Source:
     schemes = errors.choose("data.modality", config_data.modality, SCHEMES)
     scheme, colon, rest = config_data.source.partition(":")
     if not colon or not rest:
@@ -73,7 +109,7 @@ def open_source(config_data: ConfigDict) -> Source:
             f" modality {config_data.modality!r} are {sorted(schemes)}"
         )
     opener = errors.choose("the scheme of data.source", scheme, schemes)
-    return recount(opener(rest, config_data), tuple(config_data.classes))
+    return opener(rest, config_data)
 
 
 def recount(source: Source, classes: tuple[str, ...]) -> Source:

@@ -11,6 +11,7 @@ import flax_adapt as fa
 from flax_adapt.base import config as configs
 from flax_adapt.base.errors import UserError
 from flax_adapt.commands import adapt
+from flax_adapt.data import source as sources
 from flax_adapt.defaults import baselines
 from flax_adapt.defaults.adapting import recipe, sizes
 from flax_adapt.evals import outputs
@@ -48,13 +49,29 @@ def flags(files, workdir, **changes):
     return {**given, **changes}
 
 
+OPENED = []
+
+
 @pytest.fixture(scope="module")
 def adapted(files, small, tmp_path_factory):
+    """A whole run; OPENED has (source, split) of every folder that it opened."""
     workdir = tmp_path_factory.mktemp("adapted")
+    open_folder = sources.SCHEMES["image"]["folder"]
+
+    def count(path, section):
+        OPENED.append((path, section.split))
+        return open_folder(path, section)
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sources.SCHEMES["image"], "folder", count)
         patch.setattr(budget, "share", lambda *_: dict(finetune_steps=3))
         export = fa.adapt(**flags(files, workdir, budget="2m"))
     return workdir, export
+
+
+def test_a_whole_run_opens_each_source_once(adapted, files):
+    root = files["images"].removeprefix("folder:")
+    assert sorted(OPENED) == [(root, "test"), (root, "train")]
 
 
 def test_adapt_hands_over_one_of_the_candidates_and_the_report_shows_all(adapted):

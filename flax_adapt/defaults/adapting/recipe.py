@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from flax_adapt import weights
 from flax_adapt.base.errors import UserError, choose, reword_errors
+from flax_adapt.data import source as sources
 from flax_adapt.defaults import (
     augment,
     baselines,
@@ -66,6 +67,7 @@ class Adapting:
     Raises UserError for arguments that are missing or do not fit together.
     """
 
+    @sources.keep_open()
     def __init__(self, args: Any):
         if not args.init or not (args.unlabelled or args.labelled):
             raise UserError(
