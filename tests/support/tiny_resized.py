@@ -6,8 +6,10 @@ from ml_collections import ConfigDict
 from support import tiny
 
 from flax_adapt import defaults, models, weights
+from flax_adapt.models.visual.traits import make_fields
 from flax_adapt.surgery import TrainedBlock, check_resize, last_block
 from flax_adapt.weights import strict
+from flax_adapt.weights.formats import hf_families
 
 # (model config, task, pooling)
 MODELS = {
@@ -18,6 +20,18 @@ MODELS = {
     "mlm": (tiny.TEXT_MODEL, "mlm"),
     "roberta": (
         tiny.TEXT_MODEL | dict(kind="roberta", token_types=2, max_positions=17),
+        "classify",
+    ),
+    "modernbert": (
+        tiny.TEXT_MODEL
+        | dict(traits=hf_families.MODERNBERT.traits, token_types=0)
+        | dict(max_positions=17),
+        "mlm",
+    ),
+    "dinov2": (
+        tiny.MODEL
+        | dict(decoder=None)
+        | dict(traits=make_fields(layer_scale=True, swiglu=True, registers=2)),
         "classify",
     ),
 }

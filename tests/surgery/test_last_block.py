@@ -79,10 +79,10 @@ def test_what_a_resized_block_computes_is_the_formula(name):
     made = tiny.params_of(new)
     states, sums = states_and_sums(new, made)
     block, encoder = made["encoder"]["block_01"], made["encoder"]
-    norm = encoder["norm"] if new.modality == "image" else block["norm2"]
+    norm = encoder.get("norm") or block["norm2"]  # pre-norm models end in one
     x = np.asarray(sums["block_01"], np.float64)
     x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-12)
-    normed = x * np.asarray(norm["scale"])[None] + np.asarray(norm["bias"])[None]
+    normed = x * np.asarray(norm["scale"]) + np.asarray(norm.get("bias", 0.0))
     np.testing.assert_allclose(states[-1], normed, atol=1e-4)
     # Without the MLP only the shortcut is left: W_s x, without a bias.
     silent = jax.tree.map(np.zeros_like, block["mlp"]["down"])
@@ -114,7 +114,8 @@ def test_narrowing_projects_what_the_last_block_gave(name, kind):
     wide, narrow = sums["block_01"], new_sums["block_01"]
     np.testing.assert_allclose(narrow, wide @ P_dD, atol=1e-5)
     norm = last_block.places(MODELS[name][0]).norm
-    assert {f"{norm}/scale", f"{norm}/bias"} == set(done.fresh)
+    leaves = {f"{norm}/scale", f"{norm}/bias"} & set(was)
+    assert leaves == set(done.fresh) != set()
 
 
 def test_a_relu_makes_the_final_states_sparse(name):
