@@ -78,8 +78,6 @@ def bert_distill(size, **changes):
     return bert(size, objective=objective, teacher="stage:first", **changes)
 
 
-# All rows but MAE-B would not fit, or compile for hours, without: docs/many_machines.md.
-SAVING = defaults.memory(remat="blocks", scan=True)
 # Name -> (title, function that makes model and stage, its arguments, examples a chip).
 ROWS = {
     "mae_b": ("MAE ViT-B/16", mae, ("B", 16), 128),
@@ -98,16 +96,16 @@ def config_of(name, topology):
     """The config of a row on a topology."""
     _, make, arguments, images = ROWS[name]
     size = images * parse(topology).chips
-    model, stage = make(*arguments, batch_size=size, memory=SAVING)
+    model, stage = make(*arguments, batch_size=size)
     fields = dict(
         init="none",
         model=model,
         mesh=dict(data=1, fsdp=-1, tensor=1),
-        precision="bfloat16",
         evaluate=None,
         stages=(stage,),
     )
-    return configs.build(defaults.experiment(**fields))
+    config = configs.build(defaults.experiment(**fields))
+    return plans.settle_for(parse(topology), config)
 
 
 def make_plan(name, topology):

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+from ml_collections import ConfigDict
 
 from flax_adapt.base.checks import Check, Context, Row, one_of
 from flax_adapt.base.types import LossFn
@@ -24,12 +25,19 @@ from flax_adapt.base.types import LossFn
 #     blocks  the input of every block
 #     full    the input of every stack of blocks: of several passes (two views, a teacher's
 #             student) one at a time holds the inputs of its blocks; two forward passes more
+#     auto    `settle` says which of them; a loss that no stage trains is traced as "none"
+AUTO = "auto"
 REMAT: dict[str, tuple[bool, Callable[..., bool] | None, bool]] = {
     "none": (False, None, False),
     "dots": (True, jax.checkpoint_policies.dots_with_no_batch_dims_saveable, False),
     "blocks": (True, None, False),
     "full": (True, None, True),
+    AUTO: (False, None, False),
 }
+# Platform -> the width of a transformer from which "auto" recomputes its blocks, in a loop
+# (ours). Without it a ViT-B fills a chip of 16 GiB, a ViT-L one of 80 GiB at batches in use
+# (`flax-adapt plan`).
+LARGE_WIDTH = {"tpu": 768, "cuda": 1024, "gpu": 1024}
 
 
 class Memory(NamedTuple):
@@ -57,6 +65,31 @@ _CURRENT: contextvars.ContextVar[Memory] = contextvars.ContextVar(
 _IGNORED: contextvars.ContextVar[bool] = contextvars.ContextVar(
     "ignored", default=False
 )
+
+
+def settle(section: Any, config_model: Any, platform: str) -> dict[str, Any]:
+    """Returns the section `memory` with what remat="auto" means for a model on a platform.
+
+    That is "blocks" with `scan` from a width of LARGE_WIDTH on; for the rest, ResNets and
+    CPUs, whose memory is large and whose speed is small, "none".
+    """
+    settled = {name: section[name] for name in Memory._fields}
+    if settled["remat"] != AUTO:
+        return settled
+    least = LARGE_WIDTH.get(platform)
+    if config_model.kind == "resnet" or not least or config_model.width < least:
+        return settled | {"remat": "none"}
+    return settled | {"remat": "blocks", "scan": True}
+
+
+def settle_config(config: Any, platform: str) -> Any:
+    """Returns the config of an experiment with a settled section `memory` in every stage."""
+
+    def settled(stage: Any) -> Any:
+        section = settle(stage.memory, config.model, platform)
+        return ConfigDict({**stage, "memory": ConfigDict(section)})
+
+    return ConfigDict({**config, "stages": tuple(map(settled, config.stages))}).lock()
 
 
 def current() -> Memory:

@@ -32,7 +32,7 @@ def plan(
     jax.config.update("jax_platforms", "cpu")
     # First of all, as the number of CPU devices is fixed when JAX starts.
     hardware = plans.find_hardware(topology, hbm_gib, price_per_chip_hour, num_classes)
-    config = precision.settle_config(config, hardware.topology.chip.platform)
+    config = plans.settle_for(hardware.topology, config)
     precision.set_products(config.precision)
     check.experiment(config)
     kinds = choose_kinds(config, stage)

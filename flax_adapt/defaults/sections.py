@@ -159,8 +159,8 @@ def stage_model(**changes: Any) -> dict[str, Any]:
 
 
 def memory(**changes: Any) -> dict[str, Any]:
-    """Returns how a stage saves memory: not at all, see `base.memory`."""
-    return change(dict(remat="none", scan=False, logit_chunks=1), changes)
+    """Returns how a stage saves memory: where large models need it, see `base.memory`."""
+    return change(dict(remat="auto", scan=False, logit_chunks=1), changes)
 
 
 def adafactor(**changes: Any) -> dict[str, Any]:

@@ -179,10 +179,17 @@ def _claim(config: Any, workdir: Path, force: bool) -> None:
 
 
 def _drop_free(config: Any) -> Any:
-    """Returns a plain config without _FREE_SECTIONS."""
+    """Returns a plain config without _FREE_SECTIONS, and without `memory` of the stages.
+
+    How a step saves memory changes nothing but rounding, as the mesh.
+    """
     if not isinstance(config, dict):  # a damaged file
         return config
-    return {name: part for name, part in config.items() if name not in _FREE_SECTIONS}
+    kept = {name: part for name, part in config.items() if name not in _FREE_SECTIONS}
+    stages = kept.get("stages")
+    if not (isinstance(stages, list) and all(isinstance(one, dict) for one in stages)):
+        return kept
+    return {**kept, "stages": [{**one, "memory": None} for one in stages]}
 
 
 def _row(name: str, results: list[dict[str, Any]], workdir: Path) -> dict[str, Any]:

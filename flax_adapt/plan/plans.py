@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from flax_adapt.base import config as configs
+from flax_adapt.base import memory
 from flax_adapt.plan import cost, flops, gpu, hlo, notes, roofline, topology
 from flax_adapt.plan.topology import GIB, Topology
 from flax_adapt.stage import shapes
@@ -17,7 +18,7 @@ from flax_adapt.stage.shapes import Described
 from flax_adapt.stage.stage import Stage
 from flax_adapt.train import sharding
 from flax_adapt.train import step as steps
-from flax_adapt.train.precision import settle
+from flax_adapt.train.precision import settle, settle_config
 
 log = logging.getLogger(__name__)
 _OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
@@ -53,6 +54,12 @@ _SAME_PROGRAM = {
     *("data.label_field", "optim.lr", "optim.warmup_steps", "optim.weight_decay"),
 }
 _SAME_BELOW = re.compile(r"(eval|fisher|sweep|seeds|data\.(subset|mean|std))(\.|$)")
+
+
+def settle_for(topology: Topology, config: Any) -> Any:
+    """Returns the config with the precision and memory that "auto" means on a topology."""
+    platform = topology.chip.platform
+    return memory.settle_config(settle_config(config, platform), platform)
 
 
 def group_stages(config: Any) -> list[Kind]:

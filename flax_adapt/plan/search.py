@@ -50,7 +50,7 @@ def _batches(at: _Place) -> list[Changes]:
     return [{f"stages.{at.number}.batch_size": batch} for batch in found if batch]
 
 
-REMAT = tuple(memory.REMAT)
+REMAT = tuple(name for name in memory.REMAT if name != memory.AUTO)
 PARTS = (1, 2, 4)
 BATCHES = (0.5, 1, 2, 4)
 # The last axis grows in memory: after a candidate that does not fit, none of it is tried.

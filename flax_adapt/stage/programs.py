@@ -83,7 +83,9 @@ def recipe_of_loss(
     fields = {
         **_settings_of_loss(stage, config_data),
         "penalties": [_without_reference(penalty) for penalty in config.penalties],
-        "memory": config.memory,
+        "memory": memory.settle(
+            config.memory, stage.experiment.model, jax.devices()[0].platform
+        ),
     }
     second_model = stages.build_second_model(stage)
     return Recipe(configs.to_text(fields), model, second_model, tuple(sorted(fresh)))

@@ -38,6 +38,7 @@ def test_every_kind_of_stage_is_compiled_once_and_told_as_json(plan):
     # Parameters are gathered; gradients are summed.
     assert first["collectives"]["all-gather"]["bytes"] > 0
     assert first["collectives"]["all-reduce"]["bytes"] > 0
+    assert first["policy"] == {"remat": "none", "scan": False, "logit_chunks": 1}
     assert second["policy"] == {"remat": "blocks", "scan": True, "logit_chunks": 1}
     # Blocks that are recomputed run forward a second time: at most 4 / 3 of the mathematics.
     for found, more in ((first, 1.0), (second, 1.25)):

@@ -84,6 +84,29 @@ def count(name, primitive, **changes):
     return len(re.findall(rf"\b{primitive}\[", str(traced)))
 
 
+@pytest.mark.parametrize(
+    ("kind", "width", "platform", "remat"),
+    [
+        ("vit", 1280, "cpu", "none"),
+        ("vit", 384, "tpu", "none"),
+        ("vit", 768, "tpu", "blocks"),
+        ("bert", 768, "gpu", "none"),
+        ("bert", 1024, "gpu", "blocks"),
+        ("vit", 1024, "cuda", "blocks"),  # what `plan` calls a GPU
+        ("resnet", 2048, "tpu", "none"),
+    ],
+)
+def test_auto_recomputes_the_blocks_of_large_transformers(kind, width, platform, remat):
+    model = ConfigDict(dict(kind=kind, width=width))
+    stage = ConfigDict(dict(memory=defaults.memory(logit_chunks=2)))
+    config = ConfigDict(dict(model=model, stages=(stage,))).lock()
+    (settled,) = memory.settle_config(config, platform).stages
+    scan = remat == "blocks"
+    assert dict(settled.memory) == dict(remat=remat, scan=scan, logit_chunks=2)
+    asked = defaults.memory(remat="dots")
+    assert memory.settle(asked, model, platform) == asked
+
+
 def test_what_is_asked_for_is_in_the_program():
     assert count("mlm", "scan") == count("mlm", "remat2") == 0
     assert count("mlm", "scan", scan=True) >= 2  # forward and backward
