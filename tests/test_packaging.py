@@ -86,7 +86,6 @@ IMPORTED_AS = {
 }
 # Required, and not imported by us.
 FOR_OTHERS = {
-    "array_record": "tensorflow_datasets reads prepared data sets by it",
     "importlib_resources": "tensorflow_datasets imports it and does not declare it",
 }
 FOR_EXTRAS = {

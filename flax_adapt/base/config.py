@@ -49,6 +49,8 @@ ADDED: dict[str, Any] = {
         for name, value in (
             *(("fit", "squash"), ("bits", 0), ("window", ""), ("image_field", "")),
             *(("label_field", "label"), ("split_field", "split")),
+            # The same pixels.
+            *(("cache_bytes", 4 * 2**30), ("jpeg_draft", False)),
         )
     },
 }

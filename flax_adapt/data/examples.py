@@ -11,13 +11,14 @@ from flax_adapt.base.checks import Row
 from flax_adapt.data import fingerprint, source, subset
 from flax_adapt.data.bad_files import BadFiles
 from flax_adapt.data.base import BATCH_ROWS, UNLABELLED, Source
-from flax_adapt.data.images import image, levels
+from flax_adapt.data.images import image, levels, squares
 
 # Rules of a data section of images.
 ROWS = (
     Row(lambda it: it.image_size >= 1, "data.image_size must be at least 1"),
     Row(lambda it: it.channels >= 1, "data.channels must be at least 1"),
     Row(lambda it: it.num_threads >= 1, "data.num_threads must be at least 1"),
+    Row(lambda it: it.cache_bytes >= 0, "data.cache_bytes must be at least 0"),
     *BATCH_ROWS,
 )
 
@@ -59,6 +60,8 @@ _MOST_IMAGES, _MOST_PIXELS = 500, 10_000
 class ImageExamples:
     """Decodes the examples of a source, in parallel; small sets only once.
 
+    Decoded squares are also stored on disk, see `data.images.squares`.
+
     `len`, `names`, `labels`, `class_names` are those of the source. `bad_files` counts
     undecodable images, which are zeros with weight 0 in a batch.
     """
@@ -66,6 +69,7 @@ class ImageExamples:
     def __init__(self, source: Source, config_data: ConfigDict, bad_log: str):
         self.source, self.config = source, config_data
         self._how = levels.how_of(config_data)
+        self._squares = squares.open_squares(config_data)
         fraction = config_data.max_bad_fraction
         count = len(source) + len(source.broken)
         self.bad_files = BadFiles(source.where, count, fraction, bad_log)
@@ -142,9 +146,15 @@ class ImageExamples:
 
     def _decode_one(self, row: int) -> tuple[np.ndarray | None, float]:
         item, label = self.source.read(row)
+        size, channels = self.config.image_size, self.config.channels
+
+        def decode() -> np.ndarray:
+            return image.decode(item, size, channels, self._how)
+
         try:
-            size, channels = self.config.image_size, self.config.channels
-            return image.decode(item, size, channels, self._how), label
+            if self._squares is None:
+                return decode(), label
+            return self._squares.fetch(item, decode), label
         except image.UndecodableImage as error:
             self.bad_files.add(self.names[row], str(error))
             return None, label

@@ -13,13 +13,16 @@ from flax_adapt.defaults.shared import ALL, IMAGE_FILES
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# As much as compiled programs may take: 28 000 squares of 224 pixels.
+CACHE_BYTES = 4 * 2**30
 
 
 def image_data(source: str, split: str, **changes: Any) -> dict[str, Any]:
     """Returns a data section: 224 x 224, ImageNet mean and std, no augmentation, all examples.
 
     views: (), or the two sections `augment` of a contrastive objective. fit, bits, window: see
-    `data.images.levels`. image_field, label_field, split_field: columns of a table.
+    `data.images.levels`. image_field, label_field, split_field: columns of a table. cache_bytes:
+    see `data.images.squares`. jpeg_draft: see `data.images.image.decode`.
     """
     section = dict(
         modality="image",
@@ -37,6 +40,8 @@ def image_data(source: str, split: str, **changes: Any) -> dict[str, Any]:
         num_threads=16,
         prefetch_batches=4,
         max_bad_fraction=0.01,
+        cache_bytes=CACHE_BYTES,
+        jpeg_draft=False,
         **IMAGE_FILES,
     )
     return sections.change(section, changes)

@@ -11,7 +11,6 @@ interrupted, and a resumed run has the same numbers to the bit. They differ from
 a step would compute by rounding alone.
 """
 
-import os
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -23,7 +22,7 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from flax_adapt.base import logs
+from flax_adapt.base import caches, logs
 from flax_adapt.base.types import Array, Batch, Params
 from flax_adapt.data import fingerprint
 from flax_adapt.models.residual import Select
@@ -157,11 +156,7 @@ def write_table(path: Path, table: dict[str, np.ndarray], limit: int) -> None:
 
     The oldest tables of the folder are deleted, so that it holds no more than `limit` bytes.
     """
-    room = limit - sum(leaf.nbytes for leaf in table.values())
-    stored = sorted(path.parent.glob("*.npz"), key=os.path.getmtime, reverse=True)
-    for other in stored:
-        room -= other.stat().st_size
-        if room < 0:
-            other.unlink()
+    size = sum(leaf.nbytes for leaf in table.values())
+    caches.make_room(path.parent.glob("*.npz"), size, limit)
     with logs.replace_file(path) as file:
         np.savez(file, **table)  # type: ignore[arg-type]

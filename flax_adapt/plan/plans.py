@@ -51,6 +51,7 @@ _SAME_PROGRAM = {
     *("name", "seeds", "num_steps", "eval", "fisher", "sweep"),
     *("init_from", "data.source", "data.data_dir", "data.split", "data.tokenizer"),
     *("data.num_threads", "data.prefetch_batches", "data.max_bad_fraction"),
+    *("data.cache_bytes", "data.jpeg_draft"),
     *("data.label_field", "optim.lr", "optim.warmup_steps", "optim.weight_decay"),
 }
 _SAME_BELOW = re.compile(r"(eval|fisher|sweep|seeds|data\.(subset|mean|std))(\.|$)")

@@ -41,6 +41,8 @@ def config(door: str, **changes) -> ConfigDict:
         "num_threads": 2,
         "prefetch_batches": 2,
         "max_bad_fraction": 0.0,
+        "cache_bytes": 0,
+        "jpeg_draft": False,
     }
     return ConfigDict(settings | changes)
 
@@ -212,6 +214,7 @@ def test_the_batch_must_divide_over_the_processes(images, batch_size, processes)
         {"mean": (0.5,)},
         {"num_threads": 0},
         {"prefetch_batches": -1},
+        {"cache_bytes": -1},
         {"max_bad_fraction": 2.0},
         {"augment": {**defaults.NO_AUGMENT, "min_crop_area": 0.0}},
         {"views": ({**defaults.NO_AUGMENT, "hue": 0.6},)},

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import jax
 
+from flax_adapt.base import caches
 from flax_adapt.base.errors import UserError
 from flax_adapt.base.paths import user_path
 
@@ -58,9 +59,7 @@ def user_folder() -> Path:
     A home directory may be that of many machines, and a program of another CPU can have
     instructions that this one lacks.
     """
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    root = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
-    return root / "flax_adapt" / "programs" / _describe_cpu()
+    return caches.user_folder("programs") / _describe_cpu()
 
 
 def _describe_cpu() -> str:

@@ -29,11 +29,13 @@ class UndecodableImage(Exception):
 class How(NamedTuple):
     """How images become squares of 8 bits: `fit` of FITS, and the range that is 0..255.
 
-    window: (low, high); None: that of the file's type, or of a DICOM file.
+    window: (low, high); None: that of the file's type, or of a DICOM file. draft: JPEG
+    files are decoded at a smaller scale, see `image.decode`.
     """
 
     fit: str
     window: tuple[float, float] | None
+    draft: bool
 
 
 def how_of(config_data: ConfigDict) -> How:
@@ -48,7 +50,8 @@ def how_of(config_data: ConfigDict) -> How:
         raise errors.UserError(
             f"data.bits={bits} and data.window={window!r} are two ranges: give one"
         )
-    return How(config_data.fit, (0, 2**bits - 1) if bits else parse_window(window))
+    levels = (0, 2**bits - 1) if bits else parse_window(window)
+    return How(config_data.fit, levels, config_data.jpeg_draft)
 
 
 def parse_window(text: str) -> tuple[float, float] | None:

@@ -99,6 +99,29 @@ def test_halving_weights_the_pixels_as_a_triangle():
     np.testing.assert_array_equal(image.decode(line, 4, 1)[2, :, 0], [0, 60, 20, 0])
 
 
+def test_only_a_large_jpeg_has_a_draft_which_is_near_its_pixels():
+    """Smooth colours: what an antialiased resize keeps of a photograph."""
+    ramp = np.linspace(0, 255, 8 * SIZE, dtype=np.float32)
+    waves = 128 + 100 * np.sin(ramp[:, None] / 60 + ramp[None] / 90)
+    large = Image.fromarray(np.stack([waves] * 3, -1).astype(np.uint8))
+    draft = image.PLAIN._replace(draft=True)
+
+    def differences(picture, form):
+        file = io.BytesIO()
+        picture.save(file, form, quality=95)
+        squares = [
+            image.decode(file.getvalue(), SIZE, 3, how).astype(int)
+            for how in (image.PLAIN, draft)
+        ]
+        return np.abs(squares[0] - squares[1])
+
+    assert 0 < differences(large, "JPEG").max() < 4
+    assert differences(large, "JPEG").mean() < 1
+    small = large.resize((4 * SIZE, 4 * SIZE - 1))
+    assert not differences(small, "JPEG").any()
+    assert not differences(large, "PNG").any()
+
+
 @pytest.mark.parametrize(("mode", "colors"), [("L", (0, 255)), ("I;16", (0, 65535))])
 def test_turns_the_image_as_exif_says(mode, colors):
     lying = Image.new(mode, (SIZE, SIZE), colors[0])

@@ -16,7 +16,7 @@ from flax_adapt.data.images.levels import How
 
 SHADES = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
 TWELVE = np.rint(SHADES * (4095 / 255)).astype(np.uint16)
-BITS_12, UNIT = How("squash", (0, 4095)), How("squash", (0, 1))
+BITS_12, UNIT = How("squash", (0, 4095), False), How("squash", (0, 1), False)
 
 
 def encode(pixels, form):
@@ -115,14 +115,15 @@ def test_the_aspect_ratio_is_lost_cut_or_padded():
     wide = np.zeros((4, 8), np.uint8)
     wide[:, 2:6], wide[:, 6:] = 100, 200
     decode = {
-        fit: image.decode(wide, 4, 1, How(fit, None))[..., 0] for fit in levels.FITS
+        fit: image.decode(wide, 4, 1, How(fit, None, False))[..., 0]
+        for fit in levels.FITS
     }
     assert {*decode["crop"].ravel().tolist()} == {100}  # the square in the middle
     assert decode["pad"][0].max() == decode["pad"][-1].max() == 0
     assert decode["pad"][1:3].max() > 100
     assert decode["squash"][0, -1] == decode["squash"][-1, -1] > 150
     for fit in levels.FITS:  # what is square is left as it is
-        whole = image.decode(SHADES, 8, 1, How(fit, None))[..., 0]
+        whole = image.decode(SHADES, 8, 1, How(fit, None, False))[..., 0]
         np.testing.assert_array_equal(whole, SHADES)
 
 
