@@ -35,9 +35,8 @@ ADDED: dict[str, Any] = {
     # The same numbers but for rounding.
     r"stages\.\d+\.objective\.teacher_cache_bytes": 2**30,
     r"stages\.\d+\.ema\.warmup": True,  # before step 890 the old one is mostly the start
-    r"(.*\.)?(augment|views\.\d+)\.randaugment_operations": 0,
+    r"(.*\.)?(augment|views\.\d+)\.(randaugment_operations|erase_probability)": 0,
     r"(.*\.)?(augment|views\.\d+)\.randaugment_magnitude": 9.0,
-    r"(.*\.)?(augment|views\.\d+)\.erase_probability": 0.0,
     r"(.*\.)?subset\.draw": "fixed",
     r"log": "",
     r"model\.traits": None,  # the plain ViT
@@ -47,10 +46,9 @@ ADDED: dict[str, Any] = {
     **{
         rf"(.*\.)?(data(\.\d+)?|train|test|source)\.{name}": value
         for name, value in (
-            *(("fit", "squash"), ("bits", 0), ("window", ""), ("image_field", "")),
-            *(("label_field", "label"), ("split_field", "split")),
-            # The same pixels.
-            *(("cache_bytes", 4 * 2**30), ("jpeg_draft", False)),
+            *(("fit", "squash"), ("bits", 0), ("window", ""), ("jpeg_draft", False)),
+            *(("image_field", ""), ("label_field", "label"), ("split_field", "split")),
+            ("cache_bytes", 4 * 2**30),  # the same pixels
         )
     },
 }

@@ -1,6 +1,5 @@
 """Decoded squares on disk: the same pixels, whatever happens to their files."""
 
-import io
 import json
 import logging
 import os
@@ -15,23 +14,14 @@ from array_record.python import array_record_module
 from ml_collections import ConfigDict
 from PIL import Image
 from pyarrow import parquet
+from support.tiny_squares import LIMIT, forget, photo, shards
 
 from flax_adapt import data
-from flax_adapt.base import caches
 from flax_adapt.data import examples as examples_module
 from flax_adapt.data.images import square_files, squares
 from flax_adapt.defaults.image_section import image_data
 
-COUNT, SIDE, SIZE = 6, 64, 16
-LIMIT = 2**30
-
-
-def photo(number):
-    """An image file of 12 KB: no two are alike, all have the same size."""
-    pixels = np.random.default_rng(number).integers(0, 256, (SIDE, SIDE + 8, 3))
-    file = io.BytesIO()
-    Image.fromarray(pixels.astype(np.uint8)).save(file, "BMP")
-    return file.getvalue()
+COUNT, SIZE = 6, 16
 
 
 @pytest.fixture(autouse=True)
@@ -51,12 +41,6 @@ def folder(tmp_path):
     for number in range(COUNT):
         (path / f"{number}.bmp").write_bytes(photo(number))
     return tmp_path
-
-
-def forget():
-    """What is in memory is lost, as in another process."""
-    squares._share.cache_clear()
-    squares._USED.clear()
 
 
 def read(source, **changes):
@@ -167,83 +151,12 @@ def test_undecodable_files_are_counted_as_without_a_cache(folder):
         read(as_folder(folder))
 
 
-def shards(root):
-    return sorted(root.glob(f"*/*{square_files.ENDING}"))
-
-
-def fill(root, first, count=20, limit=2**24):
-    """Stores `count` squares of noise, of 30 KB, from number `first`."""
-    shape = (100, 100, 3)
-    stored = squares.Squares(root, f"set{first}", shape, limit)
-    rng = np.random.default_rng(first)
-    for number in range(first, first + count):
-        pixels = rng.integers(0, 256, shape, np.uint8)
-        found = stored.fetch(photo(number), lambda pixels=pixels: pixels)
-        np.testing.assert_array_equal(found, pixels)
-    stored.flush()
-
-
-def test_all_shards_stay_within_the_limit_and_the_oldest_go_first(root, monkeypatch):
-    monkeypatch.setattr(squares, "SHARD_BYTES", 10 * 30_000)
-    fill(root, 0)
-    (old,) = {path.parent for path in shards(root)}
-    for number, path in enumerate(shards(root)):
-        os.utime(path, (number, number))
-    _, kept = shards(root)
-    size = kept.stat().st_size
-    forget()
-    # Room for three shards: two of the old ones are there, and one must go.
-    fill(root, 100, limit=3 * size + squares._SPARE_BYTES)
-    assert [path for path in shards(root) if path.parent == old] == [kept]
-    # The rest of this set finds no room, and deletes nothing that the process uses.
-    fill(root, 200, count=90, limit=3 * size + squares._SPARE_BYTES)
-    assert caches.count_bytes(shards(root)) <= 3 * size + squares._SPARE_BYTES
-    assert len(shards(root)) == 3
-
-
 def test_nothing_is_stored_of_tiny_files_and_without_bytes(folder, root, decoded):
     read(as_folder(folder), cache_bytes=0)
     for number in range(COUNT):
         Image.new("RGB", (9, 7)).save(folder / "train" / "a" / f"{number}.bmp")
     read(as_folder(folder))
     assert not root.exists()
-
-
-def spoil_end(text):
-    return text[: len(text) // 2]
-
-
-def spoil_pixels(text):
-    middle = text.index(b"PIXELS")
-    return text[:middle] + b"CHANGE" + text[middle + 6 :]
-
-
-def spoil_all(text):
-    return bytes(len(text))
-
-
-@pytest.mark.parametrize("spoil", [spoil_end, spoil_pixels, spoil_all])
-def test_a_damaged_shard_is_decoded_again_and_said_once(root, caplog, spoil):
-    shape = (20, 20, 3)
-    pixels = np.frombuffer(b"PIXELS" * 200, np.uint8).reshape(shape)
-    numbers = range(4)
-
-    def fetch_all():
-        opened, calls = squares.Squares(root, "set", shape, LIMIT), []
-        for number in numbers:
-            found = opened.fetch(photo(number), lambda: calls.append(0) or pixels)
-            np.testing.assert_array_equal(found, pixels)
-        opened.flush()
-        return len(calls)
-
-    assert (fetch_all(), fetch_all()) == (4, 0)
-    (shard,) = shards(root)
-    shard.write_bytes(spoil(shard.read_bytes()))
-    assert fetch_all() == 4
-    told = [r.getMessage() for r in caplog.records if "decoded again" in r.getMessage()]
-    assert len(told) == 1
-    assert str(shard) in told[0]
-    assert fetch_all() == 0
 
 
 @pytest.mark.parametrize("kind", ["no folder", "full", "fails while writing"])
@@ -293,20 +206,6 @@ def test_processes_share_what_one_of_them_stored(folder, root, decoded):
     stored = read(as_folder(folder))
     assert not decoded
     np.testing.assert_array_equal(stored, read(as_folder(folder), cache_bytes=0))
-
-
-def test_what_another_process_stored_meanwhile_is_not_stored_twice(root):
-    shape, pixels = (20, 20, 3), np.zeros((20, 20, 3), np.uint8)
-    one, other = (squares.Squares(root, "set", shape, LIMIT) for _ in range(2))
-    for opened in (one, other):
-        for number in range(3):
-            opened.fetch(photo(number), lambda: pixels)
-    one.flush()
-    other.fetch(photo(3), lambda: pixels)
-    other.flush()
-    assert len(shards(root)) == 2
-    keys = [key for path in shards(root) for key in square_files.open_shard(path)[1]]
-    assert len(keys) == len({*keys}) == 4
 
 
 def test_squares_of_another_version_of_a_decoder_are_not_read(
