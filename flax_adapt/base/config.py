@@ -22,11 +22,9 @@ _ARGUMENT = re.compile(r"""[^,=]+=(?:"[^"]*"|'[^']*')(?=,|$)|[^,]+""")
 # a version lacked is None; a value may be a whole section. `difference` reads it, so that
 # a workdir of an older version can be continued.
 ADDED: dict[str, Any] = {
-    r"stages\.\d+\.optim\.sgd": None,
+    r"stages\.\d+\.(watch|optim\.(sgd|solve|adafactor))": None,
     r"stages\.\d+\.optim\.mars_head_radius": 0.0,
     r"stages\.\d+\.optim\.mars_norms": False,
-    r"stages\.\d+\.optim\.solve": None,
-    r"stages\.\d+\.optim\.adafactor": None,
     r"stages\.\d+\.optim\.mu_dtype": "float32",
     r"stages\.\d+\.memory": dict(remat="none", scan=False, logit_chunks=1),
     r"stages\.\d+\.optim\.grad_reduce": "float32",  # the same where models compute in float32

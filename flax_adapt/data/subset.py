@@ -11,6 +11,8 @@ from flax_adapt.data.base import UNLABELLED, Source
 
 # Share of each class that is held out to choose a learning rate (ours).
 HELD_OUT = 0.2
+# The largest share of each class that a stage holds out to watch a metric (ours).
+WATCHED = 0.1
 # Values of `draw`: every seed of a stage has a subset of its own, or all have the same.
 DRAWS = ("each_seed", "fixed")
 
@@ -147,9 +149,38 @@ def _rows_without_data(source: Source, config_subset: ConfigDict) -> np.ndarray:
     return np.array([row for row in rows if source.names[row] not in names], np.int64)
 
 
+def _watched_rows(source: Source, config_subset: ConfigDict) -> np.ndarray:
+    """Returns the rows of the subset section `base` that are held out to watch a metric.
+
+    They are a share WATCHED of each class (at least one example, never all), and about
+    `examples` at most. Examples without a class are one class.
+    """
+    base = config_subset.base
+    rows = PARTS[base.part](source, base)
+    labels = source.labels[rows]
+    if labels.dtype.kind == "f":
+        labels = np.full(len(rows), UNLABELLED)
+    share = min(WATCHED, config_subset.examples / max(1, len(rows)))
+    held = []
+    for label in np.unique(labels):
+        mine = rows[labels == label]
+        count = min(len(mine) - 1, max(1, int(share * len(mine) + 0.5)))
+        # Neither the stream of `_draw_rows`, whose first rows are "fit", nor another seed's.
+        rng = np.random.default_rng([config_subset.seed, int(label) + 1, 1])
+        held.append(rng.permutation(mine)[:count])
+    return np.sort(np.concatenate(held)) if held else rows
+
+
+def _rows_without_watched(source: Source, config_subset: ConfigDict) -> np.ndarray:
+    base = config_subset.base
+    watched = _watched_rows(source, config_subset)
+    return np.setdiff1d(PARTS[base.part](source, base), watched)
+
+
 # "chosen" consists of "fit" and "held_out". "without", "any" and "without_data" have fields
 # of their own, which a sweep (`experiment.held_out`), an evaluation with several draws of
-# labels and the argument `pool` (`defaults.settings`) write.
+# labels and the argument `pool` (`defaults.settings`) write; "watched" and its complement
+# those of `stage.watch`.
 PARTS: dict[str, Callable[[Source, ConfigDict], np.ndarray]] = {
     "chosen": chosen_rows,
     "rest": _rest_rows,
@@ -158,4 +189,6 @@ PARTS: dict[str, Callable[[Source, ConfigDict], np.ndarray]] = {
     "without": _rows_without_names,
     "any": _rows_of_any,
     "without_data": _rows_without_data,
+    "watched": _watched_rows,
+    "without_watched": _rows_without_watched,
 }

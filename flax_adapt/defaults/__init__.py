@@ -48,6 +48,7 @@ from flax_adapt.defaults.sections import (
     resize,
     stage_model,
     sweep,
+    watch,
 )
 from flax_adapt.defaults.settings import SETTINGS, make_config
 from flax_adapt.defaults.shared import (
@@ -164,6 +165,7 @@ __all__ = [
     "text_optim",
     "text_pretrain_stage",
     "views",
+    "watch",
     "weight_distance",
     "wide",
 ]

@@ -135,6 +135,19 @@ def sweep(lrs: tuple[float, ...], **changes: Any) -> dict[str, Any]:
     return change(dict(lrs=lrs, metric="accuracy", mode="max"), changes)
 
 
+def watch(metric: str, **changes: Any) -> dict[str, Any]:
+    """Returns how a stage watches a metric, see `stage.watch`; the values are ours."""
+    section = dict(
+        metric=metric,
+        every_steps=100,
+        patience=3,
+        min_delta=0.0,
+        on_hurt="warn",
+        examples=1024,
+    )
+    return change(section, changes)
+
+
 def stage_model(**changes: Any) -> dict[str, Any]:
     """Returns a stage's changes of the model: no dropout, no new parts, no resizing.
 

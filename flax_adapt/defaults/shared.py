@@ -141,6 +141,7 @@ _STAGE: dict[str, Any] = dict(
     fisher=None,
     ema=None,
     sweep=None,
+    watch=None,
     memory=sections.memory(),
     init_from="pretrained",
     teacher="none",

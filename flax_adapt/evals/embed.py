@@ -104,17 +104,33 @@ class Embedder:
 
         Raises UserError for texts that do not fit the model.
         """
-        if isinstance(examples, data.TextExamples):
-            models.check_fits(self.model.config, **examples.row_sizes)
-        modality = self.model.modality
-        form = _DESCRIBE[modality](examples.config, number)
-        encode = _share_encoder(self.model, self.pooling, form, number, self.mesh)
+        encode = make_encoder(self.model, self.pooling, examples, self.mesh, number)
+        return lambda batch: encode(self.params, batch, seed)
 
-        def encode_batch(batch: Batch) -> Array:
-            rows = sharding.put_batch((batch[modality], batch["index"]), self.mesh)
-            return encode(self.params, *rows, seed)
 
-        return encode_batch
+def make_encoder(
+    model: nn.Module,
+    pooling: str,
+    examples: data.Examples,
+    mesh: Mesh,
+    number: int | None = None,
+) -> Callable[[Params, Batch, int], Array]:
+    """Returns (params, batch of `examples`, seed) -> features float32 [B, D].
+
+    params: on `mesh`. number: of a view, see `extract`. Raises UserError for texts that do
+    not fit the model.
+    """
+    if isinstance(examples, data.TextExamples):
+        models.check_fits(model.config, **examples.row_sizes)
+    modality = model.modality
+    form = _DESCRIBE[modality](examples.config, number)
+    encode = _share_encoder(model, pooling, form, number, mesh)
+
+    def encode_batch(params: Params, batch: Batch, seed: int) -> Array:
+        rows = sharding.put_batch((batch[modality], batch["index"]), mesh)
+        return encode(params, *rows, seed)
+
+    return encode_batch
 
 
 # One compiled function for all weights of a model, and for all data sets whose inputs are

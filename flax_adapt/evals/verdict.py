@@ -98,11 +98,15 @@ def table(first: Arm, second: Arm, metric: str) -> np.ndarray:
 def difference(first: Arm, second: Arm, metric: str) -> Difference:
     """Returns how much better the second arm is by `metric`, and the word for it."""
     found = intervals.blended(table(first, second, metric), LEVEL)
-    word = UNCLEAR
-    if found.low > 0 or found.high < 0:
-        word = HELPED if found.low > 0 else HURT
     mean, low, high = (float(value) for value in found)
-    return Difference(metric, mean, low, high, word)
+    return Difference(metric, mean, low, high, name_interval(found))
+
+
+def name_interval(found: intervals.Interval) -> str:
+    """Returns HELPED, HURT or UNCLEAR for the interval of a difference."""
+    if found.low > 0 or found.high < 0:
+        return HELPED if found.low > 0 else HURT
+    return UNCLEAR
 
 
 def mcnemar(first: Arm, second: Arm) -> list[dict[str, Any]]:

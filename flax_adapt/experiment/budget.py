@@ -162,7 +162,7 @@ def shorten(config: Any, section: Any) -> Any:
     teacher = "none" if section.teacher == "none" else "pretrained"
     solved = section.optim.solve is not None
     fields = dict(num_steps=1 if solved else TIMED_STEPS, init_from=start, model=model)
-    fields |= dict(seeds=(0,), sweep=None, fisher=None, teacher=teacher)
+    fields |= dict(seeds=(0,), sweep=None, fisher=None, teacher=teacher, watch=None)
     return change_fields(section, **fields)
 
 

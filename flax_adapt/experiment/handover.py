@@ -22,7 +22,9 @@ from flax_adapt.base import logs
 from flax_adapt.data import subset
 from flax_adapt.evals import verdict
 from flax_adapt.experiment import held_out
-from flax_adapt.stage import draws, loop, predictions
+from flax_adapt.experiment.measuring import watched
+from flax_adapt.experiment.measuring.folds import number_folds
+from flax_adapt.stage import draws, predictions
 from flax_adapt.stage.draws import change_fields
 from flax_adapt.stage.stage import Stage
 from flax_adapt.train.preemption import Preemption
@@ -136,19 +138,6 @@ def make_folds(config_data: Any) -> list[Fold]:
     ]
 
 
-def number_folds(labels_n: np.ndarray, folds: int) -> np.ndarray:
-    """Returns int64 [n], the fold of each example; -1: never held out, alone in its class."""
-    numbers, begun = np.full(len(labels_n), -1), 0
-    for label in np.unique(labels_n):
-        rows = np.random.default_rng([0, int(label) + 1]).permutation(
-            np.flatnonzero(labels_n == label)
-        )
-        if len(rows) > 1:
-            numbers[rows] = (begun + np.arange(len(rows))) % folds
-            begun += len(rows)
-    return numbers
-
-
 def loop_of_fold(
     config: Any,
     section: Any,
@@ -175,7 +164,7 @@ def loop_of_fold(
         sweep=None,
     )
     stage = Stage(config, run, section.seeds[0], workdir)
-    loop.train_and_evaluate(stage, preemption)
+    watched.train(stage, preemption)
     return stage
 
 

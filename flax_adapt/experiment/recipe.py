@@ -16,10 +16,11 @@ from flax_adapt.base import logs
 from flax_adapt.base.errors import UserError
 from flax_adapt.evals import verdict
 from flax_adapt.experiment import card, held_out, lock, provenance, sweep, verdicts
-from flax_adapt.experiment.measuring import leaks
+from flax_adapt.experiment.measuring import leaks, watched
 from flax_adapt.experiment.measuring import verdicts as feature_verdicts
 from flax_adapt.stage import check, draws, loop
 from flax_adapt.stage.stage import Stage
+from flax_adapt.stage.watching import section as watching
 from flax_adapt.train import precision
 from flax_adapt.train.preemption import Preemption
 
@@ -51,7 +52,7 @@ def run(config: Any, workdir: Path, *, force: bool) -> list[dict[str, Any]]:
             for seed in section.seeds:
                 tuned = sweep.choose_rate(config, section, seed, workdir, preemption)
                 stage = Stage(config, tuned, seed, workdir)
-                results.append(loop.train_and_evaluate(stage, preemption))
+                results.append(watched.train(stage, preemption))
                 _write(workdir, rows := summarize(results, workdir))
         rows = leaks.add_shared(config, rows)
         rows = verdicts.add(config, rows, results, workdir)
@@ -117,6 +118,8 @@ def _check_sources(config: Any, workdir: Path) -> None:
             sections.append(config_stage.eval.data)
         if config_stage.replay is not None:
             sections += data.replay_sections(config_stage.replay)
+        if watching.reads_labels(config_stage):
+            sections.append(config.evaluate.train)
         for section in sections:
             where = {name: section[name] for name in ("source", "data_dir", "split")}
             if where not in opened and not loop.is_done(stage):
@@ -207,7 +210,21 @@ def _row(name: str, results: list[dict[str, Any]], workdir: Path) -> dict[str, A
         "std": statistics.stdev(values) if len(values) > 1 else 0.0,
         "seconds": sum(result["seconds"] for result in results),
         "export": str(folder / "export"),
+        **_watched(results),
     }
+
+
+def _watched(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns {"watch": what each run has measured, without the history}; {} without any."""
+    if all("watch" not in result for result in results):
+        return {}
+    found = []
+    for result in results:
+        one = dict(result["watch"]) if "watch" in result else None
+        if one is not None:
+            del one["history"]
+        found.append(one)
+    return {"watch": found}
 
 
 def summarize(results: list[dict[str, Any]], workdir: Path) -> list[dict[str, Any]]:
@@ -246,5 +263,8 @@ def table(rows: list[dict[str, Any]]) -> str:
             row["verdict"] = verdict.short(row["verdict"])
         if "transductive" in row:
             row["pool"] = "transductive"
-    more = [name for name in ("pool", "verdict") if any(name in row for row in shown)]
+        if "watch" in row:
+            row["kept"] = watched.shorten(row["watch"])
+    names = ("pool", "kept", "verdict")
+    more = [name for name in names if any(name in row for row in shown)]
     return logs.format_table(shown, (*COLUMNS, *more))

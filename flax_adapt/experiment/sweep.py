@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from flax_adapt.base import logs
 from flax_adapt.base.errors import UserError
 from flax_adapt.experiment import held_out
+from flax_adapt.experiment.measuring import watched
 from flax_adapt.stage import data as inputs
 from flax_adapt.stage import draws, loop
 from flax_adapt.stage.stage import Stage
@@ -118,7 +119,7 @@ def _rerun_chain(
         less = held_out.exclude_examples(tuned, names, section.data)
         fields = dict(name=label, seeds=(one.seed,), eval=None, sweep=None)
         run = draws.change_fields(draws.redirect_references(less, moved), **fields)
-        loop.train_and_evaluate(Stage(config, run, one.seed, workdir), preemption)
+        watched.train(Stage(config, run, one.seed, workdir), preemption)
         moved[one.reference] = f"stage:{label}"
     start = draws.redirect_references(section, moved)
     replay = held_out.exclude_examples(section, names, section.data).replay
@@ -128,7 +129,7 @@ def _rerun_chain(
 def _measure(stage: Stage, preemption: Preemption) -> dict[str, float | None]:
     """Returns value and loss on the held-out examples; None if training broke down."""
     try:
-        result = loop.train_and_evaluate(stage, preemption)
+        result = watched.train(stage, preemption)
     except loop.NonFiniteError as error:
         log.info("%s", error)
         return {"value": None, "loss": None}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flax_adapt.evals import verdict
-from flax_adapt.experiment.measuring import leaks
+from flax_adapt.experiment.measuring import leaks, watched
 from flax_adapt.stage import draws, predictions
 
 log = logging.getLogger(__name__)
@@ -51,8 +51,11 @@ def add(
 
 
 def text(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Returns a line for each verdict against the first stage that is tested alike."""
-    lines = []
+    """Returns a line for each verdict against the first stage that is tested alike.
+
+    What stages have watched comes first.
+    """
+    lines = [line for row in rows for line in watched.describe(row)]
     for row in rows:
         if "verdict" not in row:
             continue

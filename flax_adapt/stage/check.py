@@ -24,6 +24,7 @@ from flax_adapt.objectives import (
     statistics,
 )
 from flax_adapt.stage import data, draws, fisher, references, stage, training
+from flax_adapt.stage.watching import section as watched
 from flax_adapt.surgery import heads, lora
 from flax_adapt.train import adafactor, anchors, lars, linear, optim, sgd
 from flax_adapt.train import fisher as train_fisher
@@ -58,6 +59,7 @@ OWNERS: list[ModuleType] = [
     references,
     memory,
     trackers,
+    watched,
     training,
 ]
 

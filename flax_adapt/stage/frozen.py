@@ -81,7 +81,8 @@ def _replace_teacher(start: StageStart, frozen: dict[str, Any]) -> dict[str, Any
     if how is None:
         return frozen
     table = _read_or_compute(start, frozen["teacher"], how)
-    runs_elsewhere = config.eval is not None or config.fisher is not None
+    also = (config.eval, config.fisher, config.watch)
+    runs_elsewhere = any(section is not None for section in also)
     return {teacher.TABLE: table, **(frozen if runs_elsewhere else {})}
 
 

@@ -1,6 +1,7 @@
 """The training loop of one stage, from its config to its export."""
 
 import contextlib
+import functools
 import logging
 import math
 import time
@@ -9,18 +10,25 @@ from typing import Any
 import jax
 
 from flax_adapt import data
-from flax_adapt.base import config as configs
 from flax_adapt.base import logs, rules
 from flax_adapt.base.errors import NonFiniteError, Preempted, UserError
 from flax_adapt.base.metrics import Meter
-from flax_adapt.base.trackers import TrackedRun, Trackers
 from flax_adapt.base.types import Metrics
 from flax_adapt.stage import data as inputs
 from flax_adapt.stage import same_data, training
 from flax_adapt.stage import stage as stages
-from flax_adapt.stage.evaluating import Evaluation
-from flax_adapt.stage.result import RESULT, is_done, read_result
+from flax_adapt.stage.evaluating import Evaluation, describe_break
+from flax_adapt.stage.result import (
+    RESULT,
+    begin_progress,
+    describe_result,
+    is_done,
+    open_writer,
+    read_result,
+)
 from flax_adapt.stage.stage import Stage
+from flax_adapt.stage.watching import section as watched
+from flax_adapt.stage.watching.measurements import Instruments
 from flax_adapt.train import optim, sharding
 from flax_adapt.train import step as steps
 from flax_adapt.train.preemption import Preemption
@@ -28,8 +36,12 @@ from flax_adapt.train.preemption import Preemption
 log = logging.getLogger(__name__)
 
 
-def train_and_evaluate(stage: Stage, preemption: Preemption) -> dict[str, Any]:
+def train_and_evaluate(
+    stage: Stage, preemption: Preemption, instruments: Instruments | None = None
+) -> dict[str, Any]:
     """Trains one stage and returns its result; of a finished stage only the stored result.
+
+    instruments: of a stage that watches a metric.
 
     Training resumes from the stage's own checkpoint, else it starts from `init_from`. Raises
     UserError where config, data or weights do not fit, Preempted after SIGTERM (a complete
@@ -37,11 +49,12 @@ def train_and_evaluate(stage: Stage, preemption: Preemption) -> dict[str, Any]:
     """
     if is_done(stage):
         return read_result(stage)
-    run = Run(stage, preemption)
+    run = Run(stage, preemption, instruments)
     try:
-        start = run.restore()
-        run.settle_step(start)
-        for step in range(start + 1, stage.config.num_steps + 1):
+        step = run.restore()
+        run.settle_step(step)
+        while not run.is_last(step):
+            step += 1
             run.advance(step)
             run.settle_step(step)
         return run.finish()
@@ -49,25 +62,21 @@ def train_and_evaluate(stage: Stage, preemption: Preemption) -> dict[str, Any]:
         run.close()
 
 
-def _nothing_done(stage: Stage) -> dict[str, Any]:
-    """Returns the initial `progress` of a checkpoint.
-
-    The config is stored for human readers; it names the folders that `frozen` came from.
-    """
-    config = configs.plain(stage.experiment)
-    done = {"seconds": 0.0, "evaluated": -1, "train": {}, "eval": {}, "meter": {}}
-    return {**done, "stage": stage.label, "config": config}
-
-
 class Run:
     """A running stage: all objects that are built from its config, and its progress."""
 
-    def __init__(self, stage: Stage, preemption: Preemption):
+    def __init__(
+        self,
+        stage: Stage,
+        preemption: Preemption,
+        instruments: Instruments | None = None,
+    ):
+        stage = watched.hold_out(stage)
         config = stage.config
         self.stage, self.config, self.preemption = stage, config, preemption
         self.clock, self.meter = time.perf_counter(), Meter()
         self.pending: tuple[int, Metrics] | None = None
-        self.progress = _nothing_done(stage)
+        self.progress = begin_progress(stage)
         self.mesh = sharding.make_mesh(stage.experiment.mesh)
         parts = config.optim.accum_steps
         sharding.check_batch_size(config.batch_size, parts, self.mesh)
@@ -82,9 +91,9 @@ class Run:
         self.model = stages.build_model(stage, classes)
         inputs.check_text(stage, self.model, config.data, self.examples)
         self.schedule = optim.schedule(config.optim, config.num_steps)
-        self.state, self.train_step, self.report = training.begin_training(
-            stage, self.model, self.examples, self.mesh
-        )
+        start = (stage, self.model, self.examples, self.mesh)
+        self.begin = functools.partial(training.begin_training, *start)
+        self.state, self.train_step, self.report = self.begin()
         self.names = rules.names(self.state.params)
         self.evaluation: Evaluation | None = None
         if config.eval is not None:
@@ -92,11 +101,12 @@ class Run:
         self.bar: Any = None
         self.writer: logs.MetricWriter | None = None
         self.warned = False
-        self._open_folder()
+        self._open_folder(instruments)
 
-    def _open_folder(self) -> None:
+    def _open_folder(self, instruments: Instruments | None) -> None:
         """Opens the checkpoints; nothing is written before the checks of `__init__` passed."""
-        from flax_adapt.train import checkpoint  # imports Orbax
+        from flax_adapt.stage.watching import keeping  # imports Orbax
+        from flax_adapt.train import checkpoint
 
         stage, config = self.stage, self.config
         metric, mode, self.eval_data = "loss", "min", ""
@@ -109,6 +119,8 @@ class Run:
         self.checkpoints = checkpoint.Checkpoints(
             stage.folder / "checkpoints", stage.experiment.checkpoint, metric, mode
         )
+        opened = (stage, self.model, self.examples, self.mesh)
+        self.keeper = keeping.open_keeper(*opened, instruments, self.checkpoints)
         if jax.process_index() == 0 and self.report is not None:
             logs.write_json(stage.folder / "import_report.json", self.report.to_json())
 
@@ -118,8 +130,10 @@ class Run:
         Raises UserError for a checkpoint beyond `num_steps`, or if none can be read.
         """
         if self.checkpoints.latest_step() is not None:
-            self.state, position, self.progress = self.checkpoints.restore(self.state)
+            self.state, position, stored = self.checkpoints.restore(self.state)
+            self.progress |= stored
             self.batches.set_state(position)
+            self.keeper.restore(self.progress["watch"])
             self.meter = Meter.from_plain(self.progress["meter"])
             log.info("%s: resuming from step %d", self.stage.label, self.state.step)
         elif self.report is not None and self.stage.is_first:
@@ -132,28 +146,15 @@ class Run:
                 f"num_steps={self.config.num_steps}; raise it or delete "
                 f"{self.stage.folder / 'checkpoints'}"
             )
-        is_writer = jax.process_index() == 0
-        self.writer = logs.MetricWriter(
-            self.stage.workdir,
-            self.stage.label,
-            step=step,
-            is_writer=is_writer,
-            others=self._open_trackers() if is_writer else (),
-        )
+        self.writer = open_writer(self.stage, step)
         self.reported = (step, time.perf_counter())
         self.bar = logs.progress(
             self.config.num_steps,
             initial=step,
             description=self.stage.label,
-            enabled=is_writer,
+            enabled=jax.process_index() == 0,
         )
         return step
-
-    def _open_trackers(self) -> list[Trackers]:
-        stage = self.stage
-        fields = configs.plain(stage.config)
-        run = TrackedRun(stage.workdir, stage.label, stage.folder, fields)
-        return [Trackers(stage.experiment.log, run)]
 
     def advance(self, step: int) -> None:
         """Takes one optimizer step; its metrics are read while the next step runs."""
@@ -163,26 +164,31 @@ class Run:
         self.pending = (step, metrics)
 
     def settle_step(self, step: int) -> None:
-        """Reports, evaluates, saves and stops if it is due after `step`.
+        """Measures, reports, evaluates, saves and stops if it is due after `step`.
 
         Raises Preempted if a stop was requested, after saving.
         """
         stops = self.preemption.requested()
+        if not stops and self.keeper.is_due(step, self.is_last(step)):
+            self._collect()
+            self._write(step, self.keeper.measure(step, self.state))
         if step and self._due(step, self.stage.experiment.log_every_steps):
             self._report(step)
         if step and self._eval_due(step) and not stops:
             self._evaluate(step)
             stops = self.preemption.requested()
-        if step and (
-            stops or self._due(step, self.stage.experiment.checkpoint.every_steps)
-        ):
+        every = self.stage.experiment.checkpoint.every_steps
+        if step and (stops or self.keeper.is_best(step) or self._due(step, every)):
             self._save(step)
         if stops:
             raise Preempted(f"stage {self.stage.label} stopped at step {step}")
 
+    def is_last(self, step: int) -> bool:
+        """Returns whether training ends after `step`."""
+        return step == self.config.num_steps or self.keeper.is_over
+
     def _due(self, step: int, every_steps: int) -> bool:
-        last = step == self.config.num_steps
-        return last or (every_steps > 0 and step % every_steps == 0)
+        return self.is_last(step) or (every_steps > 0 and step % every_steps == 0)
 
     def _eval_due(self, step: int) -> bool:
         config, done = self.config.eval, self.progress["evaluated"] == step
@@ -207,12 +213,8 @@ class Run:
         if self.checkpoints.latest_step() == step - 1:
             self.checkpoints.drop(step - 1)  # this step began with it
         good = self.checkpoints.latest_step()
-        raise NonFiniteError(
-            f"stage {self.stage.label}: loss, gradient or update is not finite at step "
-            f"{step}; first bad parameter: {place}; last good checkpoint: step "
-            f"{good if good is not None else 'none'}; lower optim.lr, set "
-            "optim.clip_norm or use precision='float32'"
-        )
+        error: NonFiniteError = describe_break(self.stage, step, place, good)
+        raise error
 
     def _report(self, step: int) -> None:
         self._collect()
@@ -245,6 +247,7 @@ class Run:
         self.clock = now
         evaluated = self.progress["evaluated"] == step
         self.progress["meter"] = self.meter.to_plain()
+        self.progress["watch"] = self.keeper.to_plain()
         self.checkpoints.save(
             self.state,
             self.batches.get_state(),
@@ -253,25 +256,34 @@ class Run:
         )
 
     def finish(self) -> dict[str, Any]:
-        """Exports the model and writes the result, which marks the stage as done."""
+        """Exports the model and writes the result, which marks the stage as done.
+
+        Raises Preempted where SIGTERM came before a state that is kept was evaluated.
+        """
+        watch = self._settle_watched()
         training.export(self.stage, self.model, self.state, self.examples, self.mesh)
-        measured = self.progress["eval"] or self.progress["train"]
         result = {
-            "stage": self.config.name,
-            "seed": self.stage.run_seed,
-            "metric": self.metric,
-            "value": measured[self.metric],
-            "mode": self.mode,
-            "num_steps": self.config.num_steps,
+            **describe_result(self.stage, self.progress, self.metric, self.mode),
             "seconds": self.progress["seconds"] + time.perf_counter() - self.clock,
-            "train": self.progress["train"],
-            "eval": self.progress["eval"],
             "eval_data": self.eval_data,
             "bad_files": len(self.examples.bad_files),
+            **watch,
         }
         if jax.process_index() == 0:
             logs.write_json(self.stage.folder / RESULT, result)
         return result
+
+    def _settle_watched(self) -> dict[str, Any]:
+        """Goes to the state that a watched stage keeps, and evaluates it."""
+        last = self.state
+        self.state, watch = self.keeper.settle(last, self.begin)
+        if self.state is not last and self.evaluation is not None:
+            step = int(self.state.step)
+            values = self.evaluation.run(self.state, step, self.preemption)
+            if values is None:
+                raise Preempted(f"stage {self.stage.label} stopped at step {last.step}")
+            self.progress["eval"] = values
+        return watch
 
     def _write(self, step: int, values: dict[str, float]) -> None:
         assert self.writer is not None  # `restore` opens it, before the first step

@@ -1,9 +1,16 @@
-"""The result of a stage, result.json: a stage is done if it and the export exist."""
+"""What a stage writes: its metrics, and result.json.
+
+A stage is done if result.json and the export exist.
+"""
 
 from typing import Any
 
+import jax
+
+from flax_adapt.base import config as configs
 from flax_adapt.base import logs
 from flax_adapt.base.errors import UserError
+from flax_adapt.base.trackers import TrackedRun, Trackers
 from flax_adapt.stage.stage import Stage
 
 RESULT = "result.json"
@@ -45,3 +52,47 @@ def read_result(stage: Stage) -> dict[str, Any]:
             "then the same command makes it again from the last checkpoint"
         )
     return result
+
+
+def begin_progress(stage: Stage) -> dict[str, Any]:
+    """Returns the initial `progress` of a checkpoint.
+
+    The config is stored for human readers; it names the folders that `frozen` came from.
+    """
+    config = configs.plain(stage.experiment)
+    done = {"seconds": 0.0, "evaluated": -1, "train": {}, "eval": {}, "meter": {}}
+    return {**done, "watch": {}, "stage": stage.label, "config": config}
+
+
+def describe_result(
+    stage: Stage, progress: dict[str, Any], metric: str, mode: str
+) -> dict[str, Any]:
+    """Returns what result.json says of the metrics of a run.
+
+    metric, mode: what the stage is judged by, and whether "max" or "min" is better.
+    """
+    measured = progress["eval"] or progress["train"]
+    return {
+        "stage": stage.config.name,
+        "seed": stage.run_seed,
+        "metric": metric,
+        "value": measured[metric],
+        "mode": mode,
+        "num_steps": stage.config.num_steps,
+        "train": progress["train"],
+        "eval": progress["eval"],
+    }
+
+
+def open_writer(stage: Stage, step: int) -> logs.MetricWriter:
+    """Returns the writer of a stage's metrics, after `step`; process 0 alone writes."""
+    is_writer = jax.process_index() == 0
+    others = [Trackers(stage.experiment.log, _describe_run(stage))] if is_writer else []
+    return logs.MetricWriter(
+        stage.workdir, stage.label, step=step, is_writer=is_writer, others=others
+    )
+
+
+def _describe_run(stage: Stage) -> TrackedRun:
+    fields = configs.plain(stage.config)
+    return TrackedRun(stage.workdir, stage.label, stage.folder, fields)

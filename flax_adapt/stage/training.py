@@ -141,12 +141,16 @@ def export(
     mesh: Mesh,
 ) -> None:
     """Writes the export, with LoRA merged into the kernels, and its Fisher information."""
-    params, section = state.evaluated, stage.config.model.lora
-    if section is not None:
-        params = _merge(params, FrozenConfigDict(section))
+    params = merge_lora(stage, state.evaluated)
     stored = batch_stats.join(params, state.statistics)
     stage_weights.export(stage, model, stored, examples)
     stage_fisher.write(stage, model, params, examples, mesh)
+
+
+def merge_lora(stage: Stage, params: Params) -> Params:
+    """Returns trained parameters with LoRA merged into the kernels, where it is on."""
+    section = stage.config.model.lora
+    return params if section is None else _merge(params, FrozenConfigDict(section))
 
 
 _merge = jax.jit(lora.merge, static_argnums=1)

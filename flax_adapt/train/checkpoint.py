@@ -12,7 +12,7 @@ import copy
 import logging
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,21 @@ log = logging.getLogger(__name__)
 _REVERSE = {"max": False, "min": True}  # BestN preserves the end of the sorted list
 
 
-def _policy(config: Any, metric: str, mode: str) -> Any:
-    policies: list[Any] = [checkpoint_managers.LatestN(config.keep_last)]
+class _Held:
+    """A policy that preserves the checkpoint of one step, whatever its age."""
+
+    def __init__(self) -> None:
+        self.step: int | None = None
+
+    def should_preserve(
+        self, checkpoints: Sequence[Any], *, context: Any
+    ) -> list[bool]:
+        del context
+        return [one.step == self.step for one in checkpoints]
+
+
+def _policy(config: Any, metric: str, mode: str, held: _Held) -> Any:
+    policies: list[Any] = [checkpoint_managers.LatestN(config.keep_last), held]
     if config.keep_best > 0:
         best = checkpoint_managers.BestN(
             get_metric_fn=lambda metrics: metrics[metric],
@@ -84,7 +97,7 @@ class _Unraisable:
 
 
 class Checkpoints:
-    """The checkpoints in one folder: the last `keep_last` and the `keep_best` best.
+    """The checkpoints in one folder: the last `keep_last`, the `keep_best` best, a held one.
 
     config: section `checkpoint`. metric, mode: the best have its largest ("max") or
     smallest ("min") value. `save` and `close` raise UserError where the disk is full;
@@ -92,8 +105,9 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, config: Any, metric: str, mode: str):
+        self._held = held = _Held()
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=_policy(config, metric, mode),
+            preservation_policy=_policy(config, metric, mode, held),
             enable_async_checkpointing=True,
         )
         _quiet_orbax()
@@ -103,6 +117,34 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         """Returns the step of the newest checkpoint, None if there is none."""
         return self._manager.latest_step()
+
+    def hold(self, step: int) -> None:
+        """Keeps the checkpoint of `step`, and no longer that of the last call.
+
+        The latter stays until a later checkpoint is complete.
+        """
+        self._held.step = step
+
+    def has(self, step: int) -> bool:
+        """Returns whether there is a complete checkpoint of `step`."""
+        self._manager.wait_until_finished()
+        return step in self._manager.all_steps()
+
+    def restore_step(self, step: int, state: TrainState) -> TrainState:
+        """Returns the state of one checkpoint; `state` is as that of `restore`.
+
+        Raises UserError for a checkpoint that cannot be read.
+        """
+        self._manager.wait_until_finished()
+        try:
+            return self._restore(step, state)[0]
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UserError(
+                f"the checkpoint of step {step} in {self._folder}, the best one, cannot be "
+                f"read ({reason[:200]}); put a good one back, or delete "
+                f"{self._folder.parent} to train the stage again"
+            ) from None
 
     def drop(self, step: int) -> None:
         """Deletes the checkpoint of `step`, unless it is the only one."""

@@ -6,6 +6,7 @@ from support import tiny
 
 from flax_adapt.evals import outputs
 from flax_adapt.experiment import handover
+from flax_adapt.experiment.measuring.folds import number_folds
 from flax_adapt.stage.predictions import Predictions
 from flax_adapt.weights.files import writing
 
@@ -40,7 +41,7 @@ def test_of_equals_the_lower_loss_counts():
 
 def test_every_label_is_held_out_once_and_a_class_is_never_without_one():
     labels = np.array([0] * 7 + [1] * 2 + [2])
-    numbers = handover.number_folds(labels, 5)
+    numbers = number_folds(labels, 5)
     assert numbers[-1] == -1
     assert (numbers[:-1] >= 0).all()
     for fold in range(5):

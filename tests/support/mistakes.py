@@ -44,6 +44,7 @@ RESNETS = dict(model=tiny_resnet.MODEL)
 NORMED = {**HEAD, "model": defaults.stage_model(head_norm=True, fresh=("head",))}
 SGD = dict(momentum=0.9, nesterov=False)
 SOLVED = {**NORMED, "num_steps": 1, "optim": defaults.exact_probe_optim()}
+WATCHED = tiny.pretrain(watch=defaults.watch("target/knn"))
 MIXED = {**defaults.NO_MIXING, "operator": "mixup", "pairing": "any"}
 MIXING = tiny.pretrain(objective={**defaults.reconstruct(), "mixing": MIXED})
 
@@ -73,6 +74,18 @@ MISTAKES = {
     "optim.solve is a solution in one step": (SOLVED, {"num_steps": 2}, {}),
     "optim.solve is of a new linear head": (SOLVED, {"model.head_norm": False}, {}),
     "optim.solve finds the head alone": (SOLVED, {"ema": defaults.ema()}, {}),
+    # Of a metric that is watched.
+    "watch.metric='knn' is unknown": (WATCHED, {"watch.metric": "knn"}, {}),
+    "watch.on_hurt='stop' is unknown": (WATCHED, {"watch.on_hurt": "stop"}, {}),
+    "watch.patience=-1 and": (WATCHED, {"watch.patience": -1}, {}),
+    "watch.examples=3 must be": (WATCHED, {"watch.examples": 3}, {}),
+    "watch and sweep both": (TRIED, {"watch": defaults.watch("target/knn")}, {}),
+    "watch is of a stage that takes": (
+        *(SOLVED, {"watch": defaults.watch("target/knn")}, {}),
+    ),
+    "watch.metric='held_out/accuracy' is of classes": (
+        *(WATCHED, {"watch.metric": "held_out/accuracy"}, {}),
+    ),
     # Of the stage itself.
     "seeds=() must be one or more": (PLAIN, {"seeds": ()}, {}),
     "seed=0 + -1 must lie in [0, 2147483647]": (PLAIN, {"seeds": (-1,)}, {}),

@@ -1,0 +1,152 @@
+"""What a stage that watches a metric has measured, and what follows from it.
+
+Features are measured by a package that comes later (`experiment.measuring.watched`), hence
+`Instruments`.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh
+
+from flax_adapt import data
+from flax_adapt.base.errors import NonFiniteError
+from flax_adapt.stage.stage import Stage
+from flax_adapt.stage.watching.section import METRICS
+from flax_adapt.train.state import TrainState
+
+# A measurement: state -> float64 [N], numbers whose mean is the metric. N are the same
+# examples (batches, groups) in each measurement.
+Meter = Callable[[TrainState], np.ndarray]
+
+
+class Instruments(NamedTuple):
+    """How metrics are measured and compared.
+
+    open: of a stage, its model, its training examples and its mesh. judge: (numbers before,
+    numbers after; higher is better) -> the verdict as JSON values, with `word` and `hurt`.
+    """
+
+    open: Callable[[Stage, nn.Module, data.Examples, Mesh], Meter]
+    judge: Callable[[np.ndarray, np.ndarray], dict[str, Any]]
+
+
+class Watch:
+    """The measurements of a stage that watches a metric.
+
+    start: numbers of the initial state; [] until it is measured. history: [step, metric] of
+    each measurement of a trained state. best: step and numbers of the best one; {} before
+    the first.
+    """
+
+    def __init__(self, section: Any, instruments: Instruments, meter: Meter):
+        self._section, self._instruments, self._meter = section, instruments, meter
+        self._sign = 1 if METRICS[section.metric] == "max" else -1
+        self.start: list[float] = []
+        self.history: list[list[float]] = []
+        self.best: dict[str, Any] = {}
+
+    @property
+    def best_step(self) -> int | None:
+        """The step of the best state; None before the first measurement."""
+        return self.best["step"] if self.best else None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether patience has run out."""
+        patience = self._section.patience
+        later = [step for step, _ in self.history if step > self.best["step"]]
+        return 0 < patience <= len(later)
+
+    @property
+    def column(self) -> str:
+        """The name of the metric in metrics.jsonl."""
+        return f"watch_{self._section.metric.replace('/', '_')}"
+
+    def is_due(self, step: int, is_last: bool) -> bool:
+        """Returns whether the state after `step` is to be measured, and is not yet."""
+        if step == 0:
+            return not self.start
+        every = self._section.every_steps
+        is_known = bool(self.history) and self.history[-1][0] >= step
+        return not is_known and (is_last or (every > 0 and step % every == 0))
+
+    def measure(self, step: int, state: TrainState) -> float:
+        """Measures a state, and returns the metric; raises NonFiniteError where it is none."""
+        numbers = np.asarray(self._meter(state), np.float64)
+        value = float(numbers.mean())
+        if not math.isfinite(value):
+            raise NonFiniteError(
+                f"watch: {self._section.metric} at step {step} is not finite: lower "
+                "optim.lr or set optim.clip_norm"
+            )
+        if step == 0:
+            self.start = numbers.tolist()
+            return value
+        self.history.append([step, value])
+        if self._is_better(value):
+            self.best = {"step": step, "numbers": numbers.tolist()}
+        return value
+
+    def _is_better(self, value: float) -> bool:
+        if not self.best:
+            return True
+        best = float(np.mean(self.best["numbers"]))
+        return self._sign * (value - best) > self._section.min_delta
+
+    def forget_best(self) -> None:
+        """Makes the next measured state the best; for a checkpoint that is damaged."""
+        self.best, self.history = {}, []
+
+    def judge(self) -> dict[str, Any]:
+        """Returns the verdict on the best state; {} where the initial one is not known."""
+        if not (self.start and self.best):
+            return {}
+        before, after = (
+            self._sign * np.asarray(numbers)
+            for numbers in (self.start, self.best["numbers"])
+        )
+        return self._instruments.judge(before, after)
+
+    def describe(self) -> dict[str, Any]:
+        """Returns what result.json says: measurements, the step that is kept, the verdict.
+
+        kept_step: of the result; 0 after a rollback. stopped: whether patience ran out.
+        """
+        verdict = self.judge()
+        hurt = bool(verdict) and verdict["hurt"]
+        rolled_back = hurt and self._section.on_hurt == "rollback"
+        return {
+            "metric": self._section.metric,
+            "mode": METRICS[self._section.metric],
+            "start": _mean(self.start),
+            "best": _mean(self.best["numbers"]),
+            "best_step": self.best["step"],
+            "last_step": self.history[-1][0],
+            "history": self.history,
+            "stopped": self.is_over,
+            "verdict": verdict,
+            "rolled_back": rolled_back,
+            "kept_step": 0 if rolled_back else self.best["step"],
+        }
+
+    def to_plain(self) -> dict[str, Any]:
+        """Returns the measurements as JSON values, which `read_plain` reads exactly."""
+        return {
+            "start": list(self.start),
+            "history": [list(one) for one in self.history],
+            "best": dict(self.best),
+        }
+
+    def read_plain(self, stored: dict[str, Any]) -> None:
+        """Goes on from the measurements of a checkpoint; {}: it has none."""
+        if stored:
+            self.start, self.history = stored["start"], stored["history"]
+            self.best = stored["best"]
+
+
+def _mean(numbers: Sequence[float]) -> float | None:
+    return float(np.mean(numbers)) if numbers else None
