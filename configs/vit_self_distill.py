@@ -55,6 +55,12 @@ Run     flax-adapt run --workdir=runs/dtd \
                   and flips); "": flip
         pool      what training without labels sees; without_test: no test example of the
                   same source and split ("": all; then gains are transductive, and said so)
+        watch     stop the stages of `steps` early, and keep their best state, by target/knn |
+                  target/probe (labels, no test examples) | pool/rankme | held_out/loss,
+                  measured 20 times a stage ("": the last state is kept)
+        patience  measurements without a better one after which a stage stops (0: never)
+        on_hurt   warn | rollback: a stage whose best state is worse than its initial weights
+                  has these as its result ("": warn)
 Expect  a table of test accuracies over 5 seeds with the gain of each step. Not run at
         full size yet: 2 x 20 000 steps of ViT-B/16 want an accelerator.
 Source  Lee et al. 2023, Self-Distillation for Further Pre-training of Transformers, and

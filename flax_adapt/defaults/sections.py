@@ -135,8 +135,20 @@ def sweep(lrs: tuple[float, ...], **changes: Any) -> dict[str, Any]:
     return change(dict(lrs=lrs, metric="accuracy", mode="max"), changes)
 
 
+# Metrics that a stage can watch -> whether the largest ("max") or smallest is the best.
+METRICS = {
+    "target/knn": "max",
+    "target/probe": "max",
+    "pool/rankme": "max",
+    "held_out/loss": "min",
+    "held_out/accuracy": "max",
+}
+# What a stage does that has become worse: it says so, or has its initial weights as result.
+ON_HURT = ("warn", "rollback")
+
+
 def watch(metric: str, **changes: Any) -> dict[str, Any]:
-    """Returns how a stage watches a metric, see `stage.watch`; the values are ours."""
+    """Returns how a stage watches a metric, see `stage.watching`; the values are ours."""
     section = dict(
         metric=metric,
         every_steps=100,

@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 from flax_adapt import data
 from flax_adapt.base import config as configs
 from flax_adapt.base.errors import UserError, choose
-from flax_adapt.defaults import augment, shared
+from flax_adapt.defaults import augment, sections, shared
+from flax_adapt.defaults.sections import METRICS, ON_HURT
 
 # The docstring of vit_self_distill explains them. 0, -1 or "": as the config has it.
 SETTINGS: dict[str, Any] = dict(
@@ -25,12 +26,17 @@ SETTINGS: dict[str, Any] = dict(
     seeds=0,
     augment="",
     pool="",
+    watch="",
+    patience=3,
+    on_hurt="",
 )
 # Stages that train new parts alone; their steps are arguments of their own.
 _NEW_PARTS = ("decoder_warmup", "mlm_warmup", "new_tokens_warmup")
 _LABELLED = ("classify", "glad", "regress")
 # Values of `pool`: data without labels as the recipe has it, or without the test examples.
 WITHOUT_TEST = "without_test"
+# How often a stage that watches a metric measures it (ours).
+_MEASUREMENTS = 20
 
 
 def make_config(
@@ -60,6 +66,13 @@ def check_settings(args: Any) -> None:
             )
 
     choose("pool", args.pool, {"": "", WITHOUT_TEST: ""})
+    choose("watch", args.watch, {"": "", **METRICS})
+    choose("on_hurt", args.on_hurt, dict.fromkeys(("", *ON_HURT)))
+    if args.on_hurt and not args.watch:
+        raise UserError(
+            f"on_hurt={args.on_hurt} needs a metric that says what hurt: add "
+            "watch=target/knn, or without labels watch=pool/rankme"
+        )
 
 
 def apply_settings(
@@ -70,7 +83,8 @@ def apply_settings(
     steps, epochs, batch_size, lr and warmup change training without labels, or fine-tuning
     where there is nothing else; seeds and augment change fine-tuning, or training without
     labels where there is no fine-tuning. The first stage takes `steps`; others keep their
-    number of steps in proportion to it. The warm-up keeps its share of the steps.
+    number of steps in proportion to it. The warm-up keeps its share of the steps. watch,
+    patience and on_hurt are of the same stages as lr.
     """
     stages = [one for one in experiment["stages"] if one["name"] not in _NEW_PARTS]
     tuned = [one for one in stages if one["objective"]["name"] in _LABELLED]
@@ -83,6 +97,7 @@ def apply_settings(
     def change(stage: dict[str, Any]) -> dict[str, Any]:
         if stage["name"] in sized and first is not None:
             stage = _change_sizes(stage, first, settings)
+            stage = _add_watch(stage, settings)
         return _change_draws(stage, settings) if stage["name"] in drawn else stage
 
     changed = tuple(change(one) for one in experiment["stages"])
@@ -148,6 +163,16 @@ def _change_sizes(
     changed = {"lr": settings["lr"] or optim["lr"], "warmup_steps": warmup}
     fields = dict(num_steps=steps, batch_size=size, optim={**optim, **changed})
     return {**stage, **fields}
+
+
+def _add_watch(stage: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns a stage that watches a metric, if the settings name one."""
+    if not settings["watch"]:
+        return stage
+    every = max(1, stage["num_steps"] // _MEASUREMENTS)
+    fields = dict(every_steps=every, patience=settings["patience"])
+    fields |= dict(on_hurt=settings["on_hurt"] or "warn")
+    return {**stage, "watch": sections.watch(settings["watch"], **fields)}
 
 
 def _count_rows(section: dict[str, Any]) -> int:

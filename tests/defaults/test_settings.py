@@ -51,10 +51,15 @@ def load(files):
 
 @pytest.mark.parametrize("name", configs.list_shipped())
 def test_every_config_takes_the_same_settings_and_they_reach_its_stages(name, load):
-    stages = load(name, "steps=40,batch_size=4,lr=0.5,warmup=3")
+    watch = "watch=pool/rankme,patience=2,on_hurt=rollback"
+    stages = load(name, f"steps=40,batch_size=4,lr=0.5,warmup=3,{watch}")
     for stage in (stages[one] for one in CONFIGS[name][1].split()):
         assert (stage.num_steps, stage.batch_size) == (40, 4), stage.name
         assert (stage.optim.lr, stage.optim.warmup_steps) == (0.5, 3), stage.name
+        found = [
+            stage.watch[x] for x in ("metric", "every_steps", "patience", "on_hurt")
+        ]
+        assert found == ["pool/rankme", 2, 2, "rollback"], stage.name
 
 
 @pytest.mark.parametrize("name", configs.list_shipped())
@@ -97,3 +102,17 @@ def test_a_setting_below_its_range_is_refused_by_name(wrong, load):
 def test_views_are_an_augmentation_of_their_own(load):
     with pytest.raises(UserError, match="augment=crop: stage naive compares two views"):
         load("unsup_finetune", "augment=crop")
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        ("watch=knn", r"watch='knn' is unknown.*target/knn"),
+        ("watch=target/knn,on_hurt=stop", "on_hurt='stop' is unknown"),
+        ("on_hurt=rollback", "on_hurt=rollback needs a metric"),
+        ("watch=target/knn,patience=-1", "patience=-1 must be"),
+    ],
+)
+def test_a_mistake_in_what_is_watched_is_said_before_data_are_read(more, text):
+    with pytest.raises(UserError, match=text):
+        configs.load(f"quickstart:{more}")

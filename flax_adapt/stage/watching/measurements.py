@@ -14,8 +14,8 @@ from jax.sharding import Mesh
 
 from flax_adapt import data
 from flax_adapt.base.errors import NonFiniteError
+from flax_adapt.defaults.sections import METRICS
 from flax_adapt.stage.stage import Stage
-from flax_adapt.stage.watching.section import METRICS
 from flax_adapt.train.state import TrainState
 
 # A measurement: state -> float64 [N], numbers whose mean is the metric. N are the same

@@ -2,11 +2,11 @@
 
 The section `watch` of a stage:
 
-    metric       a name of METRICS
+    metric       a name of `defaults.sections.METRICS`
     every_steps  steps between two measurements; 0: only after the last step
     patience     measurements without a better one after which training stops; 0: never
     min_delta    how much better a measurement must be than the best one so far
-    on_hurt      what happens if the best state is worse than the initial one, see ON_HURT
+    on_hurt      "warn" or "rollback": what happens if the best state is worse than the start
     examples     the most examples that a measurement reads
 
 The metric is measured before the first step, every `every_steps` steps and after the last.
@@ -20,19 +20,11 @@ weights as its result.
 from typing import Any
 
 from flax_adapt.base.checks import Check, Row, one_of
+from flax_adapt.defaults.sections import METRICS, ON_HURT
 from flax_adapt.stage import draws
 from flax_adapt.stage.stage import Stage
 
-# Metric -> whether the largest ("max") or smallest value is the best.
-METRICS = {
-    "target/knn": "max",
-    "target/probe": "max",
-    "pool/rankme": "max",
-    "held_out/loss": "min",
-    "held_out/accuracy": "max",
-}
 _HELD_OUT, _TARGET = "held_out/", "target/"
-ON_HURT = ("warn", "rollback")
 
 
 def _sections(at: Any) -> list[Any]:
