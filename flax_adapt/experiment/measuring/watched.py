@@ -143,7 +143,7 @@ def _open_knn(
         if np.isnan(found.embeddings).any():
             return found.embeddings[:, 0]
         guesses = knn.predict_left_out(found.embeddings, found.labels, **how)
-        return np.float64(guesses == found.labels)
+        return np.asarray(guesses == found.labels, np.float64)
 
     return measure
 
@@ -179,7 +179,7 @@ def cross_validate(
         sets = (features_nD[rest], labels_n[rest], features_nD[test], labels_n[test])
         answers = probe.predict(*sets, l2=l2, folds=FOLDS, seed=0)
         parts.append(answers.guesses == labels_n[test])
-    return np.float64(np.concatenate(parts))
+    return np.concatenate(parts).astype(np.float64)
 
 
 def _open_rankme(
