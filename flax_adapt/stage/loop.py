@@ -27,6 +27,7 @@ from flax_adapt.stage.result import (
     read_result,
 )
 from flax_adapt.stage.stage import Stage
+from flax_adapt.stage.watching import keeping
 from flax_adapt.stage.watching import section as watched
 from flax_adapt.stage.watching.measurements import Instruments
 from flax_adapt.train import optim, sharding
@@ -105,8 +106,7 @@ class Run:
 
     def _open_folder(self, instruments: Instruments | None) -> None:
         """Opens the checkpoints; nothing is written before the checks of `__init__` passed."""
-        from flax_adapt.stage.watching import keeping  # imports Orbax
-        from flax_adapt.train import checkpoint
+        from flax_adapt.train import checkpoint  # imports Orbax
 
         stage, config = self.stage, self.config
         metric, mode, self.eval_data = "loss", "min", ""

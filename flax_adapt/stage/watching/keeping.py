@@ -1,7 +1,7 @@
 """The best state of a stage that watches a metric: its checkpoint, and the stage's result."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flax import linen as nn
 from jax.sharding import Mesh
@@ -10,8 +10,10 @@ from flax_adapt import data
 from flax_adapt.stage.stage import Stage
 from flax_adapt.stage.training import TrainingStart
 from flax_adapt.stage.watching.measurements import Instruments, Watch
-from flax_adapt.train.checkpoint import Checkpoints
 from flax_adapt.train.state import TrainState
+
+if TYPE_CHECKING:  # it imports Orbax
+    from flax_adapt.train.checkpoint import Checkpoints
 
 
 class Keeper:
@@ -20,7 +22,7 @@ class Keeper:
     watch: None for a stage that watches nothing, where all of it does nothing.
     """
 
-    def __init__(self, watch: Watch | None, checkpoints: Checkpoints):
+    def __init__(self, watch: Watch | None, checkpoints: "Checkpoints"):
         self._watch, self._checkpoints = watch, checkpoints
 
     @property
@@ -88,7 +90,7 @@ def open_keeper(
     examples: data.Examples,
     mesh: Mesh,
     instruments: Instruments | None,
-    checkpoints: Checkpoints,
+    checkpoints: "Checkpoints",
 ) -> Keeper:
     """Returns the keeper of a stage, which has measured nothing yet."""
     section = stage.config.watch
