@@ -4,7 +4,8 @@ MISTAKES: what the message contains -> (a sound stage, fields that spoil it, fie
 experiment). A field is named with dots: "optim.lr".
 """
 
-from support import tiny, tiny_resnet, tiny_text
+from support import tiny, tiny_resnet, tiny_text, watched_mistakes
+from support.watched_mistakes import NORMED, SOLVED, TRIED
 
 from flax_adapt import defaults
 
@@ -28,7 +29,6 @@ DISTILL = tiny.distill(teacher="stage:first")
 RESIZED = tiny.pretrain(model=defaults.stage_model(resize=defaults.resize(24)))
 RESIZED = {**RESIZED, "init_from": "stage:first"}
 LORA = {**WARM, "model": defaults.stage_model(lora=defaults.lora())}
-TRIED = {**HEAD, "sweep": defaults.sweep((0.1, 0.2))}
 REPLAY = {**HEAD, "replay": defaults.replay(FEW, 0.5)}
 TEXT = dict(tiny_text.section("jsonl:x", "model"))
 MLM = tiny.pretrain(objective=defaults.mlm(tiny.MASK), data=TEXT)
@@ -41,10 +41,7 @@ PAIRS = {
 }
 RESNET = {**HEAD, "model": tiny_resnet.stage_model(fresh=("head",))}
 RESNETS = dict(model=tiny_resnet.MODEL)
-NORMED = {**HEAD, "model": defaults.stage_model(head_norm=True, fresh=("head",))}
 SGD = dict(momentum=0.9, nesterov=False)
-SOLVED = {**NORMED, "num_steps": 1, "optim": defaults.exact_probe_optim()}
-WATCHED = tiny.pretrain(watch=defaults.watch("target/knn"))
 MIXED = {**defaults.NO_MIXING, "operator": "mixup", "pairing": "any"}
 MIXING = tiny.pretrain(objective={**defaults.reconstruct(), "mixing": MIXED})
 
@@ -55,6 +52,7 @@ def held(penalty, stage=WARM, **changes):
 
 
 MISTAKES = {
+    **watched_mistakes.MISTAKES,
     "optim.grad_reduce='half' is": (PLAIN, {"optim.grad_reduce": "half"}, {}),
     "log='wand' is unknown": (PLAIN, {}, {"log": "wand"}),
     "optim.mu_dtype='half' is": (PLAIN, {"optim.mu_dtype": "half"}, {}),
@@ -74,18 +72,6 @@ MISTAKES = {
     "optim.solve is a solution in one step": (SOLVED, {"num_steps": 2}, {}),
     "optim.solve is of a new linear head": (SOLVED, {"model.head_norm": False}, {}),
     "optim.solve finds the head alone": (SOLVED, {"ema": defaults.ema()}, {}),
-    # Of a metric that is watched.
-    "watch.metric='knn' is unknown": (WATCHED, {"watch.metric": "knn"}, {}),
-    "watch.on_hurt='stop' is unknown": (WATCHED, {"watch.on_hurt": "stop"}, {}),
-    "watch.patience=-1 and": (WATCHED, {"watch.patience": -1}, {}),
-    "watch.examples=3 must be": (WATCHED, {"watch.examples": 3}, {}),
-    "watch and sweep both": (TRIED, {"watch": defaults.watch("target/knn")}, {}),
-    "watch is of a stage that takes": (
-        *(SOLVED, {"watch": defaults.watch("target/knn")}, {}),
-    ),
-    "watch.metric='held_out/accuracy' is of classes": (
-        *(WATCHED, {"watch.metric": "held_out/accuracy"}, {}),
-    ),
     # Of the stage itself.
     "seeds=() must be one or more": (PLAIN, {"seeds": ()}, {}),
     "seed=0 + -1 must lie in [0, 2147483647]": (PLAIN, {"seeds": (-1,)}, {}),
