@@ -40,6 +40,9 @@ QUICK_XLA = (
     *(["--xla_cpu_use_fusion_emitters=false"] if OLDER else []),
     "--xla_cpu_parallel_codegen_split_count=1",
 )
+# Fake devices wait for each other; where cores are few and busy, longer than the 40 s after
+# which XLA ends the process.
+PATIENT_XLA = ("--xla_cpu_collective_call_terminate_timeout_seconds=900",)
 LEFT_OUT = pytest.StashKey[int]()
 
 settings.register_profile("short", max_examples=depth.SHORT)
@@ -62,11 +65,12 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     settings.load_profile("deep" if config.option.all else "short")
     config.stash[LEFT_OUT] = 0
-    if config.option.optimized:
-        return
+    quick = () if config.option.optimized else QUICK_XLA
     # By way of the environment, for the processes that tests start, too.
     flags = os.environ.get("XLA_FLAGS", "").split()
-    os.environ["XLA_FLAGS"] = " ".join(dict.fromkeys([*flags, *QUICK_XLA]))
+    os.environ["XLA_FLAGS"] = " ".join(dict.fromkeys([*flags, *quick, *PATIENT_XLA]))
+    if config.option.optimized:
+        return
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     jax.config.update("jax_disable_most_optimizations", True)
 

@@ -40,6 +40,8 @@ MESHES = {
     "tensor": (4, 1, 2),
     "mixed": (2, 2, 2),
 }
+# Meshes on which every stage also recomputes its blocks, in a loop.
+SAVING = ("fsdp", "mixed")
 TIMEOUT = 1800
 STEPS = "--config.stages.0.num_steps=60"
 pytestmark = pytest.mark.long
@@ -65,6 +67,17 @@ def run(*arguments, **options):
 def mesh_flags(name):
     axes = zip(("data", "fsdp", "tensor"), MESHES[name], strict=True)
     return [f"--config.mesh.{axis}={size}" for axis, size in axes]
+
+
+def memory_flags(name, alone):
+    """Flags that save memory in every stage of the config of a workdir, on some meshes."""
+    stages = json.loads((alone / "config.json").read_text())["stages"]
+    saving = ("remat=blocks", "scan=True") if name in SAVING else ()
+    return [
+        f"--config.stages.{n}.memory.{field}"
+        for n in range(len(stages))
+        for field in saving
+    ]
 
 
 def losses(workdir):
@@ -107,7 +120,8 @@ def test_two_processes_with_four_devices_have_the_losses_of_one(
     experiments, tmp_path, name, mesh
 ):
     root, alone = experiments(name)
-    run(root, tmp_path / "run", 2, 4, *mesh_flags(mesh))
+    flags = [*mesh_flags(mesh), *memory_flags(mesh, alone)]
+    run(root, tmp_path / "run", 2, 4, *flags)
     assert_same_losses(tmp_path / "run", alone)
 
 
