@@ -24,6 +24,8 @@ ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "JAX_COMPILATION_CACHE_DIR": str(CACHE),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    # Decoded images of tests are not stored in the home directory of who runs them.
+    "XDG_CACHE_HOME": str(ROOT / ".pytest_cache" / "d" / "user"),
 }
 for variable, value in ENVIRONMENT.items():
     os.environ.setdefault(variable, value)
