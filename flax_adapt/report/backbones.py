@@ -12,7 +12,7 @@ from flax_adapt.base.errors import UserError
 from flax_adapt.experiment import held_out, measure
 from flax_adapt.report.workdir import Run
 
-# Side by side on a page; each is loaded once for each section.
+# Side by side on a page.
 MOST = 4
 
 
@@ -23,11 +23,6 @@ class Backbone(NamedTuple):
     folder: Path
     fit: dict[str, Any]
     stage: str
-
-
-def open_config(run: Run) -> Any:
-    """Returns the config of a run as an experiment has it."""
-    return configs.build(run.config)
 
 
 def is_alone() -> bool:
@@ -41,7 +36,11 @@ def list_backbones(run: Run, task: str) -> list[Backbone]:
     Stages that train on labels come last, and are there only where no other stage is. Of
     many the first one and the last ones are kept.
     """
-    config = open_config(run)
+    return run.share(f"backbones of {task}", lambda: _list_backbones(run, task))
+
+
+def _list_backbones(run: Run, task: str) -> list[Backbone]:
+    config = run.experiment
     tuned = [s.name for s in config.stages if held_out.sees_labels(s)]
     named = [name for name in run.names if name not in tuned]
     named = named or [name for name in run.names if name in tuned][-1:]
@@ -78,9 +77,13 @@ def _has(one: Backbone, task: str) -> bool:
     )
 
 
-def open_section(section: Any) -> Any:
-    """Returns the examples of a data section; None where the data is gone."""
+def open_section(run: Run, section: Any) -> Any:
+    """Returns the examples of a data section, opened once; None where the data is gone."""
+    return run.share(f"data {configs.to_text(section)}", lambda: _open(section))
+
+
+def _open(section: Any) -> Any:
     try:
         return data.open_examples(section, "")
-    except UserError:
+    except UserError:  # the folder was moved, or is on another machine
         return None

@@ -13,6 +13,7 @@ import jax
 
 from flax_adapt.base import logs
 from flax_adapt.base.version import __version__
+from flax_adapt.data import source
 from flax_adapt.report import (
     arms,
     attentions,
@@ -74,7 +75,8 @@ def write(folder: Path) -> Path:
     Raises UserError for a folder without config or results.
     """
     run = workdir.read(folder)
-    found = {name: _find(section, run) for name, section in SECTIONS.items()}
+    with source.keep_open():
+        found = {name: _find(section, run) for name, section in SECTIONS.items()}
     shown = {name: parts for name, parts in found.items() if parts is not None}
     target = folder / FILE
     with logs.replace_file(target) as file:

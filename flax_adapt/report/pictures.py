@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from flax_adapt import data, defaults
+from flax_adapt import defaults
 from flax_adapt.base import config as configs
-from flax_adapt.base.errors import UserError
+from flax_adapt.report import backbones
 from flax_adapt.report.workdir import Run
 from flax_adapt.stage import draws
 
@@ -42,10 +42,10 @@ def to_cell(pixels: np.ndarray, alt: str) -> dict[str, str]:
     return {"image": to_data_uri(pixels), "alt": alt}
 
 
-def open_whole(section: Any) -> Any:
-    """Returns all examples of a data section: no subset is drawn from them."""
+def open_whole(run: Run, section: Any) -> Any:
+    """Returns all examples of a data section: no subset is drawn. None: they are gone."""
     whole = draws.change_fields(section, subset=configs.build(defaults.ALL))
-    return data.open_examples(whole, "")
+    return backbones.open_section(run, whole)
 
 
 def fetch(examples: Any, rows: Sequence[int]) -> np.ndarray:
@@ -67,9 +67,8 @@ def show_examples(run: Run, stage: str, names: Sequence[str]) -> dict[str, Any]:
     {} where the data is gone.
     """
     section = configs.build(run.sections[stage]["eval"]).data
-    try:
-        examples = open_whole(section)
-    except UserError:  # the folder was moved, or is on another machine
+    examples = open_whole(run, section)
+    if examples is None:
         return {}
     wanted = {*names}
     places = {name: i for i, name in enumerate(examples.names) if name in wanted}

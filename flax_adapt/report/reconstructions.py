@@ -8,16 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from flax_adapt import models, weights
-from flax_adapt.base.types import Array
+from flax_adapt.base import config as configs
+from flax_adapt.base.types import Array, Params
 from flax_adapt.data.images import image
 from flax_adapt.objectives import reconstruct
-from flax_adapt.report import backbones, pictures
+from flax_adapt.report import backbones, encoders, pictures
 from flax_adapt.report.backbones import Backbone
 from flax_adapt.report.workdir import Run
 
 # Rows of the picture; each model runs once on all of them.
 IMAGES = 4
-_GREY = 0.5
+_GREY = 128
 
 
 def reconstructions(run: Run) -> dict[str, Any] | None:
@@ -28,10 +29,9 @@ def reconstructions(run: Run) -> dict[str, Any] | None:
     trained = [one for one in found if one.stage]
     if not trained:
         return None
-    config = backbones.open_config(run)
-    sections = {section.name: section for section in config.stages}
+    sections = {section.name: section for section in run.experiment.stages}
     section = sections[trained[-1].stage].data
-    examples = backbones.open_section(section)
+    examples = backbones.open_section(run, section)
     if examples is None:
         return None
     rows = pictures.spread_rows(len(examples), IMAGES)
@@ -75,41 +75,44 @@ def predict(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns (reconstructed, masked), uint8 [B, S, S, C]; the visible patches stay."""
     model, params, _ = weights.from_pretrained(one.folder, "mae", **one.fit)
-    size = model.config.patch_size
-    image_BYXC = image.preprocess(jnp.asarray(pixels_BYXC), None, section, None)
-    prediction_BLP, hidden_BL = _predict(model, params, image_BYXC, ratio)
-    restored_BLP = reconstruct.restore_pixels(
-        prediction_BLP, image_BYXC, size, normalized
-    )
-    found_BYXC, seen_BYXC = (
-        rescale(np.asarray(models.unpatchify(x_BLP, size)), section)
-        for x_BLP in (restored_BLP, models.patchify(image_BYXC, size))
-    )
-    hidden_BL1 = np.broadcast_to(np.asarray(hidden_BL)[..., None], restored_BLP.shape)
-    hidden_BYXC = np.asarray(models.unpatchify(jnp.asarray(hidden_BL1), size))
-    filled_BYXC = np.where(hidden_BYXC, found_BYXC, seen_BYXC)
-    return to_bytes(filled_BYXC), to_bytes(np.where(hidden_BYXC, _GREY, seen_BYXC))
+    form = encoders.describe_pixels(section)
+    filled, masked = _fill(model, params, pixels_BYXC, ratio, form, normalized)
+    return np.asarray(filled), np.asarray(masked)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "ratio"))
-def _predict(
-    model: Any, params: Any, image_BYXC: Array, ratio: float
+# One program for all models of a shape: whether patches are normalised is no constant.
+@functools.partial(jax.jit, static_argnames=("model", "ratio", "form"))
+def _fill(
+    model: Any,
+    params: Params,
+    pixels_BYXC: Array,
+    ratio: float,
+    form: str,
+    normalized: Array,
 ) -> tuple[Array, Array]:
-    """Returns (prediction_BLP, hidden_BL); the mask is the same for all models of a size."""
-    shape = (len(image_BYXC), model.config.num_patches)
-    noise_BL = jax.random.uniform(jax.random.key(0), shape)
-    found: tuple[Array, Array] = model.apply(
+    """Returns `predict`; the mask is the same for all models of a size."""
+    size, section = model.config.patch_size, configs.from_text(form)
+    image_BYXC = image.preprocess(pixels_BYXC, None, section, None)
+    noise_BL = jax.random.uniform(
+        jax.random.key(0), (len(image_BYXC), model.config.num_patches)
+    )
+    prediction_BLP, hidden_BL = model.apply(
         {"params": params}, image_BYXC, noise_BL, None, ratio
     )
-    return found
+    restored_BLP = reconstruct.restore_pixels(prediction_BLP, image_BYXC, size, True)
+    restored_BLP = jnp.where(normalized, restored_BLP, prediction_BLP)
+    mean_C, std_C = image.channel_values(section)
+    found_BYXC = models.unpatchify(restored_BLP, size)
+    found_BYXC = found_BYXC * std_C[None, None, None] + mean_C[None, None, None]
+    hidden_BLP = jnp.broadcast_to(hidden_BL[..., None], restored_BLP.shape)
+    hidden_BYXC = models.unpatchify(hidden_BLP, size)
+    grey = jnp.uint8(_GREY)
+    return (
+        jnp.where(hidden_BYXC, _to_bytes(found_BYXC), pixels_BYXC),
+        jnp.where(hidden_BYXC, grey, pixels_BYXC),
+    )
 
 
-def rescale(image_BYXC: np.ndarray, section: Any) -> np.ndarray:
-    """Returns pixels in [0, 1] of images that `image.preprocess` has normalised."""
-    mean_C, std_C = (np.asarray(values) for values in image.channel_values(section))
-    return image_BYXC * std_C[None, None, None] + mean_C[None, None, None]
-
-
-def to_bytes(image_BYXC: np.ndarray) -> np.ndarray:
+def _to_bytes(image_BYXC: Array) -> Array:
     """Returns uint8 pixels of an image in [0, 1]; what lies outside is cut off."""
-    return np.clip(np.rint(255 * image_BYXC), 0, 255).astype(np.uint8)
+    return jnp.clip(jnp.rint(255 * image_BYXC), 0, 255).astype(jnp.uint8)

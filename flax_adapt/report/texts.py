@@ -26,10 +26,9 @@ def filled_masks(run: Run) -> dict[str, Any] | None:
     trained = [one for one in found if one.stage]
     if not trained:
         return None
-    config = backbones.open_config(run)
-    section = next(s for s in config.stages if s.name == trained[-1].stage)
+    section = next(s for s in run.experiment.stages if s.name == trained[-1].stage)
     held_out = section.data if section.eval is None else section.eval.data
-    examples = backbones.open_section(held_out)
+    examples = backbones.open_section(run, held_out)
     if examples is None:
         return None
     rows = np.asarray(pictures.spread_rows(len(examples), TEXTS), np.int64)
@@ -112,7 +111,8 @@ def _quote(tokenizer: Any, tokens_L: np.ndarray, place: int) -> dict[str, str]:
 
 def moved_tokens(run: Run) -> dict[str, Any] | None:
     """Returns the tokens whose embedding moved most from the first to the last model."""
-    if backbones.open_config(run).stages[0].data.modality != "text":
+    section = run.experiment.stages[0].data
+    if section.modality != "text":
         return None
     found = backbones.list_backbones(run, "encoder")
     if len(found) < 2 or not backbones.is_alone():
@@ -120,8 +120,7 @@ def moved_tokens(run: Run) -> dict[str, Any] | None:
     first, last = (_read_table(one) for one in (found[0], found[-1]))
     if first.shape != last.shape:
         return None
-    section = backbones.open_config(run).stages[0].data
-    examples = backbones.open_section(section)
+    examples = backbones.open_section(run, section)
     if examples is None:
         return None
     moved_V = measure_moves(first, last)

@@ -1,8 +1,10 @@
 """Reads what a run has written into its workdir."""
 
+import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
 from flax_adapt.base import config as configs
 from flax_adapt.base import logs
@@ -11,12 +13,15 @@ from flax_adapt.experiment import provenance
 from flax_adapt.stage import draws, predictions
 from flax_adapt.stage.predictions import Predictions
 
+T = TypeVar("T")
 
-class Run(NamedTuple):
+
+@dataclasses.dataclass(frozen=True)
+class Run:
     """A workdir with results: its plain config, the rows of results.json, and its metrics.
 
     rows: of `experiment.recipe.run`. metrics: the lines of metrics.jsonl. starts: those of
-    commands.jsonl.
+    commands.jsonl. What several sections of a page need is opened and computed once.
     """
 
     folder: Path
@@ -24,6 +29,22 @@ class Run(NamedTuple):
     rows: list[dict[str, Any]]
     metrics: list[dict[str, Any]]
     starts: list[dict[str, Any]]
+
+    @functools.cached_property
+    def experiment(self) -> Any:
+        """The config as an experiment has it."""
+        return configs.build(self.config)
+
+    @functools.cached_property
+    def _shared(self) -> dict[str, Any]:
+        return {}
+
+    def share(self, name: str, make: Callable[[], T]) -> T:
+        """Returns what `make` returned when it was called first with this name."""
+        if name not in self._shared:
+            self._shared[name] = make()
+        found: T = self._shared[name]
+        return found
 
     @property
     def sections(self) -> dict[str, dict[str, Any]]:
@@ -51,14 +72,13 @@ class Run(NamedTuple):
 
     def predictions(self, name: str) -> dict[int, Predictions]:
         """Returns the predictions of a stage by seed; {} unless all seeds have them."""
-        found = {s: _read(folder) for s, folder in self.seed_folders(name).items()}
+        return self.share(f"predictions of {name}", lambda: self._read(name))
+
+    def _read(self, name: str) -> dict[int, Predictions]:
+        folders = self.seed_folders(name).items()
+        found = {seed: predictions.read(folder) for seed, folder in folders}
         whole = {seed: one for seed, one in found.items() if one is not None}
         return whole if len(whole) == len(found) else {}
-
-
-@functools.lru_cache(64)
-def _read(folder: Path) -> Predictions | None:
-    return predictions.read(folder)
 
 
 def read(folder: Path) -> Run:
@@ -70,7 +90,6 @@ def read(folder: Path) -> Run:
             f"{folder} holds no {' and no '.join(missing)}: give the --workdir of a run "
             "that has finished a stage"
         )
-    _read.cache_clear()
     config, rows = (logs.read_json(path) for path in paths)
     if not isinstance(config, dict) or "stages" not in config:
         raise UserError(f"{paths[0]} is damaged, it has no stages")

@@ -1,5 +1,7 @@
 """The sections that run models: laws of what they draw, without any trained weights."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from flax_adapt.objectives import reconstruct
 from flax_adapt.report import (
     arms,
     attentions,
+    encoders,
     examples,
     maps,
     outcomes,
@@ -47,7 +50,7 @@ def test_restored_targets_are_the_pixels(normalize):
 def test_attention_is_that_of_the_last_block_by_hand():
     model = tiny.build("encoder")
     params = tiny.params_of(model)
-    found = np.asarray(attentions.cls_attention(model, params, PIXELS))
+    _, found = encoders.encode_batch(model, params, PIXELS, "cls", "", True)
     block = jax.tree.map(np.asarray, params["encoder"]["block_01"])
     states = np.asarray(
         model.apply({"params": params}, PIXELS, None, method="encode")[0]
@@ -126,7 +129,10 @@ def test_pictures_of_examples_that_are_gone_are_left_out(run):
     moved = logs.plain(run.config)
     moved["stages"][-1]["eval"]["data"]["source"] = "folder:nowhere"
     assert stages
-    assert pictures.show_examples(run._replace(config=moved), "arm", names) == {}
+    assert (
+        pictures.show_examples(dataclasses.replace(run, config=moved), "arm", names)
+        == {}
+    )
 
 
 def test_an_image_in_the_page_has_its_pixels():
@@ -190,7 +196,7 @@ def test_verdicts_on_frozen_features_are_cells_with_intervals(run):
     found = dict(difference=-0.1, low=-0.2, high=-0.05, word="hurt")
     entry = dict(stage="further", against="pretrained", domain="source", data="x:y")
     row = {**run.rows[0], "features": [{**entry, "metrics": {"knn": found}}]}
-    shown = transfers.features(run._replace(rows=[row]))
+    shown = transfers.features(dataclasses.replace(run, rows=[row]))
     assert shown["columns"] == ["knn"]
     (one,) = shown["rows"]
     assert one["name"] == "further on source x:y"
@@ -208,5 +214,5 @@ def test_a_pool_with_test_examples_is_said_beside_the_verdict(run):
     shared = dict(pools=["further"], examples=5, of=60)
     rows = [{**row, "transductive": shared} for row in run.rows]
     assert outcomes.notes(run, "arm") == []
-    (note,) = outcomes.notes(run._replace(rows=rows), "arm")
+    (note,) = outcomes.notes(dataclasses.replace(run, rows=rows), "arm")
     assert note.startswith("transductive: the pool of further holds 5 of the 60")
