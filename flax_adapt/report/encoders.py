@@ -5,7 +5,7 @@ Each encoder is loaded once, and all of them that are built alike share one prog
 
 import functools
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -154,7 +154,7 @@ def encode_batch(
     """
     if pixel_form:
         form = configs.from_text(pixel_form)
-        inputs = image.preprocess(inputs, None, form, None)
+        inputs = image.preprocess(cast(Array, inputs), None, form, None)
     variables = models.batch_stats.variables(params)
     if not attends:
         return model.apply(variables, inputs, pooling, None, method="embed"), None

@@ -76,7 +76,12 @@ def predict(
     """Returns (reconstructed, masked), uint8 [B, S, S, C]; the visible patches stay."""
     model, params, _ = weights.from_pretrained(one.folder, "mae", **one.fit)
     form = encoders.describe_pixels(section)
-    filled, masked = _fill(model, params, pixels_BYXC, ratio, form, normalized)
+    # Drawn by NumPy: a generator of random numbers is slow to compile.
+    shape = (len(pixels_BYXC), model.config.num_patches)
+    noise_BL = np.random.default_rng(0).random(shape, np.float32)
+    filled, masked = _fill(
+        *(model, params, pixels_BYXC, noise_BL, ratio, form, normalized)
+    )
     return np.asarray(filled), np.asarray(masked)
 
 
@@ -86,16 +91,14 @@ def _fill(
     model: Any,
     params: Params,
     pixels_BYXC: Array,
+    noise_BL: Array,
     ratio: float,
     form: str,
     normalized: Array,
 ) -> tuple[Array, Array]:
-    """Returns `predict`; the mask is the same for all models of a size."""
+    """Returns `predict`; the mask follows noise_BL, and is that of all models of a size."""
     size, section = model.config.patch_size, configs.from_text(form)
     image_BYXC = image.preprocess(pixels_BYXC, None, section, None)
-    noise_BL = jax.random.uniform(
-        jax.random.key(0), (len(image_BYXC), model.config.num_patches)
-    )
     prediction_BLP, hidden_BL = model.apply(
         {"params": params}, image_BYXC, noise_BL, None, ratio
     )
