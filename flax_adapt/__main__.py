@@ -26,7 +26,7 @@ from flax_adapt.base.errors import NonFiniteError, Preempted, UserError
 from flax_adapt.base.version import __version__
 from flax_adapt.commands import typed
 from flax_adapt.commands.machine import allocator
-from flax_adapt.commands.table import COMMANDS, PROCESSES, REQUIRED
+from flax_adapt.commands.table import BY_INIT, COMMANDS, PROCESSES, REQUIRED
 
 # What the libraries say whose collective operation another process left.
 _PEER_IS_GONE = re.compile("Gloo|NCCL|[Cc]onnection (closed|reset)|Socket closed")
@@ -54,8 +54,16 @@ def describe(command: str) -> str:
     return "\n".join([summary, *lines])
 
 
+def name_command(command: str, arguments: Sequence[str]) -> str:
+    """Returns the name of a command in the table: `eval --init` is another than `eval`."""
+    other = f"{command} {BY_INIT}"
+    has_init = any(re.match(f"-?{BY_INIT}(=|$)", one) for one in arguments)
+    return other if has_init and other in COMMANDS else command
+
+
 def parse(command: str, arguments: Sequence[str]) -> dict:
     """Returns the command's arguments; raises UserError naming what is wrong."""
+    command = name_command(command, arguments)
     table = COMMANDS[command].flags
     rest = [config.bracket_indices(argument) for argument in arguments]
     if COMMANDS[command].takes_config:
@@ -197,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[0] == "--version":
         print(f"flax-adapt {__version__}")
         return 0
-    command, stop_code = arguments[0], 0
+    command, stop_code = name_command(arguments[0], arguments[1:]), 0
     try:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):

@@ -63,6 +63,8 @@ _READING: dict[str, tuple[Any, str]] = {
     "seq_len": (128, "text: the most tokens of a text, which is cut off there"),
     "text_fields": ("text", "text: the column, or A,B for pairs"),
 }
+# `COMMAND --init=...` is a command of its own where the table has this name after COMMAND's.
+BY_INIT = "--init"
 COMMANDS = {
     "run": Command(
         "run",
@@ -150,6 +152,29 @@ COMMANDS = {
         {
             **_WORKDIR,
             "near_copies": (True, "list near-copies of test examples in training data"),
+            **PROCESSES,
+            **MACHINE,
+        },
+    ),
+    f"eval {BY_INIT}": Command(
+        "measures.checkpoint",
+        "kNN, linear probe, few shots and RankMe of any weights, without a config.",
+        False,
+        {
+            "init": (REQUIRED, "folder or file of weights"),
+            "data": (REQUIRED, "tfds:NAME, folder:PATH, builtin:NAME; jsonl:PATH ..."),
+            "against": ("", "other weights that read the same data; then a verdict"),
+            "split": ("train", "split that labels are taken from"),
+            "test_split": ("test", "a split; rest (of --per_class); fifth (held out)"),
+            "per_class": (0, "labelled examples of every class, in 5 draws; 0: all"),
+            "out": ("", "the .json to write, too"),
+            "data_dir": ("", "where tfds: finds its data sets"),
+            "pooling": ("auto", "cls, mean, ... or auto: that of the weights' library"),
+            "batch_size": (64, "images or texts at once, on all devices together"),
+            **_READING,
+            "label_field": ("label", "the column of the labels; '' for none"),
+            **_INIT_FORMAT,
+            **_OF_IMAGES,
             **PROCESSES,
             **MACHINE,
         },

@@ -1,19 +1,23 @@
 """The outputs of a classifier or a regression for a data set, and its temperature."""
 
+import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from flax_adapt import data as sources
 from flax_adapt import models
+from flax_adapt.base import config as configs
 from flax_adapt.base import logs
 from flax_adapt.base.errors import UserError
 from flax_adapt.data.images import image
 from flax_adapt.evals.features import Features, extract
+from flax_adapt.stage import programs
 from flax_adapt.train import sharding
 from flax_adapt.weights.files.writing import CALIBRATION
 
@@ -36,13 +40,7 @@ def compute_outputs(
         models.check_fits(model.config, **examples.row_sizes)
     mesh = sharding.all_devices()
     placed = sharding.put(models.batch_stats.variables(params), mesh)
-    is_image = model.modality == "image"
-
-    def apply(variables: Any, inputs: Any) -> Any:
-        given = image.preprocess(inputs, None, section, None) if is_image else inputs
-        return model.apply(variables, given, None)
-
-    compiled = jax.jit(apply, out_shardings=sharding.whole_on_every_device(mesh))
+    compiled = _share_apply(model, programs.describe_inputs(section), mesh)
 
     def encode(batch: Any) -> Any:
         return compiled(placed, sharding.put_batch(batch[model.modality], mesh))
@@ -50,6 +48,19 @@ def compute_outputs(
     size = sharding.whole_batch_size(batch_size, mesh)
     batches = sources.eval_batches(examples, size, *sharding.share_of_process(mesh))
     return extract(encode, show(batches, -(-len(examples) // size)))
+
+
+# One compiled function for all weights of a model, and for data prepared in the same way.
+@functools.lru_cache(programs.KEPT)
+def _share_apply(model: Any, inputs: str, mesh: Mesh) -> Callable[..., Any]:
+    """Returns (variables, inputs) -> outputs; inputs: `programs.describe_inputs`."""
+    section, is_image = configs.from_text(inputs), model.modality == "image"
+
+    def apply(variables: Any, rows: Any) -> Any:
+        ready = image.preprocess(rows, None, section, None) if is_image else rows
+        return model.apply(variables, ready, None)
+
+    return jax.jit(apply, out_shardings=sharding.whole_on_every_device(mesh))
 
 
 def mean_loss(logits_nC: np.ndarray, labels_n: np.ndarray, temperature: float) -> float:

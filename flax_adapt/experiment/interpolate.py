@@ -175,6 +175,12 @@ def measure_points(config: Any, pair: Pair, values: Sequence[float]) -> list[Poi
         arms = {} if on_target is None else _arms(on_target)
         found = [_arms(one) for one in others if one is not None]
         points.append(Point(a, {**arms, **head}, found))
+    if not points[0].target:
+        raise UserError(
+            f"--stage={pair.stage.label}: nothing on the target can choose between start and "
+            "adapted weights: its test data have no classes, and the stage has no classifier "
+            "that is evaluated"
+        )
     return points
 
 
@@ -187,9 +193,12 @@ def _arms(answers: Any) -> dict[str, Mapping[int, Predictions]]:
 
 
 def _answer_heads(pair: Pair, values: Sequence[float]) -> list[dict[str, Any]]:
-    """Returns the predictions of the fine-tuned head for each a; {} without a classifier."""
-    section = pair.stage.config.eval
-    if pair.task != "classify" or section is None:
+    """Returns the predictions of the fine-tuned head for each a.
+
+    {} without a classifier, and for a regression, whose numbers are never right or wrong.
+    """
+    section, objective = pair.stage.config.eval, pair.stage.config.objective.name
+    if pair.task != "classify" or section is None or objective == "regress":
         return [{} for _ in values]
     examples = data.open_examples(section.data, "")
     found = []

@@ -18,6 +18,7 @@ PATHS = {
         *("workdir", "init", "unlabelled", "labelled", "test", "source", "data_dir")
     },
     "eval": {"workdir"},
+    "eval --init": {"init", "against", "data", "out", "data_dir"},
     "report": {"workdir"},
     "interpolate": {"workdir"},
     "compare": {"out"},
@@ -40,6 +41,12 @@ OTHERS = {
         *("dry_run", "stop_code", "report"),
     },
     "eval": PROCESSES | {"near_copies"},
+    "eval --init": {
+        *PROCESSES,
+        *("split", "test_split", "per_class", "pooling", "batch_size", "precision"),
+        *("max_bad_fraction", "seq_len", "text_fields", "label_field", "init_format"),
+        *("init_known", "mean", "std", "image_field", "window", "bits", "fit"),
+    },
     "report": set(),
     "interpolate": {"stage", "points", "keep", "export"},
     "compare": set(),

@@ -45,7 +45,8 @@ def open_sets(config: Any, section: Any) -> Sets:
         classes.check_same(train.examples, test.examples)
     if section.source is not None:
         return Sets(train, test, data.open_examples(section.source, ""))
-    if train is None:
+    # Weights alone (`measuring.checkpoints`) have RankMe at least.
+    if train is None and config.stages:
         raise UserError(
             f"eval measures kNN and a linear probe by class, but {section.test.source} "
             "has no classes; give evaluate.source to measure drift alone"

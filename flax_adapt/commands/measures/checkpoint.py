@@ -1,0 +1,90 @@
+"""Measures weights on a data set with labels, without a config."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from flax_adapt import models, weights
+from flax_adapt.base import errors, logs
+from flax_adapt.base.errors import UserError
+from flax_adapt.base.hub import weights_path
+from flax_adapt.base.paths import user_path
+from flax_adapt.commands.features import make_section, parse_pixels
+from flax_adapt.commands.values import INIT_FLAGS, parse_values
+from flax_adapt.experiment.measuring import checkpoints, verdicts
+from flax_adapt.train import precision as precisions
+
+
+def checkpoint(
+    init: str,
+    data: str,
+    against: str,
+    split: str,
+    test_split: str,
+    per_class: int,
+    out: str,
+    data_dir: str,
+    pooling: str,
+    batch_size: int,
+    precision: str,
+    max_bad_fraction: float,
+    seq_len: int,
+    text_fields: str,
+    label_field: str,
+    init_format: str,
+    init_known: str,
+    mean: str,
+    std: str,
+    fit: str,
+    bits: int,
+    window: str,
+    image_field: str,
+) -> None:
+    """kNN, linear probe, few shots and RankMe of any weights, without a config."""
+    errors.choose("--pooling", pooling, dict.fromkeys((weights.AUTO, *models.POOLING)))
+    target = _check_target(out)
+    precision = precisions.settle(precision, field="--precision")
+    precisions.set_products(precision)
+    folder, known = weights_path(init), parse_values("--init_known", init_known)
+    options = weights.source_options(init_format, known)
+    of_text = dict(seq_len=seq_len, text_fields=tuple(text_fields.split(",")))
+    of_images = dict(fit=fit, bits=bits, window=window, image_field=image_field)
+    reading: dict[str, Any] = dict(
+        label_field=label_field, data_dir=data_dir, max_bad_fraction=max_bad_fraction
+    )
+    reading |= dict(
+        of_text=of_text, of_images=of_images, pixels=parse_pixels(mean, std)
+    )
+    how = dict(pooling=pooling, batch_size=batch_size)
+    with errors.reword_errors(INIT_FLAGS):
+        section = make_section(folder, options, data, split, **reading)
+        evaluation = checkpoints.make_evaluation(section, test_split, per_class, **how)
+        measured = [checkpoints.Weights(init, folder, options)]
+        if against:
+            other = checkpoints.Weights(against, weights_path(against), {})
+            measured.insert(0, other)
+        rows, entries = checkpoints.measure(measured, evaluation, precision)
+    if jax.process_index() == 0:
+        _write(rows, entries, target)
+
+
+def _check_target(out: str) -> Path | None:
+    """Returns the path to write; raises UserError before anything is computed."""
+    if not out:
+        return None
+    target = user_path(out)
+    if target.suffix != ".json" or not target.parent.is_dir():
+        raise UserError(f"--out={out} must be a new .json file in a folder that exists")
+    return target
+
+
+def _write(
+    rows: list[dict[str, Any]], entries: list[dict[str, Any]], target: Path | None
+) -> None:
+    print(logs.format_table(rows, tuple(rows[-1])))
+    for line in verdicts.list_lines(entries):
+        print(line)
+    if target is not None:
+        logs.write_json(target, {"rows": rows, "verdicts": entries})
+        print(f"results: {target}")
