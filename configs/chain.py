@@ -30,7 +30,7 @@ Run     flax-adapt run --workdir=runs/x \
         seq_len, text_field, label_field  of texts: as in bert_self_distill
         steps, epochs, batch_size, lr, warmup, seeds, augment ...: as in vit_self_distill
 Expect  one table: test accuracy (texts: macro-F1) of the initial weights, after each step,
-        and of GLAD, whose export is a backbone for the next task. Not run on real sets yet.
+        and of GLAD, whose export is a backbone for the next task (benchmarks/results/chain.md).
 Source  Yoon et al. 2023, Li et al. 2021, Bordes et al. 2023, Lee et al. 2023; that they
         follow each other in this order is ours, and was not searched.
 """
