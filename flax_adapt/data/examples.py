@@ -1,7 +1,9 @@
 """Examples of an image data section, decoded to host batches."""
 
 import concurrent.futures
+import functools
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -109,10 +111,12 @@ class ImageExamples:
         image uint8 [b, S, S, C], label, index, position int32 [b], weight float32 [b].
         """
         index_b = index_B[position_b]
-        batch = self._empty(len(index_b))
         real_b = index_b >= 0
-        for name, values in self._fetch(index_b[real_b]).items():
-            batch[name][real_b] = values
+        batch = fetched = self._fetch(index_b[real_b])
+        if not real_b.all():
+            batch = self._empty(len(index_b))
+            for name, values in fetched.items():
+                batch[name][real_b] = values
         index_b, position_b = index_b.astype(np.int32), position_b.astype(np.int32)
         return batch | {"index": index_b, "position": position_b}
 
@@ -137,12 +141,31 @@ class ImageExamples:
 
     def _decode(self, rows: np.ndarray) -> dict:
         out = self._empty(len(rows))
-        decoded = self._threads.map(self._decode_one, rows.tolist())
-        for i, (pixels, label) in enumerate(decoded):
+        found = {row: self._find_stored(row) for row in rows.tolist()}
+        new = [row for row in rows.tolist() if found[row] is None]
+        decoded = self._threads.map(self._decode_one, new)
+        for i, row in enumerate(rows.tolist()):
+            pixels, label = found[row] or next(decoded)
             out["label"][i] = label
             if pixels is not None:
                 out["image"][i], out["weight"][i] = pixels, 1
         return out
+
+    def _find_stored(self, row: int) -> tuple[np.ndarray, float] | None:
+        """Returns pixels and label of a file whose square is stored, else None.
+
+        In the calling thread: to read a square takes less time than to hand it to another.
+        """
+        if self._squares is None or not self._reads_files:
+            return None
+        item, label = self.source.read(row)
+        pixels = self._squares.find(item)
+        return None if pixels is None else (pixels, label)
+
+    @functools.cached_property
+    def _reads_files(self) -> bool:
+        """Whether items are paths; others must be read to be found."""
+        return isinstance(self.source.read(0)[0], Path)
 
     def _decode_one(self, row: int) -> tuple[np.ndarray | None, float]:
         item, label = self.source.read(row)

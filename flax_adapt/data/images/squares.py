@@ -67,14 +67,15 @@ class Squares:
         item: what is decoded. Raises what `decode` raises; such an item is not stored.
         """
         key = square_files.key_of(item)
-        if key is None:
-            return decode()
-        self._open_once()
         pixels = self._read(key)
         if pixels is None:
             pixels = decode()
             self._add(key, pixels)
         return pixels
+
+    def find(self, item: base.Image) -> np.ndarray | None:
+        """Returns the pixels of an item as they were stored, None if they were not."""
+        return self._read(square_files.key_of(item))
 
     def flush(self) -> None:
         """Writes the squares that no shard has yet."""
@@ -97,7 +98,10 @@ class Squares:
                 with self._lock:
                     self._places |= places
 
-    def _read(self, key: bytes) -> np.ndarray | None:
+    def _read(self, key: bytes | None) -> np.ndarray | None:
+        if key is None:
+            return None
+        self._open_once()
         with self._lock:
             pixels, place = self._fresh.get(key), self._places.get(key)
         if pixels is not None or place is None:
@@ -129,7 +133,9 @@ class Squares:
             with contextlib.suppress(OSError):
                 shard.path.unlink()
 
-    def _add(self, key: bytes, pixels: np.ndarray) -> None:
+    def _add(self, key: bytes | None, pixels: np.ndarray) -> None:
+        if key is None:
+            return
         with self._lock:
             if self._stopped or key in self._fresh or key in self._places:
                 return
