@@ -16,7 +16,13 @@ from flax_adapt.commands import adapt_screen
 from flax_adapt.commands.table import COMMANDS, MACHINE, REQUIRED
 from flax_adapt.data import source as sources
 from flax_adapt.experiment import budget as budgets
-from flax_adapt.experiment import delivery, handover, recipe, verdicts
+from flax_adapt.experiment import (
+    delivery,
+    forgetting,
+    handover,
+    recipe,
+    verdicts,
+)
 from flax_adapt.report import page
 from flax_adapt.train import precision as precisions
 from flax_adapt.train.preemption import Preemption
@@ -46,6 +52,8 @@ def adapt(
     init_format: str,
     augment: str,
     fit: str,
+    bits: int,
+    window: str,
     image_field: str,
     label_field: str,
     split_field: str,
@@ -117,6 +125,7 @@ def run_recipe(
     rows = recipe.run(config, folder, force=force)
     with recipe.only_run(folder), Preemption() as preemption:
         record = handover.choose(config, folder, preemption)
+        record = {**record, "source": forgetting.judge(config, folder, record["stage"])}
         target = delivery.deliver(config, folder, record, rows, preemption)
     _print_results(folder, rows, record, target)
     if report and (written := page.write_or_warn(folder)):
@@ -210,6 +219,8 @@ def _print_results(
         return
     print(recipe.table(rows))
     for line in verdicts.text(rows):
+        print(line)
+    for line in record["source"]:
         print(line)
     print(f"handed over: {record['stage']}, {record['why']}")
     print(f"report:  {folder / delivery.REPORT}")

@@ -36,6 +36,7 @@ def features(
     label_field: str,
     label_kind: str,
     image_field: str,
+    split_field: str,
     fit: str,
     bits: int,
     window: str,
@@ -56,7 +57,8 @@ def features(
     of_both: dict[str, Any] = dict(
         label_field=label_field, data_dir=data_dir, max_bad_fraction=max_bad_fraction
     )
-    of_images = dict(fit=fit, bits=bits, window=window, image_field=image_field)
+    of_images = dict(fit=fit, bits=bits, window=window)
+    of_images |= dict(image_field=image_field, split_field=split_field)
     init_options = weights.source_options(
         init_format, parse_values("--init_known", init_known)
     )
@@ -114,10 +116,20 @@ def make_section(
     kind = weights.model_config(init, **init_options)["kind"]
     if models.TASKS[kind]["encoder"].modality == "image":
         fields |= dict(init_options=init_options, pixels=pixels)
-        return embed.image_section(init, source, split, **of_images, **fields)
+        how = _read_as_init(init, of_images)
+        return embed.image_section(init, source, split, **how, **fields)
     if pixels:
         raise UserError(f"--mean and --std are of images; {init} takes text")
     return embed.text_section(init, source, split, **of_text, **fields)
+
+
+def _read_as_init(init: Path, of_images: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the flags on image files; what is not given is as the weights were trained."""
+    told = weights.image_reading(init)
+    if of_images["bits"] or of_images["window"]:  # two ways of naming one range
+        told = {name: value for name, value in told.items() if name == "fit"}
+    given = {name: value for name, value in of_images.items() if value}
+    return {**of_images, "fit": "squash", **told, **given}
 
 
 def _check_finite(out: str, rows: Features) -> None:

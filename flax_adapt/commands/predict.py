@@ -31,6 +31,7 @@ def predict(
     seq_len: int,
     text_fields: str,
     image_field: str,
+    split_field: str,
     fit: str,
     bits: int,
     window: str,
@@ -47,7 +48,8 @@ def predict(
     known = parse_values("--init_known", init_known)
     init_options = weights.source_options(init_format, known)
     of_text = dict(seq_len=seq_len, text_fields=tuple(text_fields.split(",")))
-    of_images = dict(fit=fit, bits=bits, window=window, image_field=image_field)
+    of_images = dict(fit=fit, bits=bits, window=window)
+    of_images |= dict(image_field=image_field, split_field=split_field)
     with errors.reword_errors(INIT_FLAGS):
         section = make_section(
             folder,

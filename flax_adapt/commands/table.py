@@ -40,10 +40,11 @@ _OF_IMAGES = {
     ),
     "mean": ("", "images: mean of pixels, as 0.5,0.5,0.5; '': from init"),
     "std": ("", "images: standard deviation of pixels; '': from init"),
-    "fit": ("squash", "images: squash, crop or pad to a square"),
-    "bits": (0, "images: bits of a level in 16-bit files; 0: all"),
-    "window": ("", "images: LOW:HIGH, the levels that become black and white"),
+    "fit": ("", "images: squash, crop or pad to a square; '': as init, or squash"),
+    "bits": (0, "images: bits of a level in 16-bit files; 0: as init, or all"),
+    "window": ("", "images: LOW:HIGH, black and white levels; '': as init, or all"),
     "image_field": ("", "images: the column of a table that has them or their paths"),
+    "split_field": ("split", "images: the column of a table that has the splits"),
 }
 # How a command that computes uses its machine; `__main__` sets it up.
 MACHINE: dict[str, tuple[Any, str]] = {
@@ -102,6 +103,8 @@ COMMANDS = {
             "init_format": ("", f"{_FORMATS}; '': detected"),
             "augment": ("", "images: none, flip, crop; '': flip"),
             "fit": ("squash", "images: squash, crop or pad to a square"),
+            "bits": (0, "images: bits of a level in 16-bit files; 0: all"),
+            "window": ("", "images: LOW:HIGH, or percentiles such as 1%:99%"),
             "image_field": ("", "images: the column of a table that has their paths"),
             "label_field": ("label", "the column of the labels"),
             "split_field": ("split", "images: the column of the splits"),

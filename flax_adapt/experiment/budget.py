@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 
 from flax_adapt.base.errors import UserError
-from flax_adapt.experiment import handover, held_out
+from flax_adapt.experiment import forgetting, handover, held_out
 from flax_adapt.plan import plans
 from flax_adapt.stage import loop, shapes
 from flax_adapt.stage.draws import change_fields
@@ -71,7 +71,7 @@ def list_work(config: Any, workdir: Path, preemption: Preemption) -> list[Work]:
         )
         found |= dict.fromkeys(kind.names, cost)
     shutil.rmtree(folder, ignore_errors=True)
-    return [
+    work = [
         Work(
             section.name,
             found[section.name],
@@ -81,6 +81,20 @@ def list_work(config: Any, workdir: Path, preemption: Preemption) -> list[Work]:
         )
         for section in config.stages
     ]
+    return [*work, *_judge_source(config, found)]
+
+
+def _judge_source(config: Any, costs: dict[str, Cost]) -> list[Work]:
+    """Returns the work of the verdict on the source, if there is one, as an upper bound.
+
+    An example takes no longer than in a training step; compilation is that of the stage.
+    """
+    passes, first = forgetting.count_passes(config), config.stages[0]
+    if not passes:
+        return []
+    cost = costs[first.name]
+    seconds = cost.fixed + passes * cost.step / first.batch_size
+    return [Work("source", Cost(seconds, 0.0, 0), 1, 0, False)]
 
 
 @contextlib.contextmanager

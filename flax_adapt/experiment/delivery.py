@@ -26,8 +26,8 @@ def deliver(
 ) -> Path:
     """Returns the folder `export`: a copy of the chosen stage's, with its temperature.
 
-    record: of `handover.choose`. rows: of results.json. Writes report.md, too. Of an
-    interrupted copy nothing is used.
+    record: of `handover.choose`, and `source`, the lines of `forgetting.judge`. rows: of
+    results.json. Writes report.md, too. Of an interrupted copy nothing is used.
     """
     row = next(row for row in rows if row["stage"] == record["stage"])
     target, part = workdir / EXPORT, workdir / f".{EXPORT}.part"
@@ -93,4 +93,8 @@ def describe(record: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         record.get("folds", 0), "Cross-validation in parts"
     )
     how = f"{ways}: {record['examples']} labelled examples.\n\n" if ways else ""
-    return f"# Handed over: {record['stage']}\n\n{record['why']}.\n\n{how}{said}\n"
+    source = "".join(f"\n* {line}\n" for line in record["source"])
+    forgot = f"\n## The source\n{source}" if source else ""
+    return (
+        f"# Handed over: {record['stage']}\n\n{record['why']}.\n\n{how}{said}\n{forgot}"
+    )

@@ -176,7 +176,8 @@ def _read_extras(
     config = weights.model_config(source, **options)
     has_pixels = models.TASKS[config["kind"]]["encoder"].modality == "image"
     statistics = one.pixel_statistics(source) if has_pixels else None
-    images = weights.preprocessor(config, *statistics) if statistics else None
+    how = weights.image_reading(source)
+    images = weights.preprocessor(config, *statistics, how) if statistics else None
     named = task == "classify" and "head" not in fresh
     own = any((source / name).is_file() for name in tokenizer.FILES)
     return {

@@ -11,10 +11,13 @@ import numpy as np
 
 from flax_adapt import models
 from flax_adapt.base import hub
+from flax_adapt.base.errors import UserError
 from flax_adapt.base.hub import weights_path
 from flax_adapt.base.types import Params
-from flax_adapt.weights import reshape, strict
+from flax_adapt.weights import fields, reshape, strict
+from flax_adapt.weights.files import reading
 from flax_adapt.weights.files.reading import NOTHING
+from flax_adapt.weights.formats import hf_vit
 from flax_adapt.weights.formats import table as formats
 from flax_adapt.weights.strict import Report
 
@@ -178,3 +181,23 @@ def pixel_statistics(
 ) -> tuple[list[float], list[float]] | None:
     """Returns (mean, std) of pixels in [0, 1] that a model was trained with, or None."""
     return formats.find(weights_path(path), format).pixel_statistics(weights_path(path))
+
+
+def image_reading(path: PathLike) -> dict[str, Any]:
+    """Returns how image files were read for a model: fit, bits, window; {}: not told.
+
+    Raises UserError for other fields or types.
+    """
+    file = weights_path(path) / reading.PREPROCESSOR
+    if not file.is_file():
+        return {}
+    found = reading.read_json(file).get(hf_vit.READING, {})
+    kinds = dict(fit=str, bits=int, window=str)
+    if not isinstance(found, dict) or any(
+        type(value) is not kinds.get(name) for name, value in found.items()
+    ):
+        raise UserError(
+            f"{file}: {hf_vit.READING}={fields.show(found)} must be an object of fit, bits "
+            "and window"
+        )
+    return found

@@ -115,6 +115,7 @@ def save_pretrained(
     *,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    reading: Mapping[str, Any] = NOTHING,
     tokenizer: PathLike | None = None,
     class_names: Sequence[str] | None = None,
     reconstruction: Mapping[str, Any] | None = None,
@@ -123,13 +124,15 @@ def save_pretrained(
     """Writes model and parameters as a folder or file of a format (see `save`).
 
     mean, std: of pixels in [0, 1], one number a channel; with both, preprocessor_config.json
-    is written, too. tokenizer: a model folder whose tokenizer is copied. class_names: of the
-    head's classes. reconstruction: how a masked autoencoder was trained, see `save`. Raises
-    UserError where the format cannot hold the model.
+    is written, too. reading: how image files were read where that is not the usual way: fit,
+    bits, window, see `data.images.levels`; `image_reading` returns it. tokenizer: a model
+    folder whose tokenizer is copied. class_names: of the head's classes. reconstruction: how
+    a masked autoencoder was trained, see `save`. Raises UserError where the format cannot
+    hold the model.
     """
     images = None
     if mean is not None and std is not None:
-        images = saving.preprocessor(models.config_of(model), mean, std)
+        images = saving.preprocessor(models.config_of(model), mean, std, reading)
     saving.save(
         path,
         models.config_of(model),

@@ -9,6 +9,7 @@ from flax_adapt.base.hub import weights_path
 from flax_adapt.base.paths import user_path
 from flax_adapt.base.types import Params
 from flax_adapt.weights import loading, strict
+from flax_adapt.weights.files.reading import NOTHING
 from flax_adapt.weights.formats import hf_vit
 from flax_adapt.weights.formats.table import WRITERS
 from flax_adapt.weights.loading import PathLike
@@ -61,10 +62,15 @@ def save(
 
 
 def preprocessor(
-    config: Mapping[str, Any], mean: Sequence[float], std: Sequence[float]
+    config: Mapping[str, Any],
+    mean: Sequence[float],
+    std: Sequence[float],
+    reading: Mapping[str, Any] = NOTHING,
 ) -> dict[str, Any]:
     """Returns the content of preprocessor_config.json, for `save`.
 
-    config: the model's. mean, std: of pixels in [0, 1], one number a channel.
+    config: the model's. mean, std: of pixels in [0, 1], one number a channel. reading: see
+    `save_pretrained`.
     """
-    return hf_vit.preprocessor_json(config["image_size"], tuple(mean), tuple(std))
+    size = config["image_size"]
+    return hf_vit.preprocessor_json(size, tuple(mean), tuple(std), reading)

@@ -8,6 +8,7 @@ import pytest
 from support import tiny_files
 
 import flax_adapt as fa
+from flax_adapt import weights
 from flax_adapt.base import config as configs
 from flax_adapt.base.errors import UserError
 from flax_adapt.commands import adapt
@@ -15,7 +16,7 @@ from flax_adapt.data import source as sources
 from flax_adapt.defaults import baselines
 from flax_adapt.defaults.adapting import recipe, sizes
 from flax_adapt.evals import outputs
-from flax_adapt.experiment import budget, handover
+from flax_adapt.experiment import budget, forgetting, handover
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 
@@ -45,7 +46,7 @@ def flags(files, workdir, **changes):
     given = dict(
         init=str(files["init"]), workdir=str(workdir), labelled=root, test=root
     )
-    given["report"] = False
+    given |= dict(report=False, bits=8)  # 8 of the 8 bits that they have: as they are
     return {**given, **changes}
 
 
@@ -135,6 +136,7 @@ def test_the_export_says_what_it_is_and_has_its_temperature(adapted):
     assert "ForImageClassification" in card
     assert "temperature" in card
     assert 0.05 <= outputs.read_temperature(export) <= 20
+    assert weights.image_reading(export) == {"bits": 8}
     other = (workdir / "stages/full_start/export/README.md").read_text()
     assert "names " in other  # the fingerprint of the data
     assert "handed over" not in other
@@ -151,6 +153,39 @@ def test_the_screen_shows_stages_sizes_and_the_equivalent_command(
     name = line.split("--config=")[1].strip("'")
     assert [s.num_steps for s in configs.load(name).stages] == [1, 3, 3]
     assert not (tmp_path / "config.json").exists()
+
+
+def test_a_source_gets_a_verdict_on_forgetting(files, small, tmp_path, capsys):
+    """The adapted backbone against the initial one, on examples of the source."""
+    given = flags(files, tmp_path, labelled="", test="", budget="steps:2")
+    fa.adapt(**given, unlabelled=files["images"], source=files["others"])
+    said = f"adapt against pretrained on the source {files['others']} (forgetting): kNN"
+    assert said in capsys.readouterr().out
+    assert said in (tmp_path / "report.md").read_text()
+    config = configs.load(json.loads((tmp_path / "adapt.json").read_text())["config"])
+    # Of three models: 16 examples of the pool, and twice its views, and 16 of the source.
+    assert forgetting.count_passes(config) == 3 * (16 + 3 * 16 + 16)
+
+
+def test_a_source_of_texts_is_measured_with_its_labels_where_it_has_them(files):
+    known = dict(init=files["bert"], unlabelled=files["texts"], source=files["texts"])
+    name = adapt.join_arguments({**known, "seq_len": 16, "method": "replay"})
+    for field, label in (("label", "label"), ("kind", "")):
+        config = configs.load(f"{name},label_field={field}")
+        section = config.evaluate.source
+        assert (section.label_field, section.layout) == (label, "padded")
+        assert config.stages[-1].replay.data.label_field == ""
+
+
+def test_a_pool_needs_no_column_of_labels(files, tmp_path):
+    folder = files["images"].removeprefix("folder:")
+    paths = [f"{folder}/train/ant/{number}.png" for number in range(8)]
+    (tmp_path / "pool.csv").write_text("\n".join(["path", *paths]))
+    pool = f"csv:{tmp_path}/pool.csv"
+    known = dict(init=files["init"], labelled=files["images"], unlabelled=pool)
+    config = configs.load(adapt.join_arguments({**known, "method": "further"}))
+    assert config.stages[0].data.label_field == ""
+    assert config.stages[1].data.label_field == "label"
 
 
 def test_a_time_is_shared_so_that_all_runs_end_within_it():

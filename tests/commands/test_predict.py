@@ -7,10 +7,13 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
 from pyarrow import parquet
 from support import tiny, tiny_files, tiny_runs, tiny_text
 
 from flax_adapt import data, defaults, weights
+from flax_adapt.base.errors import UserError
+from flax_adapt.commands import features
 from flax_adapt.data.images import image
 
 
@@ -139,3 +142,43 @@ def test_a_mistake_is_one_line_before_anything_is_written(
     assert code == 2
     assert told in error.splitlines()[-1]
     assert not [*tmp_path.iterdir()]
+
+
+def test_an_export_says_how_files_are_read_so_that_predict_need_not_be_told(
+    files, main, tmp_path
+):
+    """12 bits of 16, padded: as the model was adapted, with the flags and without."""
+    levels = np.random.default_rng(0).integers(0, 4096, (3, 8, 5), np.uint16)
+    for number, pixels in enumerate(levels):
+        (tmp_path / "new").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / f"new/{number}.png")
+    model, params, _ = weights.from_pretrained(files / "vit", "classify")
+    how = dict(fit="pad", bits=12)
+    weights.save_pretrained(
+        tmp_path / "export", model, params, reading=how, **tiny_files.PIXELS
+    )
+    found = []
+    for init, more in (("export", ()), (files / "vit", ("--fit=pad", "--bits=12"))):
+        out = tmp_path / f"{len(found)}.csv"
+        code, _, error = main(
+            *("predict", f"--init={tmp_path / init}", f"--out={out}"),
+            *(f"--data=folder:{tmp_path / 'new'}", *more),
+        )
+        assert code == 0, error
+        found.append([list(row.values())[2:] for row in read(out)])
+    assert found[0] == found[1]
+    assert weights.image_reading(tmp_path / "export") == how
+    assert weights.image_reading(files / "vit") == {}
+
+
+def test_a_window_that_is_given_comes_before_the_bits_of_an_export(tmp_path):
+    weights_folder = tiny_files.vit_folder(tmp_path / "vit")
+    file = weights_folder / "preprocessor_config.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "flax_adapt_reading": {"bits": 12}}))
+    given = dict(fit="", bits=0, window="0:9", image_field="", split_field="")
+    found = features._read_as_init(weights_folder, given)
+    assert found == {**given, "fit": "squash"}
+    file.write_text(json.dumps({**content, "flax_adapt_reading": {"bits": "12"}}))
+    with pytest.raises(UserError, match="must be an object of fit, bits and window"):
+        weights.image_reading(weights_folder)

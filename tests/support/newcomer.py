@@ -1,7 +1,7 @@
 """A newcomer's files, and mistakes with them: each a command line and its answer."""
 
 from PIL import Image
-from support import tiny_files
+from support import tiny_files, tiny_resnet
 
 ADAPT = "adapt --workdir={new} --init={init} "
 OWN = ADAPT + "--labelled={images} --test={images} "
@@ -29,6 +29,7 @@ def write_files(root):
     many = [f"{c}/{i}.png" for c in ("ant", "bee") for i in range(3)]
     image, kinds = root / "one/ant/1.png", ("a,train", "a,test", "b,train", "b,test")
     lines = ["path,klass,part\n", *(f"{image},{kind}\n" for kind in kinds)]
+    ages = "path,age\n" + "".join(f"{image},{n}\n" for n in (31.5, 40.0, 8.25, 77.0))
     words = b"utterance,intent\nhello,a\nbye,b\n"
     return dict(
         files,
@@ -41,6 +42,8 @@ def write_files(root):
         cats=images("cats", "cat/1.png", "dog/1.png"),
         named=images("named", *[f"{s}/{p}" for s in ("Fold1", "Fold2") for p in many]),
         table=f"csv:{text('t.csv', ''.join(lines).encode())}",
+        ages=f"csv:{text('ages.csv', ages.encode())}",
+        resnet=tiny_resnet.folder(root / "resnet"),
         void=f"csv:{text('void.csv', b'')}",
         wide=f"csv:{text('wide.csv', 'path,label'.encode('utf-16'))}",
         words=f"csv:{text('w.csv', words)}",
@@ -187,6 +190,14 @@ MISTAKES = {
     "a column of classes of texts of another name": (
         TEXTS + "--labelled={words} --text_field=utterance",
         "--label_field: .* no field 'label' .*'intent'",
+    ),
+    "numbers to predict": (
+        ADAPT + "--labelled={ages} --label_field=age",
+        "--labelled=.* has 4 different numbers .* 31.5 .*classifiers, not regressions",
+    ),
+    "weights of a ResNet": (
+        OTHER + "--init={resnet}",
+        "--init=.*resnet holds a ResNet; adapt takes a ViT, BERT or RoBERTa",
     ),
     "images for a text model": (
         TEXTS + "--labelled={images}",

@@ -7,7 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from support import tiny
 
-from flax_adapt import defaults, models
+from flax_adapt import defaults, models, weights
 from flax_adapt.base import rules
 
 MODEL = dict(
@@ -60,6 +60,13 @@ def stored_of(model, seed=0):
         return np.float32(name.endswith(("/scale", "/var"))) + np.float32(0.2) * values
 
     return rules.map_named(draw, shapes(model))
+
+
+def folder(path):
+    """A ResNetModel folder; returns `path`."""
+    model = build("encoder")
+    weights.save_pretrained(path, model, stored_of(model))
+    return path
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from flax_adapt.base import errors
 from flax_adapt.base.types import Array, Key
 from flax_adapt.data import base
-from flax_adapt.data.images import arrays, augment, levels, metadata, randaugment
+from flax_adapt.data.images import arrays, augment, deep, levels, metadata, randaugment
 from flax_adapt.data.images.levels import UndecodableImage
 
 if TYPE_CHECKING:
@@ -159,10 +159,16 @@ def _open_file(
         if how.draft:
             least = DRAFT_SCALE * size
             image.draft(None, (least, least))  # changes nothing but JPEG
+        wide = how.window is not None and deep.has_16_bits(image)
         image.load()  # before the file is closed, whatever follows
         turn = _turn(image)
         upright = image.transpose(Image.Transpose[turn]) if turn else image
-        return _square(upright, size, channels, how)
+        if not wide:
+            return _square(upright, size, channels, how)
+        lower = deep.read_lower(item, formats())
+        lower = lower.transpose(Image.Transpose[turn]) if turn else lower
+    pixels = deep.join(upright, lower)
+    return _square_of_array(arrays.Levels(pixels, None), size, channels, how)
 
 
 @functools.cache
@@ -208,8 +214,7 @@ def _square(
 def read_levels(item: base.Image) -> np.ndarray | None:
     """Returns the levels of an image whose range is not certain; None of other images.
 
-    Certain are 8 bits, and files that tell their range. Of 16-bit colours, of which Pillow
-    keeps the upper 8 bits, levels come in steps of 256. Also None where the image cannot be
+    Certain are 8 bits, and files that tell their range. Also None where the image cannot be
     decoded, which is found out when it is.
     """
     from PIL import Image
@@ -224,10 +229,10 @@ def read_levels(item: base.Image) -> np.ndarray | None:
         with Image.open(file, formats=formats()) as image:
             if image.mode.startswith("I") or image.mode == "F":
                 return np.asarray(image)
-            if ";16" not in str(image.tile):
+            if not deep.has_16_bits(image):
                 return None
-            upper = np.asarray(image).astype(np.int64)
-            return np.where(upper > 0, 256 * upper + 255, 0)
+            image.load()
+            return deep.join(image, deep.read_lower(item, formats()))
     except Exception:
         return None
 

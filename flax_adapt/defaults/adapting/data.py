@@ -1,5 +1,6 @@
 """The data of the config `adapt`: separate sources, each SOURCE or SOURCE@SPLIT."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,6 +12,8 @@ from flax_adapt.defaults import shared
 
 # The share of the labels that is tested on where there is no test set (ours).
 TESTED = 0.2
+# The most examples of the source on which forgetting is measured (ours).
+MEASURED = 2_000
 # Argument -> the split that it reads where none is named.
 SPLITS = {"unlabelled": "train", "labelled": "train", "test": "test", "source": "train"}
 _SPLITLESS = "; hold some out with data.subset and part='rest'"
@@ -52,6 +55,22 @@ def open_sections(args: Any, make: Any) -> Opened:
     return Opened(unlabelled, labelled, test, source)
 
 
+def measured_source(args: Any, make: Any, replayed: dict[str, Any]) -> dict[str, Any]:
+    """Returns the section of the source on which forgetting is measured.
+
+    With its classes, where it has them; at most MEASURED examples.
+    """
+    section = replayed
+    if not section["label_field"] and args.label_field:
+        with contextlib.suppress(UserError):
+            section = _section(args, "source", make.labelled_data)
+    if section["modality"] == "text":
+        section = {**section, "layout": "padded"}
+    count = len(sources.open_source(ConfigDict(section)))
+    part = {**shared.ALL, "fraction": min(1.0, MEASURED / count)}
+    return {**section, "subset": part}
+
+
 def check_schemes(args: Any) -> None:
     """Raises UserError for a source without its kind, such as a path alone."""
     for role in SPLITS:
@@ -73,15 +92,29 @@ def _section(args: Any, role: str, make: Callable[..., Any]) -> dict[str, Any]:
     named = bool(at) and "/" not in split and ":" in what
     what, split = (what, split) if named else (typed, SPLITS[role])
     try:
-        return _open(make(what, split))
+        return _open_role(role, make, what, split)
     except UserError as error:
         said = _in_words_of(role, typed, what, error)
     if named or split == "train":
         raise said
     try:  # a folder of classes, or one file, without splits
-        return _open(make(what, "train"))
+        return _open_role(role, make, what, "train")
     except UserError:
         raise said from None
+
+
+def _open_role(
+    role: str, make: Callable[..., Any], what: str, split: str
+) -> dict[str, Any]:
+    """Returns the opened section; what is read without labels need not have any."""
+    try:
+        return _open(make(what, split))
+    except UserError as error:
+        section = make(what, split)
+        needless = role in ("unlabelled", "source") and section["label_field"]
+        if not needless or "label_field" not in str(error):
+            raise
+        return _open({**section, "label_field": ""})
 
 
 def _open(section: dict[str, Any]) -> dict[str, Any]:
@@ -90,12 +123,30 @@ def _open(section: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_classes(args: Any, labelled: dict[str, Any]) -> None:
-    names = sources.open_source(ConfigDict(labelled)).class_names
+    source = sources.open_source(ConfigDict(labelled))
+    names = source.class_names
+    _check_no_numbers(args, source)
     if len(names) < 2:
         has = f"only the class {names[0]!r}" if names else "no classes"
         raise UserError(
             f"labelled={args.labelled} has {has}; a classifier needs two or more: a folder "
             "for each class, or a column of labels (label_field=NAME)"
+        )
+
+
+def _check_no_numbers(args: Any, source: Any) -> None:
+    """Raises UserError for labels that are measurements, not classes."""
+    names = source.class_names
+    try:
+        numbers = [float(name) for name in names]
+    except ValueError:
+        return
+    many = 2 * len(names) > len(source)
+    if many or not all(number.is_integer() for number in numbers):
+        raise UserError(
+            f"labelled={args.labelled} has {len(names)} different numbers as labels, such "
+            f"as {names[0]} and {names[-1]}: adapt trains classifiers, not regressions; of "
+            "texts, `flax-adapt run --config=text_finetune:regress=True,...` trains one"
         )
 
 

@@ -82,8 +82,13 @@ class Adapting:
         known |= dict(seq_len=args.seq_len)
         objective = "contrast" if args.method == "contrast" else "mlm"
         with reword_errors({rf"^{re.escape(args.init)}: ": f"init={args.init}: "}):
-            start = modality.open_transformer(
+            start = modality.open_start(
                 ConfigDict({**args, **known}), objective=objective
+            )
+        if not start.is_transformer:
+            raise UserError(
+                f"init={args.init} holds a ResNet; adapt takes a ViT, BERT or RoBERTa: "
+                "`flax-adapt run --config=unsup_finetune:objective=contrast,...` adapts a ResNet"
             )
         self.start = start._replace(
             objective="contrast" if objective == "contrast" else start.masked_task
@@ -96,9 +101,8 @@ class Adapting:
             self.start = self.start._replace(model=whole)
         self.make = start.make
         self._check_method()
-        self.unlabelled, self.labelled, self.test, self.replayed = data.open_sections(
-            args, self.make
-        )
+        found = data.open_sections(args, self.make)
+        self.unlabelled, self.labelled, self.test, self.replayed = found
         self.sizes: Sizes = sizes.sizes_of(self)
 
     def _check_method(self) -> None:
@@ -245,10 +249,20 @@ class Adapting:
             init_format=self.args.init_format,
             init_known=self.start.known,
             model=self.start.model,
-            evaluate=shared.evaluate(train, self.test or train),
+            evaluate=self._evaluate(train, self.test or train),
             stages=tuple(self.stages()),
         )
         return {**whole, "precision": self.args.precision}
+
+    def _evaluate(self, train: dict[str, Any], test: dict[str, Any]) -> dict[str, Any]:
+        """Returns the evaluation; with a source, what adapting did to it, see `forgetting`."""
+        if self.replayed is None:
+            return shared.evaluate(train, test)
+        source = data.measured_source(self.args, self.make, self.replayed)
+        if test["modality"] == "text":  # that of the data without labels may be packed
+            train, test = ({**one, "layout": "padded"} for one in (train, test))
+        fields = dict(source=source, stages=("adapt",))
+        return shared.evaluate(train, self.make.add_views(test), **fields)
 
 
 def found_name(stages: list[dict[str, Any]]) -> str:

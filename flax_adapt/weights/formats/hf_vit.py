@@ -160,13 +160,21 @@ def reconstruction_json(found: Mapping[str, Any] | None) -> dict[str, Any]:
     return {RECONSTRUCTION[ours]: value for ours, value in (found or {}).items()}
 
 
+# Our field of preprocessor_config.json, which transformers ignores: how files are read.
+READING = "flax_adapt_reading"
+
+
 def preprocessor_json(
-    image_size: int, mean: tuple[float, ...], std: tuple[float, ...]
+    image_size: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    reading: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Returns preprocessor_config.json: bilinear resize to a square, mean and std.
 
-    mean, std: of pixels in [0, 1], one number a channel.
+    mean, std: of pixels in [0, 1], one number a channel. reading: see `weights.save_pretrained`.
     """
+    ours = {READING: dict(reading)} if reading else {}
     return {
         "image_processor_type": "ViTImageProcessor",
         "do_resize": True,
@@ -177,4 +185,5 @@ def preprocessor_json(
         "do_normalize": True,
         "image_mean": list(mean),
         "image_std": list(std),
+        **ours,
     }

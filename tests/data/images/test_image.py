@@ -192,13 +192,40 @@ def test_16_bits_that_use_a_fraction_of_their_range_are_refused(tmp_path, form):
 
     with pytest.raises(errors.UserError) as caught:
         open_set(65)
-    top = 65 * 63 // 256 * 256 + 255 if form == "colour" else 65 * 63
-    assert f"the 16-bit images use only 0 to {top} of 0 to 65535" in str(caught.value)
+    assert "the 16-bit images use only 0 to 4095 of 0 to 65535" in str(caught.value)
     assert "give data.bits=12, or data.window=" in str(caught.value)
     whole = open_set(1040)
     (batch,) = data.eval_batches(whole, 3, 0, 1)
     assert batch["image"].max() >= 254
     assert len(open_set(0)) == 3  # what is black stays black on any scale
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_window_of_16_bit_colours_sees_all_16_bits(orientation):
+    """Pillow keeps the upper 8 bits, which are 0 to 15 of a camera's 12 bits."""
+    levels = np.arange(64, dtype=np.uint16).reshape(8, 8) * 65
+    how = image.levels.How("squash", (0, 4095))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    grey = encode(Image.fromarray(levels), "PNG", exif=exif)
+    chunk = b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0")
+    chunk = (
+        struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    )
+    colour = colour_of_16_bits(levels).replace(b"\0\0\0\0IEND", chunk + b"\0\0\0\0IEND")
+    found = image.decode(colour, 8, 3, how)
+    np.testing.assert_array_equal(found, np.repeat(image.decode(grey, 8, 1, how), 3, 2))
+    assert len(np.unique(found)) == 64
+
+
+def test_16_bits_of_a_kind_that_cannot_be_unpacked_are_one_error():
+    grey_and_alpha = colour_of_16_bits(np.zeros((4, 12), np.uint16)).replace
+    header = struct.pack(">IIBBBBB", 12, 4, 16, 2, 0, 0, 0)
+    other = struct.pack(">IIBBBBB", 18, 4, 16, 4, 0, 0, 0)
+    crc = [struct.pack(">I", zlib.crc32(b"IHDR" + one)) for one in (header, other)]
+    item = grey_and_alpha(header + crc[0], other + crc[1])
+    with pytest.raises(image.UndecodableImage, match="save them as grey or RGB"):
+        image.decode(item, 4, 3, image.levels.How("squash", (0, 4095)))
 
 
 def test_a_file_that_is_gone_is_undecodable(tmp_path):
