@@ -6,7 +6,7 @@ byte. So a file that is read twice gives all 16 bits, at the speed of Pillow.
 
 import io
 import pathlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,7 +26,7 @@ _OTHER = {
 
 def has_16_bits(image: "Image.Image") -> bool:
     """Returns whether an image, opened and not yet loaded, has colours of 16 bits."""
-    wide = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+    wide = any(";16" in str(tile.args) for tile in getattr(image, "tile", ()))
     return wide and not image.mode.startswith("I")
 
 
@@ -44,8 +44,9 @@ def read_lower(item: bytes | pathlib.Path, formats: tuple[str, ...]) -> "Image.I
         return image.copy()
 
 
-def _swap(tile: tuple) -> tuple:
-    codec, box, offset, args = tile
+def _swap(tile: Any) -> Any:
+    """Returns a tile of Pillow's that unpacks the other byte."""
+    args = tile.args
     mode = args if isinstance(args, str) else args[0]
     if mode not in _OTHER:
         raise UndecodableImage(
@@ -53,7 +54,7 @@ def _swap(tile: tuple) -> tuple:
             "RGB, or as a .npy file"
         )
     other = _OTHER[mode]
-    return codec, box, offset, other if isinstance(args, str) else (other, *args[1:])
+    return tile._replace(args=other if isinstance(args, str) else (other, *args[1:]))
 
 
 def join(upper: "Image.Image", lower: "Image.Image") -> np.ndarray:
