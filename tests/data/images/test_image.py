@@ -204,7 +204,7 @@ def test_16_bits_that_use_a_fraction_of_their_range_are_refused(tmp_path, form):
 def test_a_window_of_16_bit_colours_sees_all_16_bits(orientation):
     """Pillow keeps the upper 8 bits, which are 0 to 15 of a camera's 12 bits."""
     levels = np.arange(64, dtype=np.uint16).reshape(8, 8) * 65
-    how = image.levels.How("squash", (0, 4095))
+    how = image.levels.How("squash", (0, 4095), False)
     exif = Image.Exif()
     exif[0x0112] = orientation
     grey = encode(Image.fromarray(levels), "PNG", exif=exif)
@@ -225,7 +225,7 @@ def test_16_bits_of_a_kind_that_cannot_be_unpacked_are_one_error():
     crc = [struct.pack(">I", zlib.crc32(b"IHDR" + one)) for one in (header, other)]
     item = grey_and_alpha(header + crc[0], other + crc[1])
     with pytest.raises(image.UndecodableImage, match="save them as grey or RGB"):
-        image.decode(item, 4, 3, image.levels.How("squash", (0, 4095)))
+        image.decode(item, 4, 3, image.levels.How("squash", (0, 4095), False))
 
 
 def test_a_file_that_is_gone_is_undecodable(tmp_path):
