@@ -78,10 +78,14 @@ def features(
     _check_finite(out, rows)
     if jax.process_index() == 0:
         _write_features(target, rows, examples)
-        count, width = rows.embeddings.shape
-        how = f"of width {width}, pooled by {embedder.pooling}"
-        print(f"{out}: {count} embeddings {how}")
+        _describe(out, rows, embedder)
     say_bad_files(examples)
+
+
+def _describe(out: str, rows: Features, embedder: embed.Embedder) -> None:
+    count, width = rows.embeddings.shape
+    how = f"of width {width}, pooled by {embedder.pooling}"
+    print(f"{out}: {count} embeddings {how}")
 
 
 def say_bad_files(examples: sources.Examples) -> None:

@@ -35,17 +35,22 @@ log = logging.getLogger(__name__)
 
 
 class Cost(NamedTuple):
-    """Seconds of a run of a stage beside its steps, seconds of a step, bytes of a device."""
+    """Seconds of a run of a stage beside its steps, seconds of a step, bytes of a device.
+
+    compile: seconds by which the first run takes longer than another with the same program.
+    """
 
     fixed: float
     step: float
     bytes: int
+    compile: float = 0.0
 
 
 class Work(NamedTuple):
     """A stage of a recipe: its cost, how often it is run in all, and its kind of steps.
 
-    steps: 0 for a stage that has one step whatever the budget.
+    steps: 0 for a stage that has one step whatever the budget. programs: how many are
+    compiled, one for each learning rate that no earlier stage of the kind has.
     """
 
     name: str
@@ -53,6 +58,11 @@ class Work(NamedTuple):
     runs: int
     steps: int
     tunes: bool
+    programs: int = 0
+
+    def fixed_seconds(self) -> float:
+        """Returns the seconds of all runs beside their steps."""
+        return self.runs * self.cost.fixed + self.programs * self.cost.compile
 
 
 def list_work(config: Any, workdir: Path, preemption: Preemption) -> list[Work]:
@@ -62,26 +72,39 @@ def list_work(config: Any, workdir: Path, preemption: Preemption) -> list[Work]:
     them again.
     """
     folder, found = workdir / FOLDER, dict[str, Cost]()
-    for kind in plans.group_stages(config):
+    kinds, known = dict[str, int](), set[tuple[int, float]]()
+    for number, kind in enumerate(plans.group_stages(config)):
         with _quiet():
             cost = time_stage(config, kind.stage.config, folder, preemption)
         log.info(
-            "%s: %.3g s a step, %.3g s beside steps",
-            *(", ".join(kind.names), cost.step, cost.fixed),
+            "%s: %.3g s a step, %.3g s beside steps, %.3g s of compilation",
+            *(", ".join(kind.names), cost.step, cost.fixed, cost.compile),
         )
         found |= dict.fromkeys(kind.names, cost)
+        kinds |= dict.fromkeys(kind.names, number)
     shutil.rmtree(folder, ignore_errors=True)
-    work = [
-        Work(
-            section.name,
-            found[section.name],
-            count_runs(config, section),
-            0 if section.optim.solve is not None else section.num_steps,
-            held_out.sees_labels(section),
-        )
-        for section in config.stages
-    ]
+    work = []
+    for section in config.stages:
+        programs = {(kinds[section.name], lr) for lr in _list_rates(section)} - known
+        known |= programs
+        work.append(_describe_work(config, section, found[section.name], len(programs)))
     return [*work, *_judge_source(config, found)]
+
+
+def _list_rates(section: Any) -> tuple[float, ...]:
+    """Returns the learning rates of a stage; each is a constant of a program of its own."""
+    return (section.optim.lr,) if section.sweep is None else tuple(section.sweep.lrs)
+
+
+def _describe_work(config: Any, section: Any, cost: Cost, programs: int) -> Work:
+    return Work(
+        section.name,
+        cost,
+        count_runs(config, section),
+        0 if section.optim.solve is not None else section.num_steps,
+        held_out.sees_labels(section),
+        programs,
+    )
 
 
 def _judge_source(config: Any, costs: dict[str, Cost]) -> list[Work]:
@@ -126,22 +149,24 @@ def count_runs(config: Any, section: Any) -> int:
 
 
 def time_stage(config: Any, section: Any, folder: Path, preemption: Preemption) -> Cost:
-    """Returns the cost of a stage, by short runs of it that start from `init`.
+    """Returns the cost of a stage, by two short runs of it that start from `init`.
 
-    The first one compiles; the second takes one step. A head that is solved for is timed
-    once, as it takes longer than its compilation.
+    The second one has the program of the first. A head that is solved for is run once, as
+    it takes longer than its compilation.
     """
     shutil.rmtree(folder, ignore_errors=True)
     first = Stage(config, shorten(config, section), 0, folder / "first")
-    seconds, solved = 0.0, first.config.optim.solve is not None
-    if not solved:
-        seconds = time_steps(first, preemption)
-        one = change_fields(first.config, num_steps=1)
-        first = Stage(config, one, 0, folder / "one")
     begun = time.perf_counter()
-    loop.train_and_evaluate(first, preemption)
-    fixed = time.perf_counter() - begun - seconds
-    return Cost(fixed, seconds, 0 if solved else _count_bytes(first))
+    if first.config.optim.solve is not None:
+        loop.train_and_evaluate(first, preemption)
+        return Cost(time.perf_counter() - begun, 0.0, 0)
+    step = time_steps(first, preemption)
+    both = time.perf_counter()
+    second = Stage(config, first.config, 0, folder / "second")
+    loop.train_and_evaluate(second, preemption)
+    again = time.perf_counter() - both
+    fixed = max(again - second.config.num_steps * step, 0.0)
+    return Cost(fixed, step, _count_bytes(first), max(both - begun - again, 0.0))
 
 
 def time_steps(stage: Stage, preemption: Preemption) -> float:
@@ -181,9 +206,7 @@ def shorten(config: Any, section: Any) -> Any:
 
 
 def _count_bytes(stage: Stage) -> int:
-    """Returns the bytes that a step takes on a device, by XLA; 0 for a solved head."""
-    if stage.config.optim.solve is not None:
-        return 0
+    """Returns the bytes that a step takes on a device, by XLA."""
     mesh = sharding.make_mesh(stage.experiment.mesh)
     described = shapes.describe(stage, mesh)
     lowered = steps.lower_train_step(
@@ -195,9 +218,8 @@ def _count_bytes(stage: Stage) -> int:
 
 def seconds_of(work: list[Work]) -> float:
     """Returns the seconds that all runs of a recipe take."""
-    return sum(
-        one.runs * (one.cost.fixed + max(one.steps, 1) * one.cost.step) for one in work
-    )
+    steps = (one.runs * max(one.steps, 1) * one.cost.step for one in work)
+    return sum(steps) + sum(one.fixed_seconds() for one in work)
 
 
 def share(work: list[Work], seconds: float, spent: float, typed: str) -> dict[str, int]:
@@ -206,7 +228,7 @@ def share(work: list[Work], seconds: float, spent: float, typed: str) -> dict[st
     seconds: what is left after `spent` seconds. typed: the budget as it was given. Raises
     UserError for a time that the evaluations and exports alone would fill.
     """
-    fixed = sum(one.runs * one.cost.fixed for one in work)
+    fixed = sum(one.fixed_seconds() for one in work)
     tuned = sum(one.runs * one.cost.step for one in work if one.tunes and one.steps)
     trained = sum(_proportion(one) * one.cost.step for one in work if not one.tunes)
     left = PLANNED * seconds - fixed

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -204,6 +205,38 @@ def test_a_time_is_shared_so_that_all_runs_end_within_it():
     assert 0.9 * 120 < budget.seconds_of(after) <= 120
     with pytest.raises(UserError, match=r"budget=9s is too short .* at least 1m"):
         budget.share(work, 9.0, 1.0, "9s")
+
+
+def test_compilation_is_paid_once_for_each_rate_not_for_each_run():
+    """Ten runs at three rates: the programs of seven runs are known."""
+    cost = budget.Cost(fixed=2.0, step=0.5, bytes=0, compile=9.0)
+    work = budget.Work("full", cost, runs=10, steps=4, tunes=True, programs=3)
+    assert budget.seconds_of([work]) == 10 * (2.0 + 4 * 0.5) + 3 * 9.0
+    found = budget.share([work], 200.0, 0.0, "200s")
+    assert found == {"finetune_steps": int((0.95 * 200 - 20 - 27) / 5)}
+    # Rows of adapt.json of before had no compilation.
+    old = budget.Work("full", budget.Cost(*[2.0, 0.5, 0]), *[10, 4, True])
+    assert budget.seconds_of([old]) == 40
+
+
+def test_the_same_rates_of_a_kind_are_compiled_once(files, small, monkeypatch):
+    timed = []
+
+    def time_stage(config, section, *_):
+        timed.append(section.name)
+        return budget.Cost(1.0, 1.0, 0, 1.0)
+
+    monkeypatch.setattr(budget, "time_stage", time_stage)
+    known = dict(init=files["init"], unlabelled=files["images"], method="further")
+    config = configs.load(
+        adapt.join_arguments({**known, "labelled": files["images"], "seeds": 2})
+    )
+    work = {one.name: one.programs for one in budget.list_work(config, Path("w"), None)}
+    full, lp_ft = len(recipe.LRS), len(baselines.LP_FT_LRS)
+    assert work["full_start"] == full
+    assert work["lp_ft_start"] == lp_ft
+    assert work["full_adapted"] == work["lp_ft_adapted"] == 0
+    assert len(timed) == 4  # further, probe, LP-FT, full
 
 
 @pytest.mark.parametrize("text", ["30", "30x", "steps", "steps:0", "0m", "papr", "-3m"])
