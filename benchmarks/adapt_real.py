@@ -36,7 +36,7 @@ from flax_adapt.data import source
 HERE = Path(__file__).parent
 IMAGES, TEXTS = ("sign_digits", "neu_det"), ("scicite",)
 # Labels of a class; all other training examples are the pool without labels.
-LABELS = {"sign_digits": 20, "neu_det": 20, "scicite": 100}
+LABELS = {"sign_digits": 60, "neu_det": 20, "scicite": 200}
 PHOTO, KIND, PART = "photo", "kind", "part"
 PASSAGE, INTENT = "passage", "intent"
 NOTES = """`seconds` are those of the whole command, its start included. `report` is the test

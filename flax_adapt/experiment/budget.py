@@ -68,13 +68,13 @@ class Work(NamedTuple):
 def list_work(config: Any, workdir: Path, preemption: Preemption) -> list[Work]:
     """Returns the work of every stage; each kind of stage is compiled and timed once.
 
-    Programs go into the compile cache of the workdir, so that the run does not compile
-    them again.
+    The steps of a run are other programs than the timed ones (their number is a constant),
+    which no cache has. So none is used here.
     """
     folder, found = workdir / FOLDER, dict[str, Cost]()
     kinds, known = dict[str, int](), set[tuple[int, float]]()
     for number, kind in enumerate(plans.group_stages(config)):
-        with _quiet():
+        with _quiet(), _compile_cold():
             cost = time_stage(config, kind.stage.config, folder, preemption)
         log.info(
             "%s: %.3g s a step, %.3g s beside steps, %.3g s of compilation",
@@ -130,6 +130,21 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _compile_cold() -> Iterator[None]:
+    """Compiles every program anew, although another run may have stored it."""
+    from jax.experimental.compilation_cache import compilation_cache
+
+    before = jax.config.values["jax_enable_compilation_cache"]
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
 
 
 def count_runs(config: Any, section: Any) -> int:

@@ -4,6 +4,7 @@ import csv
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from support import tiny_files
@@ -237,6 +238,13 @@ def test_the_same_rates_of_a_kind_are_compiled_once(files, small, monkeypatch):
     assert work["lp_ft_start"] == lp_ft
     assert work["full_adapted"] == work["lp_ft_adapted"] == 0
     assert len(timed) == 4  # further, probe, LP-FT, full
+
+
+def test_programs_are_timed_without_the_cache_of_earlier_runs():
+    before = jax.config.values["jax_enable_compilation_cache"]
+    with budget._compile_cold():
+        assert not jax.config.jax_enable_compilation_cache
+    assert jax.config.jax_enable_compilation_cache == before
 
 
 @pytest.mark.parametrize("text", ["30", "30x", "steps", "steps:0", "0m", "papr", "-3m"])
