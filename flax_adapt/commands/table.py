@@ -85,10 +85,7 @@ COMMANDS = {
         False,
         {
             "init": (REQUIRED, "weights of a ViT, BERT or RoBERTa: a folder, ORG/NAME"),
-            "unlabelled": (
-                "",
-                "SOURCE or SOURCE@SPLIT: folder:scans/Training, csv:x.csv",
-            ),
+            "unlabelled": ("", "SOURCE or SOURCE@SPLIT: folder:x/Training, csv:x.csv"),
             "labelled": ("", "examples with labels, SOURCE or SOURCE@SPLIT"),
             "test": ("", "the test set; '': a fifth of the labelled examples"),
             "source": ("", "of --method=replay: what the weights were pre-trained on"),
