@@ -113,7 +113,8 @@ def run_recipe(
     precisions.set_products(config.precision)
     work = kept.get("work")
     if not kept:
-        name, config, work = _size(name, config, parsed, folder, begun, budget)
+        with errors.reword_errors(_AS_FLAGS):
+            name, config, work = _size(name, config, parsed, folder, begun, budget)
     line = (
         f"flax-adapt run --workdir={shlex.quote(workdir)} --config={shlex.quote(name)}"
     )

@@ -9,6 +9,7 @@ the rest.
 import contextlib
 import logging
 import shutil
+import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -185,7 +186,10 @@ def time_stage(config: Any, section: Any, folder: Path, preemption: Preemption) 
 
 
 def time_steps(stage: Stage, preemption: Preemption) -> float:
-    """Returns the seconds of a step, after those that compile and fill queues."""
+    """Returns the median seconds of a step, after those that compile and fill queues.
+
+    A later step may compile, too, where its texts are of another length.
+    """
     run, count = loop.Run(stage, preemption), stage.config.num_steps
     times = []
     try:
@@ -199,7 +203,7 @@ def time_steps(stage: Stage, preemption: Preemption) -> float:
         run.finish()
     finally:
         run.close()
-    return sum(times[2:]) / len(times[2:])
+    return statistics.median(times[2:])
 
 
 def shorten(config: Any, section: Any) -> Any:

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import types
 from pathlib import Path
+from unittest import mock
 
 import jax
 import numpy as np
@@ -238,6 +240,18 @@ def test_the_same_rates_of_a_kind_are_compiled_once(files, small, monkeypatch):
     assert work["lp_ft_start"] == lp_ft
     assert work["full_adapted"] == work["lp_ft_adapted"] == 0
     assert len(timed) == 4  # further, probe, LP-FT, full
+
+
+def test_a_step_that_compiles_late_does_not_count_as_a_usual_one(monkeypatch):
+    """The second length of texts comes at the fourth step, and compiles for seven seconds."""
+    ends = np.cumsum([0, 9, 0, 1, 0, 1, 0, 7, 0, 1, 0, 1]).tolist()
+    clock = types.SimpleNamespace(perf_counter=lambda: ends.pop(0))
+    monkeypatch.setattr(budget, "time", clock)
+    run = mock.Mock(state=types.SimpleNamespace(params=()))
+    monkeypatch.setattr(budget.loop, "Run", lambda *_: run)
+    stage = types.SimpleNamespace(config=types.SimpleNamespace(num_steps=6))
+    assert budget.time_steps(stage, None) == 1
+    assert run.finish.called
 
 
 def test_programs_are_timed_without_the_cache_of_earlier_runs():
