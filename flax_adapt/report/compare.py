@@ -100,12 +100,33 @@ def write(runs: Mapping[str, Run], rows: list[dict[str, Any]], target: Path) -> 
         "compare.html",
         title="Comparison",
         runs=list(runs),
-        rows=_describe(rows),
+        headlines=describe_runs(rows),
+        groups=_group(_describe(rows)),
         differences=list_differences(runs),
         version=__version__,
     )
     with logs.replace_file(target) as file:
         file.write(text.encode("utf-8"))
+
+
+def describe_runs(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """Returns what each workdir did to the stages of the first, in one sentence each."""
+    judged: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["verdict"]:
+            judged.setdefault(row["workdir"], []).append(row)
+    return [
+        {"workdir": name, **outcomes.headline(found)} for name, found in judged.items()
+    ]
+
+
+def _group(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the rows of each stage; those of one stage follow each other."""
+    stages = dict.fromkeys(row["stage"] for row in rows)
+    return [
+        {"stage": stage, "members": [row for row in rows if row["stage"] == stage]}
+        for stage in stages
+    ]
 
 
 def _describe(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

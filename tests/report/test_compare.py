@@ -67,6 +67,7 @@ def test_the_command_prints_a_table_and_writes_a_page(main, folders, tmp_path):
     assert found.problems == []
     assert found.headings == ["Results", "Configs"]
     assert "seed: 0 -> 1" in found.words
+    assert f"{names[1]} : arm helped; base no evidence either way." in found.words
     assert "<b>" not in text.replace("<body>", "")
 
 
