@@ -242,23 +242,23 @@ def difference(old: Any, new: Any) -> list[str]:
 
     A field that only `new` has counts in `old` as the value that `ADDED` gives for it.
     """
-    old, new = flatten(_fill_added(old, new, "")), flatten(new)
+    old, new = flatten(fill_added(old, new, "")), flatten(new)
     names = [
         name for name in {**old, **new} if old.get(name, "-") != new.get(name, "-")
     ]
     return [f"{name}: {old.get(name, '-')} -> {new.get(name, '-')}" for name in names]
 
 
-def _fill_added(old: Any, new: Any, prefix: str) -> Any:
+def fill_added(old: Any, new: Any, prefix: str) -> Any:
     """Returns the plain config `old` with those fields of `new` that `ADDED` has a value for."""
     if isinstance(old, list) and isinstance(new, list):
         pairs = enumerate(zip(old, new, strict=False))
-        both = [_fill_added(*pair, f"{prefix}{index}.") for index, pair in pairs]
+        both = [fill_added(*pair, f"{prefix}{index}.") for index, pair in pairs]
         return both + old[len(both) :]
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return old
     filled = {
-        name: _fill_added(value, new.get(name), f"{prefix}{name}.")
+        name: fill_added(value, new.get(name), f"{prefix}{name}.")
         for name, value in old.items()
     }
     for name in new:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from flax_adapt import data, models, weights
+from flax_adapt import data, defaults, models, weights
 from flax_adapt.base import config as configs
 from flax_adapt.base import hub
 from flax_adapt.base.errors import UserError
@@ -84,6 +84,16 @@ def open_section(run: Run, section: Any) -> Any:
 
 def _open(section: Any) -> Any:
     try:
-        return data.open_examples(section, "")
+        return data.open_examples(_complete(section), "")
     except UserError:  # the folder was moved, or is on another machine
         return None
+
+
+def _complete(section: Any) -> Any:
+    """Returns a data section with the fields that a run of an earlier version lacks."""
+    whole = {
+        "image": defaults.image_data("", ""),
+        "text": defaults.text_data("", "", ""),
+    }[section.modality]
+    old, new = configs.plain(section), configs.plain(whole)
+    return configs.build(configs.fill_added(old, new, "data."))

@@ -10,7 +10,7 @@ from flax_adapt.report.workdir import Run, read_optional
 
 _TITLES = {"finetune": "fine-tuned", "probe": "linear probe", "knn": "kNN"}
 # Columns of eval.json that are compared: the larger the better. Others are shown as they are.
-_BETTER = {"knn", "probe", "binarised", "mlp"}
+BETTER = {"knn", "probe", "binarised", "mlp"}
 _SKIPPED = {"stage", "data", "probe_l2", "binarised_l2"}
 
 
@@ -129,7 +129,7 @@ def _find_largest(rows: list[dict[str, Any]], names: list[str]) -> float:
     for row in rows:
         start = first.setdefault(row.get("data"), row)
         both = [
-            n for n in names if n in _BETTER and None not in (row.get(n), start.get(n))
+            n for n in names if n in BETTER and None not in (row.get(n), start.get(n))
         ]
         changes += [abs(row[name] - start[name]) for name in both]
     return max(changes) or 1.0
@@ -142,7 +142,7 @@ def _measure(
     if value is None:
         return None
     plain = {"tone": "open", "strength": 0, "interval": "", "word": ""}
-    if name not in _BETTER or row is start or before is None:
+    if name not in BETTER or row is start or before is None:
         return {**plain, "text": format_number(value)}
     change = value - before
     return {**plain, **shade(change, largest), "text": f"{change:+.4f}"}

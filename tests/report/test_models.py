@@ -8,11 +8,13 @@ import pytest
 from support import html_page, tiny, tiny_report
 
 from flax_adapt import models, weights
+from flax_adapt.base import config as configs
 from flax_adapt.base import logs
 from flax_adapt.objectives import reconstruct
 from flax_adapt.report import (
     arms,
     attentions,
+    backbones,
     encoders,
     examples,
     maps,
@@ -20,6 +22,7 @@ from flax_adapt.report import (
     page,
     pictures,
     reconstructions,
+    stages,
     texts,
     transfers,
     workdir,
@@ -135,6 +138,15 @@ def test_pictures_of_examples_that_are_gone_are_left_out(run):
     )
 
 
+def test_data_of_a_run_of_an_earlier_version_is_opened(run):
+    """Its sections lack the fields that were added since."""
+    old = logs.plain(run.config)
+    section = old["stages"][0]["data"]
+    for name in ("cache_bytes", "jpeg_draft", "fit", "bits", "window"):
+        del section[name]
+    assert len(backbones.open_section(run, configs.build(section))) > 0
+
+
 def test_an_image_in_the_page_has_its_pixels():
     import base64
     import io
@@ -205,6 +217,19 @@ def test_verdicts_on_frozen_features_are_cells_with_intervals(run):
         interval="-0.2000 to -0.0500",
     )
     assert transfers.features(run) is None
+    source = {**entry, "data": "x:y", "metrics": {"knn": found}}
+    target = {
+        **source,
+        "domain": "target",
+        "metrics": {"knn": {**found, "difference": 0.2}},
+    }
+    both = dataclasses.replace(run, rows=[{**row, "features": [source, target]}])
+    drawn = stages.over_stages(both)
+    assert drawn["text"].endswith("differences to pretrained.")
+    (chart,) = drawn["charts"]
+    assert (chart["title"], "target: x:y" in chart["svg"]) == ("kNN", True)
+    assert html_page.Page(page.render("x", {"stages": drawn})).problems == []
+    assert stages.over_stages(run) is None
     text = page.render("x", {"features": shown})
     assert html_page.Page(text).problems == []
     assert "-0.2000 to -0.0500" in text
