@@ -4,6 +4,7 @@ The results of benchmarks and the changelog are pages, too, from where they lie.
 """
 
 import inspect
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from flax_adapt.base import config as configs
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+NOTEBOOKS = ROOT / "docs" / "notebooks"
 
 # What the functions that make sections of a config cannot do without.
 _IMAGES = {"source": "folder:PATH", "split": "train"}
@@ -36,6 +38,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "sweep": dict(lrs=(1e-4, 1e-3)),
     "ewc": dict(of="stage:NAME"),
     "lwf": dict(of="stage:NAME"),
+    "watch": dict(metric="target/knn"),
     "der": dict(of=("stage:NAME",)),
 }
 # Functions of `defaults` that make something else than one section.
@@ -152,6 +155,28 @@ def results_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def notebook_page(path: Path) -> str:
+    """A notebook as it was run: its text, its code, and what each cell printed."""
+    lines = []
+    for cell in json.loads(path.read_text("utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            lines += [source, ""]
+            continue
+        lines += ["```python", source, "```", ""]
+        printed = "".join(map(_output_text, cell["outputs"])).rstrip()
+        if printed:
+            lines += ["```text", printed, "```", ""]
+    return "\n".join([*lines, f"[The notebook]({path.name}) itself.", ""])
+
+
+def _output_text(output: dict[str, Any]) -> str:
+    """The text of an output of a cell: what it printed, or its value."""
+    if output["output_type"] == "stream":
+        return "".join(output["text"])
+    return "".join(output["data"]["text/plain"]) + "\n"
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "configs.md": configs_page,
     "fields.md": fields_page,
@@ -179,6 +204,9 @@ def on_files(files: Any, config: Any) -> Any:
 
     for name, write in PAGES.items():
         files.append(File.generated(config, name, content=write()))
+    for path in NOTEBOOKS.glob("*.ipynb"):
+        name = f"notebooks/{path.stem}.md"
+        files.append(File.generated(config, name, content=notebook_page(path)))
     copied = [("changelog.md", ROOT / "CHANGELOG.md")]
     copied += [(f"results/{path.name}", path) for path in RESULTS.glob("*.*")]
     for name, path in copied:
