@@ -59,6 +59,8 @@ def adapt(
     split_field: str,
     text_field: str,
     seq_len: int,
+    watch: str,
+    on_hurt: str,
     dry_run: bool,
     report: bool,
     force: bool,

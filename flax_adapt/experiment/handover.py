@@ -26,6 +26,7 @@ from flax_adapt.experiment.measuring import watched
 from flax_adapt.experiment.measuring.folds import number_folds
 from flax_adapt.stage import draws, predictions
 from flax_adapt.stage.draws import change_fields
+from flax_adapt.stage.result import is_done, read_result
 from flax_adapt.stage.stage import Stage
 from flax_adapt.train.preemption import Preemption
 
@@ -59,12 +60,23 @@ def choose(config: Any, workdir: Path, preemption: Preemption) -> dict[str, Any]
         return found
     sections = candidates(config)
     if not sections:
-        found = {"stage": config.stages[-1].name, "held_out": {}, "why": "no labels"}
+        last = config.stages[-1]
+        why = f"no labels{_describe_rollback(config, last, workdir)}"
+        found = {"stage": last.name, "held_out": {}, "why": why}
     else:
         found = _choose(config, sections, workdir, preemption)
     if jax.process_index() == 0:
         logs.write_json(record, found)
     return found
+
+
+def _describe_rollback(config: Any, section: Any, workdir: Path) -> str:
+    """Returns what is said of a stage that hurt and has its initial weights as its result."""
+    stage = Stage(config, section, section.seeds[0], workdir)
+    watch = read_result(stage).get("watch") if is_done(stage) else None
+    if not watch or not watch["rolled_back"]:
+        return ""
+    return f"; training hurt by {watch['metric']}, so these are its initial weights"
 
 
 def _choose(

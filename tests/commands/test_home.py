@@ -38,7 +38,7 @@ OTHERS = {
     "adapt": {
         *("method", "budget", "precision", "init_format", "augment", "fit", "force"),
         *("image_field", "label_field", "split_field", "text_field", "seq_len"),
-        *("dry_run", "stop_code", "report"),
+        *("dry_run", "stop_code", "report", "watch", "on_hurt"),
     },
     "eval": PROCESSES | {"near_copies"},
     "eval --init": {

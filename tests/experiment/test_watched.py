@@ -11,7 +11,7 @@ from support.runner import assert_identical, tensors
 from flax_adapt import defaults
 from flax_adapt.base.errors import UserError
 from flax_adapt.evals import drift, knn
-from flax_adapt.experiment import recipe, verdicts
+from flax_adapt.experiment import handover, recipe, verdicts
 from flax_adapt.experiment.measuring import watched
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
@@ -27,7 +27,7 @@ def further(name, metric, lr, **changes):
     return tiny.pretrain(name, **fields)
 
 
-def experiment():
+def experiment(count=7):
     """Rates that are 100 times too high, and one of 0: then nothing changes."""
     base = tiny.pretrain(num_steps=2)
     stages = (
@@ -41,7 +41,7 @@ def experiment():
     )
     few = tiny.digits(subset={**tiny.FEW, "per_class": 20})
     evaluate = defaults.evaluate(few, few, pooling="mean")
-    return tiny.experiment(*stages, model=MODEL, evaluate=evaluate)
+    return tiny.experiment(*stages[:count], model=MODEL, evaluate=evaluate)
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +65,16 @@ def test_a_rate_that_is_100_times_too_high_hurts_and_is_rolled_back(ran):
     ours, theirs = (exported(workdir, name) for name in ("later", "pretrain"))
     for name, leaf in theirs.items():
         np.testing.assert_allclose(ours[name], leaf, atol=2.1e-3, err_msg=name)
+
+
+def test_what_is_handed_over_without_labels_is_said_to_be_rolled_back(ran):
+    workdir, _ = ran
+    found = [handover._describe_rollback(c, c.stages[-1], workdir)
+             for c in (experiment(2), experiment(4))]  # fmt: skip
+    assert found[0].startswith(
+        "; training hurt by target/knn, so these are its initial"
+    )
+    assert found[1] == ""
 
 
 def test_a_stage_that_is_only_warned_of_keeps_its_best_weights(ran):

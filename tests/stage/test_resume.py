@@ -123,3 +123,32 @@ def test_a_stage_refuses_to_go_on_with_other_data(straight, tmp_path):
     again = launch(straight, workdir)
     assert again.returncode == 2
     assert f"rows: {before['rows'] + 1} -> {before['rows']}" in again.stderr
+
+
+@pytest.mark.long
+def test_a_killed_stage_that_watches_keeps_and_rolls_back_the_same_bit_for_bit(
+    tmp_path,
+):
+    """And on another number of devices the same step is kept."""
+    root = tmp_path / "watch"
+    root.mkdir()
+    straight = root / "run"
+    assert launch(straight, straight).returncode == 0
+    for stage, step in (("near", 3), ("wild", 5)):
+        stop = dict(stage=stage, step=step, signal=signal.SIGKILL)
+        assert launch(straight, tmp_path / "again", stop).returncode == -signal.SIGKILL
+    assert launch(straight, tmp_path / "again").returncode == 0
+    stop = dict(stage="held", step=5, signal=signal.SIGKILL)
+    launch(straight, tmp_path / "other", stop, devices=2)
+    assert launch(straight, tmp_path / "other", devices=4).returncode == 0
+    for each in ("near", "wild", "held"):
+        ours, theirs, moved = (
+            json.loads((w / f"stages/{each}/result.json").read_text())["watch"]
+            for w in (tmp_path / "again", straight, tmp_path / "other")
+        )
+        assert ours == theirs
+        assert_identical(*(tensors(w, each) for w in (tmp_path / "again", straight)))
+        for name in ("rolled_back", "kept_step", "last_step"):
+            assert moved[name] == theirs[name], (each, name)
+    start, wild = (tensors(straight, name)[0] for name in ("pretrain", "wild"))
+    assert_identical(start, wild)

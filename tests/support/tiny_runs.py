@@ -162,5 +162,28 @@ def glads(root, **changes):
     return tiny.experiment(*stages, **changes)
 
 
+def watches(root, **changes):
+    """A stage that stops early by kNN, and one that is rolled back by its features."""
+    del root
+    few = tiny.digits(subset={**tiny.FEW, "per_class": 20})
+
+    def further(name, metric, lr, **fields):
+        how = dict(every_steps=1, patience=2, on_hurt="rollback", examples=256)
+        optim = defaults.pretrain_optim(lr=lr)
+        watch = defaults.watch(metric, **{**how, **fields})
+        fields = dict(init_from="stage:pretrain", watch=watch, optim=optim)
+        return tiny.pretrain(name, num_steps=8, **fields)
+
+    stages = (
+        tiny.pretrain(num_steps=2),
+        further("near", "target/knn", 3e-3),
+        further("wild", "pool/rankme", 0.1, patience=0),
+        tiny.pretrain("held", watch=defaults.watch("held_out/loss", every_steps=2)),
+    )
+    evaluate = defaults.evaluate(few, few, pooling="mean")
+    return tiny.experiment(*stages, **{"evaluate": evaluate, **changes})
+
+
 MODALITIES = {"image": images, "text": texts}
 EXPERIMENTS = {**MODALITIES, "contrast": contrasts, "resize": resizes, "glad": glads}
+EXPERIMENTS |= {"watch": watches}
