@@ -82,7 +82,8 @@ def order(lines: Lines) -> list[tuple[str, str]]:
     def rank(key: tuple[str, str]) -> tuple[int, bool]:
         metric = key[1]
         place = _FIRST.index(metric) if metric in _FIRST else 1
-        return (0 if metric.startswith("eval_") else place, not metric.endswith("loss"))
+        first = metric.startswith(("eval_", "watch_"))
+        return (0 if first else place, not metric.endswith("loss"))
 
     return sorted(lines, key=rank)[:MOST_CHARTS]
 
@@ -93,7 +94,8 @@ def _chart(
     objective, metric = key
     tested = metric.startswith("eval_")
     base = metric.removeprefix("eval_")
-    title = f"{_TITLES.get(base, base.replace('_', ' '))}{' on test data' if tested else ''}"
+    title = _TITLES.get(base, base.removeprefix("watch_").replace("_", " "))
+    title += " on test data" if tested else ", watched" * base.startswith("watch_")
     figure, axes = svg.new_axes()
     for label, points in lines.items():
         name, _, seed = label.partition("/")

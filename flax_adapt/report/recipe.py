@@ -3,6 +3,7 @@
 from pathlib import PurePath
 from typing import Any
 
+from flax_adapt.experiment.measuring import watched
 from flax_adapt.report.outcomes import count_of, format_number
 from flax_adapt.report.workdir import Run
 
@@ -62,9 +63,16 @@ def _node(run: Run, section: dict[str, Any], colour: int) -> dict[str, Any]:
         **dict(title=section["name"], colour=colour, facts=facts, children=[]),
         "objective": _WORDS.get(objective, objective),
         "data": _name_data(section["data"]),
-        "chips": list(_list_extras(section)),
+        "chips": [*_list_extras(section), *_list_kept(row)],
         "result": f"{row['metric']} {format_number(row['mean'])}" if row else "",
     }
+
+
+def _list_kept(row: dict[str, Any] | None) -> list[str]:
+    """Returns what a stage that watched a metric kept: a step, or its initial weights."""
+    if row is None or "watch" not in row:
+        return []
+    return [f"watched, kept: {watched.shorten(row['watch'])}"]
 
 
 def _name_data(data: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """report.html: what it shows, what it leaves out, and that it is one valid file."""
 
+import dataclasses
 import logging
 
 import pytest
@@ -7,7 +8,7 @@ from support import html_page, tiny_report
 
 from flax_adapt.base import logs
 from flax_adapt.experiment import provenance
-from flax_adapt.report import curves, outcomes, page, svg, workdir
+from flax_adapt.report import curves, outcomes, page, recipe, svg, workdir
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +146,21 @@ def test_losses_of_different_objectives_are_not_in_one_chart(run):
         f"{name}/seed_{seed}" for name in ("base", "arm") for seed in tiny_report.SEEDS
     }
     assert len(lines["", "lr"]) == 8
+
+
+def test_a_watched_stage_has_its_curve_and_says_what_it_kept(run):
+    label, name = "further", "watch_target_knn"
+    lines = [{"stage": label, "step": step, name: 0.1 * step} for step in (0, 2, 4)]
+    kept = {"watch": [{"rolled_back": False, "kept_step": 2}]}
+    rows = [{**row, **kept} if row["stage"] == label else row for row in run.rows]
+    watched = dataclasses.replace(run, metrics=lines, rows=rows)
+    (chart,) = curves.charts(watched)["charts"]
+    assert chart["title"] == "target knn, watched"
+    (root,) = recipe.tree(watched)["roots"]
+    nodes = [root["children"][0], *root["children"][0]["children"]]
+    chips = {node["title"]: node["chips"] for node in nodes}
+    assert chips["further"] == ["watched, kept: step 2"]
+    assert chips["pretrain"] == []
 
 
 def test_pictures_share_no_id_and_have_the_colours_of_the_page():
