@@ -62,7 +62,7 @@ def decode(
     another number of channels must have `channels` of them. `how.fit` "squash" resizes to
     the square without keeping the aspect ratio, bilinear with antialiasing, as
     torchvision's Resize((S, S)) does to a Pillow image. With `how.draft` a JPEG file whose
-    sides are at least 4 S is decoded at 1/2, 1/4 or 1/8 of its size, at least 2 S: two to
+    sides are at least 4 S is decoded at 1/2, 1/4 or 1/8 of its size, at least 2 S: about
     three times as fast, but the pixels are not the same. Broken metadata are ignored. Raises
     UndecodableImage where there are no pixels to read.
     """
