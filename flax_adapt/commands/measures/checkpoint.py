@@ -40,6 +40,7 @@ def checkpoint(
     bits: int,
     window: str,
     image_field: str,
+    split_field: str,
 ) -> None:
     """kNN, linear probe, few shots and RankMe of any weights, without a config."""
     errors.choose("--pooling", pooling, dict.fromkeys((weights.AUTO, *models.POOLING)))
@@ -49,7 +50,8 @@ def checkpoint(
     folder, known = weights_path(init), parse_values("--init_known", init_known)
     options = weights.source_options(init_format, known)
     of_text = dict(seq_len=seq_len, text_fields=tuple(text_fields.split(",")))
-    of_images = dict(fit=fit, bits=bits, window=window, image_field=image_field)
+    of_images = dict(fit=fit, bits=bits, window=window)
+    of_images |= dict(image_field=image_field, split_field=split_field)
     reading: dict[str, Any] = dict(
         label_field=label_field, data_dir=data_dir, max_bad_fraction=max_bad_fraction
     )
