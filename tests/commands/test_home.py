@@ -38,7 +38,7 @@ OTHERS = {
     "adapt": {
         *("method", "budget", "precision", "init_format", "augment", "fit", "force"),
         *("image_field", "label_field", "split_field", "text_field", "seq_len"),
-        *("dry_run", "stop_code", "report", "watch", "on_hurt"),
+        *("dry_run", "stop_code", "report", "watch", "on_hurt", "window", "bits"),
     },
     "eval": PROCESSES | {"near_copies"},
     "eval --init": {
@@ -46,6 +46,7 @@ OTHERS = {
         *("split", "test_split", "per_class", "pooling", "batch_size", "precision"),
         *("max_bad_fraction", "seq_len", "text_fields", "label_field", "init_format"),
         *("init_known", "mean", "std", "image_field", "window", "bits", "fit"),
+        "split_field",
     },
     "report": set(),
     "interpolate": {"stage", "points", "keep", "export"},
@@ -54,7 +55,7 @@ OTHERS = {
         *PROCESSES,
         *("split", "pooling", "batch_size", "precision", "max_bad_fraction", "seq_len"),
         *("text_fields", "label_field", "label_kind", "init_format", "init_known"),
-        *("mean", "std", "image_field", "window", "bits", "fit"),
+        *("mean", "std", "image_field", "split_field", "window", "bits", "fit"),
     },
     "plan": {
         *("topology", "stage", "num_classes", "hbm_gib", "price_per_chip_hour"),
@@ -64,7 +65,7 @@ OTHERS = {
         *PROCESSES,
         *("seq_len", "mean", "std", "image_field", "init_format", "init_known"),
         *("window", "bits", "fit", "precision", "batch_size", "split", "text_fields"),
-        "max_bad_fraction",
+        *("max_bad_fraction", "split_field"),
     },
     "convert": {
         *("from_format", "format", "task", "known", "change", "fresh", "num_classes"),
