@@ -43,7 +43,7 @@ REQUIRES = [
 QUICKSTART = ["mlxtend>=0.23.4"]
 # DICOM, and TIFF of any number of channels
 MEDICAL = ["pydicom>=3.0", "tifffile>=2026.3"]
-WANDB = ["wandb>=0.23"]
+WANDB = ["wandb>=0.31"]
 MLFLOW = ["mlflow-skinny>=3.6", "alembic>=1.17", "sqlalchemy>=2.0"]
 HEIC = ["pillow-heif>=1.8"]
 EXTRAS = {
