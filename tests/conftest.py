@@ -5,6 +5,7 @@ Tests marked `long` run with `--all` alone; how many were left out is printed.
 """
 
 import contextlib
+import importlib.metadata
 import logging
 import os
 import resource
@@ -65,6 +66,11 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    if importlib.metadata.version("orbax-checkpoint") < "0.12":
+        # It leaves event loops open, which Python closes, with a warning, when it finds them.
+        found = "Exception ignored in. <(socket|function BaseEventLoop)"
+        warning = "pytest.PytestUnraisableExceptionWarning"
+        config.addinivalue_line("filterwarnings", f"ignore:{found}:{warning}")
     settings.load_profile("deep" if config.option.all else "short")
     config.stash[LEFT_OUT] = 0
     quick = () if config.option.optimized else QUICK_XLA
