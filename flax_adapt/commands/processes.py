@@ -10,6 +10,7 @@ the others. JAX's own heartbeat would find the same, and would end this process 
 with a stack trace; it is left `SPARE_SECONDS` later, for a process whose watch hangs, too.
 """
 
+import atexit
 import logging
 import os
 import re
@@ -27,6 +28,7 @@ from flax_adapt.train import gather
 log = logging.getLogger(__name__)
 BEAT_SECONDS, SPARE_SECONDS = 2.0, 30
 KEYS = "flax_adapt/beats/"
+_OVER, _WATCHING = threading.Event(), list[threading.Thread]()
 NOTHING_FOUND = (
     "--coordinator=auto: this is no TPU VM, SLURM step (srun), GKE job or Open MPI process; "
     "give --coordinator=HOST:PORT --num_processes=N --process_id=I, or leave it away for "
@@ -129,15 +131,28 @@ def watch_peers(peer_timeout: float) -> None:
     if jax.process_count() == 1:
         return
     limit = peer_timeout + (2 * BEAT_SECONDS if jax.process_index() == 0 else 0)
-    threading.Thread(
+    watching = threading.Thread(
         target=_watch, args=(gather.coordination(), limit), daemon=True
-    ).start()
+    )
+    _WATCHING.append(watching)
+    watching.start()
+    atexit.register(_stop_watching)
+
+
+def _stop_watching() -> None:
+    """Ends the thread of `watch_peers` before Python does.
+
+    Python ends a thread that is inside of JAX's client by an abort of the process.
+    """
+    _OVER.set()
+    for watching in _WATCHING:
+        watching.join(timeout=BEAT_SECONDS)
 
 
 def _watch(client: Any, limit: float) -> None:
     own, count = jax.process_index(), 0
     seen: dict[str, tuple[str, float]] = {}
-    while True:
+    while not _OVER.is_set():
         count += 1
         try:
             client.key_value_set(f"{KEYS}{own}", str(count), allow_overwrite=True)
@@ -149,7 +164,7 @@ def _watch(client: Any, limit: float) -> None:
         lost = find_silent(found, seen, time.monotonic(), limit)
         if lost:
             _end(lost, limit)
-        time.sleep(BEAT_SECONDS)
+        _OVER.wait(BEAT_SECONDS)
 
 
 def find_silent(
