@@ -6,6 +6,7 @@ Tests marked `long` run with `--all` alone; how many were left out is printed.
 
 import contextlib
 import importlib.metadata
+import importlib.util
 import logging
 import os
 import resource
@@ -124,6 +125,15 @@ def pytest_terminal_summary(terminalreporter, config):
 def shared_data():
     """The folder of real data; tests that use it carry `@pytest.mark.shared_data`."""
     return SHARED_DATA
+
+
+@pytest.fixture(scope="module")
+def pages():
+    """The module that makes pages of the docs, docs/pages.py."""
+    spec = importlib.util.spec_from_file_location("pages", ROOT / "docs" / "pages.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """README and docs: their examples run, their commands are accepted, every argument is named."""
 
 import ast
-import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -18,14 +17,6 @@ from flax_adapt.base import config as configs
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-
-
-@pytest.fixture(scope="module")
-def pages():
-    spec = importlib.util.spec_from_file_location("pages", ROOT / "docs" / "pages.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def name_of(path):

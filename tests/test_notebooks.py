@@ -1,7 +1,6 @@
 """The notebooks of the docs: they are pages, and run from a clean kernel."""
 
 import ast
-import importlib.util
 import json
 import os
 from pathlib import Path
@@ -18,14 +17,6 @@ SMALL = dict(BUDGET="steps:2", LABELS=2)
 def cells_of(path, kind):
     cells = json.loads(path.read_text("utf-8"))["cells"]
     return [cell for cell in cells if cell["cell_type"] == kind]
-
-
-@pytest.fixture(scope="module")
-def pages():
-    spec = importlib.util.spec_from_file_location("pages", ROOT / "docs" / "pages.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_there_is_a_notebook_of_images_and_one_of_texts():

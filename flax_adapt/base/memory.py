@@ -35,8 +35,8 @@ REMAT: dict[str, tuple[bool, Callable[..., bool] | None, bool]] = {
     AUTO: (False, None, False),
 }
 # Platform -> the width of a transformer from which "auto" recomputes its blocks, in a loop
-# (ours). Without it a ViT-B fills a chip of 16 GiB, a ViT-L one of 80 GiB at batches in use
-# (`flax-adapt plan`).
+# (ours, after the memory of a chip; `flax-adapt plan` tells what a step takes). "cuda" is the
+# name that plans give a GPU, "gpu" that of JAX.
 LARGE_WIDTH = {"tpu": 768, "cuda": 1024, "gpu": 1024}
 
 

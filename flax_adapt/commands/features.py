@@ -133,7 +133,7 @@ def _read_as_init(init: Path, of_images: Mapping[str, Any]) -> dict[str, Any]:
     if of_images["bits"] or of_images["window"]:  # two ways of naming one range
         told = {name: value for name, value in told.items() if name == "fit"}
     given = {name: value for name, value in of_images.items() if value}
-    return {**of_images, "fit": "squash", **told, **given}
+    return {**of_images, **weights.USUAL_READING, **told, **given}
 
 
 def _check_finite(out: str, rows: Features) -> None:

@@ -28,7 +28,6 @@ from flax_adapt.train import gather
 log = logging.getLogger(__name__)
 BEAT_SECONDS, SPARE_SECONDS = 2.0, 30
 KEYS = "flax_adapt/beats/"
-_OVER, _WATCHING = threading.Event(), list[threading.Thread]()
 NOTHING_FOUND = (
     "--coordinator=auto: this is no TPU VM, SLURM step (srun), GKE job or Open MPI process; "
     "give --coordinator=HOST:PORT --num_processes=N --process_id=I, or leave it away for "
@@ -131,28 +130,27 @@ def watch_peers(peer_timeout: float) -> None:
     if jax.process_count() == 1:
         return
     limit = peer_timeout + (2 * BEAT_SECONDS if jax.process_index() == 0 else 0)
+    over = threading.Event()
     watching = threading.Thread(
-        target=_watch, args=(gather.coordination(), limit), daemon=True
+        target=_watch, args=(gather.coordination(), limit, over), daemon=True
     )
-    _WATCHING.append(watching)
     watching.start()
-    atexit.register(_stop_watching)
+    atexit.register(_stop_watching, watching, over)
 
 
-def _stop_watching() -> None:
+def _stop_watching(watching: threading.Thread, over: threading.Event) -> None:
     """Ends the thread of `watch_peers` before Python does.
 
     Python ends a thread that is inside of JAX's client by an abort of the process.
     """
-    _OVER.set()
-    for watching in _WATCHING:
-        watching.join(timeout=BEAT_SECONDS)
+    over.set()
+    watching.join(timeout=BEAT_SECONDS)
 
 
-def _watch(client: Any, limit: float) -> None:
+def _watch(client: Any, limit: float, over: threading.Event) -> None:
     own, count = jax.process_index(), 0
     seen: dict[str, tuple[str, float]] = {}
-    while not _OVER.is_set():
+    while not over.is_set():
         count += 1
         try:
             client.key_value_set(f"{KEYS}{own}", str(count), allow_overwrite=True)
@@ -164,7 +162,7 @@ def _watch(client: Any, limit: float) -> None:
         lost = find_silent(found, seen, time.monotonic(), limit)
         if lost:
             _end(lost, limit)
-        _OVER.wait(BEAT_SECONDS)
+        over.wait(BEAT_SECONDS)
 
 
 def find_silent(

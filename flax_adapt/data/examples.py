@@ -194,7 +194,7 @@ def open_images(config_data: ConfigDict, bad_log: str) -> ImageExamples:
         check_augment(f"views.{number}", view, config_data.channels)
     image.channel_values(config_data)
     how = levels.how_of(config_data)
-    chosen = subset.select(source.open_source(config_data), config_data.subset)
+    chosen = subset.open_chosen(config_data)
     if how.window is None:
         _check_levels(chosen)
     return ImageExamples(chosen, config_data, bad_log)

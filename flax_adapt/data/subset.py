@@ -17,6 +17,14 @@ WATCHED = 0.1
 DRAWS = ("each_seed", "fixed")
 
 
+def open_chosen(config_data: ConfigDict) -> Source:
+    """Returns the chosen examples of a data section's source, undecoded; see `select`.
+
+    Raises UserError for a source that cannot be read.
+    """
+    return select(sources.open_source(config_data), config_data.subset)
+
+
 def select(source: Source, config_subset: ConfigDict) -> Source:
     """Returns a part of the source, see PARTS, in the order of the source.
 

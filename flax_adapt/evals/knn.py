@@ -54,21 +54,9 @@ def predict(
             f"kNN with k={k} needs 1 <= k <= {len(train_labels)} training examples: "
             "change k or use more examples"
         )
-    num_classes = int(train_labels.max()) + 1
-    bank_MD = _scale_to_unit(jnp.asarray(train_features, jnp.float32))
-    labels_M = jnp.asarray(train_labels)
-    predictions = [
-        _vote(
-            jnp.asarray(test_features[start : start + _CHUNK], jnp.float32),
-            bank_MD,
-            labels_M,
-            temperature,
-            k=k,
-            num_classes=num_classes,
-        )
-        for start in range(0, len(test_features), _CHUNK)
-    ]
-    return np.concatenate(predictions)
+    none = np.full(len(test_features), len(train_labels))
+    sets = (train_features, train_labels, test_features, none)
+    return _predict(*sets, k=k, temperature=temperature)
 
 
 def predict_left_out(
@@ -82,17 +70,39 @@ def predict_left_out(
     labelled.check(features, labels, "the examples")
     if len(labels) < 2:
         raise UserError("kNN needs two examples or more")
-    rows = np.asarray(features, np.float64)
-    rows = rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
-    similarity = rows @ rows.T
-    np.fill_diagonal(similarity, -np.inf)
-    k = min(k, len(labels) - 1)
-    nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
-    closest = np.take_along_axis(similarity, nearest, axis=1)
-    weights = np.exp((closest - closest.max(axis=1, keepdims=True)) / temperature)
-    votes = np.zeros((len(labels), int(labels.max()) + 1))
-    np.add.at(votes, (np.arange(len(labels))[:, None], labels[nearest]), weights)
-    return votes.argmax(axis=1)
+    sets = (features, labels, features, np.arange(len(labels)))
+    return _predict(*sets, k=min(k, len(labels) - 1), temperature=temperature)
+
+
+def _predict(
+    train_features: np.ndarray,
+    train_labels: np.ndarray,
+    test_features: np.ndarray,
+    left_out: np.ndarray,
+    *,
+    k: int,
+    temperature: float,
+) -> np.ndarray:
+    """Returns int [m], the vote of training rows for each test row.
+
+    left_out: int [m], the training row that has no vote; one beyond the last: all have.
+    """
+    num_classes = int(train_labels.max()) + 1
+    bank_MD = _scale_to_unit(jnp.asarray(train_features, jnp.float32))
+    labels_M = jnp.asarray(train_labels)
+    predictions = [
+        _vote(
+            jnp.asarray(test_features[start : start + _CHUNK], jnp.float32),
+            bank_MD,
+            labels_M,
+            jnp.asarray(left_out[start : start + _CHUNK]),
+            temperature,
+            k=k,
+            num_classes=num_classes,
+        )
+        for start in range(0, len(test_features), _CHUNK)
+    ]
+    return np.concatenate(predictions)
 
 
 @partial(jax.jit, static_argnames=("k", "num_classes"))
@@ -100,6 +110,7 @@ def _vote(
     query_BD: Array,
     bank_MD: Array,
     labels_M: Array,
+    left_out_B: Array,
     temperature: float,
     *,
     k: int,
@@ -108,6 +119,8 @@ def _vote(
     """Returns the label with the most votes, int [B]; in a tie the lowest."""
     # Accelerators would otherwise multiply in fewer bits and reorder near neighbours.
     similarity_BM = jnp.matmul(_scale_to_unit(query_BD), bank_MD.T, precision="highest")
+    rows_B = jnp.arange(len(left_out_B))
+    similarity_BM = similarity_BM.at[rows_B, left_out_B].set(-jnp.inf, mode="drop")
     nearest_BK, rows_BK = jax.lax.top_k(similarity_BM, k)
     # Softmax equals the weights up to one factor for each row, and cannot overflow.
     weights_BK = jax.nn.softmax(nearest_BK / temperature, axis=-1)

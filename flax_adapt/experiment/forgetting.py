@@ -11,7 +11,7 @@ from typing import Any
 
 from flax_adapt.base import logs
 from flax_adapt.base.errors import UserError
-from flax_adapt.data import source, subset
+from flax_adapt.data import subset
 from flax_adapt.experiment import measure
 from flax_adapt.experiment.measuring import verdicts
 from flax_adapt.stage import draws
@@ -31,7 +31,7 @@ def judge(config: Any, workdir: Path, stage: str) -> list[str]:
         return []
     names = tuple(dict.fromkeys((*section.stages, stage)))
     if not (workdir / "eval.json").exists():
-        few = min(section.knn_k, _count(section.train))
+        few = min(section.knn_k, len(subset.open_chosen(section.train)))
         changed = draws.change_fields(section, stages=names, knn_k=few, shots=())
         try:
             measure.evaluate(draws.change_fields(config, evaluate=changed), workdir)
@@ -57,8 +57,4 @@ def count_passes(config: Any) -> int:
     if section.source is None:
         return 0
     sets = (section.train, section.source, *[section.test] * _PASSES)
-    return _MODELS * sum(map(_count, sets))
-
-
-def _count(config_data: Any) -> int:
-    return len(subset.select(source.open_source(config_data), config_data.subset))
+    return _MODELS * sum(len(subset.open_chosen(one)) for one in sets)

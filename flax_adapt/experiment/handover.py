@@ -17,7 +17,6 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from flax_adapt import data
 from flax_adapt.base import logs
 from flax_adapt.data import subset
 from flax_adapt.evals import verdict
@@ -132,7 +131,7 @@ def make_folds(config_data: Any) -> list[Fold]:
     One, that of a sweep, or FOLDS with every class in each of them as far as it goes. The
     only example of a class is never held out.
     """
-    source = subset.select(data.source.open_source(config_data), config_data.subset)
+    source = subset.open_chosen(config_data)
     names = tuple(source.names)
     out = held_out.names_held_out(config_data)
     if len(out) >= FEW:

@@ -216,15 +216,14 @@ def _row(name: str, results: list[dict[str, Any]], workdir: Path) -> dict[str, A
 
 def _watched(results: list[dict[str, Any]]) -> dict[str, Any]:
     """Returns {"watch": what each run has measured, without the history}; {} without any."""
-    if all("watch" not in result for result in results):
+    found = [result.get("watch") for result in results]
+    if not any(found):
         return {}
-    found = []
-    for result in results:
-        one = dict(result["watch"]) if "watch" in result else None
-        if one is not None:
-            del one["history"]
-        found.append(one)
-    return {"watch": found}
+    return {"watch": [one and _drop_history(one) for one in found]}
+
+
+def _drop_history(watch: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in watch.items() if name != "history"}
 
 
 def summarize(results: list[dict[str, Any]], workdir: Path) -> list[dict[str, Any]]:

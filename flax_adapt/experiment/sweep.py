@@ -20,11 +20,11 @@ import jax
 from ml_collections import ConfigDict
 
 from flax_adapt.base import logs
-from flax_adapt.base.errors import UserError
+from flax_adapt.base.errors import NonFiniteError, UserError
 from flax_adapt.experiment import held_out
 from flax_adapt.experiment.measuring import watched
 from flax_adapt.stage import data as inputs
-from flax_adapt.stage import draws, loop
+from flax_adapt.stage import draws
 from flax_adapt.stage.stage import Stage
 from flax_adapt.train.preemption import Preemption
 
@@ -130,7 +130,7 @@ def _measure(stage: Stage, preemption: Preemption) -> dict[str, float | None]:
     """Returns value and loss on the held-out examples; None if training broke down."""
     try:
         result = watched.train(stage, preemption)
-    except loop.NonFiniteError as error:
+    except NonFiniteError as error:
         log.info("%s", error)
         return {"value": None, "loss": None}
     return {"value": result["value"], "loss": result["eval"]["loss"]}

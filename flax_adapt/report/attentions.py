@@ -17,11 +17,11 @@ _COLOUR = 0.75  # the share of the colour over the grey image
 def attentions(run: Run) -> dict[str, Any] | None:
     """Returns rows of an image and the attention maps of each model."""
     points = encoders.encode_points(run)
-    found = points.models if points else []
-    maps = [
-        (o.label, o.attention_nL) for o in found if o.attention_nL is not None
-    ]  # fmt: skip
-    if points is None or not maps:
+    if points is None:
+        return None
+    every = ((one.label, one.attention_nL) for one in points.models)
+    maps = [(label, found) for label, found in every if found is not None]
+    if not maps:
         return None
     rows = pictures.spread_rows(len(points.target.names), IMAGES)
     drawn = []

@@ -95,7 +95,10 @@ def _chart(
     tested = metric.startswith("eval_")
     base = metric.removeprefix("eval_")
     title = _TITLES.get(base, base.removeprefix("watch_").replace("_", " "))
-    title += " on test data" if tested else ", watched" * base.startswith("watch_")
+    if tested:
+        title += " on test data"
+    elif base.startswith("watch_"):
+        title += ", watched"
     figure, axes = svg.new_axes()
     for label, points in lines.items():
         name, _, seed = label.partition("/")

@@ -11,7 +11,7 @@ import jax
 
 from flax_adapt import data
 from flax_adapt.base import logs, rules
-from flax_adapt.base.errors import NonFiniteError, Preempted, UserError
+from flax_adapt.base.errors import Preempted, UserError
 from flax_adapt.base.metrics import Meter
 from flax_adapt.base.types import Metrics
 from flax_adapt.stage import data as inputs
@@ -213,8 +213,7 @@ class Run:
         if self.checkpoints.latest_step() == step - 1:
             self.checkpoints.drop(step - 1)  # this step began with it
         good = self.checkpoints.latest_step()
-        error: NonFiniteError = describe_break(self.stage, step, place, good)
-        raise error
+        raise describe_break(self.stage, step, place, good)
 
     def _report(self, step: int) -> None:
         self._collect()

@@ -28,8 +28,6 @@ from flax_adapt.weights import strict
 from flax_adapt.weights.names.translate import LazyLeaf
 
 log = logging.getLogger(__name__)
-# How image files are read -> the usual way, which an export need not tell.
-READING: dict[str, Any] = dict(fit="squash", bits=0, window="")
 
 
 def init_params(stage: Stage, model: nn.Module) -> dict[str, Any]:
@@ -274,7 +272,8 @@ def describe_export(stage: Stage, class_names: Sequence[str] | None) -> dict[str
         extras |= {"tokenizer": section.tokenizer}
     else:
         extras |= {"mean": section.mean, "std": section.std}
-        extras["reading"] = {k: section[k] for k in READING if section[k] != READING[k]}
+        usual = weights.USUAL_READING
+        extras["reading"] = {k: section[k] for k in usual if section[k] != usual[k]}
     if stage.exported_task == "mae":
         extras["reconstruction"] = _reconstruction(stage)
     return extras

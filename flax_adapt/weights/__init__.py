@@ -14,6 +14,7 @@ where a torch file holds several.
 
 from flax_adapt.weights import reshape as reshape
 from flax_adapt.weights.fields import KNOWN
+from flax_adapt.weights.formats.hf_vit import USUAL_READING
 from flax_adapt.weights.formats.table import (
     FORMATS,
     WRITERS,
@@ -46,6 +47,7 @@ __all__ = [
     "AUTO",
     "FORMATS",
     "KNOWN",
+    "USUAL_READING",
     "WRITERS",
     "Report",
     "adopt",

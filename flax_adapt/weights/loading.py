@@ -192,7 +192,7 @@ def image_reading(path: PathLike) -> dict[str, Any]:
     if not file.is_file():
         return {}
     found = reading.read_json(file).get(hf_vit.READING, {})
-    kinds = dict(fit=str, bits=int, window=str)
+    kinds = {name: type(value) for name, value in hf_vit.USUAL_READING.items()}
     if not isinstance(found, dict) or any(
         type(value) is not kinds.get(name) for name, value in found.items()
     ):

@@ -1,6 +1,7 @@
 """How a process finds the others, and how it notices that one of them is gone."""
 
 import logging
+import threading
 
 import jax
 import pytest
@@ -94,7 +95,7 @@ def test_the_watch_ends_this_process_with_one_line(monkeypatch, capsys):
     monkeypatch.setattr(processes, "BEAT_SECONDS", 0.01)
     monkeypatch.setattr(processes.os, "_exit", leave)
     with pytest.raises(EndedError, match="1"):
-        processes._watch(Client(), 0.05)
+        processes._watch(Client(), 0.05, threading.Event())
     line = capsys.readouterr().err
     assert line.startswith("flax-adapt: process 1 has given no sign for 0 s")
     assert line.count("\n") == 1

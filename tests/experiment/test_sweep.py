@@ -8,7 +8,7 @@ import pytest
 from support import tiny
 
 from flax_adapt import data, defaults, weights
-from flax_adapt.base.errors import UserError
+from flax_adapt.base.errors import NonFiniteError, UserError
 from flax_adapt.data.images import image
 from flax_adapt.experiment import recipe, sweep
 from flax_adapt.stage import check, loop
@@ -91,7 +91,7 @@ def measuring(monkeypatch, found):
 
     def train(stage, preemption):
         if stage.config.optim.lr not in found:
-            raise loop.NonFiniteError("the loss is not finite")
+            raise NonFiniteError("the loss is not finite")
         value, loss = found[stage.config.optim.lr]
         return {"value": value, "eval": {"loss": loss}}
 

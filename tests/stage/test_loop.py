@@ -9,9 +9,8 @@ from support import tiny
 
 from flax_adapt import data as fa_data
 from flax_adapt import defaults
-from flax_adapt.base.errors import UserError
+from flax_adapt.base.errors import NonFiniteError, UserError
 from flax_adapt.experiment import recipe
-from flax_adapt.stage import loop
 
 
 def run(workdir, *stages, **changes):
@@ -24,7 +23,7 @@ def test_a_non_finite_loss_stops_with_step_leaf_and_good_checkpoint(
     # Warm-up from zero: step 1 changes nothing, step 2 makes weights that overflow.
     rate = defaults.pretrain_optim(lr=1e12, warmup_steps=5)
     bad = tiny.pretrain(optim=rate, num_steps=10)
-    with pytest.raises(loop.NonFiniteError) as caught:
+    with pytest.raises(NonFiniteError) as caught:
         run(tmp_path, bad, checkpoint=dict(every_steps=1, keep_last=2, keep_best=0))
     text = str(caught.value)
     assert "stage pretrain: loss, gradient or update is not finite at step 3" in text
@@ -37,7 +36,7 @@ def test_a_non_finite_loss_stops_with_step_leaf_and_good_checkpoint(
 
 def test_an_update_that_breaks_the_last_step_is_not_exported(tmp_path, nans_allowed):
     bad = tiny.pretrain(optim=defaults.pretrain_optim(lr=1e30), num_steps=1)
-    with pytest.raises(loop.NonFiniteError, match="not finite at step 1"):
+    with pytest.raises(NonFiniteError, match="not finite at step 1"):
         run(tmp_path, bad)
     assert not (tmp_path / "stages/pretrain/export").exists()
 

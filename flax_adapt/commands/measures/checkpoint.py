@@ -7,9 +7,8 @@ import jax
 
 from flax_adapt import models, weights
 from flax_adapt.base import errors, logs
-from flax_adapt.base.errors import UserError
 from flax_adapt.base.hub import weights_path
-from flax_adapt.base.paths import user_path
+from flax_adapt.commands import tables
 from flax_adapt.commands.features import make_section, parse_pixels
 from flax_adapt.commands.values import INIT_FLAGS, parse_values
 from flax_adapt.experiment.measuring import checkpoints, verdicts
@@ -44,7 +43,7 @@ def checkpoint(
 ) -> None:
     """kNN, linear probe, few shots and RankMe of any weights, without a config."""
     errors.choose("--pooling", pooling, dict.fromkeys((weights.AUTO, *models.POOLING)))
-    target = _check_target(out)
+    target = tables.check_target(out, (".json",)) if out else None
     precision = precisions.settle(precision, field="--precision")
     precisions.set_products(precision)
     folder, known = weights_path(init), parse_values("--init_known", init_known)
@@ -69,16 +68,6 @@ def checkpoint(
         rows, entries = checkpoints.measure(measured, evaluation, precision)
     if jax.process_index() == 0:
         _write(rows, entries, target)
-
-
-def _check_target(out: str) -> Path | None:
-    """Returns the path to write; raises UserError before anything is computed."""
-    if not out:
-        return None
-    target = user_path(out)
-    if target.suffix != ".json" or not target.parent.is_dir():
-        raise UserError(f"--out={out} must be a new .json file in a folder that exists")
-    return target
 
 
 def _write(

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from flax_adapt import defaults, weights
 from flax_adapt.base.errors import UserError
-from flax_adapt.data import source, subset
+from flax_adapt.data import subset
 from flax_adapt.experiment import measure as measures
 from flax_adapt.experiment.measuring import verdicts
 from flax_adapt.stage.draws import change_fields
@@ -51,8 +51,7 @@ def make_evaluation(
         tested = change_fields(section, subset=whole, split=test_split)
     labelled = change_fields(section, subset=ConfigDict(train))
     evaluation = ConfigDict(defaults.evaluate(labelled, tested, **fields))
-    count = len(subset.select(source.open_source(labelled), labelled.subset))
-    evaluation.knn_k = min(evaluation.knn_k, count)
+    evaluation.knn_k = min(evaluation.knn_k, len(subset.open_chosen(labelled)))
     return evaluation
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from flax_adapt.base import config as configs
 from flax_adapt.base import logs
-from flax_adapt.data import duplicates, source, subset
+from flax_adapt.data import duplicates, subset
 from flax_adapt.experiment import held_out
 from flax_adapt.stage import draws
 
@@ -71,7 +71,7 @@ def find_shared(
 def _names(section: Any, known: dict[str, frozenset[str]]) -> frozenset[str]:
     identity = _identity(section)
     if identity not in known:
-        known[identity] = frozenset(_select(section).names)
+        known[identity] = frozenset(subset.open_chosen(section).names)
     return known[identity]
 
 
@@ -107,10 +107,6 @@ def _follow(sections: dict[str, Any], stage: str) -> Iterator[str]:
         yield name
         references = sorted(draws.references_of(sections[name]))
         waiting += [text.partition(":")[2].partition("/")[0] for text in references]
-
-
-def _select(section: Any) -> Any:
-    return subset.select(source.open_source(section), section.subset)
 
 
 def list_sets(config: Any) -> list[ExampleSet]:
@@ -161,7 +157,9 @@ _PAIRS = (("test", "pool"), ("test", "training"), ("training", "pool"))
 
 
 def _compare(sets: Sequence[ExampleSet]) -> tuple[list[str], list[tuple]]:
-    described = [duplicates.describe(_select(x.section), x.section) for x in sets]
+    described = [
+        duplicates.describe(subset.open_chosen(x.section), x.section) for x in sets
+    ]
     lines, rows = [], []
     for ours, theirs in _PAIRS:
         for one, mine in zip(sets, described, strict=True):

@@ -162,6 +162,8 @@ def reconstruction_json(found: Mapping[str, Any] | None) -> dict[str, Any]:
 
 # Our field of preprocessor_config.json, which transformers ignores: how files are read.
 READING = "flax_adapt_reading"
+# Its fields, and the usual way, which need not be told.
+USUAL_READING: dict[str, Any] = dict(fit="squash", bits=0, window="")
 
 
 def preprocessor_json(
