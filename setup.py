@@ -35,6 +35,7 @@ REQUIRES = [
     "scipy>=1.14.1",
     "tensorboardX>=2.6.2",
     "tensorflow-datasets>=4.9.10",
+    "threadpoolctl>=3.5",
     "tokenizers>=0.21.4",
     "tqdm>=4.67.1",
 ]

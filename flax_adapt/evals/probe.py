@@ -7,7 +7,7 @@ import numpy as np
 
 from flax_adapt.base.errors import UserError
 from flax_adapt.evals import labelled
-from flax_adapt.train import linear
+from flax_adapt.train import linear, logistic
 
 _MLP_BATCH = 200  # scikit-learn's own
 # The least probability of a label in a loss; of one that no training row has it is 0.
@@ -152,6 +152,6 @@ def standardise(
     train = np.asarray(train_features, np.float64)
     of_train = train.mean(axis=0), train.var(axis=0)
     return (
-        linear.standardise(train, *of_train),
-        linear.standardise(test_features, *of_train),
+        logistic.standardise(train, *of_train),
+        logistic.standardise(test_features, *of_train),
     )

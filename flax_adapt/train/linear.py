@@ -1,7 +1,7 @@
 """A linear classifier of features, solved exactly: multinomial logistic regression.
 
-The loss is minimised by L-BFGS (SciPy) in float64, so that the result does not depend on a
-learning rate, a number of epochs or initial weights. The L2 penalty is chosen by the loss on
+The loss is minimised by L-BFGS in float64 (`logistic`), so that the result does not depend on
+a learning rate, a number of epochs or initial weights. The L2 penalty is chosen by the loss on
 held-out examples.
 """
 
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flax_adapt.base.checks import Check, Row, present
+from flax_adapt.train import logistic
 
 # L2 penalties are tried from FIRST on, in factors of ten, until the held-out loss rises.
 FIRST, LIMITS = 10.0, (1e-9, 1e5)
@@ -20,7 +21,6 @@ FIRST, LIMITS = 10.0, (1e-9, 1e5)
 PENALTY = 1e-3
 _EXACT, _TO_CHOOSE = dict(ftol=1e-12, gtol=1e-7), dict(ftol=1e-9, gtol=1e-5)
 _MANY = 2_000  # rows of which one part is enough to choose by
-_EPS = 1e-6  # of the batch norm before a probe (He et al. 2022, main_linprobe.py)
 log = logging.getLogger(__name__)
 
 
@@ -40,7 +40,10 @@ class LinearSolution(NamedTuple):
 
     def logits(self, x_nD: np.ndarray) -> np.ndarray:
         """Returns logits [n, N] of features [n, D]."""
-        return standardise(x_nD, self.mean, self.variance) @ self.kernel + self.bias
+        return (
+            logistic.standardise(x_nD, self.mean, self.variance) @ self.kernel
+            + self.bias
+        )
 
 
 # Rules of a section `optim.solve`.
@@ -88,39 +91,6 @@ CHECKS = (
 )
 
 
-class _Rows(NamedTuple):
-    """Standardised features in the fewest dimensions: (x - mean) / scale = x_nr @ basis_rD.
-
-    The optimal kernel is a linear combination of the rows: with fewer rows than features
-    the search is in their span. basis_rD: None where r = D.
-    """
-
-    x_nr: np.ndarray
-    basis_rD: np.ndarray | None
-    mean: np.ndarray
-    variance: np.ndarray
-
-    def transform(self, x_nD: np.ndarray) -> np.ndarray:
-        """Returns other features [m, D] in the same dimensions [m, r]."""
-        x_nD = standardise(x_nD, self.mean, self.variance)
-        return x_nD if self.basis_rD is None else x_nD @ self.basis_rD.T
-
-
-def standardise(x_nD: np.ndarray, mean: np.ndarray, variance: np.ndarray) -> np.ndarray:
-    """Returns features [n, D] as BatchNorm without affine has them, in float64."""
-    return (np.asarray(x_nD, np.float64) - mean) / np.sqrt(variance + _EPS)
-
-
-def _reduce(x_nD: np.ndarray) -> _Rows:
-    x_nD = np.asarray(x_nD, np.float64)
-    mean, variance = x_nD.mean(axis=0), x_nD.var(axis=0)
-    x_nD = standardise(x_nD, mean, variance)
-    if len(x_nD) >= x_nD.shape[1]:
-        return _Rows(x_nD, None, mean, variance)
-    u_nr, size_r, basis_rD = np.linalg.svd(x_nD, full_matrices=False)
-    return _Rows(u_nr * size_r, basis_rD, mean, variance)
-
-
 def solve(
     x_nD: np.ndarray, labels_n: np.ndarray, num_classes: int, l2: float
 ) -> LinearSolution:
@@ -128,50 +98,14 @@ def solve(
 
     x_nD: features [n, D]; labels_n: int [n], below num_classes. The bias has no penalty.
     """
-    rows = _reduce(x_nD)
     labels_n = np.asarray(labels_n)
-    start = np.zeros((rows.x_nr.shape[1] + 1, num_classes))
-    weights = _minimise(rows.x_nr, labels_n, start, l2, _EXACT)
-    loss = float(_cross_entropy(rows.x_nr, labels_n, weights)[0])
-    kernel = weights[:-1]
-    if rows.basis_rD is not None:
-        kernel = rows.basis_rD.T @ kernel
+    with logistic.limit_threads(np.size(x_nD) * num_classes):
+        rows = logistic.reduce_rows(x_nD)
+        start = np.zeros((rows.x_nr.shape[1] + 1, num_classes))
+        weights = logistic.minimise(rows, labels_n, start, l2, _EXACT)
+        loss = float(logistic.cross_entropy(rows.x_nr, labels_n, weights)[0])
+    kernel = rows.basis_rD.T @ weights[:-1]
     return LinearSolution(rows.mean, rows.variance, kernel, weights[-1], l2, loss)
-
-
-def _cross_entropy(
-    x_nr: np.ndarray, labels_n: np.ndarray, weights_r1N: np.ndarray
-) -> tuple[float, np.ndarray]:
-    """Returns the mean loss, and its gradient (p - y) / n with respect to the logits."""
-    rows = np.arange(len(x_nr))
-    logits = x_nr @ weights_r1N[:-1] + weights_r1N[-1]
-    logits -= logits.max(axis=1, keepdims=True)
-    log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    error = np.exp(log_p)
-    error[rows, labels_n] -= 1
-    return -log_p[rows, labels_n].mean(), error / len(x_nr)
-
-
-def _minimise(
-    x_nr: np.ndarray,
-    labels_n: np.ndarray,
-    start: np.ndarray,
-    l2: float,
-    tolerances: dict[str, float],
-) -> np.ndarray:
-    """Returns weights [r + 1, N], the bias last, from initial weights `start`."""
-    from scipy.optimize import minimize
-
-    def value(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        weights = flat.reshape(start.shape)
-        loss, error = _cross_entropy(x_nr, labels_n, weights)
-        slope = np.concatenate([x_nr.T @ error, error.sum(axis=0, keepdims=True)])
-        slope[:-1] += l2 * weights[:-1]
-        return loss + l2 / 2 * np.sum(weights[:-1] ** 2), slope.ravel()
-
-    options = dict(maxiter=5_000, maxfun=50_000, **tolerances)
-    found = minimize(value, start.ravel(), jac=True, method="L-BFGS-B", options=options)
-    return found.x.reshape(start.shape)
 
 
 class _Fold:
@@ -180,20 +114,23 @@ class _Fold:
     def __init__(
         self, x_nD: np.ndarray, labels_n: np.ndarray, held_out: np.ndarray, classes: int
     ):
-        rows = _reduce(x_nD[~held_out])
-        self.x_nr, self.labels = rows.x_nr, labels_n[~held_out]
+        self.rows = logistic.reduce_rows(x_nD[~held_out])
+        self.labels = labels_n[~held_out]
         # Without classes that are new to the fit.
         counts = held_out & np.isin(labels_n, self.labels)
-        self.held_out, self.answers = rows.transform(x_nD[counts]), labels_n[counts]
-        self.weights = np.zeros((self.x_nr.shape[1] + 1, classes))
+        self.held_out = self.rows.transform(x_nD[counts])
+        self.answers = labels_n[counts]
+        self.weights = np.zeros((self.rows.x_nr.shape[1] + 1, classes))
 
     def loss(self, l2: float) -> float:
         """Returns the total cross-entropy of the rows that are held out."""
         # It starts from the solution of the penalty before, which is near.
-        self.weights = _minimise(self.x_nr, self.labels, self.weights, l2, _TO_CHOOSE)
+        self.weights = logistic.minimise(
+            self.rows, self.labels, self.weights, l2, _TO_CHOOSE
+        )
         if not len(self.answers):
             return 0.0
-        mean, _ = _cross_entropy(self.held_out, self.answers, self.weights)
+        mean, _ = logistic.cross_entropy(self.held_out, self.answers, self.weights)
         return float(mean) * len(self.answers)
 
 
@@ -218,12 +155,13 @@ def choose_penalty(
     if part_n is None:
         return PENALTY, {}
     number = 1 if len(labels_n) > _MANY else part_n.max() + 1
-    tests = [
-        _Fold(np.asarray(x_nD), labels_n, part_n == part, num_classes)
-        for part in range(number)
-    ]
-    count = sum(len(test.answers) for test in tests)
-    tried = _search(lambda l2: sum(test.loss(l2) for test in tests) / count)
+    with logistic.limit_threads(np.size(x_nD) * num_classes):
+        tests = [
+            _Fold(np.asarray(x_nD), labels_n, part_n == part, num_classes)
+            for part in range(number)
+        ]
+        count = sum(len(test.answers) for test in tests)
+        tried = _search(lambda l2: sum(test.loss(l2) for test in tests) / count)
     return min(tried, key=lambda l2: tried[l2]), tried
 
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_info, threadpool_limits
 
-from flax_adapt.train import linear
+from flax_adapt.train import linear, logistic
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +37,69 @@ def theirs(x, y, l2):
     return lambda rows: fitted.predict_proba((rows - mean) / scale)
 
 
-@pytest.mark.parametrize("l2", [1e-3, 1.0])
+@pytest.mark.parametrize("l2", [1e-4, 1e-3, 1.0])
 def test_at_the_same_penalty_it_says_what_scikit_learn_says(digits, l2):
     (x, y), (rest, _) = digits
     logits, expected = linear.solve(x, y, 10, l2).logits(rest), theirs(x, y, l2)(rest)
     p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(p, expected, atol=1e-3)
+    np.testing.assert_allclose(p, expected, atol=3e-4)
     np.testing.assert_array_equal(p.argmax(axis=1), expected.argmax(axis=1))
+
+
+def test_scikit_learn_chooses_the_same_penalty(digits):
+    (x, y), _ = digits
+    l2, tried = linear.choose_penalty(x, y, 10, folds=2)
+    parts, losses = linear._parts(y, 2, seed=0), {}
+    for one in tried:
+        sums = []
+        for part in range(2):
+            out = parts == part
+            p = theirs(x[~out], y[~out], one)(x[out])
+            sums.append(-np.log(p[np.arange(len(p)), y[out]]).sum())
+        losses[one] = np.sum(sums) / len(y)
+        assert tried[one] == pytest.approx(losses[one], rel=2e-3)
+    assert min(losses, key=losses.get) == l2
+
+
+def test_the_search_is_short_whatever_the_scales_of_the_features(monkeypatch):
+    """Features of pretrained models: a few directions have nearly all of the variance."""
+    rng, calls = np.random.default_rng(0), []
+    mixed = np.linalg.qr(rng.normal(size=(64, 64)))[0] * np.geomspace(100, 0.01, 64)
+    x, y = rng.normal(size=(300, 64)) @ mixed.T, rng.integers(5, size=300)
+    measure = logistic.cross_entropy
+
+    def count(*args):
+        calls.append(1)
+        return measure(*args)
+
+    monkeypatch.setattr(logistic, "cross_entropy", count)
+    linear.solve(x, y, 5, 1e-4)
+    assert len(calls) < 50  # 15; in units of the features themselves 934
+
+
+def test_small_products_take_one_thread_and_others_keep_theirs(digits, monkeypatch):
+    seen, measure = [], logistic.cross_entropy
+
+    def count_threads():
+        found = threadpool_info()
+        return {one["num_threads"] for one in found if one["user_api"] == "blas"}
+
+    def look(*args):
+        seen.append(count_threads())
+        return measure(*args)
+
+    monkeypatch.setattr(logistic, "cross_entropy", look)
+    with threadpool_limits(2, user_api="blas"):
+        before = count_threads()
+        linear.solve(*digits[0], 10, 1.0)
+        linear.choose_penalty(*digits[0], 10, folds=2)
+        assert count_threads() == before
+        small = [*seen]
+        monkeypatch.setattr(logistic, "_LARGE", 0)
+        linear.solve(*digits[0], 10, 1.0)
+    assert before == {2}
+    assert all(one == {1} for one in small)
+    assert seen[-1] == before
 
 
 def test_the_penalty_of_100_labels_is_as_good_as_any_other(digits):
