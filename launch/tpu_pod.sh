@@ -12,8 +12,8 @@
 # --delete          deletes the slice at the end  --dry-run        prints the commands
 #
 # The checkout's last commit is installed on every host. A stop by SIGTERM counts as a restart
-# (exit code 75), a mistake in the command (exit code 2) ends all at once. In place of --nfs the
-# hosts may mount a bucket themselves; a slice of one host needs neither.
+# (exit code 75), a mistake in the command (exit code 2) ends all at once. In place of --nfs
+# workdir and data may be gs:// addresses; a slice of one host needs neither.
 
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -71,7 +71,7 @@ sudo mount -t nfs $(quoted "${option[nfs]}") /mnt/flax_adapt; } && "
     act gcloud compute tpus tpu-vm scp "$archive" "$name:flax_adapt.tar.gz" "${where[@]}" --worker=all
     ssh_all "$apt && ${mount}rm -rf flax_adapt && mkdir flax_adapt && \
 tar -xzf flax_adapt.tar.gz -C flax_adapt && \
-python3.11 -m venv flax_adapt_venv && flax_adapt_venv/bin/pip install -q './flax_adapt[tpu]'"
+python3.11 -m venv flax_adapt_venv && flax_adapt_venv/bin/pip install -q './flax_adapt[tpu,gs]'"
 }
 
 run() {

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from flax_adapt.base.errors import UserError
 from flax_adapt.base.paths import user_path
+from flax_adapt.base.remote import addresses, copies
 
 _PART = r"[\w][\w.-]*"
 _NAME = re.compile(rf"(?:hf://)?({_PART}/{_PART})(?:@([\w./-]+))?")
@@ -174,10 +175,13 @@ _BESIDE = ("*.json", "vocab.txt", "merges.txt")
 def weights_path(text: str | os.PathLike[str]) -> Path:
     """Returns the folder or file of weights that a user typed: a path, or a name on the Hub.
 
-    A path that exists wins. Raises UserError for a name that cannot be fetched, see `fetch`.
+    Of an address such as gs://, it is a copy. A path that exists wins. Raises UserError for
+    a name that cannot be fetched, see `fetch`.
     """
     if str(text).startswith("hf://"):
         return fetch_weights(str(text)).folder
+    if addresses.is_address(text):
+        return copies.fetch_weights(str(addresses.parse(text)))
     path = user_path(text)
     if path.exists() or parse_name(str(text)) is None:
         return path

@@ -1,13 +1,11 @@
 """Paths as a user types them."""
 
+import glob
 import os
-import re
 from pathlib import Path
 
 from flax_adapt.base.errors import UserError
-
-# A Path has made one slash of the two.
-_ADDRESS = re.compile("[a-z][a-z0-9+.-]+:/")
+from flax_adapt.base.remote import addresses, copies
 
 
 def expand_user(text: str | os.PathLike[str]) -> str:
@@ -28,15 +26,38 @@ def expand_user(text: str | os.PathLike[str]) -> str:
 
 
 def user_path(text: str | os.PathLike[str]) -> Path:
-    """Returns `expand_user(text)` as a Path; raises UserError for an address such as gs://.
+    """Returns `expand_user(text)` as a Path to read from; of an address, a copy of it.
+
+    An address is gs://, s3:// or file://, see `base.remote`. Raises UserError for one where
+    there is nothing, or that cannot be read.
+    """
+    if addresses.is_address(text):
+        return copies.fetch(str(addresses.parse(text)))
+    return Path(expand_user(text))
+
+
+def user_pattern(pattern: str) -> list[str]:
+    """Returns the files that match a pattern with * and ?; of addresses, their copies."""
+    if addresses.is_address(pattern):
+        return copies.fetch_matching(pattern)
+    return glob.glob(expand_user(pattern))
+
+
+def locate(text: str | os.PathLike[str]) -> str:
+    """Returns a text that is the same for the same place: an address, or an absolute path."""
+    if addresses.is_address(text):
+        return str(addresses.parse(text))
+    return str(Path(expand_user(text)).resolve())
+
+
+def local_path(text: str | os.PathLike[str]) -> Path:
+    """Returns `expand_user(text)` as a Path to write to; raises UserError for an address.
 
     Path("gs://bucket/a") would be a local folder `gs:`.
     """
-    path = expand_user(text)
-    if _ADDRESS.match(path):
+    if addresses.is_address(text):
         raise UserError(
-            f"{path}: only folders and files of this machine are read and written here; "
-            "mount the bucket (gcsfuse, NFS), or copy the files (gcloud storage cp); the "
-            "prepared data of tfds: alone may lie elsewhere (data_dir)"
+            f"{os.fspath(text)}: only folders and files of this machine are written here; "
+            "copy them afterwards (gcloud storage cp, aws s3 cp)"
         )
-    return Path(path)
+    return Path(expand_user(text))

@@ -11,9 +11,10 @@ import jax
 from flax_adapt.base import config as configs
 from flax_adapt.base import errors, logs
 from flax_adapt.base.errors import UserError
-from flax_adapt.base.paths import user_path
 from flax_adapt.commands import adapt_screen
 from flax_adapt.commands.table import COMMANDS, MACHINE, REQUIRED
+from flax_adapt.commands.workdir import name as name_path
+from flax_adapt.commands.workdir import open_workdir
 from flax_adapt.data import source as sources
 from flax_adapt.experiment import budget as budgets
 from flax_adapt.experiment import (
@@ -91,8 +92,19 @@ def adapt_model(**given: Any) -> Path | None:
     return run_recipe(**whole)
 
 
+def run_recipe(workdir: str, **given: Any) -> Path | None:
+    """Runs `adapt` with all its flags; returns the folder of what it hands over."""
+    with open_workdir(workdir, continues=True) as folder:
+        if folder.exists() and not folder.is_dir():
+            raise UserError(
+                f"--workdir={workdir} is a file: give a folder, or a new name"
+            )
+        return _run_in(folder, workdir, **given)
+
+
 @sources.keep_open()
-def run_recipe(
+def _run_in(
+    folder: Path,
     workdir: str,
     budget: str,
     precision: str,
@@ -101,11 +113,7 @@ def run_recipe(
     force: bool,
     **given: Any,
 ) -> Path | None:
-    """Runs `adapt` with all its flags; returns the folder of what it hands over."""
-    begun = time.perf_counter()
-    folder, parsed = user_path(workdir), parse_budget(budget)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--workdir={workdir} is a file: give a folder, or a new name")
+    begun, parsed = time.perf_counter(), parse_budget(budget)
     flags = {**given, "budget": budget, "precision": precision}
     kept = read_record(folder, flags, force)
     # A begun run keeps its numbers, those of the machine that it began on included.
@@ -132,7 +140,7 @@ def run_recipe(
         target = delivery.deliver(config, folder, record, rows, preemption)
     _print_results(folder, rows, record, target)
     if report and (written := page.write_or_warn(folder)):
-        print(f"page:    {written}")
+        print(f"page:    {name_path(written)}")
     return target
 
 
@@ -226,5 +234,5 @@ def _print_results(
     for line in record["source"]:
         print(line)
     print(f"handed over: {record['stage']}, {record['why']}")
-    print(f"report:  {folder / delivery.REPORT}")
-    print(f"model:   {target}")
+    print(f"report:  {name_path(folder / delivery.REPORT)}")
+    print(f"model:   {name_path(target)}")

@@ -1,7 +1,7 @@
 """Converts weights from one format to another."""
 
 from flax_adapt.base.hub import weights_path
-from flax_adapt.base.paths import user_path
+from flax_adapt.base.paths import local_path
 from flax_adapt.commands.values import parse_values
 from flax_adapt.weights import convert as converting
 
@@ -21,7 +21,7 @@ def convert(
     """Writes weights in another format, tensor by tensor; prints a report on each."""
     done = converting.convert(
         weights_path(from_),
-        user_path(to),
+        local_path(to),
         source_format=from_format or None,
         target_format=format,
         task=task or None,

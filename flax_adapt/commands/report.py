@@ -1,9 +1,10 @@
 """Writes the report of a workdir."""
 
-from flax_adapt.base.paths import user_path
+from flax_adapt.commands.workdir import name, open_workdir
 from flax_adapt.report import page
 
 
 def report(workdir: str) -> None:
     """Writes report.html into a workdir: what a run did, and whether it helped."""
-    print(f"report:  {page.write(user_path(workdir))}")
+    with open_workdir(workdir, continues=False) as folder:
+        print(f"report:  {name(page.write(folder))}")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from flax_adapt.base.errors import UserError
-from flax_adapt.base.paths import user_path
+from flax_adapt.base.paths import local_path
 
 # Name -> [n], or [n, d]: d columns NAME_0, NAME_1, ... of a csv, lists of the other files.
 Columns = Mapping[str, np.ndarray]
@@ -18,7 +18,7 @@ Columns = Mapping[str, np.ndarray]
 
 def check_target(out: str, endings: tuple[str, ...]) -> Path:
     """Returns the path of a file to write; raises UserError before anything is computed."""
-    target = user_path(out)
+    target = local_path(out)
     if target.suffix not in endings or not target.parent.is_dir():
         kinds = " or ".join(endings)
         raise UserError(

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from ml_collections import ConfigDict
 
 from flax_adapt.base import errors
-from flax_adapt.base.paths import expand_user
+from flax_adapt.base.paths import expand_user, user_path
+from flax_adapt.base.remote import addresses, store
 
 if TYPE_CHECKING:
     from etils import epath
@@ -113,17 +114,28 @@ def _find_folder(name: str, data_dir: str) -> "epath.Path":
     from etils import epath
 
     default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-    root = epath.Path(expand_user(data_dir or default))
+    root = _open_root(data_dir or default)
     folder = root / name.replace(":", "/")
     versions = sorted(_list_versions(folder), key=_parse_version)
     if versions:
-        return versions[-1]
+        return epath.Path(user_path(versions[-1]))  # array_record reads files
     raise errors.UserError(
         f"data.source='tfds:{name}' is not prepared in data.data_dir={str(root)!r};"
         f" there is {sorted(_list_prepared(root)) or 'nothing'}; prepare it once with"
         f" `pip install 'flax-adapt[build]'` and `tfds build {name.replace(':', '/')}"
         f" --file_format=array_record --data_dir={root}`"
     )
+
+
+def _open_root(text: str) -> "epath.Path":
+    """Returns a data_dir; raises UserError for an address that cannot be read."""
+    from etils import epath
+
+    if not addresses.is_address(text):
+        return epath.Path(expand_user(text))
+    address = addresses.parse(text)
+    store.list_objects(address)
+    return epath.Path(address.path if address.scheme == "file" else str(address))
 
 
 def _list_versions(folder: "epath.Path") -> "Iterator[epath.Path]":

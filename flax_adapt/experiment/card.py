@@ -1,5 +1,6 @@
 """The model card of an exported folder, README.md: what it is, from what, and how to load it."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,21 @@ def write_cards(config: Any, rows: list[dict[str, Any]], workdir: Path) -> None:
         text = write_card(config, row, workdir, {})
         for seed in row["seeds"]:
             of_seed = workdir / "stages" / row["stage"] / f"seed_{seed}" / "export"
-            for folder in (Path(row["export"]), of_seed):
+            for folder in (exported_folder(row, workdir), of_seed):
                 if folder.is_dir():
                     (folder / CARD).write_text(text, "utf-8")
+
+
+def exported_folder(row: Mapping[str, Any], workdir: Path) -> Path:
+    """Returns the export of a stage, of several seeds that of the first one.
+
+    row: has its name, `stage`, and its `seeds`. A workdir may have been moved, so that it is
+    not the path in results.json.
+    """
+    folder = workdir / "stages" / row["stage"]
+    if not (folder / "export").is_dir():
+        folder = folder / f"seed_{row['seeds'][0]}"
+    return folder / "export"
 
 
 def write_card(
@@ -51,7 +64,7 @@ def write_card(
 
 def _describe_data(section: Any, row: dict[str, Any], workdir: Path) -> list[str]:
     """Returns a line for training data and one for test data, with their fingerprints."""
-    folder = Path(row["export"]).parent
+    folder = exported_folder(row, workdir).parent
     sets = [("trained on", section.data, "data.json")]
     if section.eval is not None:
         sets.append(("tested on", section.eval.data, "eval_data.json"))

@@ -32,7 +32,7 @@ def deliver(
     row = next(row for row in rows if row["stage"] == record["stage"])
     target, part = workdir / EXPORT, workdir / f".{EXPORT}.part"
     shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(row["export"], part)
+    shutil.copytree(card.exported_folder(row, workdir), part)
     if record["held_out"]:
         calibration = calibrate(config, workdir, record, preemption)
         logs.write_json(part / CALIBRATION, calibration)

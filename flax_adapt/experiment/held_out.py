@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from flax_adapt import data, objectives
 from flax_adapt.base.errors import UserError
-from flax_adapt.base.paths import user_path
+from flax_adapt.base.paths import locate
 from flax_adapt.data import subset
 from flax_adapt.stage import draws
 from flax_adapt.stage.draws import change_fields, label, references_of
@@ -141,7 +141,7 @@ def _locate_source(section: Any) -> tuple[str, str]:
 
 
 def _absolute_path(path: str) -> str:
-    return str(user_path(path).resolve()) if path else ""
+    return locate(path) if path else ""
 
 
 def _change_replay(config_replay: Any, change: Any) -> Any:

@@ -17,6 +17,7 @@ import numpy as np
 from flax_adapt import data, weights
 from flax_adapt.base import logs, rules
 from flax_adapt.base.errors import UserError
+from flax_adapt.base.remote import addresses
 from flax_adapt.base.types import Params
 from flax_adapt.evals import outputs
 from flax_adapt.experiment import measure, recipe
@@ -150,7 +151,7 @@ def run(
     folder = workdir / EXPORT / name
     if export:
         _export(pair, found[best].a, folder)
-        chosen["export"] = str(folder)
+        chosen["export"] = addresses.restore(str(folder))
     record = workdir / RECORD
     logs.write_json(record, {"stage": name, "rows": rows, "best": chosen})
     return rows, chosen

@@ -6,6 +6,8 @@ It names host, process and start, for the message. Some network file systems loc
 within a host, or not at all. So a run also touches the file every `BEAT_SECONDS`. A file
 that names another host and was not released is watched for `WATCH_SECONDS`: if it is
 touched, its run is alive, else dead. Clocks of two hosts are never compared.
+
+Of a workdir on remote storage the lock is one of this machine: runs of others do not see it.
 """
 
 import contextlib
@@ -21,11 +23,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from flax_adapt.base.errors import UserError
+from flax_adapt.base.remote import workdirs
 
 if sys.platform != "win32":  # on Windows the file is watched instead
     import fcntl
 
-FILE = "lock.json"
+FILE = workdirs.LOCK
 BEAT_SECONDS, WATCH_SECONDS = 5.0, 20.0
 log = logging.getLogger(__name__)
 
@@ -34,7 +37,7 @@ log = logging.getLogger(__name__)
 def hold(workdir: Path) -> Iterator[None]:
     """Holds the lock of `workdir`; raises UserError while another run holds it."""
     workdir.mkdir(parents=True, exist_ok=True)
-    path = workdir / FILE
+    path = workdirs.lock_file(workdir)
     with path.open("a+", encoding="utf-8") as file:
         _acquire(workdir, path, file)
         _write(file, _describe_this_run())

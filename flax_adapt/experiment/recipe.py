@@ -14,6 +14,7 @@ from flax_adapt import data
 from flax_adapt.base import config as configs
 from flax_adapt.base import logs
 from flax_adapt.base.errors import UserError
+from flax_adapt.base.remote import addresses, workdirs
 from flax_adapt.evals import verdict
 from flax_adapt.experiment import card, held_out, lock, provenance, sweep, verdicts
 from flax_adapt.experiment.measuring import leaks, watched
@@ -48,6 +49,7 @@ def run(config: Any, workdir: Path, *, force: bool) -> list[dict[str, Any]]:
     with only_run(workdir), Preemption() as preemption:
         _claim(config, workdir, force)
         provenance.note_start(workdir)
+        workdirs.push()  # what cannot be written is said before anything is trained
         for section in config.stages:
             for seed in section.seeds:
                 tuned = sweep.choose_rate(config, section, seed, workdir, preemption)
@@ -197,19 +199,18 @@ def _drop_free(config: Any) -> Any:
 
 def _row(name: str, results: list[dict[str, Any]], workdir: Path) -> dict[str, Any]:
     values = [result["value"] for result in results]
-    folder = workdir / "stages" / name
-    if not (folder / "export").is_dir():
-        folder = folder / f"seed_{results[0]['seed']}"
+    named = {"stage": name, "seeds": [result["seed"] for result in results]}
+    export = card.exported_folder(named, workdir)
     return {
         "stage": name,
         "metric": results[0]["metric"],
-        "seeds": [result["seed"] for result in results],
+        "seeds": named["seeds"],
         "values": values,
         "mean": statistics.fmean(values),
         # The spread over seeds: the sample's standard deviation (n - 1).
         "std": statistics.stdev(values) if len(values) > 1 else 0.0,
         "seconds": sum(result["seconds"] for result in results),
-        "export": str(folder / "export"),
+        "export": addresses.restore(str(export)),
         **_watched(results),
     }
 

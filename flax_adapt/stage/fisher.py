@@ -23,7 +23,7 @@ from flax_adapt.stage import programs
 from flax_adapt.stage import stage as stages
 from flax_adapt.stage.stage import Stage
 from flax_adapt.train import fisher, sharding
-from flax_adapt.train.gather import gather_on_first, wait_for_all
+from flax_adapt.train.gather import gather_on_first, wait_for_files
 from flax_adapt.weights import strict
 
 log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ def write(
     if jax.process_index() == 0:
         found = fisher.add_decayed(found, _load_penalty(stage), section.decay)
         fisher.save(_file(stage.folder / "export"), found)
-    wait_for_all(f"fisher {stage.label}")
+    wait_for_files(f"fisher {stage.label}")
 
 
 def _likelihood(stage: Stage, model: nn.Module) -> fisher.Likelihood:

@@ -32,6 +32,7 @@ from flax_adapt.stage.watching import section as watched
 from flax_adapt.stage.watching.measurements import Instruments
 from flax_adapt.train import optim, sharding
 from flax_adapt.train import step as steps
+from flax_adapt.train.gather import share_files
 from flax_adapt.train.preemption import Preemption
 
 log = logging.getLogger(__name__)
@@ -270,6 +271,7 @@ class Run:
         }
         if jax.process_index() == 0:
             logs.write_json(self.stage.folder / RESULT, result)
+        share_files(f"result {self.stage.label}")
         return result
 
     def _settle_watched(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from flax_adapt.stage import resize as stage_resize
 from flax_adapt.stage import stage as stages
 from flax_adapt.stage.stage import Stage
 from flax_adapt.surgery import adaptors, heads
-from flax_adapt.train.gather import gather_on_first, wait_for_all
+from flax_adapt.train.gather import gather_on_first, wait_for_files
 from flax_adapt.weights import strict
 from flax_adapt.weights.names.translate import LazyLeaf
 
@@ -293,5 +293,5 @@ def export(
         model, params = _select_exported(stage, model, params)
         extras = describe_export(stage, examples.class_names)
         weights.save_pretrained(folder, model, params, **extras)
-    wait_for_all(f"export {stage.label}")
+    wait_for_files(f"export {stage.label}")
     return folder

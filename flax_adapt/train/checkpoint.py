@@ -10,7 +10,6 @@ A power cut or a bad disk can damage a complete checkpoint. It is then moved to 
 import contextlib
 import copy
 import logging
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,10 +17,12 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from flax_adapt.base import errors
 from flax_adapt.base.errors import UserError, choose
+from flax_adapt.base.remote import store, workdirs
 from flax_adapt.train.gather import wait_for_all
 from flax_adapt.train.state import TrainState
 
@@ -100,8 +101,9 @@ class Checkpoints:
     """The checkpoints in one folder: the last `keep_last`, the `keep_best` best, a held one.
 
     config: section `checkpoint`. metric, mode: the best have its largest ("max") or
-    smallest ("min") value. `save` and `close` raise UserError where the disk is full;
-    complete checkpoints stay.
+    smallest ("min") value. `save` and `close` raise UserError where the disk is full, or
+    remote storage cannot be written; complete checkpoints stay. In a workdir on remote
+    storage they are written there, or copied there when they are complete.
     """
 
     def __init__(self, folder: Path, config: Any, metric: str, mode: str):
@@ -111,7 +113,8 @@ class Checkpoints:
             enable_async_checkpointing=True,
         )
         _quiet_orbax()
-        self._folder = folder.absolute()
+        self._folder = workdirs.direct(folder.absolute())
+        self._is_copied = workdirs.copies_checkpoints(folder.absolute())
         self._manager = _Manager(self._folder, options=options)
 
     def latest_step(self) -> int | None:
@@ -167,6 +170,7 @@ class Checkpoints:
         step = int(state.step)
         if step == self.latest_step():
             return
+        workdirs.push()  # a checkpoint is never ahead of the files that belong to it
         with self._room():
             self._manager.save(
                 step,
@@ -177,11 +181,18 @@ class Checkpoints:
                 ),
                 metrics=None if metrics is None else dict(metrics),
             )
+            if self._is_copied:
+                self._manager.wait_until_finished()
+                workdirs.push()
 
     @contextlib.contextmanager
     def _room(self) -> Iterator[None]:
+        remote = store.say_in_one_line(self._folder)
         try:
-            yield
+            with remote if workdirs.is_open() else contextlib.nullcontext():
+                yield
+        except UserError:
+            raise
         except Exception as error:
             problem = errors.full_disk(error)
             if problem is None:
@@ -247,7 +258,7 @@ class Checkpoints:
                 *(step, self._folder, reason, target, good),
             )
             if jax.process_index() == 0:
-                shutil.rmtree(target, ignore_errors=True)
+                epath.Path(target).rmtree(missing_ok=True)
                 target.parent.mkdir(exist_ok=True)
                 (self._folder / str(step)).rename(target)
         wait_for_all("damaged checkpoints are set aside")

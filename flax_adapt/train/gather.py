@@ -7,6 +7,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from flax_adapt.base.remote import workdirs
+
 # A barrier waits for a process that writes a large file, however long that takes; one that
 # is gone is noticed by other means (`commands.processes`).
 _DAY_MS = 24 * 3600 * 1000
@@ -50,6 +52,22 @@ def wait_for_all(name: str) -> None:
     if jax.process_count() == 1:
         return
     coordination().wait_at_barrier(f"{name} {next(_numbers)}", timeout_in_ms=_DAY_MS)
+
+
+def wait_for_files(name: str) -> None:
+    """Waits until all processes can read what process 0 wrote into the workdir.
+
+    All processes must call it, in the same order.
+    """
+    workdirs.push()
+    wait_for_all(name)
+    workdirs.pull()
+
+
+def share_files(name: str) -> None:
+    """As `wait_for_files`, where processes have copies of a workdir on remote storage."""
+    if workdirs.is_open():
+        wait_for_files(name)
 
 
 def coordination() -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 from flax_adapt import models
 from flax_adapt.base.errors import choose
 from flax_adapt.base.hub import weights_path
-from flax_adapt.base.paths import user_path
+from flax_adapt.base.paths import local_path
 from flax_adapt.base.types import Params
 from flax_adapt.weights import loading, strict
 from flax_adapt.weights.files.reading import NOTHING
@@ -58,7 +58,7 @@ def save(
         class_names=None if class_names is None else tuple(class_names),
         reconstruction=reconstruction,
     )
-    choose("format", format, WRITERS).write(user_path(path), content)
+    choose("format", format, WRITERS).write(local_path(path), content)
 
 
 def preprocessor(

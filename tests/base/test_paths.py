@@ -40,9 +40,15 @@ def test_addresses_of_remote_storage_stay_as_they_are():
 @pytest.mark.parametrize(
     "text", ["gs://bucket/a", "s3://b", "file:///a", Path("gs://bucket/a")]
 )
-def test_an_address_is_no_local_folder(text):
+def test_an_address_is_no_local_folder_to_write_to(text):
     with pytest.raises(UserError, match="only folders and files of this machine"):
-        paths.user_path(text)
+        paths.local_path(text)
+
+
+def test_the_place_of_an_address_is_known_without_reading_it():
+    for text in ("gs://bucket/a", "gs://bucket/a/", Path("gs://bucket/a")):
+        assert paths.locate(text) == "gs://bucket/a"
+    assert paths.locate("tar/{0..1}") == str(Path.cwd() / "tar/{0..1}")
 
 
 @pytest.mark.parametrize("text", ["a:b", "C:/a", "a/gs:/b", "./gs://bucket"])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
+from support import storages
 
 from flax_adapt.base import errors
 from flax_adapt.data import source
@@ -185,6 +186,15 @@ def prepared(tmp_path_factory):
         shades = builder(data_dir=data_dir, config=name, file_format="array_record")
         shades.download_and_prepare()
     return data_dir
+
+
+@pytest.mark.parametrize("kind", storages.KINDS)
+def test_tfds_reads_the_same_from_an_address(prepared, monkeypatch, tmp_path, kind):
+    name, root = "tfds:shades:labelled", storages.start(kind, monkeypatch, tmp_path)
+    storages.put(prepared, f"{root}/prepared")
+    places = (prepared, f"{root}/prepared")
+    found = [source.open_source(config(name, "test", where)) for where in places]
+    assert [*map(found[0].read, range(4))] == [*map(found[1].read, range(4))]
 
 
 def test_tfds_reads_encoded_images_labels_and_slices(prepared):

@@ -17,7 +17,7 @@ import jax
 
 from flax_adapt.base import caches
 from flax_adapt.base.errors import UserError
-from flax_adapt.base.paths import user_path
+from flax_adapt.base.paths import local_path
 
 log = logging.getLogger(__name__)
 OFF = "none"
@@ -44,7 +44,7 @@ def keep_programs(folder: str) -> None:
         return
     if not folder and "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    chosen = _usable(user_path(folder), folder) if folder else _usable(user_folder())
+    chosen = _usable(local_path(folder), folder) if folder else _usable(user_folder())
     if chosen is None:
         return
     jax.config.update("jax_compilation_cache_dir", str(chosen))

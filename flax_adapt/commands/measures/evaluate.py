@@ -5,7 +5,7 @@ from typing import Any
 import jax
 
 from flax_adapt.base import logs
-from flax_adapt.base.paths import user_path
+from flax_adapt.commands.workdir import name, open_workdir
 from flax_adapt.experiment import measure, recipe, transfer
 from flax_adapt.experiment.measuring import leaks, verdicts
 from flax_adapt.train import precision
@@ -13,20 +13,20 @@ from flax_adapt.train import precision
 
 def evaluate(config: Any, workdir: str, near_copies: bool) -> None:
     """kNN, linear probe, drift and verdicts of every finished stage of a workdir."""
-    folder = user_path(workdir)
-    config = recipe.settle_precision(config, folder)
-    precision.set_products(config.precision)
-    rows = measure.evaluate(config, folder)
-    is_transfer = config.transfer is not None
-    matrices = transfer.report(config, folder, rows) if is_transfer else None
-    if jax.process_index() > 0:
-        return
-    print(logs.format_table(rows, tuple(rows[0])))
-    if matrices is not None:
-        print(f"\n{transfer.format_text(matrices)}\n")
-        print(f"matrices: {folder / 'transfer.json'}")
-    for line in verdicts.list_lines(verdicts.read(folder)):
-        print(line)
-    for line in leaks.list_copies(config, folder) if near_copies else ():
-        print(line)
-    print(f"results: {folder / 'eval.json'}")
+    with open_workdir(workdir, continues=False) as folder:
+        config = recipe.settle_precision(config, folder)
+        precision.set_products(config.precision)
+        rows = measure.evaluate(config, folder)
+        is_transfer = config.transfer is not None
+        matrices = transfer.report(config, folder, rows) if is_transfer else None
+        if jax.process_index() > 0:
+            return
+        print(logs.format_table(rows, tuple(rows[0])))
+        if matrices is not None:
+            print(f"\n{transfer.format_text(matrices)}\n")
+            print(f"matrices: {name(folder / 'transfer.json')}")
+        for line in verdicts.list_lines(verdicts.read(folder)):
+            print(line)
+        for line in leaks.list_copies(config, folder) if near_copies else ():
+            print(line)
+        print(f"results: {name(folder / 'eval.json')}")

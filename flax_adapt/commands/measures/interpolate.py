@@ -3,7 +3,8 @@
 from typing import Any
 
 from flax_adapt.base import logs
-from flax_adapt.base.paths import user_path
+from flax_adapt.base.remote import addresses
+from flax_adapt.commands.workdir import open_workdir
 from flax_adapt.experiment import interpolate as interpolation
 from flax_adapt.experiment import recipe
 from flax_adapt.train import precision
@@ -13,15 +14,15 @@ def interpolate(
     config: Any, workdir: str, stage: str, points: int, keep: float, export: bool
 ) -> None:
     """Measures start + a (adapted - start) for a from 0 to 1, and can export the best."""
-    folder = user_path(workdir)
-    config = recipe.settle_precision(config, folder)
-    precision.set_products(config.precision)
-    rows, best = interpolation.run(config, folder, stage, points, keep, export)
+    with open_workdir(workdir, continues=False) as folder:
+        config = recipe.settle_precision(config, folder)
+        precision.set_products(config.precision)
+        rows, best = interpolation.run(config, folder, stage, points, keep, export)
     print(logs.format_table(rows, tuple(rows[0])))
     print(f"best: a={best['a']:g}, {best['rule']}")
     for name, values in best["on_the_other_half"].items():
         said = ", ".join(f"{metric} {value:.4f}" for metric, value in values.items())
         print(f"on the other half of the test examples: {name} {said}")
-    print(f"results: {folder / interpolation.RECORD}")
+    print(f"results: {addresses.restore(str(folder / interpolation.RECORD))}")
     if export:
         print(f"model:   {best['export']}")

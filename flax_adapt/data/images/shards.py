@@ -5,7 +5,6 @@ first dot: an image, and its class as .cls (a number or a name) or .json with th
 `data.label_field`. What is kept in memory is where every sample lies, and its name.
 """
 
-import glob
 import itertools
 import json
 import os
@@ -18,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from flax_adapt.base import errors
-from flax_adapt.base.paths import expand_user
+from flax_adapt.base.paths import expand_user, user_pattern
 from flax_adapt.data import arrow, files
 from flax_adapt.data.base import Source
 from flax_adapt.data.images import folder, tables
@@ -75,7 +74,7 @@ def open_shards(pattern: str, config_data: ConfigDict) -> Source:
 
 def _splits(pattern: str) -> dict[str, list[Path]]:
     """The shards by split, which their names or folders tell; else all are "train"."""
-    found = [glob.glob(one) for one in expand_braces(expand_user(pattern))]
+    found = [user_pattern(one) for one in expand_braces(pattern)]
     paths = sorted({Path(name) for names in found for name in names})
     if not paths:
         missing = Path(expand_user(pattern))

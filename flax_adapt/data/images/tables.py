@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from flax_adapt.base import errors
 from flax_adapt.base.paths import user_path
+from flax_adapt.base.remote import copies
 from flax_adapt.data import arrow, files, records, rows
 from flax_adapt.data.base import UNLABELLED, NumberedNames, Source
 from flax_adapt.data.texts import files as text_files
@@ -64,6 +65,7 @@ def open_paths(scheme: str, path: str, config_data: ConfigDict) -> Source:
         of_all = [whole.classes]
     if not chosen.images:
         _explain_nothing(where, chosen.broken)
+    copies.fetch_beside(base, chosen.images)
     _check_paths(where, base, chosen.images)
     class_names, labels = number_classes(of_all, chosen.classes)
     names = chosen.images
@@ -95,6 +97,7 @@ def open_arrow(scheme: str, path: str, config_data: ConfigDict) -> Source:
     names: Sequence[str] = NumberedNames(f"{path}/{config_data.split}", len(table))
     if table.columns[columns.image] in ("string", "large_string"):
         names = [str(row[columns.image]) for row in table.values([columns.image])]
+        copies.fetch_beside(base, names)
     return Source(
         where=splits.where,
         names=names,

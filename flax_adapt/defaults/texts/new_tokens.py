@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from flax_adapt import data, weights
 from flax_adapt.base.errors import UserError, reword_errors
 from flax_adapt.base.hub import weights_path
-from flax_adapt.base.paths import user_path
+from flax_adapt.base.paths import local_path
 from flax_adapt.data.texts import new_tokens
 from flax_adapt.data.texts.new_tokens import NewTokens
 from flax_adapt.data.texts.tokenizer import Tokenizer
@@ -39,7 +39,7 @@ def grow_init(args: Any) -> Any:
             f"new_tokens_warmup={args.new_tokens_warmup} must be at least 1, the steps "
             "that train embeddings alone"
         )
-    file, used = user_path(args.new_tokens), data.open_tokenizer(args.init)
+    file, used = local_path(args.new_tokens), data.open_tokenizer(args.init)
     new = new_tokens.split_words(used, new_tokens.read_words(file))
     if not new.words:
         raise UserError(f"new_tokens={file}: all of its words are tokens already")
