@@ -113,29 +113,41 @@ def _find_folder(name: str, data_dir: str) -> "epath.Path":
     """Returns the folder of the highest prepared version of NAME[:config]."""
     from etils import epath
 
-    default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-    root = _open_root(data_dir or default)
+    where = data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+    if addresses.is_address(where):
+        return _fetch_folder(name, addresses.parse(where))
+    root = epath.Path(expand_user(where))
     folder = root / name.replace(":", "/")
     versions = sorted(_list_versions(folder), key=_parse_version)
     if versions:
-        return epath.Path(user_path(versions[-1]))  # array_record reads files
-    raise errors.UserError(
+        return versions[-1]
+    raise _missing_error(name, root, _list_prepared(root))
+
+
+def _fetch_folder(name: str, root: addresses.Address) -> "epath.Path":
+    """Returns a copy of the folder of a data set at an address: array_record reads files."""
+    from etils import epath
+
+    ending = f"/{INFO}"
+    found = [n.removesuffix(ending) for n in store.list_objects(root) if ending in n]
+    folders = [epath.Path(folder) for folder in found]
+    wanted = epath.Path(name.replace(":", "/"))
+    versions = [f for f in folders if f.parent == wanted and VERSION.fullmatch(f.name)]
+    versions += [folder for folder in folders if folder == wanted]
+    if versions:
+        last = max(versions, key=_parse_version)
+        return epath.Path(user_path(str(root.join(last.as_posix()))))
+    there = {":".join(folder.parts[:-1]) for folder in folders}
+    raise _missing_error(name, root, there)
+
+
+def _missing_error(name: str, root: object, there: set[str]) -> errors.UserError:
+    return errors.UserError(
         f"data.source='tfds:{name}' is not prepared in data.data_dir={str(root)!r};"
-        f" there is {sorted(_list_prepared(root)) or 'nothing'}; prepare it once with"
+        f" there is {sorted(there) or 'nothing'}; prepare it once with"
         f" `pip install 'flax-adapt[build]'` and `tfds build {name.replace(':', '/')}"
         f" --file_format=array_record --data_dir={root}`"
     )
-
-
-def _open_root(text: str) -> "epath.Path":
-    """Returns a data_dir; raises UserError for an address that cannot be read."""
-    from etils import epath
-
-    if not addresses.is_address(text):
-        return epath.Path(expand_user(text))
-    address = addresses.parse(text)
-    store.list_objects(address)
-    return epath.Path(address.path if address.scheme == "file" else str(address))
 
 
 def _list_versions(folder: "epath.Path") -> "Iterator[epath.Path]":
