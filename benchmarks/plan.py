@@ -2,14 +2,17 @@
 
 Run     pip install '.[tpu]' && python benchmarks/plan.py [--rows=mae_b,mae_l] \
             [--topologies=v5e:4x4,v5e:16x16] [--store=runs/plan.jsonl]
-Writes  benchmarks/results/plan.md, the table of all rows that are in the store. A row is
+        python benchmarks/plan.py --rows=mae_l,mae_h --topologies=v5e:4x4 --unrolled
+Writes  benchmarks/results/plan.md, the tables of all rows that are in the store. A row is
         compiled once and added to the store, so that a run can be stopped and continued.
         bfloat16; parameters and batch are split over fsdp; no data and no weights.
+        --unrolled compiles the same blocks one after the other instead of in a loop.
 """
 
 import importlib.metadata
 import json
 import os
+import time
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # before JAX starts: nothing runs on an accelerator
@@ -27,6 +30,8 @@ _TOPOLOGIES = flags.DEFINE_list("topologies", ["v5e:4x4", "v5e:16x16"], "hardwar
 _STORE = flags.DEFINE_string(
     "store", "runs/plan.jsonl", "file of the plans made so far"
 )
+
+_UNROLLED = flags.DEFINE_bool("unrolled", False, "blocks one after the other, no loop")
 
 IMAGES = defaults.image_data("folder:none", "train")
 TEXTS = dict(layout="packed", seq_len=512, label_field="")
@@ -92,11 +97,13 @@ ROWS = {
 }
 
 
-def config_of(name, topology):
+def config_of(name, topology, unrolled):
     """The config of a row on a topology."""
     _, make, arguments, images = ROWS[name]
-    size = images * parse(topology).chips
-    model, stage = make(*arguments, batch_size=size)
+    changes = dict(batch_size=images * parse(topology).chips)
+    if unrolled:
+        changes["memory"] = defaults.memory(remat="blocks")
+    model, stage = make(*arguments, **changes)
     fields = dict(
         init="none",
         model=model,
@@ -108,12 +115,15 @@ def config_of(name, topology):
     return plans.settle_for(parse(topology), config)
 
 
-def make_plan(name, topology):
+def make_plan(name, topology, unrolled):
     """The plan of a row, and which versions compiled it."""
-    (kind,) = plans.group_stages(config_of(name, topology))
+    (kind,) = plans.group_stages(config_of(name, topology, unrolled))
+    begun = time.process_time()
     plan = plans.plan_kind(kind, plans.find_hardware(topology))
+    seconds = time.process_time() - begun
     versions = {m: importlib.metadata.version(m) for m in ("jax", "libtpu")}
-    return {"row": name, **versions, **plan}
+    head = {"row": name, "unrolled": unrolled, "cpu_seconds": seconds}
+    return {**head, **versions, **plan}
 
 
 def cells(plan):
@@ -143,6 +153,15 @@ def policy(plan):
     return " ".join(f"{name}={value}" for name, value in memory.items()) or "none"
 
 
+LOOP = (
+    "`--unrolled` compiles the same blocks, recomputed as well, one after the other. CPU "
+    "seconds\nare those of tracing and compiling, which other work changes less."
+)
+LOOP_HEAD = (
+    "| program | topology | loop, s | unrolled, s | loop, CPU s | unrolled, CPU s "
+    "| loop / unrolled | temporaries, loop, GiB | unrolled |",
+    "|" + "---|" * 9,
+)
 COLUMNS = (
     "program",
     "topology",
@@ -159,9 +178,24 @@ COLUMNS = (
 )
 
 
-def write(found):
-    """Writes the table of all plans."""
+def compile_times(found):
+    """The lines about compiling with a loop over blocks and without."""
+    for (name, topology, unrolled), plan in found.items():
+        if unrolled and (loop := found.get((name, topology, False))):
+            seconds = [p["cpu_seconds"] for p in (loop, plan)]
+            temporaries = [p["memory"]["temporaries"] / GIB for p in (loop, plan)]
+            yield (
+                f"| {ROWS[name][0]} | {topology} "
+                f"| {loop['compile_seconds']:.0f} | {plan['compile_seconds']:.0f} "
+                f"| {seconds[0]:.0f} | {seconds[1]:.0f} | {seconds[0] / seconds[1]:.2f} "
+                f"| {temporaries[0]:.2f} | {temporaries[1]:.2f} |"
+            )
+
+
+def write(plans_made):
+    """Writes the tables of all plans."""
     order = {name: place for place, name in enumerate(ROWS)}
+    found = [p for p in plans_made.values() if not p["unrolled"]]
     rows = sorted(found, key=lambda p: (order[p["row"]], p["chips"]))
     table = [COLUMNS, ["---"] * len(COLUMNS), *map(list, map(cells, rows))]
     versions = sorted({f"jax {p['jax']}, libtpu {p['libtpu']}" for p in found})
@@ -180,6 +214,10 @@ def write(found):
         *("| " + " | ".join(row) + " |" for row in table),
         "",
     ]
+    times = list(compile_times(plans_made))
+    if times:
+        lines += ["## Blocks in a loop, and unrolled", "", LOOP, "", *LOOP_HEAD, *times]
+        lines.append("")
     if missing:
         lines += [
             f"Not compiled yet: {', '.join(ROWS[name][0] for name in missing)}.",
@@ -191,7 +229,8 @@ def write(found):
 def read(store):
     """The plans in the store, the last of each row and topology."""
     lines = store.read_text("utf-8").splitlines() if store.exists() else []
-    return {(p["row"], p["topology"]): p for p in map(json.loads, lines)}
+    made = map(json.loads, lines)
+    return {(p["row"], p["topology"], p["unrolled"]): p for p in made}
 
 
 def main(argv):
@@ -200,12 +239,13 @@ def main(argv):
     store.parent.mkdir(parents=True, exist_ok=True)
     for topology in _TOPOLOGIES.value:
         for name in _ROWS.value or ROWS:
-            if (name, topology) not in read(store):
-                line = json.dumps(make_plan(name, topology))
+            row = name, topology, _UNROLLED.value
+            if row not in read(store):
+                line = json.dumps(make_plan(*row))
                 with store.open("a", encoding="utf-8") as file:
                     file.write(line + "\n")
                 print(line, flush=True)
-    write(read(store).values())
+    write(read(store))
 
 
 if __name__ == "__main__":
