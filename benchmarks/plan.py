@@ -1,7 +1,7 @@
 """What `flax-adapt plan` says of the methods at full size on TPUs that are not there.
 
-Run     pip install '.[tpu]' && python benchmarks/plan.py [--rows=mae_b,mae_l] \
-            [--topologies=v5e:4x4,v5e:16x16] [--store=runs/plan.jsonl]
+Run     pip install '.[tpu,cuda]' && python benchmarks/plan.py [--rows=mae_b,mae_l] \
+            [--topologies=v5e:4x4,v5e:16x16,h100:8] [--store=runs/plan.jsonl]
         python benchmarks/plan.py --rows=mae_l,mae_h --topologies=v5e:4x4 --unrolled
 Writes  benchmarks/results/plan.md, the tables of all rows that are in the store. A row is
         compiled once and added to the store, so that a run can be stopped and continued.
@@ -26,7 +26,9 @@ from flax_adapt.plan.topology import GIB, parse
 
 RESULT = Path(__file__).parent / "results" / "plan.md"
 _ROWS = flags.DEFINE_list("rows", [], "names of rows; all if there are none")
-_TOPOLOGIES = flags.DEFINE_list("topologies", ["v5e:4x4", "v5e:16x16"], "hardware")
+_TOPOLOGIES = flags.DEFINE_list(
+    "topologies", ["v5e:4x4", "v5e:16x16", "h100:8"], "hardware"
+)
 _STORE = flags.DEFINE_string(
     "store", "runs/plan.jsonl", "file of the plans made so far"
 )
@@ -83,23 +85,34 @@ def bert_distill(size, **changes):
     return bert(size, objective=objective, teacher="stage:first", **changes)
 
 
-# Name -> (title, function that makes model and stage, its arguments, examples a chip).
+# Name -> (title, function that makes model and stage, its arguments, examples a chip, kind
+# of chip).
 ROWS = {
-    "mae_b": ("MAE ViT-B/16", mae, ("B", 16), 128),
-    "mae_l": ("MAE ViT-L/16", mae, ("L", 16), 128),
-    "mae_h": ("MAE ViT-H/14", mae, ("H", 14), 96),
-    "distill_b": ("Self-distillation ViT-B/16", distill, ("B", 16), 64),
-    "distill_l": ("Self-distillation ViT-L/16", distill, ("L", 16), 32),
-    "contrast_b": ("MoCo-v3 ViT-B/16", contrast, ("B", 16), 32),
-    "bert_l": ("MLM BERT-large, 512 tokens", bert, ("L",), 32),
-    "bert_distill_l": ("Self-distillation BERT-large, 512", bert_distill, ("L",), 32),
-    "glad_b": ("GLAD ViT-B/16", glad, ("B", 16), 64),
+    "mae_b": ("MAE ViT-B/16", mae, ("B", 16), 128, "v5e"),
+    "mae_l": ("MAE ViT-L/16", mae, ("L", 16), 128, "v5e"),
+    "mae_h": ("MAE ViT-H/14", mae, ("H", 14), 96, "v5e"),
+    "distill_b": ("Self-distillation ViT-B/16", distill, ("B", 16), 64, "v5e"),
+    "distill_l": ("Self-distillation ViT-L/16", distill, ("L", 16), 32, "v5e"),
+    "contrast_b": ("MoCo-v3 ViT-B/16", contrast, ("B", 16), 32, "v5e"),
+    "bert_l": ("MLM BERT-large, 512 tokens", bert, ("L",), 32, "v5e"),
+    "bert_distill_l": (
+        "Self-distillation BERT-large, 512",
+        bert_distill,
+        ("L",),
+        32,
+        "v5e",
+    ),
+    "glad_b": ("GLAD ViT-B/16", glad, ("B", 16), 64, "v5e"),
+    "mae_l_h100": ("MAE ViT-L/16", mae, ("L", 16), 64, "h100"),
 }
+
+# Kind of chip -> the package with its compiler.
+COMPILERS = {"v5e": "libtpu", "h100": "jax-cuda12-pjrt"}
 
 
 def config_of(name, topology, unrolled):
     """The config of a row on a topology."""
-    _, make, arguments, images = ROWS[name]
+    _, make, arguments, images, _ = ROWS[name]
     changes = dict(batch_size=images * parse(topology).chips)
     if unrolled:
         changes["memory"] = defaults.memory(remat="blocks")
@@ -121,9 +134,10 @@ def make_plan(name, topology, unrolled):
     begun = time.process_time()
     plan = plans.plan_kind(kind, plans.find_hardware(topology))
     seconds = time.process_time() - begun
-    versions = {m: importlib.metadata.version(m) for m in ("jax", "libtpu")}
+    compiler = COMPILERS[ROWS[name][-1]]
+    versions = {m: importlib.metadata.version(m) for m in ("jax", compiler)}
     head = {"row": name, "unrolled": unrolled, "cpu_seconds": seconds}
-    return {**head, **versions, **plan}
+    return {**head, "versions": versions, **plan}
 
 
 def cells(plan):
@@ -169,7 +183,7 @@ COLUMNS = (
     "memory policy",
     "arguments GiB",
     "temporaries GiB",
-    "total GiB of 15.75",
+    "total GiB of 15.75 (v5e), 79.1 (h100)",
     "GFLOP an example",
     "compiled / analytic",
     "collectives of a step",
@@ -198,7 +212,7 @@ def write(plans_made):
     found = [p for p in plans_made.values() if not p["unrolled"]]
     rows = sorted(found, key=lambda p: (order[p["row"]], p["chips"]))
     table = [COLUMNS, ["---"] * len(COLUMNS), *map(list, map(cells, rows))]
-    versions = sorted({f"jax {p['jax']}, libtpu {p['libtpu']}" for p in found})
+    versions = sorted({", ".join(map(" ".join, p["versions"].items())) for p in found})
     missing = [name for name in ROWS if name not in {p["row"] for p in found}]
     lines = [
         "# Programs for TPUs that are not there",
@@ -240,7 +254,7 @@ def main(argv):
     for topology in _TOPOLOGIES.value:
         for name in _ROWS.value or ROWS:
             row = name, topology, _UNROLLED.value
-            if row not in read(store):
+            if topology.startswith(ROWS[name][-1]) and row not in read(store):
                 line = json.dumps(make_plan(*row))
                 with store.open("a", encoding="utf-8") as file:
                     file.write(line + "\n")
