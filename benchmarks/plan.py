@@ -6,17 +6,27 @@ Run     pip install '.[tpu,cuda]' && python benchmarks/plan.py [--rows=mae_b,mae
 Writes  benchmarks/results/plan.md, the tables of all rows that are in the store. A row is
         compiled once and added to the store, so that a run can be stopped and continued.
         bfloat16; parameters and batch are split over fsdp; no data and no weights.
-        --unrolled compiles the same blocks one after the other instead of in a loop.
+        --unrolled compiles the same blocks one after the other instead of in a loop;
+        --whole goes on until there is code, which takes several times as long. Each row is
+        compiled in a process of its own.
 """
 
 import importlib.metadata
+import itertools
 import json
 import os
+import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # before JAX starts: nothing runs on an accelerator
+os.environ["XLA_FLAGS"] = (
+    f"--xla_dump_to=runs/plan/{os.getpid()} --xla_dump_hlo_module_re=jit_update"
+)
 
+import plan_buffers
 from absl import app, flags
 
 from flax_adapt import defaults, models
@@ -24,6 +34,7 @@ from flax_adapt.base import config as configs
 from flax_adapt.plan import plans
 from flax_adapt.plan.topology import GIB, parse
 
+DUMP = Path("runs/plan", str(os.getpid()))
 RESULT = Path(__file__).parent / "results" / "plan.md"
 _ROWS = flags.DEFINE_list("rows", [], "names of rows; all if there are none")
 _TOPOLOGIES = flags.DEFINE_list(
@@ -33,6 +44,7 @@ _STORE = flags.DEFINE_string(
     "store", "runs/plan.jsonl", "file of the plans made so far"
 )
 
+_WHOLE = flags.DEFINE_bool("whole", False, "generate code, too")
 _UNROLLED = flags.DEFINE_bool("unrolled", False, "blocks one after the other, no loop")
 
 IMAGES = defaults.image_data("folder:none", "train")
@@ -128,15 +140,16 @@ def config_of(name, topology, unrolled):
     return plans.settle_for(parse(topology), config)
 
 
-def make_plan(name, topology, unrolled):
+def make_plan(name, topology, unrolled, whole):
     """The plan of a row, and which versions compiled it."""
     (kind,) = plans.group_stages(config_of(name, topology, unrolled))
     begun = time.process_time()
-    plan = plans.plan_kind(kind, plans.find_hardware(topology))
+    compiler = plans.compile_step if whole else plan_buffers.compiler(DUMP)
+    plan = plans.plan_kind(kind, plans.find_hardware(topology), compiler)
     seconds = time.process_time() - begun
-    compiler = COMPILERS[ROWS[name][-1]]
-    versions = {m: importlib.metadata.version(m) for m in ("jax", compiler)}
-    head = {"row": name, "unrolled": unrolled, "cpu_seconds": seconds}
+    packages = "jax", COMPILERS[ROWS[name][-1]]
+    versions = {package: importlib.metadata.version(package) for package in packages}
+    head = {"row": name, "unrolled": unrolled, "whole": whole, "cpu_seconds": seconds}
     return {**head, "versions": versions, **plan}
 
 
@@ -158,7 +171,7 @@ def cells(plan):
         yield f"{flops['compiled'] / flops['analytic']:.2f}"
         yield ", ".join(f"{row['count']} {kind}" for kind, row in kinds)
         yield f"{plan['roofline']['mfu']:.0%}"
-    yield f"{plan['compile_seconds']:.0f}"
+    yield f"{plan['compile_seconds']:.0f}" + (" with code" if plan["whole"] else "")
 
 
 def policy(plan):
@@ -168,13 +181,14 @@ def policy(plan):
 
 
 LOOP = (
-    "`--unrolled` compiles the same blocks, recomputed as well, one after the other. CPU "
-    "seconds\nare those of tracing and compiling, which other work changes less."
+    "`--unrolled` compiles the same blocks, recomputed as well, one after the other; code: "
+    "with\n`--whole`. CPU seconds are those of tracing and compiling, which other work "
+    "changes less."
 )
 LOOP_HEAD = (
-    "| program | topology | loop, s | unrolled, s | loop, CPU s | unrolled, CPU s "
+    "| program | topology | code | loop, s | unrolled, s | loop, CPU s | unrolled, CPU s "
     "| loop / unrolled | temporaries, loop, GiB | unrolled |",
-    "|" + "---|" * 9,
+    "|" + "---|" * 10,
 )
 COLUMNS = (
     "program",
@@ -194,12 +208,12 @@ COLUMNS = (
 
 def compile_times(found):
     """The lines about compiling with a loop over blocks and without."""
-    for (name, topology, unrolled), plan in found.items():
-        if unrolled and (loop := found.get((name, topology, False))):
+    for (name, topology, unrolled, whole), plan in found.items():
+        if unrolled and (loop := found.get((name, topology, False, whole))):
             seconds = [p["cpu_seconds"] for p in (loop, plan)]
             temporaries = [p["memory"]["temporaries"] / GIB for p in (loop, plan)]
             yield (
-                f"| {ROWS[name][0]} | {topology} "
+                f"| {ROWS[name][0]} | {topology} | {'yes' if whole else 'no'} "
                 f"| {loop['compile_seconds']:.0f} | {plan['compile_seconds']:.0f} "
                 f"| {seconds[0]:.0f} | {seconds[1]:.0f} | {seconds[0] / seconds[1]:.2f} "
                 f"| {temporaries[0]:.2f} | {temporaries[1]:.2f} |"
@@ -209,7 +223,8 @@ def compile_times(found):
 def write(plans_made):
     """Writes the tables of all plans."""
     order = {name: place for place, name in enumerate(ROWS)}
-    found = [p for p in plans_made.values() if not p["unrolled"]]
+    keys = {key[:2]: key for key in sorted(plans_made) if not key[2]}
+    found = [plans_made[key] for key in keys.values()]
     rows = sorted(found, key=lambda p: (order[p["row"]], p["chips"]))
     table = [COLUMNS, ["---"] * len(COLUMNS), *map(list, map(cells, rows))]
     versions = sorted({", ".join(map(" ".join, p["versions"].items())) for p in found})
@@ -244,22 +259,35 @@ def read(store):
     """The plans in the store, the last of each row and topology."""
     lines = store.read_text("utf-8").splitlines() if store.exists() else []
     made = map(json.loads, lines)
-    return {(p["row"], p["topology"], p["unrolled"]): p for p in made}
+    return {(p["row"], p["topology"], p["unrolled"], p["whole"]): p for p in made}
+
+
+def rows_left(store):
+    """The rows that are asked for and not in the store."""
+    kind = _UNROLLED.value, _WHOLE.value
+    asked = itertools.product(_ROWS.value or ROWS, _TOPOLOGIES.value)
+    rows = [(*row, *kind) for row in asked if row[1].startswith(ROWS[row[0]][-1])]
+    return [row for row in rows if row not in read(store)]
 
 
 def main(argv):
     del argv
     store = Path(_STORE.value)
     store.parent.mkdir(parents=True, exist_ok=True)
-    for topology in _TOPOLOGIES.value:
-        for name in _ROWS.value or ROWS:
-            row = name, topology, _UNROLLED.value
-            if topology.startswith(ROWS[name][-1]) and row not in read(store):
-                line = json.dumps(make_plan(*row))
-                with store.open("a", encoding="utf-8") as file:
-                    file.write(line + "\n")
-                print(line, flush=True)
+    left = rows_left(store)
+    if len(left) > 1:
+        for name, topology, *_ in left:
+            one = [f"--rows={name}", f"--topologies={topology}"]
+            subprocess.run([sys.executable, *sys.argv, *one], check=True)
+        return
+    for row in left:
+        line = json.dumps(make_plan(*row))
+        with store.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        print(line, flush=True)
     write(read(store))
+    shutil.rmtree(DUMP, ignore_errors=True)
+    os._exit(0)  # a compilation that goes on would keep the process
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import logging
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,6 +46,7 @@ class Kind(NamedTuple):
     num_steps: int
 
 
+Compiler = Callable[[Any, str], tuple[Any, int]]
 # Fields of a stage that change what it reads or for how long it runs, not its program.
 _SAME_PROGRAM = {
     *("name", "seeds", "num_steps", "eval", "fisher", "sweep"),
@@ -85,9 +86,12 @@ def group_stages(config: Any) -> list[Kind]:
     return list(found.values())
 
 
-def plan_kind(kind: Kind, hardware: Hardware) -> dict[str, Any]:
+def plan_kind(
+    kind: Kind, hardware: Hardware, compiler: Compiler | None = None
+) -> dict[str, Any]:
     """Returns the plan of a kind of stages as JSON values; docs/plan.md explains them.
 
+    compiler: see `compile_step`, which it is by default.
     Raises UserError where config and topology do not fit.
     """
     stage = kind.stage
@@ -97,7 +101,9 @@ def plan_kind(kind: Kind, hardware: Hardware) -> dict[str, Any]:
     lowered = steps.lower_train_step(
         described.state, described.batch, *described.program.of_step(mesh)
     )
-    compiled, used = _compile(lowered, hardware.topology.chip.platform)
+    compiled, used = (compiler or compile_step)(
+        lowered, hardware.topology.chip.platform
+    )
     seconds = time.perf_counter() - begun
     module = None if compiled is None else hlo.parse(compiled.as_text())
     return {
@@ -110,7 +116,7 @@ def plan_kind(kind: Kind, hardware: Hardware) -> dict[str, Any]:
     }
 
 
-def _compile(lowered: Any, platform: str) -> tuple[Any, int]:
+def compile_step(lowered: Any, platform: str) -> tuple[Any, int]:
     """Returns (the program, 0), or (None, bytes that it would need) where it does not fit."""
     options: list[Any] = [None, gpu.WITHOUT_TRITON] if platform == "cuda" else [None]
     for option in options:
