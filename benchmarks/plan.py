@@ -27,15 +27,15 @@ os.environ["XLA_FLAGS"] = (
 )
 
 import plan_buffers
+import plan_table
 from absl import app, flags
 
 from flax_adapt import defaults, models
 from flax_adapt.base import config as configs
 from flax_adapt.plan import plans
-from flax_adapt.plan.topology import GIB, parse
+from flax_adapt.plan.topology import parse
 
 DUMP = Path("runs/plan", str(os.getpid()))
-RESULT = Path(__file__).parent / "results" / "plan.md"
 _ROWS = flags.DEFINE_list("rows", [], "names of rows; all if there are none")
 _TOPOLOGIES = flags.DEFINE_list(
     "topologies", ["v5e:4x4", "v5e:16x16", "h100:8"], "hardware"
@@ -153,108 +153,6 @@ def make_plan(name, topology, unrolled, whole):
     return {**head, "versions": versions, **plan}
 
 
-def cells(plan):
-    """The cells of a plan in the table."""
-    memory = plan["memory"]
-    yield ROWS[plan["row"]][0]
-    yield plan["topology"]
-    yield f"{plan['batch_per_chip']:g}"
-    yield policy(plan)
-    yield f"{memory['arguments'] / GIB:.2f}" if "arguments" in memory else ""
-    yield f"{memory['temporaries'] / GIB:.2f}" if "temporaries" in memory else ""
-    yield f"{memory['total'] / GIB:.2f}" + ("" if memory["fits"] else ", does not fit")
-    if "flops" not in plan:
-        yield from [""] * 4
-    else:
-        flops, kinds = plan["flops"], plan["collectives"].items()
-        yield f"{flops['analytic_per_example'] / 1e9:.1f}"
-        yield f"{flops['compiled'] / flops['analytic']:.2f}"
-        yield ", ".join(f"{row['count']} {kind}" for kind, row in kinds)
-        yield f"{plan['roofline']['mfu']:.0%}"
-    yield f"{plan['compile_seconds']:.0f}" + (" with code" if plan["whole"] else "")
-
-
-def policy(plan):
-    """The fields of the section `memory`, in words."""
-    memory = plan["policy"]
-    return " ".join(f"{name}={value}" for name, value in memory.items()) or "none"
-
-
-LOOP = (
-    "`--unrolled` compiles the same blocks, recomputed as well, one after the other; code: "
-    "with\n`--whole`. CPU seconds are those of tracing and compiling, which other work "
-    "changes less."
-)
-LOOP_HEAD = (
-    "| program | topology | code | loop, s | unrolled, s | loop, CPU s | unrolled, CPU s "
-    "| loop / unrolled | temporaries, loop, GiB | unrolled |",
-    "|" + "---|" * 10,
-)
-COLUMNS = (
-    "program",
-    "topology",
-    "examples a chip",
-    "memory policy",
-    "arguments GiB",
-    "temporaries GiB",
-    "total GiB of 15.75 (v5e), 79.1 (h100)",
-    "GFLOP an example",
-    "compiled / analytic",
-    "collectives of a step",
-    "MFU at most",
-    "compile s",
-)
-
-
-def compile_times(found):
-    """The lines about compiling with a loop over blocks and without."""
-    for (name, topology, unrolled, whole), plan in found.items():
-        if unrolled and (loop := found.get((name, topology, False, whole))):
-            seconds = [p["cpu_seconds"] for p in (loop, plan)]
-            temporaries = [p["memory"]["temporaries"] / GIB for p in (loop, plan)]
-            yield (
-                f"| {ROWS[name][0]} | {topology} | {'yes' if whole else 'no'} "
-                f"| {loop['compile_seconds']:.0f} | {plan['compile_seconds']:.0f} "
-                f"| {seconds[0]:.0f} | {seconds[1]:.0f} | {seconds[0] / seconds[1]:.2f} "
-                f"| {temporaries[0]:.2f} | {temporaries[1]:.2f} |"
-            )
-
-
-def write(plans_made):
-    """Writes the tables of all plans."""
-    order = {name: place for place, name in enumerate(ROWS)}
-    keys = {key[:2]: key for key in sorted(plans_made) if not key[2]}
-    found = [plans_made[key] for key in keys.values()]
-    rows = sorted(found, key=lambda p: (order[p["row"]], p["chips"]))
-    table = [COLUMNS, ["---"] * len(COLUMNS), *map(list, map(cells, rows))]
-    versions = sorted({", ".join(map(" ".join, p["versions"].items())) for p in found})
-    missing = [name for name in ROWS if name not in {p["row"] for p in found}]
-    lines = [
-        "# Programs for TPUs that are not there",
-        "",
-        "```bash",
-        "python benchmarks/plan.py",
-        "```",
-        "",
-        f"`flax-adapt plan` of the methods at full size, compiled by {'; '.join(versions)}",
-        "on CPU cores that other work shared, so compile seconds are high and uneven. bfloat16,",
-        "mesh data=1 fsdp=-1. [How to read it](../../docs/plan.md).",
-        "",
-        *("| " + " | ".join(row) + " |" for row in table),
-        "",
-    ]
-    times = list(compile_times(plans_made))
-    if times:
-        lines += ["## Blocks in a loop, and unrolled", "", LOOP, "", *LOOP_HEAD, *times]
-        lines.append("")
-    if missing:
-        lines += [
-            f"Not compiled yet: {', '.join(ROWS[name][0] for name in missing)}.",
-            "",
-        ]
-    RESULT.write_text("\n".join(lines), "utf-8")
-
-
 def read(store):
     """The plans in the store, the last of each row and topology."""
     lines = store.read_text("utf-8").splitlines() if store.exists() else []
@@ -285,7 +183,8 @@ def main(argv):
         with store.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
         print(line, flush=True)
-    write(read(store))
+    titles = {name: row[0] for name, row in ROWS.items()}
+    plan_table.write(read(store), titles)
     shutil.rmtree(DUMP, ignore_errors=True)
     os._exit(0)  # a compilation that goes on would keep the process
 
