@@ -106,6 +106,7 @@ ROWS = {
     "distill_b": ("Self-distillation ViT-B/16", distill, ("B", 16), 64, "v5e"),
     "distill_l": ("Self-distillation ViT-L/16", distill, ("L", 16), 32, "v5e"),
     "contrast_b": ("MoCo-v3 ViT-B/16", contrast, ("B", 16), 32, "v5e"),
+    "bert_b": ("MLM BERT-base, 512 tokens", bert, ("B",), 32, "v5e"),
     "bert_l": ("MLM BERT-large, 512 tokens", bert, ("L",), 32, "v5e"),
     "bert_distill_l": (
         "Self-distillation BERT-large, 512",
