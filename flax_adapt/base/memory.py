@@ -94,7 +94,12 @@ def settle_config(config: Any, platform: str) -> Any:
 
 def current() -> Memory:
     """Returns the settings of the loss that is being traced, those of none by default."""
-    return NOTHING_SAVED if _IGNORED.get() else _CURRENT.get()
+    return NOTHING_SAVED if is_ignored() else _CURRENT.get()
+
+
+def is_ignored() -> bool:
+    """Returns whether losses are traced as if nothing saved memory, see `ignore`."""
+    return _IGNORED.get()
 
 
 @contextlib.contextmanager

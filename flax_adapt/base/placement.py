@@ -14,7 +14,7 @@ import contextlib
 import contextvars
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -132,6 +132,32 @@ def _constrain(spec: PartitionSpec, x: Array) -> Array:
     if all(axes is free for axes in fitted):
         return x
     return jax.lax.with_sharding_constraint(x, NamedSharding(current.mesh, fitted))
+
+
+def divides(name: str, shape: tuple[int, ...]) -> bool:
+    """Returns whether the mesh in use divides an activation of this shape evenly.
+
+    False outside of `using`, where nobody says which devices the program is for.
+    """
+    current = _CURRENT.get()
+    if current is None:
+        return _PLATFORM.get() is not None
+    return fit(_spec(name), shape, current.mesh) == _spec(name)
+
+
+def on_parts(run: Callable[..., Array], names: Sequence[str], *arrays: Array) -> Array:
+    """Returns run(*arrays), which every device computes of its own parts of the arrays.
+
+    For kernels, which XLA cannot divide. names: of the activations `arrays`, each of which
+    `divides`; the result is divided as the first one.
+    """
+    current = _CURRENT.get()
+    if current is None:
+        return run(*arrays)
+    specs = tuple(map(_spec, names))
+    how = dict(mesh=current.mesh, in_specs=specs, out_specs=specs[0], check_vma=False)
+    parted: Array = jax.shard_map(run, **how)(*arrays)
+    return parted
 
 
 def stack(trees: list[Any]) -> Any:

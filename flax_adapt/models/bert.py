@@ -17,6 +17,7 @@ from flax_adapt.base import placement
 from flax_adapt.base.types import Array, Key, Text
 from flax_adapt.models import architecture, blocks, layers, residual
 from flax_adapt.models.architecture import LastBlock
+from flax_adapt.models.attention import Documents
 from flax_adapt.models.layers import NORMAL, Dtype, Mix
 from flax_adapt.models.residual import Select
 from flax_adapt.models.textual.config import BertConfig, check_text
@@ -89,7 +90,7 @@ class Block(nn.Module):
     def __call__(
         self,
         x_BLD: Array,
-        sees_BLM: Array,
+        documents: Documents,
         key_B: Key | None,
         select: Select | None = None,
     ) -> Array:
@@ -105,7 +106,7 @@ class Block(nn.Module):
         drawn = residual.Drawn(x_BLD.shape[1], select)
         drop = functools.partial(residual.drop_branch, rates, key_B, drawn=drawn)
         # The normed sum is the residual stream (Vaswani et al. 2017, section 3.1).
-        added_BLD = drop(0, attention(x_BLD, sees_BLM, select))
+        added_BLD = drop(0, attention(x_BLD, documents, select))
         x_BLD = norm(name="norm1")(residual.take(select, x_BLD) + added_BLD)
         x_BLD = placement.place("states", x_BLD)
         around_BLD = layers.shortcut(x_BLD, self.resized, self.dtype)
@@ -163,9 +164,10 @@ class Encoder(nn.Module):
         """
         own, segments_BL = self.config.own, check_text(text, self.config).segments_BL
         sees_BLM = segments_BL[:, :, None] == segments_BL[:, None, :]
-        sees: Any = placement.place("inputs", sees_BLM)
+        documents = placement.place("inputs", Documents(sees_BLM, segments_BL))
+        sees: Any = documents
         if own.pre_norm:
-            sees = make_sight(text, sees, own.local_window // 2)
+            sees = make_sight(text, documents.sees_BLM, own.local_window // 2)
         key_0 = layers.fold_or_none(key_B, 0)
         x_BLD = self.embed(text) if mix is None else mix(self.embed(text))
         x_BLD = residual.dropout(x_BLD, self.dropout, key_0)

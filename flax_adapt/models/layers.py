@@ -24,7 +24,7 @@ from flax_adapt.models.architecture import (
     LastBlock,
     ViTConfig,
 )
-from flax_adapt.models.attention import attend
+from flax_adapt.models.attention import Sees, attend, select_rows
 from flax_adapt.models.residual import Drawn, Select, drop_branch
 from flax_adapt.models.visual import rotary
 from flax_adapt.models.visual.scale import LayerScale
@@ -146,14 +146,14 @@ class Attention(nn.Module):
     def __call__(
         self,
         x_BLD: Array,
-        sees_BLM: Array | None,
+        sees: Sees,
         select: Select | None = None,
         turn_BLK: Array | None = None,
     ) -> Array:
         """Returns x_BLD in `dtype`, of the selected tokens; None: of all.
 
-        sees_BLM: bool, token l attends to token m, at least one for each l; None: every
-        token attends to all. turn_BLK: of rotary positions, see `visual.rotary`; None: none.
+        sees: see `attention.Sees`; every token attends to at least one. turn_BLK: of rotary
+        positions, see `visual.rotary`; None: none.
         """
         config = self.config
         dense = functools.partial(
@@ -161,8 +161,7 @@ class Attention(nn.Module):
         )
         heads = (config.heads, config.width // config.heads)
         asking_BLD = residual.take(select, x_BLD)
-        if sees_BLM is not None:
-            sees_BLM = residual.take(select, sees_BLM)
+        sees = select_rows(select, sees)
 
         def project(name: str, x_BLD: Array) -> Array:
             has_bias = config.key_bias if name == "key" else config.qkv_bias
@@ -176,7 +175,7 @@ class Attention(nn.Module):
             k_BMHK = rotary.turn(k_BMHK, turn_BLK)
 
         def mixed(q_BLHK: Array, mix: MixLogits | None) -> Array:
-            return attend(q_BLHK, k_BMHK, v_BMHK, sees_BLM, mix)
+            return attend(q_BLHK, k_BMHK, v_BMHK, sees, mix)
 
         if config.adaptor is None:
             x_BLHK = mixed(q_BLHK, None)

@@ -102,6 +102,9 @@ def bytes_of(module: Module, one: Instruction, computation: Computation) -> int:
         return 2 * _main([computation.operand(one, 1)])
     if one.op == "copy-start":
         return _main(one.shapes[:2])
+    if one.op == "slice-start":  # its results are the operand, the slice, and a flag
+        source, part = one.shapes[:2]
+        return part.bytes * (source.is_main + part.is_main)
     if one.op == "fusion":
         return _fusion_bytes(module, one, computation)
     results = [shape for shape in one.shapes if not _is_workspace(one, shape)]

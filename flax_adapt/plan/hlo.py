@@ -99,7 +99,7 @@ def parse(text: str) -> Module:
     for line in text.splitlines():
         if header is None:
             header, lines = _HEADER.match(line), []
-        elif line.startswith("}"):
+        elif line.rstrip() == "}":  # metadata of kernels has lines that begin with it
             name = header[2]
             entry = name if header[1] else entry
             computations[name] = _computation(name, lines)

@@ -76,8 +76,10 @@ def _pairs(
 
 
 def _library_call(one: Instruction, computation: Computation) -> float:
-    """Counts matrix products and convolutions that a GPU library computes."""
+    """Counts matrix products and convolutions that a library or a kernel computes."""
     target = one.attribute("custom_call_target").strip('"')
+    if target == "tpu_custom_call":
+        return _kernel(one, computation)
     if re.match(r"__cublas\$(gemm|lt\$matmul)", target):
         return _dot(one, computation, _contracted(one))
     if target.startswith("__cudnn$fmha"):
@@ -95,6 +97,18 @@ def _library_call(one: Instruction, computation: Computation) -> float:
         features = grad.dims[labels[2].index("f")]
         return 2.0 * kernel.size * grad.size / features
     return 0.0
+
+
+# Name of a kernel of `models.splash` -> its products of [B, H, L, K] and [B, H, M, K]. The
+# backward one computes the logits again.
+_SPLASH = {"splash_mha_fwd": 2, "splash_mha_dkv": 5}
+
+
+def _kernel(one: Instruction, computation: Computation) -> float:
+    """Counts the products of a Pallas kernel, of which XLA knows nothing but the shapes."""
+    count = next((n for name, n in _SPLASH.items() if one.name.startswith(name)), 0)
+    floats = [s for s in computation.shapes_of(one) if s.dtype in ("bf16", "f32")]
+    return 2.0 * count * floats[0].size * floats[1].dims[-2] if count else 0.0
 
 
 def _contracted(one: Instruction) -> list[int]:

@@ -1,6 +1,7 @@
 """Attention: one formula in two ways, chosen by platform, and what it costs."""
 
 import functools
+import importlib.util
 import re
 from collections import Counter
 
@@ -8,10 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import tiny_bert
 from support.tiny_glad import build
+from support.tiny_meshes import mesh_of
 
 from flax_adapt import models
-from flax_adapt.models import attention, layers
+from flax_adapt.base import memory, placement
+from flax_adapt.models import attention, layers, splash
+from flax_adapt.plan import cost, flops, hlo, plans
+from flax_adapt.train import sharding
 
 WIDTH = 16
 # JAX writes the choice as a case of one branch, which every compiler inlines.
@@ -138,7 +144,11 @@ def kind_of(**changes):
         platform="gpu", dtype="bfloat16", head_dim=64, length=197, masked=False
     )
     changes = {**usual, **changes}
-    return attention.Kind(**{"queries": changes["length"], **changes})
+    usual = dict(queries=changes["length"], by_document=True, divided=True)
+    return attention.Kind(**{**usual, **changes})
+
+
+LONG = dict(platform="tpu", length=512)
 
 
 @pytest.mark.parametrize(
@@ -158,12 +168,23 @@ def kind_of(**changes):
         ({"queries": 1}, "xla"),
         ({"queries": 147}, "cudnn"),
         ({"masked": True, "length": 512, "queries": 127}, "xla"),
+        (LONG, "splash"),
+        ({**LONG, "masked": True}, "splash"),
+        ({**LONG, "head_dim": 128, "length": 640}, "splash"),
+        ({**LONG, "masked": True, "by_document": False}, "xla"),  # local attention
+        ({**LONG, "divided": False}, "xla"),
+        ({**LONG, "dtype": "float32"}, "xla"),
+        ({**LONG, "head_dim": 32}, "xla"),
+        ({**LONG, "queries": 77}, "xla"),
+        ({**LONG, "length": 384}, "xla"),
+        ({**LONG, "length": 577}, "xla"),
     ],
 )
 def test_the_table_chooses_by_platform_dtype_head_and_mask(changes, way, monkeypatch):
     monkeypatch.setattr(attention, "has_cudnn", lambda: True)
     assert attention.choose.__wrapped__(kind_of(**changes)) == way
     monkeypatch.setattr(attention, "has_cudnn", lambda: False)
+    monkeypatch.setattr(splash, "is_installed", lambda: False)
     assert attention.choose.__wrapped__(kind_of(**changes)) == "xla"
 
 
@@ -175,6 +196,9 @@ def test_the_choice_is_logged_once(caplog):
     assert lines == [
         "attention: xla for 3571 tokens, head_dim 64, bfloat16, unmasked on cpu"
     ]
+    with caplog.at_level("INFO"):
+        attention.choose(kind._replace(queries=1))
+    assert "xla for 1 of 3571 tokens," in caplog.text
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -188,3 +212,99 @@ def test_the_token_that_makes_an_odd_length_even_changes_nothing(masked):
         np.testing.assert_allclose(
             ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max()
         )
+
+
+ROWS, TOKENS, HEADS, HEAD = 4, 128, 2, 64  # no fewer tokens than the kernel takes
+
+
+def documents():
+    """Rows of several documents with padding, of padding alone, and of one document."""
+    drawn_BL = np.random.default_rng(0).integers(0, 4, (ROWS, TOKENS))
+    segments_BL = np.sort(drawn_BL)[:, ::-1].astype(np.int32)
+    segments_BL[0], segments_BL[1] = 0, 1
+    sees_BLM = segments_BL[:, :, None] == segments_BL[:, None]
+    return attention.Documents(jnp.asarray(sees_BLM), jnp.asarray(segments_BL))
+
+
+def in_loop(run):
+    """The same attention as the blocks of a model call it: recomputed, in a loop of one."""
+
+    def looped(q, k, v, sees):
+        body = jax.checkpoint(
+            lambda q, _: (run(q, k, v, sees), None), prevent_cse=False
+        )
+        return jax.lax.scan(body, q, jnp.arange(1))[0]
+
+    return looped
+
+
+@pytest.mark.parametrize(
+    ("mesh", "sees"), [("eight", documents()), ("one", None)], ids=["eight", "one"]
+)
+def test_splash_is_the_formula_on_one_device_and_divided_over_eight(
+    mesh, sees, monkeypatch
+):
+    """The kernel as JAX interprets it, with its gradients."""
+    interpreted = functools.partial(splash.attend, interpret=True)
+    monkeypatch.setattr(splash, "attend", interpreted)
+    rng, shape = np.random.default_rng(0), (ROWS, TOKENS, HEADS, HEAD)
+    three = [rng.standard_normal(shape, np.float32) for _ in range(3)]
+    with sharding.placing(mesh_of(mesh)):
+        found = value_and_gradients(in_loop(attention.by_splash), *three, sees)
+    exact = attention.by_mask(attention.unfused)
+    expected = value_and_gradients(exact, *three, sees)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("rows", "kernels"), [(8, 1), (6, 0)])
+def test_bert_takes_splash_where_devices_divide_it_and_all_tokens_ask(
+    rows, kernels, monkeypatch
+):
+    """Its last block is of selected tokens; the program is traced, not compiled."""
+    monkeypatch.setattr(placement, "platform", lambda: "tpu")
+    sizes = dict(max_positions=512, width=128, depth=2, dtype="bfloat16")
+    model = tiny_bert.build("mlm", **sizes)
+    text = tiny_bert.rows(*[(300, 200)] * rows, length=512)
+
+    def encode(params):
+        places_BM = np.zeros((rows, 4), np.int32)
+        with sharding.placing(mesh_of("eight")):
+            return model.apply({"params": params}, text, places_BM, None)
+
+    traced = str(jax.make_jaxpr(encode)(tiny_bert.shapes(model)))
+    assert len(re.findall(r"name=splash_mha_fwd\w*", traced)) == kernels
+
+
+def test_where_products_are_counted_none_is_hidden_in_a_kernel(monkeypatch):
+    monkeypatch.setattr(placement, "platform", lambda: "gpu")
+    monkeypatch.setattr(attention, "has_cudnn", lambda: True)
+    x_BLHK = jax.ShapeDtypeStruct((2, 512, 3, HEAD), jnp.bfloat16)
+    with memory.ignore():
+        traced = jax.make_jaxpr(attention.attend)(*[x_BLHK] * 3, None)
+    assert flops.count_products(traced.jaxpr) == 2 * 2 * (2 * 3 * 512**2 * HEAD)
+
+
+def test_a_tpu_program_holds_the_kernel_and_moves_nothing_between_chips():
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip(
+            "libtpu, which compiles for TPUs, is not installed: flax-adapt[tpu]"
+        )
+    hardware = plans.find_hardware("v5e:2x2")
+    mesh = sharding.make_mesh(dict(data=1, fsdp=2, tensor=2), hardware.devices)
+    shape, length = (2, 512, 2, HEAD), 512
+    spec = placement.ACTIVATIONS[2][1]
+    laid_out = jax.sharding.NamedSharding(mesh, spec)
+    x_BLHK = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=laid_out)
+
+    def gradient(q, k, v):
+        with sharding.placing(mesh):
+            x, pull = jax.vjp(lambda *three: attention.attend(*three, None), q, k, v)
+        return pull(x)
+
+    traced = jax.jit(gradient).trace(x_BLHK, x_BLHK, x_BLHK)
+    compiled = traced.lower(lowering_platforms=("tpu",)).compile()
+    found = cost.count_costs(hlo.parse(compiled.as_text()), 4)
+    assert cost.sum_by_kind(found) == {}
+    # Two products forward and five backward, of one row and one head.
+    assert cost.sum_flops(found) == 7 * 2 * length**2 * HEAD

@@ -133,6 +133,33 @@ def test_what_gpu_libraries_compute_counts(left, right, call, expected):
     assert found[0].bytes == 2 * sum(sizes)
 
 
+SIZES = "2,3,256,64"
+METADATA = (
+    'frontend_attributes={kernel_metadata={\n"m":"{}"\n}}, metadata={op_name="x"}'
+)
+KERNELS = f"""ENTRY %main (q: bf16[{SIZES}], k: bf16[{SIZES}], m: s8[1,1,1]) -> bf16[{SIZES}] {{
+  %q = bf16[{SIZES}] parameter(0)
+  %k = bf16[{SIZES}] parameter(1)
+  %m = s8[1,1,1] parameter(2)
+  %splash_mha_fwd.1 = bf16[{SIZES}] custom-call(%m, %q, %k, %k), TARGET, {METADATA}
+  %begun = ((bf16[{SIZES}]), bf16[1,3,256,64]{{3,2,1,0:S(1)}}, s32[]) slice-start(%q)
+  %other.1 = bf16[{SIZES}] custom-call(%q), TARGET
+  ROOT %splash_mha_dkv.1 = bf16[{SIZES}] custom-call(%m, %q, %k, %k), TARGET, {METADATA}
+}}
+""".replace("TARGET", 'custom_call_target="tpu_custom_call"')
+
+
+def test_products_of_attention_kernels_count_and_lines_of_metadata_end_nothing():
+    found = cost.count_costs(hlo.parse(KERNELS), devices=1)
+    pairs = 2 * 3 * 256 * 256 * 64
+    flops = {c.instruction.name: c.flops for c in found if c.flops}
+    assert flops == {
+        "splash_mha_fwd.1": 2 * 2 * pairs,
+        "splash_mha_dkv.1": 5 * 2 * pairs,
+    }
+    assert bytes_of(found)["begun"] == 2 * 3 * 256 * 64  # of the slice, read once
+
+
 def test_a_roofline_is_the_slower_of_products_and_memory_and_of_the_network(found):
     # A product takes a second of memory or of compute for each of its bytes or FLOPs.
     chip = topology.Chip(

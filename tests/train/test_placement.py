@@ -138,3 +138,14 @@ def test_a_parameter_is_whole_where_it_is_used_and_its_gradient_is_stored_in_par
     with sharding.placing(mesh):
         used = jax.jit(lambda k: placement.gather(name, k))(kernel)
     assert used.sharding.is_equivalent_to(NamedSharding(mesh, P(None, "tensor")), 2)
+
+
+def test_activations_are_divided_evenly_or_not_and_not_known_to_be_outside_of_a_step():
+    shape = (4, 7, 2, 8)
+    assert not placement.divides("heads", shape)
+    with sharding.placing(mesh_of(data=1)):
+        assert placement.divides("heads", (3, 7, 3, 8))
+    with sharding.placing(mesh_of(data=2, fsdp=2, tensor=2)):
+        assert placement.divides("heads", shape)
+        assert not placement.divides("heads", (6, 7, 2, 8))
+        assert not placement.divides("heads", (4, 7, 3, 8))
