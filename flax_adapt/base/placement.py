@@ -155,8 +155,8 @@ def on_parts(run: Callable[..., Array], names: Sequence[str], *arrays: Array) ->
     if current is None:
         return run(*arrays)
     specs = tuple(map(_spec, names))
-    how = dict(mesh=current.mesh, in_specs=specs, out_specs=specs[0], check_vma=False)
-    parted: Array = jax.shard_map(run, **how)(*arrays)
+    how: dict[str, Any] = dict(mesh=current.mesh, in_specs=specs, out_specs=specs[0])
+    parted: Array = jax.shard_map(run, check_vma=False, **how)(*arrays)
     return parted
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support import tiny_bert
+from support.depth import long_except
 from support.tiny_glad import build
 from support.tiny_meshes import mesh_of
 
@@ -214,16 +215,21 @@ def test_the_token_that_makes_an_odd_length_even_changes_nothing(masked):
         )
 
 
-ROWS, TOKENS, HEADS, HEAD = 4, 128, 2, 64  # no fewer tokens than the kernel takes
+HEADS, HEAD = 2, 64
 
 
-def documents():
-    """Rows of several documents with padding, of padding alone, and of one document."""
-    drawn_BL = np.random.default_rng(0).integers(0, 4, (ROWS, TOKENS))
+# Divided over devices, two blocks of tokens, documents; and what is simpler.
+ALL = ("eight", 4, 256, True)
+
+
+def documents(rows, tokens):
+    """Rows of padding alone, of one document, and of several with padding."""
+    drawn_BL = np.random.default_rng(0).integers(0, 4, (rows, tokens))
     segments_BL = np.sort(drawn_BL)[:, ::-1].astype(np.int32)
-    segments_BL[0], segments_BL[1] = 0, 1
-    sees_BLM = segments_BL[:, :, None] == segments_BL[:, None]
-    return attention.Documents(jnp.asarray(sees_BLM), jnp.asarray(segments_BL))
+    segments_BL[0], segments_BL[1, : tokens // 2] = 0, 1
+    return attention.Documents(
+        segments_BL[:, :, None] == segments_BL[:, None], segments_BL
+    )
 
 
 def in_loop(run):
@@ -239,16 +245,19 @@ def in_loop(run):
 
 
 @pytest.mark.parametrize(
-    ("mesh", "sees"), [("eight", documents()), ("one", None)], ids=["eight", "one"]
+    ("mesh", "rows", "tokens", "masked"),
+    long_except([ALL], [ALL, ("one", 2, 128, True), ("one", 1, 128, False)]),
 )
 def test_splash_is_the_formula_on_one_device_and_divided_over_eight(
-    mesh, sees, monkeypatch
+    mesh, rows, tokens, masked, monkeypatch
 ):
-    """The kernel as JAX interprets it, with its gradients."""
+    """The kernel as JAX interprets it, with its gradients; 256 tokens are two blocks."""
+    monkeypatch.setattr(splash, "_BLOCKS", (128,))
     interpreted = functools.partial(splash.attend, interpret=True)
     monkeypatch.setattr(splash, "attend", interpreted)
-    rng, shape = np.random.default_rng(0), (ROWS, TOKENS, HEADS, HEAD)
+    rng, shape = np.random.default_rng(0), (rows, tokens, HEADS, HEAD)
     three = [rng.standard_normal(shape, np.float32) for _ in range(3)]
+    sees = documents(rows, tokens) if masked else None
     with sharding.placing(mesh_of(mesh)):
         found = value_and_gradients(in_loop(attention.by_splash), *three, sees)
     exact = attention.by_mask(attention.unfused)
