@@ -99,8 +99,8 @@ def _library_call(one: Instruction, computation: Computation) -> float:
     return 0.0
 
 
-# Name of a kernel of `models.splash` -> its products of [B, H, L, K] and [B, H, M, K]. The
-# backward one computes the logits again.
+# Name of a kernel of `models.attention.splash` -> its products of [B, H, L, K] and
+# [B, H, M, K]. The backward one computes the logits again.
 _SPLASH = {"splash_mha_fwd": 2, "splash_mha_dkv": 5}
 
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from flax_adapt.base import memory, placement
 from flax_adapt.base.types import Array
-from flax_adapt.models import splash
 from flax_adapt.models.adaptors import MixLogits
+from flax_adapt.models.attention import splash
 from flax_adapt.models.residual import Select
 
 log = logging.getLogger(__name__)
