@@ -19,7 +19,7 @@ REQUIRES = [
     "dm-pix>=0.4.4",
     "etils[epath]>=1.11",
     "flax>=0.12.1",
-    "fsspec>=2026.9",  # gs://, s3:// and file://, as etils' epath
+    "fsspec>=2025.10",  # gs://, s3:// and file://, as etils' epath
     "grain>=0.2.15",
     "huggingface_hub>=0.30",  # weights and data by name
     "importlib-resources>=6.4.5",  # tensorflow-datasets imports it and does not declare it
@@ -49,8 +49,8 @@ WANDB = ["wandb>=0.31"]
 MLFLOW = ["mlflow-skinny>=3.17", "alembic>=1.17", "sqlalchemy>=2.0"]
 HEIC = ["pillow-heif>=1.8"]
 # What reads and writes gs:// and s3://
-GS = ["gcsfs>=2026.9"]
-S3 = ["s3fs>=2026.9"]
+GS = ["gcsfs>=2025.10"]
+S3 = ["s3fs>=2025.10"]
 EXTRAS = {
     "quickstart": QUICKSTART,
     "test": [

@@ -13,8 +13,7 @@ from flax_adapt.base import errors, logs
 from flax_adapt.base.errors import UserError
 from flax_adapt.commands import adapt_screen
 from flax_adapt.commands.table import COMMANDS, MACHINE, REQUIRED
-from flax_adapt.commands.workdir import name as name_path
-from flax_adapt.commands.workdir import open_workdir
+from flax_adapt.commands.workdir import name_path, open_workdir
 from flax_adapt.data import source as sources
 from flax_adapt.experiment import budget as budgets
 from flax_adapt.experiment import (

@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 
-from flax_adapt.commands.workdir import name, open_workdir
+from flax_adapt.commands.workdir import name_path, open_workdir
 from flax_adapt.experiment import recipe, verdicts
 from flax_adapt.report import page
 from flax_adapt.train import precision
@@ -24,11 +24,11 @@ def run(
         rows = recipe.run(config, folder, force=force)
         if jax.process_index() == 0:
             if done:
-                print(f"{name(folder)}: all stages were done before")
+                print(f"{name_path(folder)}: all stages were done before")
             print(recipe.table(rows))
             for line in verdicts.text(rows):
                 print(line)
-            print(f"results: {name(folder / 'results.json')}")
+            print(f"results: {name_path(folder / 'results.json')}")
             print(f"model:   {rows[-1]['export']}")
         if report and (written := page.write_or_warn(folder)):
-            print(f"report:  {name(written)}")
+            print(f"report:  {name_path(written)}")

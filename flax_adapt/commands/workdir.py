@@ -37,6 +37,6 @@ def open_workdir(text: str, *, continues: bool) -> Iterator[Path]:
         yield folder
 
 
-def name(path: Path) -> str:
+def name_path(path: Path) -> str:
     """Returns a path as a user sees it: that of a copy as an address."""
     return addresses.restore(str(path))

@@ -24,7 +24,9 @@ def test_two_processes_write_and_continue_a_run_in_a_bucket(monkeypatch, tmp_pat
     storages.delete_copies()  # the processes that go on are on other hosts
     run_two(address)
     at = addresses.parse(address)
-    folder = copies.bring(at, store.list_objects(at), tmp_path / "back", deletes=True)
+    folder = copies.update_copy(
+        at, store.list_objects(at), tmp_path / "back", deletes=True
+    )
     for stage in ("pretrain", "finetune"):
         ours, theirs = (result_of(f, stage) for f in (folder, tmp_path / "alone"))
         for kind in ("train", "eval"):

@@ -45,7 +45,7 @@ def fetch(text: str) -> Path:
     wanted = store.list_objects(address)
     if not wanted:
         raise UserError(f"{address}: there is no such object or folder")
-    return bring(address, wanted, root(), deletes=True)
+    return update_copy(address, wanted, root(), deletes=True)
 
 
 @functools.cache
@@ -93,7 +93,7 @@ def fetch_beside(folder: Path, names: Collection[str]) -> None:
     address = Address(here.scheme, common)
     there = store.list_objects(address)
     wanted = {path.removeprefix(common).strip("/") for path in inside} & there.keys()
-    bring(address, {n: there[n] for n in wanted}, root(), deletes=False)
+    update_copy(address, {n: there[n] for n in wanted}, root(), deletes=False)
 
 
 def fetch_matching(pattern: str) -> list[str]:
@@ -102,7 +102,7 @@ def fetch_matching(pattern: str) -> list[str]:
     return [str(fetch(str(address))) for address in found]
 
 
-def bring(
+def update_copy(
     address: Address, wanted: dict[str, store.Entry], folder: Path, *, deletes: bool
 ) -> Path:
     """Returns the copy of `address` in a folder of copies, with `wanted` up to date in it.

@@ -83,7 +83,7 @@ class Workdir:
         wanted = {n: e for n, e in found.items() if self._is_copied(n) and n != LOCK}
         whole = {_step_of(n) for n in wanted if n.endswith(f"/{_WHOLE}")}
         wanted = {n: e for n, e in wanted.items() if _step_of(n) in {"", *whole}}
-        copies.bring(self.address, wanted, self._root, deletes=deletes)
+        copies.update_copy(self.address, wanted, self._root, deletes=deletes)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._known |= wanted
 

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 
 from flax_adapt.base import logs
-from flax_adapt.commands.workdir import name, open_workdir
+from flax_adapt.commands.workdir import name_path, open_workdir
 from flax_adapt.experiment import measure, recipe, transfer
 from flax_adapt.experiment.measuring import leaks, verdicts
 from flax_adapt.train import precision
@@ -24,9 +24,9 @@ def evaluate(config: Any, workdir: str, near_copies: bool) -> None:
         print(logs.format_table(rows, tuple(rows[0])))
         if matrices is not None:
             print(f"\n{transfer.format_text(matrices)}\n")
-            print(f"matrices: {name(folder / 'transfer.json')}")
+            print(f"matrices: {name_path(folder / 'transfer.json')}")
         for line in verdicts.list_lines(verdicts.read(folder)):
             print(line)
         for line in leaks.list_copies(config, folder) if near_copies else ():
             print(line)
-        print(f"results: {name(folder / 'eval.json')}")
+        print(f"results: {name_path(folder / 'eval.json')}")
