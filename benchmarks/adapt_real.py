@@ -209,12 +209,13 @@ def describe_machine():
 
 def main(_):
     parsed = adapt.parse_budget(_BUDGET.value)
-    unit = {"s": 1, "m": 60, "h": 3600}[parsed["unit"]]
-    budget = float(parsed["time"]) * unit
+    unit = {"s": 1, "m": 60, "h": 3600}.get(parsed.get("unit"))
     rows = []
     for name in _SETS.value:
         row = measure(name)
-        row["of the budget"] = f"{row['seconds'] / budget:.0%}"
+        if unit is not None:
+            share = row["seconds"] / (float(parsed["time"]) * unit)
+            row["of the budget"] = f"{share:.0%}"
         rows.append(row)
         print(logs.format_table(rows, tuple(rows[0])), flush=True)
     table = logs.format_table(rows, tuple(rows[0]))

@@ -169,6 +169,12 @@ def _add_watch(stage: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any
     """Returns a stage that watches a metric, if the settings name one."""
     if not settings["watch"]:
         return stage
+    if stage["sweep"] is not None:
+        raise UserError(
+            f"watch={settings['watch']}: stage {stage['name']} tries several learning rates "
+            "and chooses among them by held-out labels; a stage does one or the other: leave "
+            "watch out, or give one rate (lr=... without lrs)"
+        )
     every = max(1, stage["num_steps"] // _MEASUREMENTS)
     fields = dict(every_steps=every, patience=settings["patience"])
     fields |= dict(on_hurt=settings["on_hurt"] or "warn")

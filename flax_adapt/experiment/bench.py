@@ -16,7 +16,7 @@ import numpy as np
 
 from flax_adapt import models
 from flax_adapt.base import rules
-from flax_adapt.experiment import budget
+from flax_adapt.experiment import timing
 from flax_adapt.plan import flops, plans, topology
 from flax_adapt.plan.plans import Kind
 from flax_adapt.plan.roofline import peak_flops
@@ -24,7 +24,6 @@ from flax_adapt.stage import shapes
 from flax_adapt.stage.shapes import Described
 from flax_adapt.stage.stage import Stage
 from flax_adapt.train import sharding
-from flax_adapt.train import step as steps
 from flax_adapt.train.precision import dtype_of, settle
 from flax_adapt.train.preemption import Preemption
 
@@ -48,9 +47,8 @@ def measure_kind(
     stage = kind.stage
     mesh = sharding.make_mesh(stage.experiment.mesh)
     described = shapes.describe(stage, mesh)
-    lowered = steps.lower_train_step(
-        described.state, described.batch, *described.program.of_step(mesh)
-    )
+    step = described.program.make_step(mesh)
+    lowered = step.lower(described.state, described.batch)
     begun = time.perf_counter()
     compiled = lowered.compile()
     compile_seconds = time.perf_counter() - begun
@@ -130,9 +128,9 @@ def _time_stage(stage: Stage, workdir: Path, preemption: Preemption) -> float:
     """Returns the seconds of a step of a short run, data and weights included."""
     folder = workdir / FOLDER
     shutil.rmtree(folder, ignore_errors=True)
-    short = budget.shorten(stage.experiment, stage.config)
+    short = timing.shorten(stage.experiment, stage.config)
     try:
-        return budget.time_steps(
+        return timing.time_steps(
             Stage(stage.experiment, short, stage.seed, folder), preemption
         )
     finally:

@@ -6,28 +6,22 @@ fine-tuning, which takes no more steps than the rule of the config; the other st
 the rest.
 """
 
-import contextlib
 import logging
 import shutil
-import statistics
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
 from flax_adapt.base.errors import UserError
-from flax_adapt.experiment import forgetting, handover, held_out
+from flax_adapt.experiment import forgetting, handover, held_out, timing
+from flax_adapt.experiment.timing import Cost
 from flax_adapt.plan import plans
-from flax_adapt.stage import loop, shapes
-from flax_adapt.stage.draws import change_fields
-from flax_adapt.stage.stage import Stage
-from flax_adapt.train import sharding
-from flax_adapt.train import step as steps
+from flax_adapt.stage import programs
+from flax_adapt.train import optim
 from flax_adapt.train.preemption import Preemption
 
-FOLDER, TIMED_STEPS = "timing", 6
+FOLDER = "timing"
 # The share of a budget that is planned for; the rest is for what was not timed (ours).
 PLANNED = 0.95
 # The share of the time for steps that fine-tuning takes at most (ours).
@@ -35,23 +29,12 @@ FINETUNING = 0.5
 log = logging.getLogger(__name__)
 
 
-class Cost(NamedTuple):
-    """Seconds of a run of a stage beside its steps, seconds of a step, bytes of a device.
-
-    compile: seconds by which the first run takes longer than another with the same program.
-    """
-
-    fixed: float
-    step: float
-    bytes: int
-    compile: float = 0.0
-
-
 class Work(NamedTuple):
     """A stage of a recipe: its cost, how often it is run in all, and its kind of steps.
 
     steps: 0 for a stage that has one step whatever the budget. programs: how many are
-    compiled, one for each learning rate that no earlier stage of the kind has.
+    compiled besides those of the timed runs, which the runs of the recipe share unless their
+    number of steps or rate is a constant of the program (`programs.serves_any_length`).
     """
 
     name: str
@@ -69,14 +52,14 @@ class Work(NamedTuple):
 def list_work(config: Any, workdir: Path, preemption: Preemption) -> list[Work]:
     """Returns the work of every stage; each kind of stage is compiled and timed once.
 
-    The steps of a run are other programs than the timed ones (their number is a constant),
-    which no cache has. So none is used here.
+    No cache of earlier runs is used, so that the seconds of compilation are those of a first
+    run.
     """
     folder, found = workdir / FOLDER, dict[str, Cost]()
     kinds, known = dict[str, int](), set[tuple[int, float]]()
     for number, kind in enumerate(plans.group_stages(config)):
-        with _quiet(), _compile_cold():
-            cost = time_stage(config, kind.stage.config, folder, preemption)
+        with timing.quieten(), timing.compile_cold():
+            cost = timing.time_stage(config, kind.stage.config, folder, preemption)
         log.info(
             "%s: %.3g s a step, %.3g s beside steps, %.3g s of compilation",
             *(", ".join(kind.names), cost.step, cost.fixed, cost.compile),
@@ -86,15 +69,24 @@ def list_work(config: Any, workdir: Path, preemption: Preemption) -> list[Work]:
     shutil.rmtree(folder, ignore_errors=True)
     work = []
     for section in config.stages:
-        programs = {(kinds[section.name], lr) for lr in _list_rates(section)} - known
-        known |= programs
-        work.append(_describe_work(config, section, found[section.name], len(programs)))
+        own = {(kinds[section.name], lr) for lr in list_constant_rates(section)}
+        new = own - known
+        known |= own
+        work.append(_describe_work(config, section, found[section.name], len(new)))
     return [*work, *_judge_source(config, found)]
 
 
-def _list_rates(section: Any) -> tuple[float, ...]:
-    """Returns the learning rates of a stage; each is a constant of a program of its own."""
-    return (section.optim.lr,) if section.sweep is None else tuple(section.sweep.lrs)
+def list_constant_rates(section: Any) -> tuple[float, ...]:
+    """Returns the learning rates for which the runs of a stage compile a program of their own.
+
+    (0.0,) is one program for all rates, () none: that of the timed run serves them all.
+    """
+    if section.optim.solve is not None or programs.serves_any_length(section):
+        return ()
+    rated = optim.takes_rate(section.optim, section.num_steps)
+    if rated or section.sweep is None:
+        return (0.0,) if rated else (section.optim.lr,)
+    return tuple(section.sweep.lrs)
 
 
 def _describe_work(config: Any, section: Any, cost: Cost, programs: int) -> Work:
@@ -121,33 +113,6 @@ def _judge_source(config: Any, costs: dict[str, Cost]) -> list[Work]:
     return [Work("source", Cost(seconds, 0.0, 0), 1, 0, False)]
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps what short runs log, such as the report on weights, from the user."""
-    logger = logging.getLogger("flax_adapt")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-@contextlib.contextmanager
-def _compile_cold() -> Iterator[None]:
-    """Compiles every program anew, although another run may have stored it."""
-    from jax.experimental.compilation_cache import compilation_cache
-
-    before = jax.config.values["jax_enable_compilation_cache"]
-    jax.config.update("jax_enable_compilation_cache", False)
-    compilation_cache.reset_cache()
-    try:
-        yield
-    finally:
-        jax.config.update("jax_enable_compilation_cache", before)
-        compilation_cache.reset_cache()
-
-
 def count_runs(config: Any, section: Any) -> int:
     """Returns how often a stage is trained: its seeds, rates, and held-out parts."""
     if not held_out.sees_labels(section):
@@ -162,77 +127,6 @@ def count_runs(config: Any, section: Any) -> int:
         if one.sweep is not None and one.init_from == f"stage:{section.name}"
     ]
     return len(section.seeds) + rates + parts + len(again)
-
-
-def time_stage(config: Any, section: Any, folder: Path, preemption: Preemption) -> Cost:
-    """Returns the cost of a stage, by two short runs of it that start from `init`.
-
-    The second one has the program of the first. A head that is solved for is run once, as
-    it takes longer than its compilation.
-    """
-    shutil.rmtree(folder, ignore_errors=True)
-    first = Stage(config, shorten(config, section), 0, folder / "first")
-    begun = time.perf_counter()
-    if first.config.optim.solve is not None:
-        loop.train_and_evaluate(first, preemption)
-        return Cost(time.perf_counter() - begun, 0.0, 0)
-    step = time_steps(first, preemption)
-    both = time.perf_counter()
-    second = Stage(config, first.config, 0, folder / "second")
-    loop.train_and_evaluate(second, preemption)
-    again = time.perf_counter() - both
-    fixed = max(again - second.config.num_steps * step, 0.0)
-    return Cost(fixed, step, _count_bytes(first), max(both - begun - again, 0.0))
-
-
-def time_steps(stage: Stage, preemption: Preemption) -> float:
-    """Returns the median seconds of a step, after those that compile and fill queues.
-
-    A later step may compile, too, where its texts are of another length.
-    """
-    run, count = loop.Run(stage, preemption), stage.config.num_steps
-    times = []
-    try:
-        run.restore()
-        for step in range(1, count + 1):
-            begun = time.perf_counter()
-            run.advance(step)
-            jax.block_until_ready(run.state.params)
-            times.append(time.perf_counter() - begun)
-        run.settle_step(count)
-        run.finish()
-    finally:
-        run.close()
-    return statistics.median(times[2:])
-
-
-def shorten(config: Any, section: Any) -> Any:
-    """Returns a stage of TIMED_STEPS steps from `init`, with new parts for missing ones."""
-    start = "scratch" if section.init_from == "scratch" else "pretrained"
-    new = [*section.model.fresh]
-    if section.init_from.startswith("stage:"):
-        new += {"reconstruct": ["decoder"], "distill": ["decoder"], "mlm": ["mlm"]}.get(
-            section.objective.name, ["head"] if held_out.sees_labels(section) else []
-        )
-    if section.objective.name == "distill" and section.objective.masked.name == "mlm":
-        new = ["mlm" if name == "decoder" else name for name in new]
-    model = change_fields(section.model, fresh=tuple(dict.fromkeys(new)))
-    teacher = "none" if section.teacher == "none" else "pretrained"
-    solved = section.optim.solve is not None
-    fields = dict(num_steps=1 if solved else TIMED_STEPS, init_from=start, model=model)
-    fields |= dict(seeds=(0,), sweep=None, fisher=None, teacher=teacher, watch=None)
-    return change_fields(section, **fields)
-
-
-def _count_bytes(stage: Stage) -> int:
-    """Returns the bytes that a step takes on a device, by XLA."""
-    mesh = sharding.make_mesh(stage.experiment.mesh)
-    described = shapes.describe(stage, mesh)
-    lowered = steps.lower_train_step(
-        described.state, described.batch, *described.program.of_step(mesh)
-    )
-    found = plans.count_bytes(lowered.compile())
-    return sum(found.values()) - found["code"]
 
 
 def seconds_of(work: list[Work]) -> float:

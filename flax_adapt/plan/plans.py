@@ -13,11 +13,10 @@ from flax_adapt.base import config as configs
 from flax_adapt.base import memory
 from flax_adapt.plan import cost, flops, gpu, hlo, notes, roofline, topology
 from flax_adapt.plan.topology import GIB, Topology
-from flax_adapt.stage import shapes
+from flax_adapt.stage import programs, shapes
 from flax_adapt.stage.shapes import Described
 from flax_adapt.stage.stage import Stage
 from flax_adapt.train import sharding
-from flax_adapt.train import step as steps
 from flax_adapt.train.precision import settle, settle_config
 
 log = logging.getLogger(__name__)
@@ -55,6 +54,7 @@ _SAME_PROGRAM = {
     *("data.cache_bytes", "data.jpeg_draft"),
     *("data.label_field", "optim.lr", "optim.warmup_steps", "optim.weight_decay"),
 }
+_FRESH = "model.fresh."
 _SAME_BELOW = re.compile(r"(eval|fisher|sweep|seeds|data\.(subset|mean|std))(\.|$)")
 
 
@@ -76,6 +76,8 @@ def group_stages(config: Any) -> list[Kind]:
             for name, value in flat.items()
             if name not in _SAME_PROGRAM and not _SAME_BELOW.match(name)
         }
+        if not programs.treats_fresh(section):
+            program = {n: v for n, v in program.items() if not n.startswith(_FRESH)}
         stage = Stage(config, section, section.seeds[0], Path())
         total = section.num_steps * len(section.seeds)
         new = Kind(stage, (section.name,), total)
@@ -98,9 +100,8 @@ def plan_kind(
     mesh = sharding.make_mesh(stage.experiment.mesh, hardware.devices)
     described = shapes.describe(stage, mesh, hardware.num_classes)
     begun = time.perf_counter()
-    lowered = steps.lower_train_step(
-        described.state, described.batch, *described.program.of_step(mesh)
-    )
+    step = described.program.make_step(mesh)
+    lowered = step.lower(described.state, described.batch)
     compiled, used = (compiler or compile_step)(
         lowered, hardware.topology.chip.platform
     )

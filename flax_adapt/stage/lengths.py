@@ -10,7 +10,7 @@ from typing import Any
 
 from flax_adapt.models.heads import PROBE_MOMENTUM
 from flax_adapt.objectives import ema
-from flax_adapt.train import anchors, optim
+from flax_adapt.train import anchors, schedules
 
 # The share from which on initial weights, statistics or random keys are logged.
 _MUCH = 0.5
@@ -24,7 +24,7 @@ def list_notes(section: Any) -> list[str]:
 
 def _warmup(section: Any, num_steps: int) -> str:
     asked = section.optim.warmup_steps
-    takes = optim.warmup_steps(section.optim, num_steps)
+    takes = schedules.warmup_steps(section.optim, num_steps)
     if takes != asked:
         return f"optim.warmup_steps={asked} would fill num_steps={num_steps}: cut to {takes}"
     if takes > _MUCH * num_steps:

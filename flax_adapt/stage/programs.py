@@ -1,19 +1,22 @@
 """The compiled programs of a process: all runs with the same program share one.
 
-The seeds of a stage, and stages that differ in their data or initial weights alone, compute
-the same program. A program is built from a `Recipe` alone, which holds every setting that
-it depends on and can be compared. Two equal recipes therefore get the same function, which
-JAX traces and compiles once. Three fine-tuning seeds trace and compile one step instead of
-three; the numbers are the same.
+The seeds of a stage, and stages that differ in their data, initial weights or learning rate
+alone, compute the same program. A program is built from a `Recipe` alone, which holds every
+setting that it depends on and can be compared. Two equal recipes therefore get the same
+function, which JAX traces and compiles once. Three fine-tuning seeds trace and compile one
+step instead of three; the numbers are the same. The learning rate of a step is an argument,
+which a small program of its own computes (`find_rate`), where this changes no bit
+(`optim.takes_rate`).
 
 The functions hold no parameters. The last `KEPT` of each kind are kept.
 """
 
 import functools
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
@@ -22,12 +25,12 @@ from jax.sharding import Mesh
 from flax_adapt import objectives
 from flax_adapt.base import config as configs
 from flax_adapt.base import memory, rules, types
-from flax_adapt.base.types import Carry, LossFn, Params
+from flax_adapt.base.types import Array, Carry, LossFn, Params
 from flax_adapt.objectives import ema, penalties, states
 from flax_adapt.stage import stage as stages
 from flax_adapt.stage.stage import Stage
 from flax_adapt.surgery import lora
-from flax_adapt.train import optim
+from flax_adapt.train import optim, schedules
 from flax_adapt.train import step as steps
 from flax_adapt.weights import strict
 
@@ -55,8 +58,9 @@ class Recipe(NamedTuple):
     """Every setting that a training or evaluation program of a stage depends on.
 
     section: the settings of the config, as JSON. model, second_model: of the objective's
-    tasks. fresh: names of the leaves that are new in the stage. params, statistics: leaves
-    of the parameters (with LoRA) and of the running statistics.
+    tasks. fresh: names of the leaves that are new in the stage, if a penalty or the optimizer
+    treats them in another way. params, statistics: leaves of the parameters (with LoRA) and
+    of the running statistics.
     """
 
     section: str
@@ -88,7 +92,8 @@ def recipe_of_loss(
         ),
     }
     second_model = stages.build_second_model(stage)
-    return Recipe(configs.to_text(fields), model, second_model, tuple(sorted(fresh)))
+    named = tuple(sorted(fresh)) if treats_fresh(config) else ()
+    return Recipe(configs.to_text(fields), model, second_model, named)
 
 
 def recipe_of_training(
@@ -106,17 +111,37 @@ def recipe_of_training(
     """
     config = stage.config
     recipe = recipe_of_loss(stage, model, config.data, fresh=fresh)
+    rated = optim.takes_rate(config_optim, config.num_steps)
     fields = {
         **configs.from_text(recipe.section),
-        "optim": config_optim,
+        "rated": rated,
+        "optim": {**config_optim, **(_ANY_RATE if rated else {})},
         "ema": config.ema,
-        "num_steps": config.num_steps,
+        "num_steps": 0 if serves_any_length(config) else config.num_steps,
     }
     return recipe._replace(
         section=configs.to_text(fields),
         params=_list_leaves(params),
         statistics=_list_leaves(statistics),
     )
+
+
+# Fields of `optim` in a recipe: the learning rate is an argument of its program.
+_ANY_RATE = dict(lr=0.0, warmup_steps=0, schedule="constant")
+
+
+def serves_any_length(section: Any) -> bool:
+    """Returns whether the program of a stage is the same for any number of steps."""
+    averages = section.ema is not None or section.objective.name in objectives.CARRIES
+    recalls = section.optim.recadam is not None
+    rated = optim.takes_rate(section.optim, section.num_steps)
+    return rated and not (averages or recalls)
+
+
+def treats_fresh(section: Any) -> bool:
+    """Returns whether new leaves are trained in another way than others."""
+    anchored = section.optim.recadam is not None or section.optim.mars_radius > 0
+    return bool(section.penalties) or anchored
 
 
 def recipe_of_evaluation(stage: Stage, model: nn.Module, config_data: Any) -> Recipe:
@@ -212,9 +237,10 @@ class Training(NamedTuple):
 def share_training(recipe: Recipe) -> Training:
     """Returns loss and optimizer; for equal recipes the same functions."""
     section = recipe.settings.optim
-    tx = optim.build(
-        section, recipe.settings.num_steps, _shapes_of(recipe.params), recipe.fresh
-    )
+    leaves = _shapes_of(recipe.params)
+    settings = (section, recipe.settings.num_steps, leaves, recipe.fresh)
+    build = optim.build_rated if recipe.settings.rated else optim.build
+    tx = build(*settings)
     loss_fn = optim.stop_frozen(make_training_loss(recipe), section.freeze)
     if section.grad_reduce == "compute":
         loss_fn = steps.reduce_in_compute(loss_fn, recipe.model.dtype)
@@ -222,13 +248,30 @@ def share_training(recipe: Recipe) -> Training:
 
 
 @functools.lru_cache(KEPT)
-def share_train_step(recipe: Recipe, mesh: Mesh) -> steps.TrainStep:
-    """Returns the training step; for equal recipes the same one, which compiles once."""
+def share_update(recipe: Recipe, mesh: Mesh) -> Any:
+    """Returns `step.jit_update`; for equal recipes the same one, which compiles once."""
     training = share_training(recipe)
     carry = make_carry(recipe.settings, _shapes_of(recipe.statistics))
-    return steps.make_train_step(
+    return steps.jit_update(
         training.loss_fn, training.tx, mesh, training.accum_steps, carry
     )
+
+
+def find_rate(section: Any) -> Callable[[Array], Array] | None:
+    """Returns the jitted learning rate of a stage by step, float32 [].
+
+    None for a stage whose program has it as a constant.
+    """
+    if not optim.takes_rate(section.optim, section.num_steps):
+        return None
+    optim_fields = {name: section.optim[name] for name in _ANY_RATE}
+    return _share_rate(configs.to_text(optim_fields), section.num_steps)
+
+
+@functools.lru_cache(8 * KEPT)
+def _share_rate(optim_fields: str, num_steps: int) -> Callable[[Array], Array]:
+    rate = schedules.schedule(configs.from_text(optim_fields), num_steps)
+    return jax.jit(lambda step: jnp.asarray(rate(step), jnp.float32))
 
 
 @functools.lru_cache(KEPT)

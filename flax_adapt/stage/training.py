@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from flax_adapt import data, weights
 from flax_adapt.base import checks, rules
 from flax_adapt.base.checks import Check, Context, builds
 from flax_adapt.base.errors import reword_errors
-from flax_adapt.base.types import Carry, LossFn, Params
+from flax_adapt.base.types import Array, Carry, LossFn, Params
 from flax_adapt.models import batch_stats
 from flax_adapt.stage import fisher as stage_fisher
 from flax_adapt.stage import frozen as stage_frozen
@@ -91,14 +91,14 @@ def begin_training(
     if config.optim.solve is not None:
         step = stage_solve.make_step(stage, model, params, examples, mesh)
         return TrainingStart(state, step, report)
-    step = programs.share_train_step(program.recipe, mesh)
-    return TrainingStart(state, step, report)
+    return TrainingStart(state, program.make_step(mesh), report)
 
 
 class Program(NamedTuple):
     """How a stage trains: its parameters with LoRA, loss, optimizer and `Carry`.
 
-    recipe: all that its compiled step depends on.
+    recipe: all that its compiled step depends on. rate: the learning rate by step, where it
+    is an argument of this step.
     """
 
     params: Params
@@ -107,10 +107,11 @@ class Program(NamedTuple):
     accum_steps: int
     carry: Carry
     recipe: programs.Recipe
+    rate: Callable[[Array], Array] | None
 
-    def of_step(self, mesh: Mesh) -> tuple[Any, ...]:
-        """Returns the arguments of `step.make_train_step`."""
-        return self.loss_fn, self.tx, mesh, self.accum_steps, self.carry
+    def make_step(self, mesh: Mesh) -> steps.CompiledStep:
+        """Returns the training step; programs with the same recipe compile it once."""
+        return steps.CompiledStep(programs.share_update(self.recipe, mesh), self.rate)
 
 
 def build_program(
@@ -130,7 +131,8 @@ def build_program(
         stage, model, section, params, statistics, fresh
     )
     carry = programs.make_carry(stage.config, statistics)
-    return Program(params, *programs.share_training(recipe), carry, recipe)
+    rate = programs.find_rate(stage.config)
+    return Program(params, *programs.share_training(recipe), carry, recipe, rate)
 
 
 def export(

@@ -16,7 +16,8 @@ from flax_adapt.base import checks, rules
 from flax_adapt.base.checks import Check, Context, Row, one_of
 from flax_adapt.base.errors import UserError
 from flax_adapt.base.types import LossFn, Params
-from flax_adapt.train import adafactor, anchors, lars, sgd
+from flax_adapt.train import adafactor, anchors, lars, schedules, sgd
+from flax_adapt.train.schedules import schedule
 
 # Adaptors of LoRA are matrices, and are decayed like their kernels.
 _LOW_RANK = (r"lora/.*", True)
@@ -48,14 +49,6 @@ DECAY = {
     "all": ((r".*", True),),
 }
 
-# The learning rate after warm-up, from `lr` to 0 over `num_steps` optimizer steps.
-SCHEDULES = {
-    "linear": lambda lr, num_steps: optax.linear_schedule(lr, 0.0, num_steps),
-    "cosine": lambda lr, num_steps: optax.cosine_decay_schedule(lr, num_steps),
-    "constant": lambda lr, num_steps: optax.constant_schedule(lr),
-}
-
-
 # The dtype in which gradients are summed over devices: float32, or the one in which the
 # model is computed, see `step.reduce_in_compute`.
 GRAD_REDUCE = ("float32", "compute")
@@ -83,17 +76,9 @@ def _too_many(config: Any) -> str:
     )
 
 
-_WARMUP = (
-    Row(
-        lambda optim: optim.warmup_steps >= 0,
-        "optim.warmup_steps={0.warmup_steps} must be at least 0",
-    ),
-)
-_SCHEDULE = (one_of("optim.schedule", lambda optim: optim.schedule, SCHEDULES),)
 # Rules of a section `optim`; `anchors` and the optimizers have rules of their own.
 ROWS = (
-    *_WARMUP,
-    *_SCHEDULE,
+    *schedules.ROWS,
     one_of("optim.decay", lambda optim: optim.decay, DECAY),
     one_of("optim.grad_reduce", lambda optim: optim.grad_reduce, GRAD_REDUCE),
     Row(lambda optim: len(_choose_optimizers(optim)) <= 1, _too_many),
@@ -152,31 +137,6 @@ CHECKS = (
     Check(_of_resnet, _OF_RESNET),
     Check(lambda at: [] if at.section.sweep is None else [at], _SWEEP),
 )
-
-
-def warmup_steps(config: Any, num_steps: int) -> int:
-    """Returns the number of warm-up steps: `optim.warmup_steps` if it is below num_steps.
-
-    Otherwise it is a tenth of num_steps (ours). 500 of 10 000 steps: 500. 500 of 200
-    steps: 20. Raises UserError for a negative number.
-    """
-    checks.run(_WARMUP, config)
-    fits = config.warmup_steps < num_steps
-    return config.warmup_steps if fits else num_steps // 10
-
-
-def schedule(config: Any, num_steps: int) -> optax.Schedule:
-    """Returns the learning rate by step (0 first): 0 -> lr over warm-up, then `schedule`.
-
-    `config`: optim section. Raises UserError for an unknown schedule or a negative warm-up.
-    """
-    warmup = warmup_steps(config, num_steps)
-    checks.run(_SCHEDULE, config)
-    after = SCHEDULES[config.schedule](config.lr, num_steps - warmup)
-    if warmup == 0:
-        return after
-    rise = optax.linear_schedule(0.0, config.lr, warmup)
-    return optax.join_schedules([rise, after], [warmup])
 
 
 def trainable(freeze: tuple[str, ...], params: Params) -> Any:
@@ -242,10 +202,10 @@ def scale_by_layer(decay: float, params: Params) -> optax.GradientTransformation
 
 
 def _optimizer(
-    config: Any, num_steps: int, fresh: Collection[str]
+    config: Any, num_steps: int, fresh: Collection[str], rate: optax.Schedule
 ) -> optax.GradientTransformation:
     """Returns AdamW, or the one of OPTIMIZERS whose section of `optim` is not None."""
-    table, rate = DECAY[config.decay], schedule(config, num_steps)
+    table = DECAY[config.decay]
 
     def decays(tree: Params) -> Any:
         return rules.assign("optim.decay", table, tree)
@@ -264,13 +224,17 @@ def _optimizer(
 
 
 def _steps(
-    config: Any, num_steps: int, params: Params, fresh: Collection[str]
+    config: Any,
+    num_steps: int,
+    params: Params,
+    fresh: Collection[str],
+    rate: optax.Schedule,
 ) -> optax.GradientTransformation:
     """Returns the transformation of trained leaves: clipping, optimizer, layer decay, MARS."""
     steps = []
     if config.clip_norm > 0:
         steps.append(optax.clip_by_global_norm(config.clip_norm))
-    steps.append(_optimizer(config, num_steps, fresh))
+    steps.append(_optimizer(config, num_steps, fresh, rate))
     if config.layer_decay != 1.0:
         steps.append(scale_by_layer(config.layer_decay, params))
     if config.mars_radius > 0:
@@ -279,13 +243,18 @@ def _steps(
 
 
 def build(
-    config: Any, num_steps: int, params: Params, fresh: Collection[str] = ()
+    config: Any,
+    num_steps: int,
+    params: Params,
+    fresh: Collection[str] = (),
+    rate: optax.Schedule | None = None,
 ) -> optax.GradientTransformation:
     """Returns the optimizer of `config`; frozen leaves get no update and no optimizer state.
 
     `config`: optim section. `params` may be arrays or their shapes. fresh: names of the
     leaves that are new in a stage (`Report.fresh` of `weights`): RecAdam and MARS do not
-    hold them near their initial values. Raises UserError for fields that are out of range,
+    hold them near their initial values. rate: the learning rate by step, by default that of
+    `config`. Raises UserError for fields that are out of range,
     for a leaf that is covered by no decay rule or by two, for a freeze pattern that matches
     no leaf, and where all leaves are frozen.
     """
@@ -296,5 +265,35 @@ def build(
     if not any(jax.tree.leaves(tree)):
         raise UserError(f"optim.freeze={config.freeze} leaves nothing to train")
     labels = jax.tree.map(lambda trains: "train" if trains else "frozen", tree)
-    tx = _steps(config, num_steps, params, fresh)
+    rate = schedule(config, num_steps) if rate is None else rate
+    tx = _steps(config, num_steps, params, fresh, rate)
     return optax.multi_transform({"train": tx, "frozen": optax.set_to_zero()}, labels)
+
+
+def build_rated(
+    config: Any, num_steps: int, params: Params, fresh: Collection[str] = ()
+) -> optax.GradientTransformationExtraArgs:
+    """Returns the optimizer of `build`, whose `update` takes the learning rate of a step.
+
+    rate: float32 [], an argument by keyword. One compiled program then serves all learning
+    rates, warm-ups and schedules. The state is that of `build`.
+    """
+
+    def update(
+        grads: Params, state: Any, values: Params | None = None, *, rate: Any
+    ) -> tuple[Params, Any]:
+        tx = build(config, num_steps, params, fresh, lambda step: rate)
+        return tx.update(grads, state, values)
+
+    init = build(config, num_steps, params, fresh).init
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def takes_rate(config: Any, num_steps: int) -> bool:
+    """Returns whether steps of `build_rated` have the bits of those of `build`.
+
+    Without a warm-up XLA merges a constant rate with the constants of RecAdam and of layer
+    decay, which rounds once where two products round twice (measured on CPUs).
+    """
+    merges = config.recadam is not None or config.layer_decay != 1.0
+    return schedules.warmup_steps(config, num_steps) > 0 or not merges

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -145,13 +145,36 @@ def make_train_step(
     the state was created with, else the step raises UserError. Raises UserError for
     accum_steps above 1 where `carry` needs whole batches.
     """
-    compiled = _jit_update(loss_fn, tx, mesh, accum_steps, carry)
+    return CompiledStep(jit_update(loss_fn, tx, mesh, accum_steps, carry))
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        new, metrics = compiled(state.replace(frozen={}), state.frozen, batch)
+
+class CompiledStep(NamedTuple):
+    """A training step, see `make_train_step`, which is compiled when it is first called.
+
+    update: `jit_update`. rate: the jitted learning rate by step (0 first), for an optimizer of
+    `optim.build_rated`; None for one of `optim.build`, whose rates are its constants.
+    """
+
+    update: Any
+    rate: Callable[[Array], Array] | None = None
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """Returns the state after a step and its metrics; `state` is donated."""
+        more = {} if self.rate is None else {"rate": self.rate(state.step)}
+        without = state.replace(frozen={})
+        new, metrics = self.update(without, state.frozen, batch, more)
         return new.replace(frozen=state.frozen), metrics
 
-    return train_step
+    def lower(self, state: TrainState, batch: Batch) -> jax.stages.Lowered:
+        """Returns the program before compilation; nothing is computed.
+
+        state, batch: arrays, or shapes with shardings (`state.describe`); the devices may be
+        those of a topology that is not there. With the arguments of a call, `compile` of the
+        result returns the program that was called.
+        """
+        scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=state.step.sharding)
+        more = {} if self.rate is None else {"rate": scalar}
+        return self.update.lower(state.replace(frozen={}), state.frozen, batch, more)
 
 
 def lower_train_step(
@@ -163,23 +186,22 @@ def lower_train_step(
     accum_steps: int = 1,
     carry: Carry = NOTHING_CARRIED,
 ) -> jax.stages.Lowered:
-    """Returns the program of `make_train_step` before compilation; nothing is computed.
-
-    state, batch: shapes with shardings (`state.describe`); the devices of `mesh` may be those
-    of a topology that is not there.
-    """
-    compiled = _jit_update(loss_fn, tx, mesh, accum_steps, carry)
-    return compiled.lower(state.replace(frozen={}), state.frozen, batch)
+    """Returns the program of `make_train_step` before compilation, see `CompiledStep.lower`."""
+    step = CompiledStep(jit_update(loss_fn, tx, mesh, accum_steps, carry))
+    return step.lower(state, batch)
 
 
-def _jit_update(
+def jit_update(
     loss_fn: LossFn,
     tx: optax.GradientTransformation,
     mesh: Mesh,
     accum_steps: int,
     carry: Carry,
 ) -> Any:
-    """Returns the jitted (state without frozen, frozen, batch) -> (state, metrics)."""
+    """Returns the jitted (state without frozen, frozen, batch, more) -> (state, metrics).
+
+    more: arguments of `tx.update` by keyword. Raises UserError as `make_train_step`.
+    """
     if accum_steps > 1 and carry.whole_batches:
         raise UserError(
             f"optim.accum_steps={accum_steps} must be 1: the objective compares the "
@@ -193,7 +215,9 @@ def _jit_update(
         (_, metrics), grads = grad_fn(params, frozen, batch, key_B)
         return grads, metrics
 
-    def update(state: TrainState, frozen: Params, batch: Batch):
+    def update(
+        state: TrainState, frozen: Params, batch: Batch, more: dict[str, Array]
+    ) -> tuple[TrainState, Metrics]:
         _check_carried(state, carry)
         inputs = state.replace(frozen=frozen).loss_inputs
         key = jax.random.fold_in(jax.random.key(state.extra["seed"]), state.step)
@@ -202,7 +226,7 @@ def _jit_update(
             key_B = placement.place("inputs", key_B)
             grads, metrics = gradients(state.params, inputs, batch, key_B)
         grads = _lay_out(grads, mesh)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params, **more)
         step, params = state.step + 1, optax.apply_updates(state.params, updates)
         carried = carry.update(state.extra, params, metrics.pop(CARRY_INPUT, {}), step)
         new = state.replace(

@@ -9,10 +9,11 @@ from unittest import mock
 import jax
 import numpy as np
 import pytest
-from support import tiny_files
+from ml_collections import ConfigDict
+from support import tiny, tiny_files
 
 import flax_adapt as fa
-from flax_adapt import weights
+from flax_adapt import defaults, weights
 from flax_adapt.base import config as configs
 from flax_adapt.base.errors import UserError
 from flax_adapt.commands import adapt
@@ -20,7 +21,7 @@ from flax_adapt.data import source as sources
 from flax_adapt.defaults import baselines
 from flax_adapt.defaults.adapting import recipe, sizes
 from flax_adapt.evals import outputs
-from flax_adapt.experiment import budget, forgetting, handover
+from flax_adapt.experiment import budget, forgetting, handover, timing
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 
@@ -210,8 +211,8 @@ def test_a_time_is_shared_so_that_all_runs_end_within_it():
         budget.share(work, 9.0, 1.0, "9s")
 
 
-def test_compilation_is_paid_once_for_each_rate_not_for_each_run():
-    """Ten runs at three rates: the programs of seven runs are known."""
+def test_compilation_is_paid_for_each_program_not_for_each_run():
+    """Ten runs of three programs: those of seven runs are known."""
     cost = budget.Cost(fixed=2.0, step=0.5, bytes=0, compile=9.0)
     work = budget.Work("full", cost, runs=10, steps=4, tunes=True, programs=3)
     assert budget.seconds_of([work]) == 10 * (2.0 + 4 * 0.5) + 3 * 9.0
@@ -222,41 +223,56 @@ def test_compilation_is_paid_once_for_each_rate_not_for_each_run():
     assert budget.seconds_of([old]) == 40
 
 
-def test_the_same_rates_of_a_kind_are_compiled_once(files, small, monkeypatch):
+def test_lengths_and_rates_share_the_timed_program_and_contrast_has_one_of_its_own(
+    files, small, monkeypatch
+):
     timed = []
 
     def time_stage(config, section, *_):
         timed.append(section.name)
         return budget.Cost(1.0, 1.0, 0, 1.0)
 
-    monkeypatch.setattr(budget, "time_stage", time_stage)
-    known = dict(init=files["init"], unlabelled=files["images"], method="further")
-    config = configs.load(
-        adapt.join_arguments({**known, "labelled": files["images"], "seeds": 2})
-    )
-    work = {one.name: one.programs for one in budget.list_work(config, Path("w"), None)}
-    full, lp_ft = len(recipe.LRS), len(baselines.LP_FT_LRS)
-    assert work["full_start"] == full
-    assert work["lp_ft_start"] == lp_ft
-    assert work["full_adapted"] == work["lp_ft_adapted"] == 0
-    assert len(timed) == 4  # further, probe, LP-FT, full
+    monkeypatch.setattr(timing, "time_stage", time_stage)
+    known = dict(init=files["init"], unlabelled=files["images"], seeds=2)
+    for method, count in (("further", 0), ("contrast", 1)):
+        timed.clear()
+        given = dict(known, labelled=files["images"], method=method)
+        config = configs.load(adapt.join_arguments(given))
+        work = budget.list_work(config, Path("w"), None)
+        assert {one.name: one.programs for one in work if one.programs} == (
+            {"adapt": count} if count else {}
+        )
+        # Full fine-tuning differs from LP-FT in its initial weights alone.
+        assert timed == ["adapt", "probe_start", "lp_ft_start"]
+
+
+def test_a_rate_that_is_a_constant_is_a_program_of_its_own():
+    """Layer decay without a warm-up: three rates at which two stages compile."""
+    optim = defaults.finetune_optim(layer_decay=0.75, warmup_steps=0)
+    sweep = defaults.sweep((1e-4, 1e-3))
+    section = ConfigDict({**tiny.finetune(optim=optim), "sweep": sweep})
+    assert budget.list_constant_rates(section) == (1e-4, 1e-3)
+    section.optim.warmup_steps = 1
+    assert budget.list_constant_rates(section) == ()
+    section.optim.recadam = defaults.recadam()
+    assert budget.list_constant_rates(section) == (0.0,)
 
 
 def test_a_step_that_compiles_late_does_not_count_as_a_usual_one(monkeypatch):
     """The second length of texts comes at the fourth step, and compiles for seven seconds."""
     ends = np.cumsum([0, 9, 0, 1, 0, 1, 0, 7, 0, 1, 0, 1]).tolist()
     clock = types.SimpleNamespace(perf_counter=lambda: ends.pop(0))
-    monkeypatch.setattr(budget, "time", clock)
+    monkeypatch.setattr(timing, "time", clock)
     run = mock.Mock(state=types.SimpleNamespace(params=()))
-    monkeypatch.setattr(budget.loop, "Run", lambda *_: run)
+    monkeypatch.setattr(timing.loop, "Run", lambda *_: run)
     stage = types.SimpleNamespace(config=types.SimpleNamespace(num_steps=6))
-    assert budget.time_steps(stage, None) == 1
+    assert timing.time_steps(stage, None) == 1
     assert run.finish.called
 
 
 def test_programs_are_timed_without_the_cache_of_earlier_runs():
     before = jax.config.values["jax_enable_compilation_cache"]
-    with budget._compile_cold():
+    with timing.compile_cold():
         assert not jax.config.jax_enable_compilation_cache
     assert jax.config.jax_enable_compilation_cache == before
 

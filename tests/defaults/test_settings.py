@@ -116,3 +116,10 @@ def test_views_are_an_augmentation_of_their_own(load):
 def test_a_mistake_in_what_is_watched_is_said_before_data_are_read(more, text):
     with pytest.raises(UserError, match=text):
         configs.load(f"quickstart:{more}")
+
+
+def test_a_stage_that_tries_rates_is_not_watched_and_is_told_so_by_argument(load):
+    with pytest.raises(
+        UserError, match="watch=target/knn: stage finetune_full tries several"
+    ):
+        load("baseline_finetune", "lrs=1e-4+1e-3,watch=target/knn")

@@ -24,17 +24,23 @@ def classifier(name, **changes):
 
 
 def forget():
-    shared = (programs.share_training, programs.share_train_step)
+    shared = (programs.share_training, programs.share_update)
     for share in (*shared, programs.share_eval_step):
         share.cache_clear()
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """A run of three seeds, and of a stage like them."""
+    """A run of three seeds, and of stages that differ in their rate, length and new leaves."""
     folder = tmp_path_factory.mktemp("seeds")
     forget()
-    stages = (classifier("few", seeds=(0, 1, 2)), classifier("again"))
+    rate = dict(optim=defaults.finetune_optim(lr=3e-3, warmup_steps=1), num_steps=3)
+    stages = (
+        classifier("few", seeds=(0, 1, 2)),
+        classifier("again"),
+        classifier("other_rate", **rate),
+        tiny.finetune("new_head", init_from="stage:few/seed_0", **rate),
+    )
     with counting(folder):
         recipe.run(tiny.experiment(*stages), folder, force=False)
     return folder
@@ -64,9 +70,12 @@ def counting(folder):
     (folder / "counts.json").write_text(json.dumps(counts))
 
 
-def test_three_seeds_and_a_stage_like_them_compile_once(workdir):
+def test_seeds_rates_lengths_and_new_heads_share_one_program(workdir):
+    """Of the other stages only the rate by step is compiled, which is tiny."""
     counts = json.loads((workdir / "counts.json").read_text())
-    assert [*counts] == ["few/seed_0"]  # nothing was compiled in the other three
+    steps = {label: found[TRACED] for label, found in counts.items() if TRACED in found}
+    assert [*steps] == ["few/seed_0"]  # no step was traced in the other five
+    assert {*counts} <= {"few/seed_0", "other_rate", "new_head"}
     assert counts["few/seed_0"][COMPILED] >= 2
     assert counts["few/seed_0"][TRACED] == 2  # a training and an evaluation step
 
@@ -101,18 +110,23 @@ SAME = {
     "initial weights": dict(init_from="scratch"),
     "labels": dict(data=tiny.digits(subset={**tiny.FEW, "seed": 5})),
     "evaluation": dict(eval=None),
+    "rate": dict(optim=defaults.finetune_optim(lr=2e-3, warmup_steps=0)),
+    "steps": dict(num_steps=5),
+    "new leaves": dict(model={**tiny.finetune()["model"], "fresh": ()}),
 }
+AVERAGE = dict(momentum=0.9, schedule="constant", warmup=True)
 OPTIM = dict(lr=1e-3, warmup_steps=1)
 OTHER = {
-    "rate": dict(optim=defaults.finetune_optim(**{**OPTIM, "lr": 2e-3})),
+    "a rate that is a constant": dict(
+        optim=defaults.finetune_optim(layer_decay=0.75, warmup_steps=0)
+    ),
     "frozen": dict(optim=defaults.finetune_optim(**OPTIM, freeze=("encoder/.*",))),
-    "steps": dict(num_steps=5),
     "pixels": dict(data={**tiny.digits(subset=tiny.FEW), "mean": (0.4,)}),
     "augment": dict(
         data=tiny.digits(subset=tiny.FEW, augment={**defaults.NO_AUGMENT, "flip": True})
     ),
     "dropout": dict(model=defaults.stage_model(dropout=0.3, fresh=("head",))),
-    "average": dict(ema=dict(momentum=0.9, schedule="constant", warmup=True)),
+    "average": dict(ema=AVERAGE),
     "objective": dict(objective={**defaults.classify(), "label_smoothing": 0.2}),
     "memory": dict(memory=dict(remat="blocks", scan=False, logit_chunks=1)),
 }
@@ -127,6 +141,29 @@ def finetune(**changes):
 @pytest.mark.parametrize("changes", SAME.values(), ids=SAME)
 def test_data_and_weights_of_another_run_are_no_other_program(changes):
     assert recipe_of(finetune(**changes)) == recipe_of(finetune())
+
+
+def constant(**fields):
+    return dict(optim=defaults.finetune_optim(**{**OPTIM, **fields}))
+
+
+# Two stages of which the programs have another number of steps, or rate, as a constant.
+CONSTANTS = {
+    "average": (dict(ema=AVERAGE), dict(ema=AVERAGE, num_steps=5)),
+    "RecAdam": (
+        constant(recadam=defaults.recadam()),
+        {**constant(recadam=defaults.recadam()), "num_steps": 5},
+    ),
+    "layer decay without warm-up": (
+        constant(warmup_steps=0, layer_decay=0.75),
+        constant(warmup_steps=0, layer_decay=0.75, lr=2e-3),
+    ),
+}
+
+
+@pytest.mark.parametrize(("one", "other"), CONSTANTS.values(), ids=CONSTANTS)
+def test_constants_of_a_program_are_told_apart(one, other):
+    assert recipe_of(finetune(**one)) != recipe_of(finetune(**other))
 
 
 @pytest.mark.parametrize("changes", OTHER.values(), ids=OTHER)

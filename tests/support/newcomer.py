@@ -54,6 +54,11 @@ def write_files(root):
 
 # Name -> (command line, what the one line says, as a regular expression).
 MISTAKES = {
+    "watch without a pool": (
+        OWN + "--watch=target/knn",
+        r"--watch=target/knn keeps the best state of training without labels.*"
+        r"give --unlabelled=SOURCE",
+    ),
     "a typo in the command": ("adpt --init={init}", "did you mean 'adapt'"),
     "no weights": ("adapt --workdir={new} --labelled={images}", "needs --init=..."),
     "no workdir": ("adapt --init={init} --labelled={images}", "needs --workdir=..."),

@@ -11,7 +11,7 @@ from support import tiny
 from flax_adapt import defaults
 from flax_adapt.base import rules
 from flax_adapt.base.errors import UserError
-from flax_adapt.train import optim
+from flax_adapt.train import optim, schedules
 
 
 def config(kind="pretrain", **changes):
@@ -128,8 +128,8 @@ def test_schedule_by_optimizer_step(name, warmup, expected):
 
 def test_a_warm_up_that_fills_its_stage_is_cut_to_a_tenth_of_it():
     section = config(lr=1.0, schedule="constant", warmup_steps=500)
-    assert optim.warmup_steps(section, 501) == 500
-    assert optim.warmup_steps(section, 500) == 50
+    assert schedules.warmup_steps(section, 501) == 500
+    assert schedules.warmup_steps(section, 500) == 50
     lr = optim.schedule(section, 20)
     np.testing.assert_allclose([lr(step) for step in range(4)], [0, 0.5, 1, 1])
 

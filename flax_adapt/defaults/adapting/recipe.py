@@ -120,6 +120,12 @@ class Adapting:
                 "source=SOURCE, data that the weights were pre-trained on, belongs to "
                 f"method=replay; there is source={args.source!r} and method={self.method}"
             )
+        if args.watch and self.method == "none":
+            raise UserError(
+                f"watch={args.watch} keeps the best state of training without labels, and "
+                "there is none: give unlabelled=SOURCE and a method other than none, or leave "
+                "watch out; what is fine-tuned is chosen by held-out labels without it"
+            )
 
     def stages(self) -> list[dict[str, Any]]:
         """Returns training without labels, then the candidates from either backbone."""
