@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from flax_adapt.base.errors import UserError
-from flax_adapt.base.remote.addresses import is_address
+from flax_adapt.base.remote.addresses import SCHEMES
 from flax_adapt.data import source as sources
 from flax_adapt.defaults import shared
 
@@ -76,7 +76,8 @@ def check_schemes(args: Any) -> None:
     """Raises UserError for a source without its kind, such as a path alone."""
     for role in SPLITS:
         typed = args[role]
-        if typed and (":" not in typed or is_address(typed)):
+        kind, colon, _ = typed.partition(":")
+        if typed and (not colon or kind in SCHEMES):
             raise UserError(
                 f"{role}={typed} names no kind of source: folder:{typed} is a folder of "
                 "images, or csv:, jsonl:, parquet:, hf:, tfds:, tar: or text: of other kinds"
