@@ -1,8 +1,9 @@
 """The training and evaluation steps: the only jit of the training path."""
 
+import dataclasses
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -148,7 +149,8 @@ def make_train_step(
     return CompiledStep(jit_update(loss_fn, tx, mesh, accum_steps, carry))
 
 
-class CompiledStep(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class CompiledStep:
     """A training step, see `make_train_step`, which is compiled when it is first called.
 
     update: `jit_update`. rate: the jitted learning rate by step (0 first), for an optimizer of
