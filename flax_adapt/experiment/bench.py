@@ -84,10 +84,12 @@ def time_program(compiled: Any, described: Described) -> float:
     """Returns the median seconds of a compiled step on random numbers."""
     state = _fill(described.state)
     batch, frozen, times = _fill(described.batch), state.frozen, []
-    state = state.replace(frozen={})
+    state, more = state.replace(frozen={}), {}
+    if described.program.rate is not None:
+        more = {"rate": jax.device_put(np.float32(1e-3), state.step.sharding)}
     for _ in range(WARM_UP + ROUNDS):
         begun = time.perf_counter()
-        state, metrics = compiled(state, frozen, batch)
+        state, metrics = compiled(state, frozen, batch, more)
         jax.block_until_ready((state, metrics))
         times.append(time.perf_counter() - begun)
     return statistics.median(times[WARM_UP:])
