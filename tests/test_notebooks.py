@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
-from support import tiny_files
+from support import tiny_files, tiny_runs
 
 ROOT = Path(__file__).parent.parent
 BOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
-# The parameters of a run in seconds; INIT of images is a tiny model, made here.
+# The parameters of a short run; INIT is a tiny model, made here.
 SMALL = dict(BUDGET="steps:2", LABELS=2)
 
 
@@ -52,9 +52,10 @@ def test_a_notebook_runs_at_a_tiny_size(path, tmp_path, monkeypatch):
 
     book = nbformat.read(path, as_version=4)
     (cell,) = (c for c in book.cells if "parameters" in c.metadata.get("tags", ()))
-    changes = dict(SMALL)
-    if path.stem == "images":
-        changes["INIT"] = str(tiny_files.mae_folder(tmp_path / "mae"))
+    make = {"images": tiny_files.mae_folder, "texts": tiny_files.bert_folder}
+    changes = dict(SMALL, INIT=str(make[path.stem](tmp_path / "init")))
+    if path.stem == "texts":
+        changes["SEQ_LEN"] = tiny_runs.SEQ_LEN
     names = {node.targets[0].id for node in ast.parse(cell.source).body[1:]}
     assert {*changes} <= names
     lines = [f"{name} = {value!r}" for name, value in changes.items()]
