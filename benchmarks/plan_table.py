@@ -35,11 +35,12 @@ def policy(plan):
 
 
 NOTES = """\
-* Compiled until buffers are assigned, so that the size of the code is not in the total.
-* Our programs ask for a reduce-scatter of gradients. The compilers of v5e, v5p and v6e make an
-  all-reduce and a slice of it, also of an explicit `psum_scatter`; on 256 chips, where parts
-  are smaller than a tile, they make all-reduces of the all-gathers too. That is more traffic:
-  "MFU at most" counts it."""
+* Compiled until buffers are assigned, so that the size of the code is not in the total; the
+  H100's program is compiled whole.
+* Our programs ask for a reduce-scatter of gradients, which the compiler of the H100 makes.
+  Those of v5e, v5p and v6e make an all-reduce and a slice of it, also of an explicit
+  `psum_scatter`; on 256 chips, where parts are smaller than a tile, they make all-reduces of
+  the all-gathers too. That is more traffic: "MFU at most" counts it."""
 LOOP = (
     "`--unrolled` compiles the same blocks, recomputed as well, one after the other; code: "
     "with\n`--whole`. CPU seconds are those of tracing and compiling, which other work "

@@ -191,7 +191,8 @@ def as_stored(name: str, gradient: Array) -> Array:
 
     First it is placed as the parameter is used. Without that the partitioner may compute
     one part of the gradient on each chip, for which it gathers the rows of the whole
-    batch. XLA makes one reduce-scatter of the sum and the slice.
+    batch. XLA makes one reduce-scatter of the sum and the slice for GPUs; for TPUs (libtpu
+    0.0.42) it keeps both, as it does for `psum_scatter`: see benchmarks/results/plan.md.
     """
     return _place_parameter(name, as_used(name, gradient), without=())
 
