@@ -7,12 +7,12 @@ Prints  one JSON line: best and median seconds of each, their ratio (theirs / ou
         this machine, memory. The weights and the batch are the same. It reports nothing
         where the losses of the first examples differ by more than 1e-4 in float32. Both
         compile at the same time, so compile seconds are those of a busy machine.
-Programs: mae, distill, mlm, finetune, contrast, features; sizes Ti, S, B, L of a ViT/16 at
-        224 pixels, B and L of BERT with --program=mlm, 50 of a ResNet with finetune. No
-        dropout and no input pipeline. On a CPU torch runs as transformers loads it (sdpa)
-        unless --compile is given; on a GPU --compile and --dtype=bfloat16 (autocast) are its
-        best. --together=FOLDER,COUNT: COUNT such processes compile first, then measure one
-        after the other; see on_gpu.sh.
+Programs: mae, distill, mlm, finetune, contrast, features, and glad, which has no reference
+        and is measured alone; sizes Ti, S, B, L of a ViT/16 at 224 pixels, B and L of BERT
+        with --program=mlm, 50 of a ResNet with finetune. No dropout and no input pipeline.
+        On a CPU torch runs as transformers loads it (sdpa) unless --compile is given; on a
+        GPU --compile and --dtype=bfloat16 (autocast) are its best. --together=FOLDER,COUNT:
+        COUNT such processes compile first, then measure one after the other; see on_gpu.sh.
 """
 
 import fcntl
@@ -185,7 +185,7 @@ def main(_):
     sides = {"ours": steps_ours.make(name, setting)}
     options = dict(compiles=_COMPILE.value, channels_last=_LAST.value)
     settings = dict(options, malloc=_MALLOC.value)
-    if _REFERENCE.value:
+    if _REFERENCE.value and name in steps_theirs.MODULES:
         reference = (name, sides["ours"], setting.dtype)
         sides["theirs"] = steps_theirs.Theirs(*reference, **options)
     losses = check_losses(sides)

@@ -136,12 +136,17 @@ KINDS = {
     "finetune": Kind(
         *("classify", labelled_images, fa.defaults.classify, _FINETUNE, _LABELS)
     ),
+    "glad": Kind(*("classify", labelled_images, fa.defaults.glad, _FINETUNE, _LABELS)),
     "contrast": Kind(
         *("contrast", two_views, fa.defaults.contrast, _PRETRAIN),
         dict(projector=HEADS),
     ),
     "features": Kind("encoder", labelled_images, None, None, {}),
 }
+
+
+# Program -> the name of the encoder's parameters that its objective compares with.
+FROZEN = {"distill": "teacher", "glad": "start"}
 
 
 class Ours(NamedTuple):
@@ -176,6 +181,8 @@ def make(name, setting):
         arch = fa.models.bert_config("bert", setting.size)
     else:
         arch = image_arch(setting, kind.task)
+    if name == "glad":
+        arch = {**arch, "adaptor": fa.defaults.adaptor()}
     batch = kind.batch(setting)
     params = fresh(_build(arch, kind, "float32"), 0)
     if kind.objective is None:
@@ -212,18 +219,20 @@ def _features(arch, kind, batch, params, setting):
     return Ours(arch, "encoder", batch, params, {}, loss, step, wait, products)
 
 
-def _teacher(name, arch):
-    """Returns the parameters of another encoder, {} where the objective has no teacher."""
-    if name != "distill":
+def _frozen(name, arch):
+    """Returns {name of FROZEN: parameters of another encoder}, {} for other programs."""
+    if name not in FROZEN:
         return {}
     fields = dict(dropout=0.0, drop_path=0.0, pooling="cls", num_classes=0)
-    model = fa.models.build(arch, "encoder", dtype="float32", **fields)
-    return fresh(model, 1)
+    plain = {**arch, "adaptor": None}
+    model = fa.models.build(plain, "encoder", dtype="float32", **fields)
+    return {FROZEN[name]: fresh(model, 1)}
 
 
 def _training(name, arch, kind, batch, stored, setting):
     dtype = setting.dtype
-    teacher = _teacher(name, arch)
+    frozen = _frozen(name, arch)
+    teacher = frozen.get("teacher", {})
     mesh = fa.make_mesh(dict(data=-1, fsdp=1, tensor=1))
     sections = ConfigDict(kind.objective()), ConfigDict(kind.optim())
     models = {each: _build(arch, kind, each) for each in ("float32", dtype)}
@@ -235,7 +244,6 @@ def _training(name, arch, kind, batch, stored, setting):
     carry = fa.objectives.build_carry(sections[0], STEPS, running)
     tx = fa.optim.build(sections[1], STEPS, params)
     train_step = fa.make_train_step(timed, tx, mesh, carry=carry)
-    frozen = {"teacher": teacher} if teacher else {}
     state = fa.create_state(params, tx, mesh, seed=0, frozen=frozen, carry=carry)
     drawn = {entry: rows for entry, rows in batch.items() if entry != kind.drawn}
     placed = fa.put_batch(drawn, mesh)
