@@ -26,7 +26,7 @@ from flax_adapt.experiment.measuring import watched
 from flax_adapt.stage import data as inputs
 from flax_adapt.stage import draws
 from flax_adapt.stage.stage import Stage
-from flax_adapt.train.gather import share_files
+from flax_adapt.train.gather import wait_for_files
 from flax_adapt.train.preemption import Preemption
 
 RECORD = "sweep.json"
@@ -86,7 +86,7 @@ def _try_all(
     _warn_of_edge(section, lr)
     if jax.process_index() == 0:
         logs.write_json(record, {"lr": lr, "metric": sweep.metric, "tried": tried})
-    share_files(f"sweep {section.name}")
+    wait_for_files(f"sweep {section.name}")
     return lr
 
 
