@@ -116,7 +116,7 @@ def write(plans_made, titles):
         "",
         f"`flax-adapt plan` of the methods at full size, compiled by {'; '.join(versions)}",
         "on CPU cores that other work shared, so compile seconds are high and uneven. bfloat16,",
-        "mesh data=1 fsdp=-1. [How to read it](../../docs/plan.md).",
+        "mesh data=1 fsdp=-1. How to read it: docs/plan.md.",
         "",
         *("| " + " | ".join(row) + " |" for row in table),
         "",
