@@ -24,7 +24,7 @@ def cells(plan, titles):
         yield f"{flops['analytic_per_example'] / 1e9:.1f}"
         yield f"{flops['compiled'] / flops['analytic']:.2f}"
         yield ", ".join(f"{row['count']} {kind}" for kind, row in kinds)
-        yield f"{plan['roofline']['mfu']:.0%}"
+        yield f"{plan['roofline']['mfu']:.0%}" if "roofline" in plan else ""
     yield f"{plan['compile_seconds']:.0f}" + (" with code" if plan["whole"] else "")
 
 
@@ -40,7 +40,8 @@ NOTES = """\
 * Our programs ask for a reduce-scatter of gradients, which the compiler of the H100 makes.
   Those of v5e, v5p and v6e make an all-reduce and a slice of it, also of an explicit
   `psum_scatter`; on 256 chips, where parts are smaller than a tile, they make all-reduces of
-  the all-gathers too. That is more traffic: "MFU at most" counts it."""
+  the all-gathers too. That is more traffic: "MFU at most" counts it.
+* Rows without MFU were compiled before a fault in its count was mended."""
 LOOP = (
     "`--unrolled` compiles the same blocks, recomputed as well, one after the other; code: "
     "with\n`--whole`. CPU seconds are those of tracing and compiling, which other work "
