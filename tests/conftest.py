@@ -35,7 +35,7 @@ for variable, value in ENVIRONMENT.items():
 import jax
 import pytest
 from hypothesis import settings
-from support import depth
+from support import depth, storages
 
 OLDER = jax.version.__version_info__ < (0, 11)
 # Most time goes into LLVM: loops that XLA writes itself, in one piece, compile fastest.
@@ -205,3 +205,15 @@ def main(capsys):
     log = logging.getLogger("flax_adapt")
     log.handlers.clear()
     log.propagate = True
+
+
+@pytest.fixture(params=storages.KINDS)
+def storage(request, monkeypatch, tmp_path):
+    """The address of an empty folder on each kind of storage."""
+    return storages.start(request.param, monkeypatch, tmp_path)
+
+
+@pytest.fixture
+def file_storage(monkeypatch, tmp_path):
+    """The address of an empty folder that stands for a storage."""
+    return storages.start("file", monkeypatch, tmp_path)

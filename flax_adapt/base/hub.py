@@ -181,7 +181,7 @@ def weights_path(text: str | os.PathLike[str]) -> Path:
     if str(text).startswith("hf://"):
         return fetch_weights(str(text)).folder
     if addresses.is_address(text):
-        return copies.fetch_weights(str(addresses.parse(text)))
+        return copies.fetch_weights(addresses.parse(text))
     path = user_path(text)
     if path.exists() or parse_name(str(text)) is None:
         return path

@@ -32,14 +32,14 @@ def user_path(text: str | os.PathLike[str]) -> Path:
     there is nothing, or that cannot be read.
     """
     if addresses.is_address(text):
-        return copies.fetch(str(addresses.parse(text)))
+        return copies.fetch(addresses.parse(text))
     return Path(expand_user(text))
 
 
 def user_pattern(pattern: str) -> list[str]:
     """Returns the files that match a pattern with * and ?; of addresses, their copies."""
     if addresses.is_address(pattern):
-        return copies.fetch_matching(pattern)
+        return copies.fetch_matching(addresses.parse(pattern))
     return glob.glob(expand_user(pattern))
 
 

@@ -32,7 +32,7 @@ def open_workdir(text: str, *, continues: bool) -> Iterator[Path]:
         )
     is_first = jax.process_index() == 0
     with workdirs.open_address(
-        text, is_writer=is_first, reads_checkpoints=continues
+        address, is_writer=is_first, reads_checkpoints=continues
     ) as folder:
         yield folder
 

@@ -129,7 +129,9 @@ def _fetch_folder(name: str, root: addresses.Address) -> "epath.Path":
     from etils import epath
 
     ending = f"/{INFO}"
-    found = [n.removesuffix(ending) for n in store.list_objects(root) if ending in n]
+    found = [
+        n.removesuffix(ending) for n in store.list_objects(root) if n.endswith(ending)
+    ]
     folders = [epath.Path(folder) for folder in found]
     wanted = epath.Path(name.replace(":", "/"))
     versions = [f for f in folders if f.parent == wanted and VERSION.fullmatch(f.name)]

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 
 from flax_adapt.base.errors import UserError
+from flax_adapt.base.remote import workdirs
 from flax_adapt.experiment import forgetting, handover, held_out, timing
 from flax_adapt.experiment.timing import Cost
 from flax_adapt.plan import plans
@@ -21,7 +22,7 @@ from flax_adapt.stage import programs
 from flax_adapt.train import optim
 from flax_adapt.train.preemption import Preemption
 
-FOLDER = "timing"
+FOLDER = workdirs.TIMING
 # The share of a budget that is planned for; the rest is for what was not timed (ours).
 PLANNED = 0.95
 # The share of the time for steps that fine-tuning takes at most (ours).

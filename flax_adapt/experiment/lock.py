@@ -15,18 +15,15 @@ import json
 import logging
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from flax_adapt.base import file_locks
 from flax_adapt.base.errors import UserError
 from flax_adapt.base.remote import workdirs
-
-if sys.platform != "win32":  # on Windows the file is watched instead
-    import fcntl
 
 FILE = workdirs.LOCK
 BEAT_SECONDS, WATCH_SECONDS = 5.0, 20.0
@@ -51,7 +48,7 @@ def hold(workdir: Path) -> Iterator[None]:
 
 
 def _acquire(workdir: Path, path: Path, file: IO[str]) -> None:
-    locked, owner = _flock(file), _read(file)
+    locked, owner = file_locks.attempt(file), _read(file)
     if locked is False:
         raise UserError(_in_use(workdir, owner))
     # The kernel knows the runs of this host, and those of others only where flock works
@@ -62,19 +59,6 @@ def _acquire(workdir: Path, path: Path, file: IO[str]) -> None:
     log.info("%s: watching whether its run on %s is alive", workdir, owner["host"])
     if _is_touched(path):
         raise UserError(_in_use(workdir, owner))
-
-
-def _flock(file: IO[str]) -> bool | None:
-    """Returns whether the file is locked now; None where there are no such locks."""
-    if sys.platform == "win32":
-        return None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None
-    return True
 
 
 def _is_touched(path: Path) -> bool:

@@ -88,35 +88,6 @@ def group_stages(config: Any) -> list[Kind]:
     return list(found.values())
 
 
-def plan_kind(
-    kind: Kind, hardware: Hardware, compiler: Compiler | None = None
-) -> dict[str, Any]:
-    """Returns the plan of a kind of stages as JSON values; docs/plan.md explains them.
-
-    compiler: see `compile_step`, which it is by default.
-    Raises UserError where config and topology do not fit.
-    """
-    stage = kind.stage
-    mesh = sharding.make_mesh(stage.experiment.mesh, hardware.devices)
-    described = shapes.describe(stage, mesh, hardware.num_classes)
-    begun = time.perf_counter()
-    step = described.program.make_step(mesh)
-    lowered = step.lower(described.state, described.batch)
-    compiled, used = (compiler or compile_step)(
-        lowered, hardware.topology.chip.platform
-    )
-    seconds = time.perf_counter() - begun
-    module = None if compiled is None else hlo.parse(compiled.as_text())
-    return {
-        **_head(kind, described, hardware),
-        "memory": _memory(compiled, used, hardware),
-        "compile_seconds": seconds,
-        **(_measured(described, module, kind, hardware) if module else {}),
-        "warnings": notes.list_warnings(described, module, hardware.topology),
-        "assumed": list(described.assumed),
-    }
-
-
 def compile_step(lowered: Any, platform: str) -> tuple[Any, int]:
     """Returns (the program, 0), or (None, bytes that it would need) where it does not fit."""
     options: list[Any] = [None, gpu.WITHOUT_TRITON] if platform == "cuda" else [None]
@@ -129,6 +100,33 @@ def compile_step(lowered: Any, platform: str) -> tuple[Any, int]:
             if option is options[-1]:
                 raise
     raise AssertionError("the last way to compile returns or raises")
+
+
+def plan_kind(
+    kind: Kind, hardware: Hardware, compiler: Compiler = compile_step
+) -> dict[str, Any]:
+    """Returns the plan of a kind of stages as JSON values; docs/plan.md explains them.
+
+    compiler: does what `compile_step` does.
+    Raises UserError where config and topology do not fit.
+    """
+    stage = kind.stage
+    mesh = sharding.make_mesh(stage.experiment.mesh, hardware.devices)
+    described = shapes.describe(stage, mesh, hardware.num_classes)
+    begun = time.perf_counter()
+    step = described.program.make_step(mesh)
+    lowered = step.lower(described.state, described.batch)
+    compiled, used = compiler(lowered, hardware.topology.chip.platform)
+    seconds = time.perf_counter() - begun
+    module = None if compiled is None else hlo.parse(compiled.as_text())
+    return {
+        **_head(kind, described, hardware),
+        "memory": _memory(compiled, used, hardware),
+        "compile_seconds": seconds,
+        **(_measured(described, module, kind, hardware) if module else {}),
+        "warnings": notes.list_warnings(described, module, hardware.topology),
+        "assumed": list(described.assumed),
+    }
 
 
 def _needed(text: str) -> int:

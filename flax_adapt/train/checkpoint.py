@@ -187,12 +187,10 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _room(self) -> Iterator[None]:
-        remote = store.say_in_one_line(self._folder)
+        say = store.say_in_one_line if workdirs.is_open() else contextlib.nullcontext
         try:
-            with remote if workdirs.is_open() else contextlib.nullcontext():
+            with say(self._folder):
                 yield
-        except UserError:
-            raise
         except Exception as error:
             problem = errors.full_disk(error)
             if problem is None:

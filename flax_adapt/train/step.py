@@ -179,20 +179,6 @@ class CompiledStep:
         return self.update.lower(state.replace(frozen={}), state.frozen, batch, more)
 
 
-def lower_train_step(
-    state: TrainState,
-    batch: Batch,
-    loss_fn: LossFn,
-    tx: optax.GradientTransformation,
-    mesh: Mesh,
-    accum_steps: int = 1,
-    carry: Carry = NOTHING_CARRIED,
-) -> jax.stages.Lowered:
-    """Returns the program of `make_train_step` before compilation, see `CompiledStep.lower`."""
-    step = CompiledStep(jit_update(loss_fn, tx, mesh, accum_steps, carry))
-    return step.lower(state, batch)
-
-
 def jit_update(
     loss_fn: LossFn,
     tx: optax.GradientTransformation,

@@ -19,16 +19,6 @@ from flax_adapt.data.images import folder as folders
 IMAGES = {"image_size": 8, "split_field": "split"}
 
 
-@pytest.fixture(params=storages.KINDS)
-def root(request, monkeypatch, tmp_path):
-    return storages.start(request.param, monkeypatch, tmp_path)
-
-
-@pytest.fixture
-def of_files(monkeypatch, tmp_path):
-    return storages.start("file", monkeypatch, tmp_path)
-
-
 def image_sets(path):
     """SCHEME -> what follows its colon, below `path`."""
     tiny_files.image_folder(path / "images", train=3, test=1)
@@ -84,9 +74,9 @@ def assert_same(ours, theirs):
     jax.tree.map(np.testing.assert_array_equal, ours[2], theirs[2])
 
 
-def test_images_of_every_kind_are_those_of_a_folder(root, tmp_path):
+def test_images_of_every_kind_are_those_of_a_folder(storage, tmp_path):
     sets = image_sets(tmp_path / "sets")
-    address = storages.put(tmp_path / "sets", root)
+    address = storages.put(tmp_path / "sets", storage)
     for scheme, place in sets.items():
         names, *remote = open_all(f"{scheme}:{address}/{place}")
         names = [name.replace(address, f"{tmp_path}/sets") for name in names]
@@ -95,7 +85,7 @@ def test_images_of_every_kind_are_those_of_a_folder(root, tmp_path):
 
 
 @pytest.mark.parametrize("scheme", ["jsonl", "csv", "text"])
-def test_texts_are_those_of_a_file(of_files, tmp_path, scheme):
+def test_texts_are_those_of_a_file(file_storage, tmp_path, scheme):
     lines = {
         "jsonl": ['{"text": "one two", "label": "a"}', '{"text": "six", "label": "b"}'],
         "csv": ["text,label", "one two,a", "six,b"],
@@ -103,7 +93,7 @@ def test_texts_are_those_of_a_file(of_files, tmp_path, scheme):
     }[scheme]
     file = tmp_path / f"x.{scheme}"
     file.write_text("\n".join(lines))
-    address = storages.put(file, f"{of_files}/{file.name}")
+    address = storages.put(file, f"{file_storage}/{file.name}")
     config = {"split": "train", "label_field": "label", "label_kind": "class"}
     config |= {"text_fields": ("text",), "modality": "text", "classes": ()}
     config = config | ({"label_field": ""} if scheme == "text" else {})
@@ -117,9 +107,9 @@ def test_texts_are_those_of_a_file(of_files, tmp_path, scheme):
     assert found[0].names[1] == found[1].names[1]
 
 
-def test_weights_are_equal_bit_for_bit(root, tmp_path):
+def test_weights_are_equal_bit_for_bit(storage, tmp_path):
     local = tiny_files.mae_folder(tmp_path / "mae")
-    address = storages.put(local, f"{root}/mae")
+    address = storages.put(local, f"{storage}/mae")
     for path in (local, address, f"{address}/"):
         config, params, _ = weights.load(path, "mae", pooling=None)
         if path is local:
@@ -128,27 +118,27 @@ def test_weights_are_equal_bit_for_bit(root, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, params, expected[1])
 
 
-def test_texts_and_their_tokenizer_come_with_the_weights(of_files, tmp_path):
+def test_texts_and_their_tokenizer_come_with_the_weights(file_storage, tmp_path):
     local = tiny_files.bert_folder(tmp_path / "bert")
-    address = storages.put(local, f"{of_files}/bert")
+    address = storages.put(local, f"{file_storage}/bert")
     words = [data.open_tokenizer(path).rust.get_vocab() for path in (local, address)]
     assert words[0] == words[1]
 
 
-def test_a_workdir_is_no_weights_and_is_not_copied(of_files, tmp_path):
+def test_a_workdir_is_no_weights_and_is_not_copied(file_storage, tmp_path):
     (tmp_path / "run" / "stages" / "one").mkdir(parents=True)
     (tmp_path / "run" / "stages" / "one" / "result.json").write_text("{}")
-    address = storages.put(tmp_path / "run", f"{of_files}/run")
+    address = storages.put(tmp_path / "run", f"{file_storage}/run")
     with pytest.raises(UserError, match="is the workdir of a run; give its stages"):
         weights.load(address, "mae", pooling=None)
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_missing_image_is_counted_as_in_a_folder(of_files, tmp_path):
+def test_a_missing_image_is_counted_as_in_a_folder(file_storage, tmp_path):
     tiny_files.image_folder(tmp_path / "set", train=2, test=0)
     rows = [f"train/ant/{n}.png,ant" for n in (0, 1, 2)]
     (tmp_path / "set" / "all.csv").write_text("\n".join(["image,label", *rows]))
-    address = storages.put(tmp_path / "set", f"{of_files}/set")
+    address = storages.put(tmp_path / "set", f"{file_storage}/set")
     section = ConfigDict(
         {**tiny.digits(), **IMAGES, "source": f"csv:{address}/all.csv"}
     )
@@ -158,9 +148,11 @@ def test_a_missing_image_is_counted_as_in_a_folder(of_files, tmp_path):
     assert len(examples.bad_files) == 1
 
 
-def test_the_split_of_an_address_is_found_and_its_typo_is_one_line(of_files, tmp_path):
+def test_the_split_of_an_address_is_found_and_its_typo_is_one_line(
+    file_storage, tmp_path
+):
     tiny_files.image_folder(tmp_path / "set", train=1, test=1)
-    address = storages.put(tmp_path / "set", f"{of_files}/set")
+    address = storages.put(tmp_path / "set", f"{file_storage}/set")
     section = ConfigDict({**tiny.digits(), **IMAGES, "split": "tset"})
     with pytest.raises(UserError, match="has no such folder; it has") as caught:
         folders.open_folder(address, section)

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from flax_adapt.base import file_locks
 from flax_adapt.base.errors import UserError
 from flax_adapt.experiment import lock
 
@@ -82,7 +83,7 @@ def test_a_run_that_was_killed_leaves_no_lock(tmp_path):
 @pytest.mark.parametrize("locks_work", [True, False])
 def test_a_lock_of_another_host_is_watched(tmp_path, monkeypatch, locks_work):
     if not locks_work:
-        monkeypatch.setattr(lock, "_flock", lambda file: None)
+        monkeypatch.setattr(file_locks, "attempt", lambda file: None)
     file, stop = tmp_path / lock.FILE, threading.Event()
     file.write_text(owner(host="elsewhere", pid=7))
     beat = threading.Thread(target=lock._beat, args=(file, stop))

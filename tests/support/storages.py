@@ -89,6 +89,15 @@ def start(kind, monkeypatch, tmp_path):
     return f"{kind}://{BUCKET}/{tmp_path.name}"
 
 
+def write(folder, **files):
+    """Writes files, with __ for each / of their names; returns the folder."""
+    for name, text in files.items():
+        path = folder / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
 def put(folder, address):
     """Copies a folder or file to an address, which is returned."""
     folder = Path(folder)

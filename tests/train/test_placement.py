@@ -65,7 +65,7 @@ def lower(name, mesh, accum_steps=1):
     loss_fn = objectives.build(objective, model)
     batch = sharding.put_batch(batch_of(name), mesh)
     how = (loss_fn, tx, mesh, accum_steps, carry)
-    return steps.lower_train_step(state, batch, *how)
+    return steps.make_train_step(*how).lower(state, batch)
 
 
 def whole_batches(program, rows):

@@ -5,6 +5,7 @@ s3://BUCKET/KEY     S3, and what speaks its protocol
 file:///FOLDER      a mounted share, read and written as if it were an object store
 """
 
+import hashlib
 import logging
 import os
 import re
@@ -23,19 +24,21 @@ class Scheme(NamedTuple):
     """A kind of storage.
 
     package, extra: what reads and writes it, and what of ours installs that; "": nothing
-    is needed. has_checkpoints: Orbax writes there itself, all processes together; else
-    checkpoints are written to a disk, and copied.
+    is needed. names: what fsspec calls it, if it keeps lists of it. has_checkpoints: Orbax
+    writes there itself, all processes together; else checkpoints are written to a disk, and
+    copied.
     """
 
     package: str
     extra: str
+    names: tuple[str, ...]
     has_checkpoints: bool
 
 
 SCHEMES = {
-    "gs": Scheme("gcsfs", "gs", True),
-    "s3": Scheme("s3fs", "s3", False),
-    "file": Scheme("", "", False),
+    "gs": Scheme("gcsfs", "gs", ("gs", "gcs"), True),
+    "s3": Scheme("s3fs", "s3", ("s3",), False),
+    "file": Scheme("", "", (), False),
 }
 
 
@@ -47,6 +50,11 @@ class Address(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.path}"
+
+    @property
+    def digest(self) -> str:
+        """The name of files that belong to an address, such as locks."""
+        return hashlib.sha256(str(self).encode()).hexdigest()[:16]
 
     def join(self, name: str) -> "Address":
         return Address(self.scheme, f"{self.path.rstrip('/')}/{name}")

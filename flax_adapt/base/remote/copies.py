@@ -9,21 +9,16 @@ within a run.
 
 import contextlib
 import functools
-import hashlib
 import logging
 import os
 import posixpath
-import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 
-from flax_adapt.base import caches
+from flax_adapt.base import caches, file_locks
 from flax_adapt.base.errors import UserError
 from flax_adapt.base.remote import addresses, store
 from flax_adapt.base.remote.addresses import Address
-
-if sys.platform != "win32":  # on Windows two processes fetch the same files, each whole
-    import fcntl
 
 log = logging.getLogger(__name__)
 _STAGES = "stages/"
@@ -35,13 +30,12 @@ def root() -> Path:
 
 
 @functools.cache
-def fetch(text: str) -> Path:
+def fetch(address: Address) -> Path:
     """Returns the copy of a folder or of an object, brought up to date.
 
     Objects that are gone are deleted from the copy of a folder. Raises UserError where
     there is nothing, and for whatever hinders reading it.
     """
-    address = addresses.parse(text)
     wanted = store.list_objects(address)
     if not wanted:
         raise UserError(f"{address}: there is no such object or folder")
@@ -49,23 +43,22 @@ def fetch(text: str) -> Path:
 
 
 @functools.cache
-def fetch_weights(text: str) -> Path:
+def fetch_weights(address: Address) -> Path:
     """Returns the copy of a folder or file of weights; see `fetch`.
 
     With the checkpoint of a run comes the config.json of its workdir. Raises UserError for
     a workdir, which may hold much.
     """
-    address = addresses.parse(text)
     if any(name.startswith(_STAGES) for name in store.list_objects(address)):
         raise UserError(
             f"{address}: is the workdir of a run; give its stages/NAME/export, or "
             "stages/NAME/checkpoints"
         )
-    workdir, in_run, _ = str(address).rpartition(f"/{_STAGES}")
+    workdir, in_run, _ = address.path.rpartition(f"/{_STAGES}")
     if in_run:
         with contextlib.suppress(UserError):  # the reader says that it is missing
-            fetch(f"{workdir}/config.json")
-    return fetch(str(address))
+            fetch(Address(address.scheme, f"{workdir}/config.json"))
+    return fetch(address)
 
 
 def forget() -> None:
@@ -96,10 +89,9 @@ def fetch_beside(folder: Path, names: Collection[str]) -> None:
     update_copy(address, {n: there[n] for n in wanted}, root(), deletes=False)
 
 
-def fetch_matching(pattern: str) -> list[str]:
+def fetch_matching(pattern: Address) -> list[str]:
     """Returns the copies of the objects that match a pattern with * and ?."""
-    found = store.find_matching(addresses.parse(pattern))
-    return [str(fetch(str(address))) for address in found]
+    return [str(fetch(address)) for address in store.find_matching(pattern)]
 
 
 def update_copy(
@@ -110,15 +102,16 @@ def update_copy(
     deletes: other files in it are deleted.
     """
     target = address.copy_in(folder)
-    name = hashlib.sha256(str(address).encode()).hexdigest()[:16]
-    with hold(folder / "locks" / name):
+    locks = folder / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with file_locks.hold(locks / address.digest):
         if deletes:
             _delete_others(target, wanted)
         old = {n: e for n, e in wanted.items() if store.Entry.of_file(target / n) != e}
         if old:
             size = sum(entry.size for entry in old.values())
             log.info("%s: fetching %d files, %.3g MB", address, len(old), size / 1e6)
-            store.download(address, old, target, folder / "parts" / name)
+            store.download(address, old, target, folder / "parts" / address.digest)
     return target
 
 
@@ -142,14 +135,3 @@ def list_files(folder: Path) -> list[str]:
         for here, _, names in os.walk(folder)
         for name in names
     ]
-
-
-@contextlib.contextmanager
-def hold(path: Path) -> Iterator[None]:
-    """Waits for the lock of a file, which processes of this machine share."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
-        if sys.platform != "win32":
-            with contextlib.suppress(OSError):  # a file system without locks
-                fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -82,9 +82,8 @@ def open_storage(address: Address) -> Any:
     import fsspec
 
     # Others write, too: Orbax's TensorStore, other hosts. epath has file systems of its own.
-    for name in {address.scheme, *(("gcs",) if address.scheme == "gs" else ())}:
-        if scheme.package:
-            fsspec.config.conf.setdefault(name, {})["use_listings_cache"] = False
+    for name in scheme.names:
+        fsspec.config.conf.setdefault(name, {})["use_listings_cache"] = False
     # It logs a traceback for each error that it tries again after.
     logging.getLogger(scheme.package or "fsspec").setLevel(logging.CRITICAL)
     with say_in_one_line(address):

@@ -12,31 +12,26 @@ is used again, so that only what has changed since is read.
 """
 
 import contextlib
-import hashlib
 import logging
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Any
 
-from flax_adapt.base import caches
+from flax_adapt.base import caches, file_locks
 from flax_adapt.base.errors import UserError
 from flax_adapt.base.remote import addresses, copies, store
 from flax_adapt.base.remote.addresses import SCHEMES, Address
 
-if sys.platform != "win32":
-    import fcntl
-
 log = logging.getLogger(__name__)
 LOCK = "lock.json"  # of `experiment.lock`: it is of this machine alone
-_CHECKPOINTS, _UNFINISHED = (
-    {"checkpoints", "damaged_checkpoints"},
-    ".orbax-checkpoint-tmp",
+TIMING = (
+    "timing"  # of `experiment.budget`: short runs on this machine, which are deleted
 )
+_CHECKPOINTS = {"checkpoints", "damaged_checkpoints"}
+_UNFINISHED = ".orbax-checkpoint-tmp"
 _WHOLE = "_CHECKPOINT_METADATA"  # Orbax writes it last
-_OF_THIS_MACHINE = "timing"  # of `experiment.budget`: short runs, which are deleted
 _REPLACED = {*_CHECKPOINTS, "export"}
 # Files that mark others as complete are written in this order, after all others.
 _MARKS = ("config.json", _WHOLE, "result.json", "results.json")
@@ -118,7 +113,7 @@ class Workdir:
         """Returns whether a file is stored: not a lock, nor what is still being written."""
         parts = PurePosixPath(name).parts
         is_whole = not any(p.startswith(".") or _UNFINISHED in p for p in parts)
-        is_own = name != LOCK and parts[0] != _OF_THIS_MACHINE
+        is_own = name != LOCK and parts[0] != TIMING
         return is_whole and is_own and self._is_copied(name)
 
     def settle(self) -> None:
@@ -150,14 +145,13 @@ def _rank(name: str) -> int:
 
 @contextlib.contextmanager
 def open_address(
-    text: str, *, is_writer: bool, reads_checkpoints: bool
+    address: Address, *, is_writer: bool, reads_checkpoints: bool
 ) -> Iterator[Path]:
     """Yields the local copy of a workdir on remote storage; in the end it is written back.
 
     Raises UserError where the storage cannot be read or written; then nothing is left here
     of a workdir that was not here before.
     """
-    address = addresses.parse(text)
     with _hold_free_folder(address) as folder:
         workdir = Workdir(
             address, folder, is_writer=is_writer, reads_checkpoints=reads_checkpoints
@@ -189,25 +183,12 @@ def _finish(workdir: Workdir) -> None:
 def _hold_free_folder(address: Address) -> Iterator[Path]:
     """Yields the first folder of copies where no other process has this workdir open."""
     root = caches.user_folder(addresses.WORKDIRS)
-    name = hashlib.sha256(str(address).encode()).hexdigest()[:16]
     (root / "locks").mkdir(parents=True, exist_ok=True)
     for number in range(10**6):
-        with (root / "locks" / f"{name}-{number}").open("ab") as file:
-            if _lock(file):
+        with (root / "locks" / f"{address.digest}-{number}").open("ab") as file:
+            if file_locks.attempt(file) is not False:
                 yield root / str(number)
                 return
-
-
-def _lock(file: IO[Any]) -> bool:
-    if sys.platform == "win32":
-        return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        return True
-    return True
 
 
 def lock_file(workdir: Path) -> Path:
@@ -217,8 +198,8 @@ def lock_file(workdir: Path) -> Path:
     """
     for one in _open:
         if one.folder == workdir:
-            name = hashlib.sha256(str(one.address).encode()).hexdigest()[:16]
-            return caches.user_folder(addresses.WORKDIRS) / "locks" / f"{name}.json"
+            locks = caches.user_folder(addresses.WORKDIRS) / "locks"
+            return locks / f"{one.address.digest}.json"
     return workdir / LOCK
 
 
@@ -251,7 +232,7 @@ def direct(folder: Path) -> Any:
             from etils import epath
 
             inside = folder.relative_to(one.folder)
-            if inside.parts[0] != _OF_THIS_MACHINE:
+            if inside.parts[0] != TIMING:
                 return epath.Path(str(one.address)) / inside
     return folder
 

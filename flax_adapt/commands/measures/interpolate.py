@@ -3,8 +3,7 @@
 from typing import Any
 
 from flax_adapt.base import logs
-from flax_adapt.base.remote import addresses
-from flax_adapt.commands.workdir import open_workdir
+from flax_adapt.commands.workdir import name_path, open_workdir
 from flax_adapt.experiment import interpolate as interpolation
 from flax_adapt.experiment import recipe
 from flax_adapt.train import precision
@@ -23,6 +22,6 @@ def interpolate(
     for name, values in best["on_the_other_half"].items():
         said = ", ".join(f"{metric} {value:.4f}" for metric, value in values.items())
         print(f"on the other half of the test examples: {name} {said}")
-    print(f"results: {addresses.restore(str(folder / interpolation.RECORD))}")
+    print(f"results: {name_path(folder / interpolation.RECORD)}")
     if export:
         print(f"model:   {best['export']}")

@@ -7,16 +7,12 @@ import importlib.metadata
 import logging
 import os
 import platform
-import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from flax_adapt.data import base, fingerprint
-
-if sys.platform != "win32":
-    import fcntl
 
 log = logging.getLogger(__name__)
 
@@ -110,16 +106,6 @@ def write_shard(path: Path, keys: list[bytes], squares: Iterable[bytes]) -> None
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def hold_lock(root: Path) -> Iterator[None]:
-    """Lets one process of this machine write at a time, where the file system has locks."""
-    with open(root / "lock", "ab") as file:
-        if sys.platform != "win32":
-            with contextlib.suppress(OSError):
-                fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def delete_unfinished(folder: Path) -> None:

@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from flax_adapt.base import caches
+from flax_adapt.base import caches, file_locks
 from flax_adapt.data import base, fingerprint
 from flax_adapt.data.images import levels, square_files
 from flax_adapt.data.images.square_files import ENDING, KEY_BYTES, Shard
@@ -162,7 +162,7 @@ class Squares:
         with self._write_lock:
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
-                with square_files.hold_lock(self._root):
+                with file_locks.hold(self._root / "lock"):
                     self._write_new(keys)
             except (OSError, RuntimeError) as error:  # RuntimeError: of array_record
                 self._stop(str(error))

@@ -12,24 +12,6 @@ from flax_adapt.base.paths import user_path, user_pattern
 from flax_adapt.base.remote import addresses, copies, store
 
 
-@pytest.fixture(params=storages.KINDS)
-def root(request, monkeypatch, tmp_path):
-    return storages.start(request.param, monkeypatch, tmp_path)
-
-
-@pytest.fixture
-def of_files(monkeypatch, tmp_path):
-    return storages.start("file", monkeypatch, tmp_path)
-
-
-def make(folder, **files):
-    for name, text in files.items():
-        path = folder / name.replace("__", "/")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return folder
-
-
 def read(folder):
     return {name: (folder / name).read_text() for name in copies.list_files(folder)}
 
@@ -44,31 +26,36 @@ def fetch(address):
     return user_path(address)
 
 
-def test_a_folder_is_copied_as_it_is_and_again_when_it_changes(root, tmp_path, caplog):
-    source = make(tmp_path / "s", a="1", b__c="22", b__e="")
-    address = storages.put(source, f"{root}/set")
+def test_a_folder_is_copied_as_it_is_and_again_when_it_changes(
+    storage, tmp_path, caplog
+):
+    source = storages.write(tmp_path / "s", a="1", b__c="22", b__e="")
+    address = storages.put(source, f"{storage}/set")
     assert read(fetch(address)) == read(source) == {"a": "1", "b/c": "22", "b/e": ""}
     assert read(fetch(f"{address}/b")) == {"c": "22", "e": ""}
     assert fetch(f"{address}/a").read_text() == "1"
     with caplog.at_level(logging.INFO, "flax_adapt"):
         assert read(fetch(address)) == read(source)
     assert not ours(caplog)  # nothing was fetched twice
-    storages.put(make(tmp_path / "t", a="9", b__d="4"), address)  # of the same size
+    of_same_size = storages.write(tmp_path / "t", a="9", b__d="4")
+    storages.put(of_same_size, address)
     store.delete(addresses.parse(address), ["b/c", "b/e"])
     assert read(fetch(address)) == {"a": "9", "b/d": "4"}
 
 
-def test_a_pattern_finds_objects(root, tmp_path):
-    address = storages.put(make(tmp_path / "s", a_1="1", a_2="2", b_1="3"), root)
+def test_a_pattern_finds_objects(storage, tmp_path):
+    address = storages.put(
+        storages.write(tmp_path / "s", a_1="1", a_2="2", b_1="3"), storage
+    )
     found = user_pattern(f"{address}/a_*")
     assert sorted(Path(path).read_text() for path in found) == ["1", "2"]
     assert user_pattern(f"{address}/c_*") == []
 
 
-def test_what_is_not_there_is_one_line_and_leaves_nothing(root, tmp_path):
+def test_what_is_not_there_is_one_line_and_leaves_nothing(storage, tmp_path):
     with pytest.raises(UserError, match="there is no such object or folder") as caught:
-        user_path(f"{root}/none")
-    assert str(caught.value).startswith(f"{root}/none: ")
+        user_path(f"{storage}/none")
+    assert str(caught.value).startswith(f"{storage}/none: ")
     assert not (tmp_path / "cache").exists()
 
 
@@ -85,7 +72,7 @@ def test_a_missing_bucket_is_one_line_and_leaves_nothing(kind, monkeypatch, tmp_
 def test_without_its_package_a_scheme_names_the_extra(kind, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=rf"pip install 'flax-adapt\[{kind}\]'"):
-        copies.fetch.__wrapped__(f"{kind}://bucket/a")
+        copies.fetch.__wrapped__(addresses.parse(f"{kind}://bucket/a"))
 
 
 @pytest.mark.parametrize("address", ["az://b/x", "http://b/x", "gss://b/x"])
@@ -111,9 +98,9 @@ def test_an_address_needs_a_bucket_and_stays_in_it(address):
     ],
 )
 def test_errors_of_the_storage_are_one_line(
-    of_files, tmp_path, monkeypatch, error, said
+    file_storage, tmp_path, monkeypatch, error, said
 ):
-    address = storages.put(make(tmp_path / "s", a="1"), of_files)
+    address = storages.put(storages.write(tmp_path / "s", a="1"), file_storage)
     storage = store.open_storage(addresses.parse(address))
 
     def fail(*_, **__):
@@ -127,11 +114,13 @@ def test_errors_of_the_storage_are_one_line(
 
 
 def test_a_copy_that_breaks_off_leaves_the_files_that_are_whole(
-    of_files, tmp_path, monkeypatch
+    file_storage, tmp_path, monkeypatch
 ):
-    address = storages.put(make(tmp_path / "s", a="old", b="old"), of_files)
+    address = storages.put(
+        storages.write(tmp_path / "s", a="old", b="old"), file_storage
+    )
     folder = fetch(address)
-    storages.put(make(tmp_path / "s", a="newer", b="newer"), address)
+    storages.put(storages.write(tmp_path / "s", a="newer", b="newer"), address)
     storage = store.open_storage(addresses.parse(address))
     whole = type(storage).get
 
@@ -149,11 +138,11 @@ def test_a_copy_that_breaks_off_leaves_the_files_that_are_whole(
     assert read(fetch(address)) == {"a": "newer", "b": "newer"}
 
 
-def test_processes_of_a_host_fetch_once(of_files, tmp_path, caplog):
-    address = storages.put(make(tmp_path / "s", a="1", b="2"), of_files)
-    once = copies.fetch.__wrapped__
+def test_processes_of_a_host_fetch_once(file_storage, tmp_path, caplog):
+    address = storages.put(storages.write(tmp_path / "s", a="1", b="2"), file_storage)
+    once, where = copies.fetch.__wrapped__, (addresses.parse(address),)
     with caplog.at_level(logging.INFO, "flax_adapt"):
-        threads = [threading.Thread(target=once, args=(address,)) for _ in range(4)]
+        threads = [threading.Thread(target=once, args=where) for _ in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -13,33 +13,28 @@ STEP = "stages/a/checkpoints/2"
 WHOLE = f"{STEP}/_CHECKPOINT_METADATA"
 
 
-@pytest.fixture(params=storages.KINDS)
-def address(request, monkeypatch, tmp_path):
-    return f"{storages.start(request.param, monkeypatch, tmp_path)}/run"
+@pytest.fixture
+def address(storage):
+    return f"{storage}/run"
 
 
 @pytest.fixture
-def of_files(monkeypatch, tmp_path):
-    return f"{storages.start('file', monkeypatch, tmp_path)}/run"
+def of_files(file_storage):
+    return f"{file_storage}/run"
 
 
 def opened(address, is_writer=True, reads_checkpoints=True):
     return workdirs.open_address(
-        address, is_writer=is_writer, reads_checkpoints=reads_checkpoints
+        addresses.parse(address),
+        is_writer=is_writer,
+        reads_checkpoints=reads_checkpoints,
     )
-
-
-def write(folder, **files):
-    for name, text in files.items():
-        path = folder / name.replace("__", "/")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
 
 
 def test_what_a_command_writes_the_next_one_finds_on_any_machine(address):
     with opened(address) as folder:
         assert folder.name == "run"
-        write(folder, a="1", stages__x__result="22")
+        storages.write(folder, a="1", stages__x__result="22")
         workdirs.push()
         with (folder / "a").open("a") as file:
             file.write("2")
@@ -57,14 +52,14 @@ def test_what_a_command_writes_the_next_one_finds_on_any_machine(address):
 def test_what_broke_off_is_as_it_was_stored(of_files):
     def break_off():
         with opened(of_files) as folder:
-            write(folder, a="1")
+            storages.write(folder, a="1")
             raise UserError("no")
 
     with pytest.raises(UserError, match="no"):
         break_off()
     assert storages.get(of_files) == {"a": b"1"}  # as in a folder
     with opened(of_files) as folder:
-        write(folder, a="2", b="2")
+        storages.write(folder, a="2", b="2")
         workdirs._open[0].is_writer = False  # as killed: nothing more is written
     with opened(of_files) as folder:
         assert (folder / "a").read_text() == "1"
@@ -79,7 +74,7 @@ def test_files_that_mark_others_as_complete_are_written_last(of_files, monkeypat
         lambda at, folder, names: waves.append(names) or upload(at, folder, names),
     )
     with opened(of_files) as folder:
-        write(
+        storages.write(
             folder,
             stages__a__result="",
             stages__a__export__model="",
@@ -94,7 +89,7 @@ def test_files_that_mark_others_as_complete_are_written_last(of_files, monkeypat
 
 def test_locks_and_what_is_still_being_written_stay_here(of_files):
     with opened(of_files) as folder:
-        write(folder, a="1")
+        storages.write(folder, a="1")
         for name in (
             "lock.json",
             ".a.part",
@@ -111,10 +106,10 @@ def test_a_checkpoint_is_read_whole_or_not_at_all(of_files):
     """Orbax marks a checkpoint as whole; a push that was killed wrote the mark last."""
     at = addresses.parse(of_files)
     with opened(of_files) as folder:
-        write(folder, **{f"{STEP.replace('/', '__')}__d": "1"})
+        storages.write(folder, **{f"{STEP.replace('/', '__')}__d": "1"})
     with opened(of_files) as folder:
         assert not (folder / STEP).exists()
-        write(
+        storages.write(
             folder,
             **{f"{STEP.replace('/', '__')}__d": "1", WHOLE.replace("/", "__"): ""},
         )
@@ -127,7 +122,7 @@ def test_a_checkpoint_is_read_whole_or_not_at_all(of_files):
 
 def test_who_reads_no_checkpoint_knows_that_there_is_one(of_files):
     with opened(of_files) as folder:
-        write(
+        storages.write(
             folder,
             **{WHOLE.replace("/", "__"): "", f"{STEP.replace('/', '__')}__d": "1"},
         )
@@ -140,19 +135,19 @@ def test_who_reads_no_checkpoint_knows_that_there_is_one(of_files):
 
 def test_other_files_are_not_deleted_where_the_copy_has_lost_them(of_files):
     with opened(of_files) as folder:
-        write(folder, a="1", stages__a__export__old="1")
+        storages.write(folder, a="1", stages__a__export__old="1")
     with opened(of_files) as folder:
         (folder / "a").unlink()
         (folder / "stages/a/export/old").unlink()
-        write(folder, stages__a__export__new="2")
+        storages.write(folder, stages__a__export__new="2")
     assert [*storages.get(of_files)] == ["a", "stages/a/export/new"]
 
 
 def test_other_processes_read_what_process_0_wrote(of_files):
     with opened(of_files) as first, opened(of_files, is_writer=False) as other:
         assert first != other  # each has a copy of its own
-        write(first, a="1")
-        write(other, b="1")
+        storages.write(first, a="1")
+        storages.write(other, b="1")
         workdirs.push()
         assert not (other / "a").exists()
         workdirs.pull()
@@ -202,7 +197,7 @@ def test_a_storage_that_cannot_be_written_is_said_before_anything_is_trained(
 
     def run():
         with opened(of_files) as folder:
-            write(folder, a="1")
+            storages.write(folder, a="1")
             workdirs.push()
 
     monkeypatch.setattr(store, "upload", refuse)
