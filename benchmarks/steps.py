@@ -8,11 +8,13 @@ Prints  one JSON line: best and median seconds of each, their ratio (theirs / ou
         where the losses of the first examples differ by more than 1e-4 in float32. Both
         compile at the same time, so compile seconds are those of a busy machine.
 Programs: mae, distill, mlm, finetune, contrast, features, and glad, which has no reference
-        and is measured alone; sizes Ti, S, B, L of a ViT/16 at 224 pixels, B and L of BERT
-        with --program=mlm, 50 of a ResNet with finetune. No dropout and no input pipeline.
-        On a CPU torch runs as transformers loads it (sdpa) unless --compile is given; on a
-        GPU --compile and --dtype=bfloat16 (autocast) are its best. --together=FOLDER,COUNT:
-        COUNT such processes compile first, then measure one after the other; see on_gpu.sh.
+        and is measured alone; distill_stage with --repeat=3 is a stage of three epochs: a
+        turn of ours computes the table of the teacher's states and reads it in its steps.
+        Sizes Ti, S, B, L of a ViT/16 at 224 pixels, B and L of BERT with --program=mlm, 50
+        of a ResNet with finetune. No dropout and no input pipeline. On a CPU torch runs as
+        transformers loads it (sdpa) unless --compile is given; on a GPU --compile and
+        --dtype=bfloat16 (autocast) are its best. --together=FOLDER,COUNT: COUNT such
+        processes compile first, then measure one after the other; see on_gpu.sh.
 """
 
 import fcntl
@@ -100,6 +102,7 @@ def seconds_of(call):
 
 def run(side, repeat):
     """Runs steps and waits for the last."""
+    side.begin()
     for _ in range(repeat):
         side.step()
     side.wait()

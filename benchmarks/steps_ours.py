@@ -13,7 +13,10 @@ import flax_adapt as fa
 from flax_adapt.base import keys, memory, rules
 from flax_adapt.base.types import Text
 from flax_adapt.models import batch_stats, masking
+from flax_adapt.objectives import states
+from flax_adapt.objectives.teacher import TABLE
 from flax_adapt.plan import flops
+from flax_adapt.train import sharding
 
 CLASSES, MASK, CLS, SEP = 1_000, 103, 101, 102
 # No number depends on it: the schedule's length.
@@ -58,7 +61,8 @@ def image_arch(setting, task):
 
 def _rows(setting):
     rows = np.arange(setting.batch_size, dtype=np.int32)
-    return {"position": rows, "weight": np.ones(len(rows), np.float32)}
+    weight = np.ones(len(rows), np.float32)
+    return {"position": rows, "index": rows, "weight": weight}
 
 
 def _image(setting, seed=0):
@@ -126,9 +130,11 @@ class Kind(NamedTuple):
 _PRETRAIN, _FINETUNE = fa.defaults.pretrain_optim, fa.defaults.finetune_optim
 _MLM = functools.partial(fa.defaults.mlm, MASK)
 _LABELS = dict(num_classes=CLASSES)
+_DISTILL = Kind("mae", masked_images, fa.defaults.distill, _PRETRAIN, {}, "noise")
 KINDS = {
     "mae": Kind("mae", masked_images, fa.defaults.reconstruct, _PRETRAIN, {}, "noise"),
-    "distill": Kind("mae", masked_images, fa.defaults.distill, _PRETRAIN, {}, "noise"),
+    "distill": _DISTILL,
+    "distill_stage": _DISTILL,
     "mlm": Kind(
         *("mlm", masked_rows, _MLM),
         *(functools.partial(fa.defaults.text_optim, STEPS), {}, "hidden"),
@@ -146,7 +152,7 @@ KINDS = {
 
 
 # Program -> the name of the encoder's parameters that its objective compares with.
-FROZEN = {"distill": "teacher", "glad": "start"}
+FROZEN = {"distill": "teacher", "distill_stage": "teacher", "glad": "start"}
 
 
 class Ours(NamedTuple):
@@ -154,7 +160,7 @@ class Ours(NamedTuple):
 
     loss: () -> float, of the first CHECKED examples in float32 with the batch's mask.
     step: () -> None; wait: returns when all steps have ended. flops: of the mathematics of a
-    step (2 for a multiply-add).
+    step (2 for a multiply-add). begin: () -> None, what comes before the first step of a turn.
     """
 
     arch: dict[str, Any]
@@ -166,6 +172,7 @@ class Ours(NamedTuple):
     step: Any
     wait: Any
     flops: float
+    begin: Any = lambda: None
 
 
 def _build(arch, kind, dtype):
@@ -229,6 +236,18 @@ def _frozen(name, arch):
     return {FROZEN[name]: fresh(model, 1)}
 
 
+def _teacher_pass(objective, model):
+    """(teacher, image) -> the table of its states, as a stage of distill computes it."""
+    select = states.select_compared(objective.state, model, True)
+
+    def run(params, image):
+        how = (objective.layers, select)
+        found = states.encode_selected(model, params, image, *how)
+        return {f"{number:02d}": x_BUD for number, x_BUD in enumerate(found)}
+
+    return jax.jit(run)
+
+
 def _training(name, arch, kind, batch, stored, setting):
     dtype = setting.dtype
     frozen = _frozen(name, arch)
@@ -244,10 +263,20 @@ def _training(name, arch, kind, batch, stored, setting):
     carry = fa.objectives.build_carry(sections[0], STEPS, running)
     tx = fa.optim.build(sections[1], STEPS, params)
     train_step = fa.make_train_step(timed, tx, mesh, carry=carry)
+    if name == "distill_stage":
+        encoder = sharding.put(frozen["teacher"], mesh)
+        encode = _teacher_pass(sections[0], models[dtype])
+        exact = _teacher_pass(sections[0], models["float32"])
+        frozen = {TABLE: exact(encoder, batch["image"])}
     state = fa.create_state(params, tx, mesh, seed=0, frozen=frozen, carry=carry)
     drawn = {entry: rows for entry, rows in batch.items() if entry != kind.drawn}
     placed = fa.put_batch(drawn, mesh)
     first = fa.put_batch(jax.tree.map(lambda rows: rows[:CHECKED], batch), mesh)
+
+    def begin():
+        nonlocal state
+        if name == "distill_stage":
+            state = state.replace(frozen={TABLE: encode(encoder, placed["image"])})
 
     def step():
         nonlocal state
@@ -267,4 +296,5 @@ def _training(name, arch, kind, batch, stored, setting):
     slope = jax.grad(functools.partial(value, losses["float32"]))
     traced = jax.make_jaxpr(slope)(state.params, state.loss_inputs, placed)
     products = flops.count_products(traced.jaxpr)
-    return Ours(arch, kind.task, batch, stored, teacher, loss, step, wait, products)
+    calls = loss, step, wait, products, begin
+    return Ours(arch, kind.task, batch, stored, teacher, *calls)

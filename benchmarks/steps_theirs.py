@@ -188,6 +188,7 @@ def _masked(batch, device):
 MODULES = {
     "mae": (MAE, _masked, 1),
     "distill": (Distill, _masked, 1),
+    "distill_stage": (Distill, _masked, 1),
     "mlm": (MLM, _rows, None),
     "finetune": (Finetune, _labelled, None),
     "contrast": (Contrast, _views, None),
@@ -227,6 +228,9 @@ class Theirs:
         with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
             value = self.module(*(rows[:CHECKED] for rows in self.inputs)).float()
         return float(value if self.trains else value.abs().mean())
+
+    def begin(self):
+        """Returns at once: nothing comes before the first step."""
 
     def step(self):
         """One step of training, or one pass for features."""

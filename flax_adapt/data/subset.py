@@ -185,10 +185,16 @@ def _rows_without_watched(source: Source, config_subset: ConfigDict) -> np.ndarr
     return np.setdiff1d(PARTS[base.part](source, base), watched)
 
 
+def _first_rows(source: Source, config_subset: ConfigDict) -> np.ndarray:
+    """Returns the first `count` rows of the subset section `base`."""
+    base = config_subset.base
+    return PARTS[base.part](source, base)[: config_subset.count]
+
+
 # "chosen" consists of "fit" and "held_out". "without", "any" and "without_data" have fields
 # of their own, which a sweep (`experiment.held_out`), an evaluation with several draws of
 # labels and the argument `pool` (`defaults.settings`) write; "watched" and its complement
-# those of `stage.watch`.
+# those of `stage.watch`; "first" is what `experiment.timing` trains on.
 PARTS: dict[str, Callable[[Source, ConfigDict], np.ndarray]] = {
     "chosen": chosen_rows,
     "rest": _rest_rows,
@@ -199,4 +205,5 @@ PARTS: dict[str, Callable[[Source, ConfigDict], np.ndarray]] = {
     "without_data": _rows_without_data,
     "watched": _watched_rows,
     "without_watched": _rows_without_watched,
+    "first": _first_rows,
 }

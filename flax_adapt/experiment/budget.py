@@ -70,10 +70,12 @@ def list_work(config: Any, workdir: Path, preemption: Preemption) -> list[Work]:
     shutil.rmtree(folder, ignore_errors=True)
     work = []
     for section in config.stages:
-        own = {(kinds[section.name], lr) for lr in list_constant_rates(section)}
+        number, cost = kinds[section.name], found[section.name]
+        own = {(number, lr) for lr in list_constant_rates(section)}
+        own |= {(number, 0.0)} if cost.tabulates else set()
         new = own - known
         known |= own
-        work.append(_describe_work(config, section, found[section.name], len(new)))
+        work.append(_describe_work(config, section, cost, len(new)))
     return [*work, *_judge_source(config, found)]
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import shutil
 import statistics
 import time
@@ -11,27 +12,37 @@ from typing import Any, NamedTuple
 
 import jax
 
+from flax_adapt.data import subset
 from flax_adapt.experiment import held_out
+from flax_adapt.objectives import teacher
 from flax_adapt.plan import plans
 from flax_adapt.stage import loop
+from flax_adapt.stage import stage as stages
 from flax_adapt.stage.draws import change_fields
 from flax_adapt.stage.stage import Stage
 from flax_adapt.train import step as steps
 from flax_adapt.train.preemption import Preemption
 
 TIMED_STEPS = 6
+# Share of a step that reads the teacher's table which the pass of the teacher over the batch
+# takes, at most: the student's own pass over the same inputs has a backward pass of twice
+# its work, and the masked input comes on top.
+TEACHER_PASS = 1 / 3
 
 
 class Cost(NamedTuple):
     """Seconds of a run of a stage beside its steps, seconds of a step, bytes of a device.
 
     compile: seconds by which the first run takes longer than another with the same program.
+    tabulates: the step reads a table of the teacher's states, whose size is that of the data:
+    its program serves other stages with the same data, but is not the one that was timed.
     """
 
     fixed: float
     step: float
     bytes: int
     compile: float = 0.0
+    tabulates: bool = False
 
 
 @contextlib.contextmanager
@@ -68,6 +79,7 @@ def time_stage(config: Any, section: Any, folder: Path, preemption: Preemption) 
     """
     shutil.rmtree(folder, ignore_errors=True)
     first = Stage(config, shorten(config, section), 0, folder / "first")
+    first, batches = _take_few(first)
     begun = time.perf_counter()
     if first.config.optim.solve is not None:
         loop.train_and_evaluate(first, preemption)
@@ -79,7 +91,28 @@ def time_stage(config: Any, section: Any, folder: Path, preemption: Preemption) 
     loop.train_and_evaluate(second, preemption)
     again = time.perf_counter() - both
     fixed = max(again - second.config.num_steps * step, 0.0)
-    return Cost(fixed, step, size, max(both - begun - again, 0.0))
+    fixed += batches * step * TEACHER_PASS
+    return Cost(fixed, step, size, max(both - begun - again, 0.0), batches > 0)
+
+
+def _take_few(stage: Stage) -> tuple[Stage, int]:
+    """Returns a stage whose examples come twice, so that it reads the teacher's table.
+
+    And the number of batches of all examples, for which the table is computed in the end; 0
+    and the stage as it is where the teacher runs in every step, see `teacher.plan_table`.
+    """
+    config, few = stage.config, stage.config.batch_size * (TIMED_STEPS // 2)
+    if config.teacher == "none" or config.objective.name != "distill":
+        return stage, 0
+    count = len(subset.open_chosen(config.data))
+    model = stages.build_model(stage, 0)
+    if teacher.plan_table(model, config.objective, config.data, count) is None:
+        return stage, 0
+    base = config.data.subset
+    first = change_fields(base, part="first", base=base, count=few)
+    data = change_fields(config.data, subset=first)
+    timed = stage._replace(config=change_fields(config, data=data))
+    return timed, math.ceil(count / config.batch_size)
 
 
 def time_steps(stage: Stage, preemption: Preemption) -> float:
@@ -152,8 +185,8 @@ def shorten(config: Any, section: Any) -> Any:
     if section.objective.name == "distill" and section.objective.masked.name == "mlm":
         new = ["mlm" if name == "decoder" else name for name in new]
     model = change_fields(section.model, fresh=tuple(dict.fromkeys(new)))
-    teacher = "none" if section.teacher == "none" else "pretrained"
+    of = "none" if section.teacher == "none" else "pretrained"
     solved = section.optim.solve is not None
     fields = dict(num_steps=1 if solved else TIMED_STEPS, init_from=start, model=model)
-    fields |= dict(seeds=(0,), sweep=None, fisher=None, teacher=teacher, watch=None)
+    fields |= dict(seeds=(0,), sweep=None, fisher=None, teacher=of, watch=None)
     return change_fields(section, **fields)

@@ -10,9 +10,10 @@ import pytest
 from ml_collections import ConfigDict
 from support import tiny
 
-from flax_adapt import defaults
+from flax_adapt import defaults, weights
 from flax_adapt.base.errors import UserError
 from flax_adapt.experiment import budget, timing
+from flax_adapt.objectives import teacher
 from flax_adapt.stage import loop, programs
 from flax_adapt.stage.stage import Stage
 from flax_adapt.train.preemption import Preemption
@@ -53,6 +54,26 @@ def test_timing_measures_memory_without_compiling_and_a_run_shares_its_programs(
         assert min(cost.step, cost.fixed, cost.compile) > 0
         loop.train_and_evaluate(Stage(config, section, 0, tmp_path), preemption)
     assert len(compiled) == 2
+
+
+def test_a_distillation_is_timed_with_the_table_of_its_teacher(tmp_path, monkeypatch):
+    """Two rounds: the program of the whole table is compiled on top, once."""
+    mae = tiny.build("mae")
+    weights.save_pretrained(tmp_path / "init", mae, tiny.params_of(mae))
+    fields = dict(data=tiny.digits(subset=tiny.FEW), batch_size=8, num_steps=20)
+    rounds = [tiny.distill(name, "pretrained", **fields) for name in ("one", "two")]
+    config = tiny.experiment(*rounds, init=str(tmp_path / "init"))
+    with Preemption() as preemption:
+        cost = timing.time_stage(
+            config, config.stages[0], tmp_path / "time", preemption
+        )
+    assert len([*tmp_path.glob(f"time/first/{teacher.TABLE}/*.npz")]) == 1
+    # 40 examples are five batches for the teacher, each a third of a step.
+    assert cost.tabulates
+    assert cost.fixed >= 5 * cost.step / 3
+    monkeypatch.setattr(timing, "time_stage", lambda *_: cost)
+    work = budget.list_work(config, tmp_path, None)
+    assert [one.programs for one in work] == [1, 0]
 
 
 def test_a_time_is_shared_so_that_all_runs_end_within_it():
