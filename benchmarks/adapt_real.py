@@ -28,7 +28,7 @@ import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from flax_adapt import defaults
+from flax_adapt import defaults, weights
 from flax_adapt.base import logs
 from flax_adapt.commands import adapt
 from flax_adapt.data import source
@@ -207,6 +207,17 @@ def describe_machine():
     return f"{cores} cores of {model}; devices: {devices}; jax {jax.__version__}"
 
 
+def describe_weights():
+    """Kind and size of the weights of each modality that is measured."""
+    found = {}
+    for names, init in ((IMAGES, _INIT.value), (TEXTS, _INIT_TEXTS.value)):
+        if set(names) & set(_SETS.value):
+            model = weights.model_config(Path(init))
+            size = f"{model['kind']}, {model['depth']} blocks of width {model['width']}"
+            found[", ".join(names)] = size
+    return "; ".join(f"{names}: {size}" for names, size in found.items())
+
+
 def main(_):
     parsed = adapt.parse_budget(_BUDGET.value)
     unit = {"s": 1, "m": 60, "h": 3600}.get(parsed.get("unit"))
@@ -225,7 +236,7 @@ def main(_):
 
 `{line} --budget={_BUDGET.value}`
 
-{time.strftime("%Y-%m-%d")}, {describe_machine()}.
+{time.strftime("%Y-%m-%d")}, {describe_machine()}. Weights: {describe_weights()}.
 
 {body}
 

@@ -2,8 +2,13 @@
 
 import contextlib
 import os
+import zipfile
 from collections.abc import Collection, Iterable
 from pathlib import Path
+
+import numpy as np
+
+from flax_adapt.base import logs
 
 
 def user_folder(name: str) -> Path:
@@ -47,3 +52,25 @@ def _list_by_age(files: Iterable[Path]) -> list[tuple[int, int, Path]]:
             found = path.stat()
             stored.append((found.st_mtime_ns, found.st_size, path))
     return sorted(stored)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
+    """Returns the arrays of a file; None where there is none, or a damaged one."""
+    try:
+        # Opened here: of a damaged file NumPy would leave its own handle open.
+        with open(path, "rb") as file, np.load(file) as stored:
+            return {name: stored[name] for name in stored.files}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+        return None
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray], limit: int) -> None:
+    """Writes arrays to a file, whole or not at all; process 0 alone.
+
+    The oldest such files of the folder are deleted, so that it holds no more than `limit`
+    bytes.
+    """
+    size = sum(leaf.nbytes for leaf in arrays.values())
+    make_room(path.parent.glob("*.npz"), size, limit)
+    with logs.replace_file(path) as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]

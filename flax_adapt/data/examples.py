@@ -12,14 +12,14 @@ from flax_adapt.base import checks, errors
 from flax_adapt.base.checks import Row
 from flax_adapt.data import fingerprint, source, subset
 from flax_adapt.data.bad_files import BadFiles
-from flax_adapt.data.base import BATCH_ROWS, UNLABELLED, Source
+from flax_adapt.data.base import BATCH_ROWS, UNLABELLED, Source, count_threads
 from flax_adapt.data.images import image, levels, squares
 
 # Rules of a data section of images.
 ROWS = (
     Row(lambda it: it.image_size >= 1, "data.image_size must be at least 1"),
     Row(lambda it: it.channels >= 1, "data.channels must be at least 1"),
-    Row(lambda it: it.num_threads >= 1, "data.num_threads must be at least 1"),
+    Row(lambda it: it.num_threads >= 0, "data.num_threads must be at least 0"),
     Row(lambda it: it.cache_bytes >= 0, "data.cache_bytes must be at least 0"),
     *BATCH_ROWS,
 )
@@ -77,7 +77,9 @@ class ImageExamples:
         self.bad_files = BadFiles(source.where, count, fraction, bad_log)
         for name, reason in source.broken.items():
             self.bad_files.add(name, reason)
-        self._threads = concurrent.futures.ThreadPoolExecutor(config_data.num_threads)
+        self._threads = concurrent.futures.ThreadPoolExecutor(
+            count_threads(config_data)
+        )
         decoded_bytes = len(source) * config_data.image_size**2 * config_data.channels
         small = decoded_bytes <= CACHE_BYTES
         self._cache = self._empty(len(source)) if small else None

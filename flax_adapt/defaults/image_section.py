@@ -22,7 +22,8 @@ def image_data(source: str, split: str, **changes: Any) -> dict[str, Any]:
 
     views: (), or the two sections `augment` of a contrastive objective. fit, bits, window: see
     `data.images.levels`. image_field, label_field, split_field: columns of a table. cache_bytes:
-    see `data.images.squares`. jpeg_draft: see `data.images.image.decode`.
+    see `data.images.squares`. jpeg_draft: see `data.images.image.decode`. num_threads: see
+    `data.base.count_threads`.
     """
     section = dict(
         modality="image",
@@ -37,7 +38,7 @@ def image_data(source: str, split: str, **changes: Any) -> dict[str, Any]:
         subset=ALL,
         augment=NO_AUGMENT,
         views=(),
-        num_threads=16,
+        num_threads=0,
         prefetch_batches=4,
         max_bad_fraction=0.01,
         cache_bytes=CACHE_BYTES,

@@ -1,52 +1,31 @@
 """Measures the initial weights and every finished stage: few-label accuracy, and drift."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from flax_adapt import data, weights
+from flax_adapt import weights
 from flax_adapt.base import logs
 from flax_adapt.base.errors import UserError
 from flax_adapt.base.hub import weights_path
-from flax_adapt.base.types import Params
-from flax_adapt.evals import drift, embed
-from flax_adapt.evals.embed import Embedder
+from flax_adapt.evals import drift
 from flax_adapt.evals.features import Features
 from flax_adapt.experiment import recipe
-from flax_adapt.experiment.measuring import answers, drawn, leaks, verdicts
+from flax_adapt.experiment.measuring import (
+    answers,
+    drawn,
+    embeddings,
+    kept,
+    leaks,
+    verdicts,
+)
 from flax_adapt.experiment.measuring.answers import Answers, LabelledSets
+from flax_adapt.experiment.measuring.embeddings import MeasuredModel, Model
 from flax_adapt.experiment.measuring.sets import Sets, open_sets
 from flax_adapt.stage import draws
 from flax_adapt.stage.stage import known_options_of_init
-from flax_adapt.train import precision, sharding
-
-
-class MeasuredModel(NamedTuple):
-    """Features of one model on `Sets`, and its encoder's parameters.
-
-    views: features of the two views of `test`; () where drift is not measured.
-    """
-
-    train: Features | None
-    test: Features
-    views: tuple[Features, ...]
-    source: Features | None
-    params: Params
-
-
-class Model(NamedTuple):
-    """Weights to be measured: their label, their folder, and the arguments of loading them.
-
-    change: of the loaded parameters; None: they are measured as they are.
-    """
-
-    label: str
-    folder: Path
-    fit: dict[str, Any]
-    change: Callable[[Params], Params] | None = None
 
 
 class Measured(NamedTuple):
@@ -92,7 +71,7 @@ def evaluate(config: Any, workdir: Path) -> list[dict[str, Any]]:
     rows, judged = [], []
     for section in sections:
         named = {"data": section.test.source} if len(sections) > 1 else {}
-        measured = measure_models(config, section, models)
+        measured = measure_models(config, section, models, workdir / kept.FOLDER)
         pairs = zip(models, measured.rows, strict=True)
         rows += [{"stage": one.label, **named, **row} for one, row in pairs]
         judged += measured.entries
@@ -102,16 +81,18 @@ def evaluate(config: Any, workdir: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def measure_models(config: Any, section: Any, models: list[Model]) -> Measured:
+def measure_models(
+    config: Any, section: Any, models: list[Model], folder: Path | None = None
+) -> Measured:
     """Returns what an evaluation section measures of each model.
 
-    Drift is measured from the first model.
+    Drift is measured from the first model. folder: keeps features, see `kept`.
     """
     sets, measured = open_sets(config, section), []
     pooling = _pooling(section, models[0])
     for start in range(0, len(models), section.models_at_once):
         together = models[start : start + section.models_at_once]
-        measured += _features(config, section, pooling, together, sets)
+        measured += embeddings.extract(config, section, pooling, together, sets, folder)
     on_target = [_answer(config, section, one, sets) for one in measured]
     on_source = [_answer_source(config, section, one, sets) for one in measured]
     rows = [
@@ -162,44 +143,6 @@ def _pooling(section: Any, first: Model) -> str:
     """Returns the pooling of all models: "auto" is that of the first one's library."""
     how = weights.options_in(first.fit)
     return weights.resolve_pooling(section.pooling, first.folder, **how)
-
-
-def _features(
-    config: Any, section: Any, pooling: str, models: list[Model], sets: Sets
-) -> list[MeasuredModel]:
-    """Returns the features of all models, from one pass over each data set."""
-    is_text = section.test.modality == "text"
-    embedders = [
-        Embedder(
-            model.folder,
-            fit=model.fit,
-            pooling=pooling,
-            batch_size=section.batch_size,
-            precision=precision.dtype_of(config.precision),
-            dropout=section.view_dropout if is_text else 0.0,
-            mesh=sharding.all_devices(),
-        )
-        for model in models
-    ]
-    for model, embedder in zip(models, embedders, strict=True):
-        if model.change is not None:
-            changed = model.change(embedder.params)
-            embedder.params = sharding.put(changed, embedder.mesh)
-
-    def of(examples: data.Examples | None, *view: int) -> list[Any]:
-        if examples is None:
-            return [None] * len(models)
-        return embed.extract(embedders, examples, *view)
-
-    views: list[Any] = [(), ()]
-    if sets.source is not None:
-        views = [of(sets.test.examples, number, config.seed) for number in (0, 1)]
-    pairs = list(zip(*views, strict=True)) or [()] * len(models)
-    encoders = [one.params["encoder"] for one in embedders]
-    train = None if sets.train is None else sets.train.examples
-    tested = of(sets.test.examples)
-    columns = (of(train), tested, pairs, of(sets.source), encoders)
-    return [MeasuredModel(*row) for row in zip(*columns, strict=True)]
 
 
 def _add_shared(

@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 # measures everything each time, the mesh, which follows from the machines at hand, and
 # where metrics are shown.
 _FREE_SECTIONS = ("evaluate", "more_evaluations", "transfer", "mesh", "log")
+# Fields of a data section that change no number, wherever the section is.
+_FREE_FIELDS = ("num_threads", "prefetch_batches", "cache_bytes")
 COLUMNS = ("stage", "metric", "seeds", "mean", "std", "gain", "seconds")
 
 
@@ -167,8 +169,8 @@ def _has_begun(workdir: Path) -> bool:
 def _claim(config: Any, workdir: Path, force: bool) -> None:
     """Stores the config of a workdir; raises UserError if it holds another one.
 
-    The same config continues, and one that differs in _FREE_SECTIONS. `force` allows
-    another one, and so does a workdir without any checkpoint.
+    The same config continues, and one that differs in what `_drop_free` leaves out. `force`
+    allows another one, and so does a workdir without any checkpoint.
     """
     path, new = workdir / "config.json", configs.plain(config)
     if path.exists() and _has_begun(workdir) and not force:
@@ -184,17 +186,26 @@ def _claim(config: Any, workdir: Path, force: bool) -> None:
 
 
 def _drop_free(config: Any) -> Any:
-    """Returns a plain config without _FREE_SECTIONS, and without `memory` of the stages.
+    """Returns a plain config without _FREE_SECTIONS and _FREE_FIELDS, and without `memory`.
 
-    How a step saves memory changes nothing but rounding, as the mesh.
+    How a step of a stage saves memory changes nothing but rounding, as the mesh.
     """
     if not isinstance(config, dict):  # a damaged file
         return config
-    kept = {name: part for name, part in config.items() if name not in _FREE_SECTIONS}
+    parts = {name: part for name, part in config.items() if name not in _FREE_SECTIONS}
+    kept = _drop_fields(parts)
     stages = kept.get("stages")
     if not (isinstance(stages, list) and all(isinstance(one, dict) for one in stages)):
         return kept
     return {**kept, "stages": [{**one, "memory": None} for one in stages]}
+
+
+def _drop_fields(part: Any) -> Any:
+    if isinstance(part, list):
+        return [_drop_fields(one) for one in part]
+    if not isinstance(part, dict):
+        return part
+    return {n: _drop_fields(one) for n, one in part.items() if n not in _FREE_FIELDS}
 
 
 def _row(name: str, results: list[dict[str, Any]], workdir: Path) -> dict[str, Any]:

@@ -11,9 +11,7 @@ interrupted, and a resumed run has the same numbers to the bit. They differ from
 a step would compute by rounding alone.
 """
 
-import zipfile
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +20,6 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from flax_adapt.base import caches, logs
 from flax_adapt.base.types import Array, Batch, Params
 from flax_adapt.data import fingerprint
 from flax_adapt.models.residual import Select
@@ -139,24 +136,3 @@ def digest_of(params: Params, facts: Iterable[Any]) -> str:
     """Returns the digest of a teacher's parameters and of what else its states depend on."""
     leaves = (np.asarray(leaf) for leaf in jax.tree.leaves(params))
     return fingerprint.digest([fingerprint.digest(leaves), *facts])
-
-
-def read_table(path: Path) -> dict[str, np.ndarray] | None:
-    """Returns a stored table; None where there is none, or a damaged one."""
-    try:
-        # Opened here: of a damaged file NumPy would leave its own handle open.
-        with open(path, "rb") as file, np.load(file) as stored:
-            return {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
-        return None
-
-
-def write_table(path: Path, table: dict[str, np.ndarray], limit: int) -> None:
-    """Writes a table, whole or not at all; process 0 alone.
-
-    The oldest tables of the folder are deleted, so that it holds no more than `limit` bytes.
-    """
-    size = sum(leaf.nbytes for leaf in table.values())
-    caches.make_room(path.parent.glob("*.npz"), size, limit)
-    with logs.replace_file(path) as file:
-        np.savez(file, **table)  # type: ignore[arg-type]

@@ -19,6 +19,7 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flax_adapt import data, objectives, weights
+from flax_adapt.base import caches
 from flax_adapt.base import config as configs
 from flax_adapt.base.errors import UserError
 from flax_adapt.base.types import Array, Batch, Params
@@ -98,7 +99,7 @@ def _read_or_compute(
     )
     name = teacher.digest_of(params, facts)
     path = stage.workdir / teacher.TABLE / f"{name}.npz"
-    table = teacher.read_table(path)
+    table = caches.read_arrays(path)
     if table is not None:
         log.info("%s: states of the teacher are read from %s", stage.label, path)
         return table
@@ -111,7 +112,7 @@ def _read_or_compute(
     seconds = time.perf_counter() - began
     log.info("%s: states of the teacher took %.1f s", stage.label, seconds)
     if jax.process_index() == 0:
-        teacher.write_table(path, table, config.objective.teacher_cache_bytes)
+        caches.write_arrays(path, table, config.objective.teacher_cache_bytes)
     return table
 
 

@@ -212,7 +212,7 @@ def test_the_batch_must_divide_over_the_processes(images, batch_size, processes)
         {"image_size": 0},
         {"channels": 4},
         {"mean": (0.5,)},
-        {"num_threads": 0},
+        {"num_threads": -1},
         {"prefetch_batches": -1},
         {"cache_bytes": -1},
         {"max_bad_fraction": 2.0},

@@ -1,5 +1,7 @@
 """resize_last_block: its stages, its controls, and what `eval` measures of them."""
 
+import shutil
+
 import numpy as np
 import pytest
 from support import tiny_files, tiny_resnet
@@ -10,6 +12,7 @@ from flax_adapt.base.errors import UserError
 from flax_adapt.data.examples import ImageExamples
 from flax_adapt.evals import features, probe, sparsity
 from flax_adapt.experiment import measure, recipe
+from flax_adapt.experiment.measuring import kept
 from flax_adapt.models import batch_stats
 from flax_adapt.stage import check
 from flax_adapt.train import optim
@@ -177,7 +180,7 @@ def test_widths_are_trained_and_measured_in_one_pass(files, tmp_path, monkeypatc
     monkeypatch.setattr(ImageExamples, "batch", reading)
     rows = measure.evaluate(config, tmp_path)
     once = len(read)
-    assert once == 2 * (2 + 1)  # 16 to train and 6 to test, by 8, of both sections
+    assert once == 2 + 1  # 16 to train, 6 to test, by 8; both sections have these sets
     names = ["pretrained", "resized_24", "random_24"]
     assert [row["stage"] for row in rows] == names * 2
     assert {row["data"] for row in rows} == {files["images"]}
@@ -189,6 +192,7 @@ def test_widths_are_trained_and_measured_in_one_pass(files, tmp_path, monkeypatc
     for section in sections:
         section.models_at_once = 2
     read.clear()
+    shutil.rmtree(tmp_path / kept.FOLDER)
     assert measure.evaluate(config, tmp_path) == rows
     assert len(read) == 2 * once
     config.evaluate.models_at_once = 0

@@ -1,6 +1,7 @@
 """`eval` says of frozen features whether they got better, on the target and the source."""
 
 import json
+import types
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ from flax_adapt import defaults, weights
 from flax_adapt.base import rules
 from flax_adapt.base.errors import UserError
 from flax_adapt.commands.measures.evaluate import evaluate
+from flax_adapt.evals import embed
 from flax_adapt.experiment import interpolate, measure, recipe
-from flax_adapt.experiment.measuring import drawn, verdicts
+from flax_adapt.experiment.measuring import drawn, kept, verdicts
 from flax_adapt.stage.predictions import Predictions
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
@@ -65,6 +67,41 @@ def test_a_run_of_no_change_is_no_evidence_and_one_made_to_hurt_is_said_to(measu
         assert metrics["knn"]["word"] == metrics["probe"]["word"] == "hurt"
         assert metrics["knn"]["mcnemar"][0]["p"] < 0.001
     assert not any(one["disagree"] for one in entries)
+
+
+def test_what_was_measured_is_kept_and_what_is_lost_is_measured_again(
+    measured, monkeypatch
+):
+    workdir, rows = measured
+    passes, extract = [], embed.extract
+
+    def count(models, *arguments):
+        passes.append(len(models))
+        return extract(models, *arguments)
+
+    monkeypatch.setattr(embed, "extract", count)
+    assert measure.evaluate(experiment(), workdir) == rows
+    assert not passes
+    damaged, *_ = sorted((workdir / kept.FOLDER).iterdir())
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    assert measure.evaluate(experiment(), workdir) == rows
+    assert passes == [1]
+
+
+def test_features_are_kept_for_their_weights_model_and_pooling_alone(tmp_path):
+    model = types.SimpleNamespace(params={"w": np.ones(3)}, model="vit", pooling="cls")
+    others = [
+        types.SimpleNamespace(**{**vars(model), **change})
+        for change in (
+            dict(params={"w": np.ones(3)}),
+            dict(params={"w": np.full(3, 2.0)}),
+            dict(model="bert"),
+            dict(pooling="mean"),
+        )
+    ]
+    first, same, *changed = kept.Kept(tmp_path, [model, *others]).names
+    assert first == same
+    assert len({first, *changed}) == 4
 
 
 def test_draws_of_labels_are_in_the_interval_and_each_is_tested_on_the_rest(measured):

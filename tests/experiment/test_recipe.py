@@ -132,12 +132,13 @@ def test_an_experiment_is_done_when_every_seed_of_every_stage_is(trained, tmp_pa
 
 
 def test_what_changes_no_number_may_change(tmp_path):
-    """What eval measures (the version before had other fields), the mesh, saved memory."""
+    """What eval measures (another version had other fields), the mesh, saved memory, threads."""
     (tmp_path / "stages/pretrain/checkpoints/1").mkdir(parents=True)
     recipe._claim(experiment(), tmp_path, force=False)
     stored = json.loads((tmp_path / "config.json").read_text())
     stored["evaluate"]["probe_max_iterations"] = 1_000
     stored["stages"][0]["memory"] = {"remat": "none", "scan": False, "logit_chunks": 1}
+    stored["stages"][0]["data"]["num_threads"] = 16  # the default of before
     (tmp_path / "config.json").write_text(json.dumps(stored))
     other = experiment()
     other.evaluate.probe_l2 = 1e-3

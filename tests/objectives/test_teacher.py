@@ -1,7 +1,5 @@
 """The states of a teacher that are computed once per example are those of every step."""
 
-import os
-
 import jax
 import numpy as np
 import pytest
@@ -118,15 +116,3 @@ def test_every_operation_of_an_augmentation_is_asked_for():
     switches = {*defaults.NO_AUGMENT} - strengths - {"randaugment_magnitude"}
     assert {*teacher.OFF} == switches
     assert all(defaults.NO_AUGMENT[name] == off for name, off in teacher.OFF.items())
-
-
-def test_a_folder_of_tables_stays_within_its_bytes_and_loses_the_oldest(tmp_path):
-    table = {"00": np.arange(250, dtype=np.float32).reshape(25, 1, 10)}
-    for number, name in enumerate("abc"):
-        path = tmp_path / f"{name}.npz"
-        teacher.write_table(path, table, limit=2900)
-        os.utime(path, (number, number))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.npz", "c.npz"]
-    np.testing.assert_array_equal(teacher.read_table(path)["00"], table["00"])
-    path.write_bytes(path.read_bytes()[:500])
-    assert teacher.read_table(path) is teacher.read_table(tmp_path / "a.npz") is None

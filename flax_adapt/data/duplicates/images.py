@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from flax_adapt.data.base import Image, Source
+from flax_adapt.data.base import Image, Source, count_threads
 from flax_adapt.data.images import image, levels
 
 _SIDE, _CELLS = 32, 8
@@ -59,7 +59,7 @@ def hash_all(source: Source, section: Any) -> np.ndarray:
         if pixels is not None:
             codes[row, :2], codes[row, 2] = hash_pixels(pixels), 1
 
-    with concurrent.futures.ThreadPoolExecutor(section.num_threads) as threads:
+    with concurrent.futures.ThreadPoolExecutor(count_threads(section)) as threads:
         for start in range(0, len(source), _AT_ONCE):
             rows = range(start, min(start + _AT_ONCE, len(source)))
             list(threads.map(hash_row, rows))

@@ -1,0 +1,85 @@
+"""Features of several models on the data sets of an evaluation."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flax_adapt import data
+from flax_adapt.base.types import Params
+from flax_adapt.evals.embed import Embedder
+from flax_adapt.evals.features import Features
+from flax_adapt.experiment.measuring.kept import Kept
+from flax_adapt.experiment.measuring.sets import Sets
+from flax_adapt.train import precision, sharding
+
+
+class MeasuredModel(NamedTuple):
+    """Features of one model on `Sets`, and its encoder's parameters.
+
+    views: features of the two views of `test`; () where drift is not measured.
+    """
+
+    train: Features | None
+    test: Features
+    views: tuple[Features, ...]
+    source: Features | None
+    params: Params
+
+
+class Model(NamedTuple):
+    """Weights to be measured: their label, their folder, and the arguments of loading them.
+
+    change: of the loaded parameters; None: they are measured as they are.
+    """
+
+    label: str
+    folder: Path
+    fit: dict[str, Any]
+    change: Callable[[Params], Params] | None = None
+
+
+def extract(
+    config: Any,
+    section: Any,
+    pooling: str,
+    models: list[Model],
+    sets: Sets,
+    folder: Path | None,
+) -> list[MeasuredModel]:
+    """Returns the features of all models, from one pass over each data set at most.
+
+    folder: keeps features, see `kept`.
+    """
+    is_text = section.test.modality == "text"
+    embedders = [
+        Embedder(
+            model.folder,
+            fit=model.fit,
+            pooling=pooling,
+            batch_size=section.batch_size,
+            precision=precision.dtype_of(config.precision),
+            dropout=section.view_dropout if is_text else 0.0,
+            mesh=sharding.all_devices(),
+        )
+        for model in models
+    ]
+    for model, embedder in zip(models, embedders, strict=True):
+        if model.change is not None:
+            changed = model.change(embedder.params)
+            embedder.params = sharding.put(changed, embedder.mesh)
+    known = Kept(folder, embedders)
+
+    def of(examples: data.Examples | None, *view: int) -> list[Any]:
+        return (
+            [None] * len(models) if examples is None else known.extract(examples, *view)
+        )
+
+    views: list[Any] = [(), ()]
+    if sets.source is not None:
+        views = [of(sets.test.examples, number, config.seed) for number in (0, 1)]
+    pairs = list(zip(*views, strict=True)) or [()] * len(models)
+    encoders = [one.params["encoder"] for one in embedders]
+    train = None if sets.train is None else sets.train.examples
+    tested = of(sets.test.examples)
+    columns = (of(train), tested, pairs, of(sets.source), encoders)
+    return [MeasuredModel(*row) for row in zip(*columns, strict=True)]
