@@ -5,10 +5,12 @@ import os
 import zipfile
 from collections.abc import Collection, Iterable
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from flax_adapt.base import logs
+
+if TYPE_CHECKING:  # takes a tenth of a second
+    import numpy as np
 
 
 def user_folder(name: str) -> Path:
@@ -54,8 +56,10 @@ def _list_by_age(files: Iterable[Path]) -> list[tuple[int, int, Path]]:
     return sorted(stored)
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
+def read_arrays(path: Path) -> "dict[str, np.ndarray] | None":
     """Returns the arrays of a file; None where there is none, or a damaged one."""
+    import numpy as np
+
     try:
         # Opened here: of a damaged file NumPy would leave its own handle open.
         with open(path, "rb") as file, np.load(file) as stored:
@@ -64,12 +68,14 @@ def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
         return None
 
 
-def write_arrays(path: Path, arrays: dict[str, np.ndarray], limit: int) -> None:
+def write_arrays(path: Path, arrays: "dict[str, np.ndarray]", limit: int) -> None:
     """Writes arrays to a file, whole or not at all; process 0 alone.
 
     The oldest such files of the folder are deleted, so that it holds no more than `limit`
     bytes.
     """
+    import numpy as np
+
     size = sum(leaf.nbytes for leaf in arrays.values())
     make_room(path.parent.glob("*.npz"), size, limit)
     with logs.replace_file(path) as file:

@@ -1,7 +1,8 @@
 """Features that a workdir keeps: no model is run twice on the same examples.
 
-They are found by the parameters, the data and the settings of the model alone, so that a
-stage that is trained anew, or another test set, is measured anew.
+They are found by the parameters, the data, the settings of the model and the version of this
+package alone, so that a stage that is trained anew, or another test set, is measured anew.
+Files of images are compared by name and size, see `data.fingerprint`.
 """
 
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import numpy as np
 from flax_adapt import data
 from flax_adapt.base import caches
 from flax_adapt.base import config as configs
+from flax_adapt.base.version import __version__
 from flax_adapt.data import fingerprint
 from flax_adapt.evals import embed
 from flax_adapt.evals.embed import Embedder
@@ -62,4 +64,5 @@ class Kept:
 def _describe(embedder: Embedder) -> str:
     """Returns a digest of all that features depend on beside the data."""
     leaves = (np.asarray(leaf) for leaf in jax.tree.leaves(embedder.params))
-    return fingerprint.digest([*leaves, repr(embedder.model), embedder.pooling])
+    how = repr(embedder.model), embedder.pooling, __version__
+    return fingerprint.digest([*leaves, *how])
