@@ -59,6 +59,12 @@ def mae(size, patch, **changes):
     return model, defaults.pretrain_stage("stage", IMAGES, **fields)
 
 
+def mae_of_one(size, patch, **changes):
+    """The same with one block of the encoder and one of the decoder."""
+    model, stage = mae(size, patch, **changes)
+    return {**model, "depth": 1, "decoder": {**model["decoder"], "depth": 1}}, stage
+
+
 def distill(size, patch, **changes):
     """Self-distillation of a ViT (S1)."""
     fields = dict(objective=defaults.distill(), teacher="stage:first")
@@ -103,6 +109,7 @@ ROWS = {
     "mae_b": ("MAE ViT-B/16", mae, ("B", 16), 128, "v5e"),
     "mae_l": ("MAE ViT-L/16", mae, ("L", 16), 128, "v5e"),
     "mae_h": ("MAE ViT-H/14", mae, ("H", 14), 96, "v5e"),
+    "mae_l_one": ("MAE ViT-L/16, one block of each", mae_of_one, ("L", 16), 128, "v5e"),
     "distill_b": ("Self-distillation ViT-B/16", distill, ("B", 16), 64, "v5e"),
     "distill_l": ("Self-distillation ViT-L/16", distill, ("L", 16), 32, "v5e"),
     "contrast_b": ("MoCo-v3 ViT-B/16", contrast, ("B", 16), 32, "v5e"),
