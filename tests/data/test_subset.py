@@ -120,7 +120,7 @@ def test_everything_is_the_source_itself_and_leaves_no_rest():
         ({"fraction": 1.1}, "fraction=1.1 in"),
         (
             {"part": "half"},
-            r"data\.subset\.part='half'.*'chosen', 'fit', .*'without_data', 'without_watched'\]",
+            r"data\.subset\.part='half'.*'chosen', 'first', 'fit', .*'without_watched'\]",
         ),
         ({"fraction": 0.5, "seed": -1}, "seed=-1"),
     ],
