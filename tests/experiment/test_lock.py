@@ -57,6 +57,7 @@ def test_a_second_run_is_refused_and_told_who_runs(tmp_path):
 def test_a_run_that_failed_releases_the_workdir(tmp_path):
     with pytest.raises(KeyError), lock.hold(tmp_path):
         raise KeyError
+    assert (tmp_path / lock.FILE).read_text() == ""
     take(tmp_path)
 
 
@@ -104,5 +105,8 @@ def test_a_run_shows_that_it_is_alive(tmp_path):
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"host": "x"}', "\x00"])
 def test_a_torn_lock_is_no_obstacle(tmp_path, text):
-    (tmp_path / lock.FILE).write_text(text)
-    take(tmp_path)
+    file = tmp_path / lock.FILE
+    file.write_text(text)
+    with lock.hold(tmp_path):
+        assert json.loads(file.read_text())["pid"] == os.getpid()
+    assert file.read_text() == ""
