@@ -16,14 +16,13 @@ Source  ours.
 import csv
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import jax
+import machines
 import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict
@@ -194,19 +193,6 @@ def _say(judged):
     return f"{one['word']} ({one['low']:+.3f} to {one['high']:+.3f})"
 
 
-def describe_machine():
-    """What the numbers were measured on."""
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = info.read_text().splitlines()
-        named = (line.partition(": ")[2] for line in lines if "model name" in line)
-        model = next(named, model)
-    cores = len(os.sched_getaffinity(0))
-    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    return f"{cores} cores of {model}; devices: {devices}; jax {jax.__version__}"
-
-
 def describe_weights():
     """Kind and size of the weights of each modality that is measured."""
     found = {}
@@ -236,7 +222,7 @@ def main(_):
 
 `{line} --budget={_BUDGET.value}`
 
-{time.strftime("%Y-%m-%d")}, {describe_machine()}. Weights: {describe_weights()}.
+{time.strftime("%Y-%m-%d")}, {machines.describe()}. Weights: {describe_weights()}.
 
 {body}
 

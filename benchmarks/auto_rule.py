@@ -10,11 +10,11 @@ Prints  for each set, size and number of passes of further masked pre-training: 
 Source  ours: the rule `auto` of the config adapt (`defaults.adapting.sizes`).
 """
 
-import platform
 import time
 from pathlib import Path
 
 import jax
+import machines
 from absl import app, flags
 from ml_collections import ConfigDict
 
@@ -45,10 +45,7 @@ def experiment(name):
     """A stage for each size and number of passes; all else is as `adapt` has it."""
     where, folder = WHERE[name].format(data=_DATA.value), f"{_DATA.value}/tfds"
     fields = f"init={_INIT.value},unlabelled={where}@train,method=further"
-    config = configs.load(
-        f"adapt:{fields},data_dir={folder}"
-    ).copy_and_resolve_references()
-    config.unlock()
+    config = ConfigDict(configs.load(f"adapt:{fields},data_dir={folder}"))
     (whole,) = config.stages
     total = len(sources.open_source(whole.data))
     config.stages = tuple(
@@ -106,7 +103,7 @@ def main(_):
 
     python benchmarks/auto_rule.py --data=DATA --workdir=DIR
 
-{time.strftime("%Y-%m-%d")}, {platform.processor() or platform.machine()}, jax {jax.__version__}.
+{time.strftime("%Y-%m-%d")}, {machines.describe()}.
 Further masked pre-training of the small ViT of first_light.md, as `adapt --method=further` has
 it, on some images of three sets. kNN and a linear probe have 10 labels a class (five draws) and
 the whole test sets; the verdict is on the probe, against the initial weights.

@@ -27,6 +27,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import input_sides
+import machines
 import numpy as np
 import PIL
 from absl import app, flags
@@ -168,15 +169,13 @@ def measure_step(folder):
 
 def describe_machine(cores):
     """What the numbers depend on."""
-    info = Path("/proc/cpuinfo").read_text()
-    model = next((x for x in info.splitlines() if x.startswith("model name")), ":")
     versions = {"pillow": PIL.__version__, "libjpeg-turbo": None}
     versions["libjpeg-turbo"] = features.version("libjpeg_turbo")
     for name in ("cv2", "simplejpeg"):
         if importlib.util.find_spec(name):
             versions[name] = importlib.import_module(name).__version__
     return {
-        "cpu": model.partition(":")[2].strip(),
+        "cpu": machines.name_processor(),
         "cores": cores,
         "load": os.getloadavg()[0],
         "python": platform.python_version(),

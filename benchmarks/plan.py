@@ -109,7 +109,6 @@ ROWS = {
     "mae_b": ("MAE ViT-B/16", mae, ("B", 16), 128, "v5e"),
     "mae_l": ("MAE ViT-L/16", mae, ("L", 16), 128, "v5e"),
     "mae_h": ("MAE ViT-H/14", mae, ("H", 14), 96, "v5e"),
-    "mae_l_one": ("MAE ViT-L/16, one block of each", mae_of_one, ("L", 16), 128, "v5e"),
     "distill_b": ("Self-distillation ViT-B/16", distill, ("B", 16), 64, "v5e"),
     "distill_l": ("Self-distillation ViT-L/16", distill, ("L", 16), 32, "v5e"),
     "contrast_b": ("MoCo-v3 ViT-B/16", contrast, ("B", 16), 32, "v5e"),
@@ -126,13 +125,19 @@ ROWS = {
     "mae_l_h100": ("MAE ViT-L/16", mae, ("L", 16), 64, "h100"),
 }
 
+# Rows that are compiled only when asked for.
+CONTROLS = {
+    "mae_l_one": ("MAE ViT-L/16, one block of each", mae_of_one, ("L", 16), 128, "v5e"),
+}
+KNOWN = ROWS | CONTROLS
+
 # Kind of chip -> the package with its compiler.
 COMPILERS = {"v5e": "libtpu", "h100": "jax-cuda12-pjrt"}
 
 
 def config_of(name, topology, unrolled):
     """The config of a row on a topology."""
-    _, make, arguments, images, _ = ROWS[name]
+    _, make, arguments, images, _ = KNOWN[name]
     changes = dict(batch_size=images * parse(topology).chips)
     if unrolled:
         changes["memory"] = defaults.memory(remat="blocks")
@@ -155,7 +160,7 @@ def make_plan(name, topology, unrolled, whole):
     compiler = plans.compile_step if whole else plan_buffers.compiler(DUMP)
     plan = plans.plan_kind(kind, plans.find_hardware(topology), compiler)
     seconds = time.process_time() - begun
-    packages = "jax", COMPILERS[ROWS[name][-1]]
+    packages = "jax", COMPILERS[KNOWN[name][-1]]
     versions = {package: importlib.metadata.version(package) for package in packages}
     head = {"row": name, "unrolled": unrolled, "whole": whole, "cpu_seconds": seconds}
     return {**head, "versions": versions, **plan}
@@ -172,7 +177,7 @@ def rows_left(store):
     """The rows that are asked for and not in the store."""
     kind = _UNROLLED.value, _WHOLE.value
     asked = itertools.product(_ROWS.value or ROWS, _TOPOLOGIES.value)
-    rows = [(*row, *kind) for row in asked if row[1].startswith(ROWS[row[0]][-1])]
+    rows = [(*row, *kind) for row in asked if row[1].startswith(KNOWN[row[0]][-1])]
     return [row for row in rows if row not in read(store)]
 
 
@@ -191,7 +196,7 @@ def main(argv):
         with store.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
         print(line, flush=True)
-    titles = {name: row[0] for name, row in ROWS.items()}
+    titles = {name: row[0] for name, row in KNOWN.items()}
     plan_table.write(read(store), titles)
     shutil.rmtree(DUMP, ignore_errors=True)
     os._exit(0)  # a compilation that goes on would keep the process

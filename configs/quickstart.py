@@ -39,7 +39,6 @@ def digits(source: str, **changes):
         channels=1,
         mean=(0.5,),
         std=(0.5,),
-        num_threads=2,
         prefetch_batches=2,
         **changes,
     )

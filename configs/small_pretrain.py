@@ -40,7 +40,7 @@ ARGUMENTS = dict(
 def make(args):
     source = defaults.dataset(args.dataset)
     pixels = dict(image_size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-    pixels |= dict(data_dir=args.data_dir, num_threads=2)
+    pixels |= dict(data_dir=args.data_dir)
     pixels |= defaults.read_images_as(args, source, args.train_split)
     augment = {**defaults.NO_AUGMENT, "flip": True, "min_crop_area": 0.2}
     optim = defaults.pretrain_optim(

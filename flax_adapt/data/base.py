@@ -27,6 +27,8 @@ BATCH_ROWS = (
     ),
 )
 
+# Fields of a data section that change no number.
+FREE_FIELDS = ("num_threads", "prefetch_batches", "cache_bytes")
 MAX_THREADS = 16  # where their number is not given (ours)
 
 
@@ -38,6 +40,15 @@ def count_threads(config_data: Any) -> int:
     known = hasattr(os, "sched_getaffinity")  # not on a Mac
     cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
     return config_data.num_threads or min(cores, MAX_THREADS)
+
+
+def drop_free(part: Any) -> Any:
+    """Returns a plain config without FREE_FIELDS, wherever its data sections are."""
+    if isinstance(part, list):
+        return [drop_free(one) for one in part]
+    if not isinstance(part, dict):
+        return part
+    return {n: drop_free(one) for n, one in part.items() if n not in FREE_FIELDS}
 
 
 @dataclasses.dataclass(frozen=True)

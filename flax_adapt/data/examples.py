@@ -103,7 +103,11 @@ class ImageExamples:
         return self.source.class_names
 
     def fingerprint(self) -> dict[str, str]:
-        """See `data.fingerprint`."""
+        """See `data.fingerprint`; computed once."""
+        return self._fingerprint
+
+    @functools.cached_property
+    def _fingerprint(self) -> dict[str, str]:
         return fingerprint.of_source(self.source)
 
     def batch(self, index_B: np.ndarray, position_b: np.ndarray) -> dict:

@@ -10,8 +10,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
+from flax_adapt.base.types import Params
 from flax_adapt.data.base import Source
 
 # Of a larger set this many examples are digested, evenly spread: a network file system
@@ -42,6 +44,12 @@ def of_both(one: dict[str, str], other: dict[str, str]) -> dict[str, str]:
     return {
         field: digest((one.get(field, ""), other.get(field, ""))) for field in fields
     }
+
+
+def of_params(params: Params, facts: Iterable[Any]) -> str:
+    """Returns the digest of parameters and of other facts, of which a result is made."""
+    leaves = (np.asarray(leaf) for leaf in jax.tree.leaves(params))
+    return digest([digest(leaves), *facts])
 
 
 def digest(items: Iterable[Any]) -> str:

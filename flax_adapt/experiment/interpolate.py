@@ -21,7 +21,6 @@ from flax_adapt.base.remote import addresses
 from flax_adapt.base.types import Params
 from flax_adapt.evals import outputs
 from flax_adapt.experiment import measure, recipe
-from flax_adapt.experiment.measuring import kept
 from flax_adapt.stage import stage as stages
 from flax_adapt.stage import weights as stage_weights
 from flax_adapt.stage.predictions import Predictions
@@ -165,9 +164,8 @@ def measure_points(config: Any, pair: Pair, values: Sequence[float]) -> list[Poi
         for a in values
     ]
     targets, sources = [], []
-    features = pair.stage.workdir / kept.FOLDER
     for section in (config.evaluate, *config.more_evaluations):
-        measured = measure.measure_models(config, section, models, features)
+        measured = measure.measure_models(config, section, models, pair.stage.workdir)
         targets.append(measured.on_target)
         sources.append(measured.on_source)
     heads = _answer_heads(pair, values)

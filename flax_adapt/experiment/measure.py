@@ -17,7 +17,6 @@ from flax_adapt.experiment.measuring import (
     answers,
     drawn,
     embeddings,
-    kept,
     leaks,
     verdicts,
 )
@@ -71,7 +70,7 @@ def evaluate(config: Any, workdir: Path) -> list[dict[str, Any]]:
     rows, judged = [], []
     for section in sections:
         named = {"data": section.test.source} if len(sections) > 1 else {}
-        measured = measure_models(config, section, models, workdir / kept.FOLDER)
+        measured = measure_models(config, section, models, workdir)
         pairs = zip(models, measured.rows, strict=True)
         rows += [{"stage": one.label, **named, **row} for one, row in pairs]
         judged += measured.entries
@@ -82,17 +81,19 @@ def evaluate(config: Any, workdir: Path) -> list[dict[str, Any]]:
 
 
 def measure_models(
-    config: Any, section: Any, models: list[Model], folder: Path | None = None
+    config: Any, section: Any, models: list[Model], workdir: Path | None = None
 ) -> Measured:
     """Returns what an evaluation section measures of each model.
 
-    Drift is measured from the first model. folder: keeps features, see `kept`.
+    Drift is measured from the first model. workdir: keeps features, see `kept`.
     """
     sets, measured = open_sets(config, section), []
     pooling = _pooling(section, models[0])
     for start in range(0, len(models), section.models_at_once):
         together = models[start : start + section.models_at_once]
-        measured += embeddings.extract(config, section, pooling, together, sets, folder)
+        measured += embeddings.extract(
+            config, section, pooling, together, sets, workdir
+        )
     on_target = [_answer(config, section, one, sets) for one in measured]
     on_source = [_answer_source(config, section, one, sets) for one in measured]
     rows = [

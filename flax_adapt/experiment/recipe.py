@@ -15,6 +15,7 @@ from flax_adapt.base import config as configs
 from flax_adapt.base import logs
 from flax_adapt.base.errors import UserError
 from flax_adapt.base.remote import addresses, workdirs
+from flax_adapt.data import base
 from flax_adapt.evals import verdict
 from flax_adapt.experiment import card, held_out, lock, provenance, sweep, verdicts
 from flax_adapt.experiment.measuring import leaks, watched
@@ -30,8 +31,6 @@ log = logging.getLogger(__name__)
 # measures everything each time, the mesh, which follows from the machines at hand, and
 # where metrics are shown.
 _FREE_SECTIONS = ("evaluate", "more_evaluations", "transfer", "mesh", "log")
-# Fields of a data section that change no number, wherever the section is.
-_FREE_FIELDS = ("num_threads", "prefetch_batches", "cache_bytes")
 COLUMNS = ("stage", "metric", "seeds", "mean", "std", "gain", "seconds")
 
 
@@ -186,26 +185,19 @@ def _claim(config: Any, workdir: Path, force: bool) -> None:
 
 
 def _drop_free(config: Any) -> Any:
-    """Returns a plain config without _FREE_SECTIONS and _FREE_FIELDS, and without `memory`.
+    """Returns a plain config without what changes no number.
 
-    How a step of a stage saves memory changes nothing but rounding, as the mesh.
+    These are _FREE_SECTIONS, fields of data sections, and `memory` of the stages: how a step
+    saves memory changes nothing but rounding, as the mesh.
     """
     if not isinstance(config, dict):  # a damaged file
         return config
     parts = {name: part for name, part in config.items() if name not in _FREE_SECTIONS}
-    kept = _drop_fields(parts)
+    kept = base.drop_free(parts)
     stages = kept.get("stages")
     if not (isinstance(stages, list) and all(isinstance(one, dict) for one in stages)):
         return kept
     return {**kept, "stages": [{**one, "memory": None} for one in stages]}
-
-
-def _drop_fields(part: Any) -> Any:
-    if isinstance(part, list):
-        return [_drop_fields(one) for one in part]
-    if not isinstance(part, dict):
-        return part
-    return {n: _drop_fields(one) for n, one in part.items() if n not in _FREE_FIELDS}
 
 
 def _row(name: str, results: list[dict[str, Any]], workdir: Path) -> dict[str, Any]:

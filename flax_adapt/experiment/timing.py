@@ -78,8 +78,8 @@ def time_stage(config: Any, section: Any, folder: Path, preemption: Preemption) 
     The second one has the programs of the first.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    first = Stage(config, shorten(config, section), 0, folder / "first")
-    first, batches = _take_few(first)
+    short = Stage(config, shorten(config, section), 0, folder / "first")
+    first, batches = _take_few(short)
     begun = time.perf_counter()
     if first.config.optim.solve is not None:
         loop.train_and_evaluate(first, preemption)

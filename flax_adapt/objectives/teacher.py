@@ -21,7 +21,6 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flax_adapt.base.types import Array, Batch, Params
-from flax_adapt.data import fingerprint
 from flax_adapt.models.residual import Select
 from flax_adapt.objectives import states
 from flax_adapt.train import sharding
@@ -130,9 +129,3 @@ def _is_augmented(config_objective: Any, config_data: Any) -> bool:
 def look_up(table: Params, index_B: Array) -> list[Array]:
     """Returns the teacher's states [B, U, D] of each compared layer, by rows of the source."""
     return [jnp.take(table[name], index_B, axis=0) for name in sorted(table)]
-
-
-def digest_of(params: Params, facts: Iterable[Any]) -> str:
-    """Returns the digest of a teacher's parameters and of what else its states depend on."""
-    leaves = (np.asarray(leaf) for leaf in jax.tree.leaves(params))
-    return fingerprint.digest([fingerprint.digest(leaves), *facts])

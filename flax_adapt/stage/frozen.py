@@ -23,6 +23,7 @@ from flax_adapt.base import caches
 from flax_adapt.base import config as configs
 from flax_adapt.base.errors import UserError
 from flax_adapt.base.types import Array, Batch, Params
+from flax_adapt.data import base, fingerprint
 from flax_adapt.objectives import penalties, teacher
 from flax_adapt.objectives.parameter_penalties import EWC, START
 from flax_adapt.objectives.prediction_penalties import DER, LWF
@@ -95,9 +96,10 @@ def _read_or_compute(
     facts = (
         *(start.examples.fingerprint().items(), how.layers, how.select is None),
         *(stage.dtype, config.batch_size, dict(start.mesh.shape)),
-        *(configs.plain(config.data), dataclasses.asdict(start.model.config)),
+        base.drop_free(configs.plain(config.data)),
+        dataclasses.asdict(start.model.config),
     )
-    name = teacher.digest_of(params, facts)
+    name = fingerprint.of_params(params, facts)
     path = stage.workdir / teacher.TABLE / f"{name}.npz"
     table = caches.read_arrays(path)
     if table is not None:

@@ -1,5 +1,6 @@
 """Examples of a text data section: tokenised once, cut into host batches."""
 
+import functools
 import itertools
 import logging
 from collections.abc import Callable, Sequence
@@ -95,6 +96,10 @@ class TextExamples:
 
     def fingerprint(self) -> dict[str, str]:
         """Returns the `data.fingerprint` of the rows of tokens, and so of the tokenizer."""
+        return self._fingerprint
+
+    @functools.cached_property
+    def _fingerprint(self) -> dict[str, str]:
         return fingerprint.of_arrays(self.names, self._rows)
 
     @property

@@ -44,11 +44,11 @@ def extract(
     pooling: str,
     models: list[Model],
     sets: Sets,
-    folder: Path | None,
+    workdir: Path | None,
 ) -> list[MeasuredModel]:
     """Returns the features of all models, from one pass over each data set at most.
 
-    folder: keeps features, see `kept`.
+    workdir: keeps features, see `kept`.
     """
     is_text = section.test.modality == "text"
     embedders = [
@@ -67,12 +67,12 @@ def extract(
         if model.change is not None:
             changed = model.change(embedder.params)
             embedder.params = sharding.put(changed, embedder.mesh)
-    known = Kept(folder, embedders)
+    known = Kept(workdir, embedders)
 
     def of(examples: data.Examples | None, *view: int) -> list[Any]:
-        return (
-            [None] * len(models) if examples is None else known.extract(examples, *view)
-        )
+        if examples is None:
+            return [None] * len(models)
+        return known.extract(examples, *view)
 
     views: list[Any] = [(), ()]
     if sets.source is not None:

@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from flax_adapt import data
 from flax_adapt.base import caches
 from flax_adapt.base import config as configs
 from flax_adapt.base.version import __version__
-from flax_adapt.data import fingerprint
+from flax_adapt.data import base, fingerprint
 from flax_adapt.evals import embed
 from flax_adapt.evals.embed import Embedder
 from flax_adapt.evals.features import Features
@@ -26,15 +25,18 @@ LIMIT_BYTES = 2**30
 
 
 class Kept:
-    """Several models, and the folder in which their features are kept; None: none are.
+    """Several models, and the workdir that keeps their features; None: none are kept.
 
     Several processes keep nothing: each would have to know what the others have found.
     """
 
-    def __init__(self, folder: Path | None, embedders: Sequence[Embedder]):
+    def __init__(self, workdir: Path | None, embedders: Sequence[Embedder]):
         self.embedders = embedders
-        self.folder = folder if jax.process_count() == 1 else None
-        self.names = [] if self.folder is None else [*map(_describe, embedders)]
+        self.folder: Path | None = None
+        self.names: list[str] = []
+        if workdir is not None and jax.process_count() == 1:
+            self.folder = workdir / FOLDER
+            self.names = [*map(_describe, embedders)]
 
     def extract(
         self, examples: data.Examples, number: int | None = None, seed: int = 0
@@ -43,12 +45,10 @@ class Kept:
         if self.folder is None:
             return embed.extract(self.embedders, examples, number, seed)
         view = "" if number is None else f"{number} {seed}"
-        config = configs.to_text(configs.plain(examples.config))
+        config = configs.to_text(base.drop_free(configs.plain(examples.config)))
         facts = (config, *examples.fingerprint().items(), view)
-        paths = [
-            self.folder / f"{fingerprint.digest([name, *map(str, facts)])}.npz"
-            for name in self.names
-        ]
+        names = [fingerprint.digest([name, *facts]) for name in self.names]
+        paths = [self.folder / f"{name}.npz" for name in names]
         found = {path: caches.read_arrays(path) for path in paths}
         # Models with the same weights are one.
         models = dict(zip(paths, self.embedders, strict=True))
@@ -63,6 +63,5 @@ class Kept:
 
 def _describe(embedder: Embedder) -> str:
     """Returns a digest of all that features depend on beside the data."""
-    leaves = (np.asarray(leaf) for leaf in jax.tree.leaves(embedder.params))
     how = repr(embedder.model), embedder.pooling, __version__
-    return fingerprint.digest([*leaves, *how])
+    return fingerprint.of_params(embedder.params, how)
