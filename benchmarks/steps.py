@@ -53,7 +53,9 @@ _COMPILE = flags.DEFINE_bool("compile", False, "torch.compile the reference")
 _LAST = flags.DEFINE_bool("channels_last", False, "layout of torch's convolutions")
 _SCAN = flags.DEFINE_bool("scan", False, "our blocks are one loop")
 _REFERENCE = flags.DEFINE_bool("reference", True, "measure torch, too")
-_MALLOC = flags.DEFINE_string("malloc", "keep", "of the process, as flax-adapt has it")
+_MALLOC = flags.DEFINE_string(
+    "malloc", "huge_pages", "of the process, as flax-adapt has it"
+)
 _TOGETHER = flags.DEFINE_list("together", [], "folder and number of the processes")
 
 
@@ -205,4 +207,5 @@ def main(_):
 
 
 if __name__ == "__main__":
+    allocator.start_anew(sys.argv[1:])
     app.run(main)

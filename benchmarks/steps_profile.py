@@ -12,6 +12,7 @@ import collections
 import json
 import os
 import re
+import sys
 import time
 from pathlib import Path
 
@@ -122,7 +123,7 @@ def profile_theirs(side):
 
 
 def main(_):
-    allocator.set_allocator("keep")
+    allocator.set_allocator("huge_pages")
     torch.set_num_threads(1)
     sizes = (_SIZE.value, _BATCH.value, "float32", _LENGTH.value)
     ours = steps_ours.make(_PROGRAM.value, steps_ours.Setting(*sizes))
@@ -144,4 +145,5 @@ def main(_):
 
 
 if __name__ == "__main__":
+    allocator.start_anew(sys.argv[1:])
     app.run(main)

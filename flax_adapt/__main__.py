@@ -25,7 +25,7 @@ from flax_adapt.base import config, errors
 from flax_adapt.base.errors import NonFiniteError, Preempted, UserError
 from flax_adapt.base.remote.addresses import LogLines, restore
 from flax_adapt.base.version import __version__
-from flax_adapt.commands import typed
+from flax_adapt.commands import machine, typed
 from flax_adapt.commands.machine import allocator
 from flax_adapt.commands.table import BY_INIT, COMMANDS, PROCESSES, REQUIRED
 
@@ -218,6 +218,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if {"-h", "--help"} & set(arguments):
             print(describe(command))
             return 0
+        if argv is None and "malloc" in COMMANDS[command].flags:
+            allocator.start_anew(arguments)
         with typed.reworded(command, arguments[1:]):
             parsed = parse(command, arguments[1:])
             stop_code = parsed.pop("stop_code", 0)
@@ -241,14 +243,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _call(command: str, arguments: dict[str, Any]) -> int:
     """Runs a command and returns its exit code; JAX is imported where it needs JAX.
 
-    What `table.MACHINE` sets up is set up here, malloc before JAX starts; and with the flags
-    of `table.PROCESSES` the process joins the others.
+    The machine is set up here, and with the flags of `table.PROCESSES` the process joins the
+    others.
     """
-    if "malloc" in arguments:
-        allocator.set_allocator(arguments.pop("malloc"))
-    if "compile_cache" in arguments:
-        cache = importlib.import_module("flax_adapt.commands.machine.compile_cache")
-        cache.keep_programs(arguments.pop("compile_cache"))
+    machine.set_up(arguments)
     joins = {name: arguments.pop(name) for name in PROCESSES if name in arguments}
     if joins:
         importlib.import_module("flax_adapt.commands.processes").join(**joins)

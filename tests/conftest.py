@@ -37,6 +37,8 @@ import pytest
 from hypothesis import settings
 from support import depth, storages
 
+from flax_adapt.commands.machine import xla
+
 OLDER = jax.version.__version_info__ < (0, 11)
 # Most time goes into LLVM: loops that XLA writes itself, in one piece, compile fastest.
 # jaxlib 0.11 has no other way left, and ends a process that names an unknown flag.
@@ -78,6 +80,7 @@ def pytest_configure(config):
     # By way of the environment, for the processes that tests start, too.
     flags = os.environ.get("XLA_FLAGS", "").split()
     os.environ["XLA_FLAGS"] = " ".join(dict.fromkeys([*flags, *quick, *PATIENT_XLA]))
+    xla.set_flags()
     if config.option.optimized:
         return
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"

@@ -52,7 +52,10 @@ MACHINE: dict[str, tuple[Any, str]] = {
         "",
         "folder of compiled programs; '': the user's, shared; none: not kept",
     ),
-    "malloc": ("keep", "keep: freed memory stays with the process; system: as it is"),
+    "malloc": (
+        "huge_pages",
+        "huge_pages; keep: freed memory stays with the process; system: as it is",
+    ),
 }
 _SPLIT: dict[str, tuple[Any, str]] = {
     "split": ("train", "split of the data"),

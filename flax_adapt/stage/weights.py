@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from flax_adapt import data, models, objectives, weights
 from flax_adapt.base import config as configs
 from flax_adapt.base import rules
 from flax_adapt.base.errors import UserError, reword_errors
-from flax_adapt.base.types import Params
+from flax_adapt.base.types import Key, Params
 from flax_adapt.models import batch_stats
 from flax_adapt.stage import resize as stage_resize
 from flax_adapt.stage import stage as stages
@@ -35,34 +35,35 @@ def init_params(stage: Stage, model: nn.Module) -> dict[str, Any]:
 
     They include those of a second task that is trained on the same encoder (GLAD).
     """
-    key, second_model = jax.random.key(stage.seed), stages.build_second_model(stage)
+    return _init_both(_kinds_of(stage, model), jax.random.key(stage.seed))
+
+
+def _kinds_of(stage: Stage, model: nn.Module) -> tuple[Any, ...]:
+    """Returns what initial parameters depend on besides a key; hashable."""
+    return model, stages.build_second_model(stage), stage.config.model.head_init
+
+
+def _init_both(kinds: tuple[Any, ...], key: Key) -> dict[str, Any]:
+    model, second_model, std = kinds
     params = dict(models.init_params(model, key))
-    if std := stage.config.model.head_init:
+    if std:
         head = params["head"]
         kernel = head["kernel"] * (std / heads.INIT_STD)
         params["head"] = {**head, "kernel": kernel}
     # Both have the encoder; the model's has the adaptors.
-    return (
-        params
-        if second_model is None
-        else {**models.init_params(second_model, key), **params}
-    )
+    both = {} if second_model is None else models.init_params(second_model, key)
+    return {**both, **params}
 
 
-def _draw(stage: Stage, model: nn.Module, names: Collection[str]) -> dict[str, Any]:
-    """Returns {name: leaf} of those leaves of `init_params`.
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _draw(kinds: tuple[Any, ...], names: tuple[str, ...], key: Key) -> dict[str, Any]:
+    """Returns {name: leaf} of those leaves of `_init_both`.
 
-    With several processes nothing else is drawn: XLA removes what is not returned. One
-    process takes them from all of them, which needs no program for every set of names.
+    Nothing else is drawn: XLA removes what is not returned. A new head alone has a small
+    program, where that of all parameters takes seconds to compile.
     """
-
-    def draw() -> dict[str, Any]:
-        leaves = strict.flatten(init_params(stage, model))
-        return {name: leaves[name] for name in names}
-
-    if not names:
-        return {}
-    return draw() if jax.process_count() == 1 else jax.jit(draw)()
+    leaves = strict.flatten(_init_both(kinds, key))
+    return {name: leaves[name] for name in names}
 
 
 @reword_errors(stages.FIELDS)
@@ -141,7 +142,8 @@ def _fit_to_stage(
     stored, adopted = weights.adopt(init, loaded, fresh)
     leaves = strict.flatten(stored)
     shapes = [name for name in adopted.fresh if not hasattr(leaves[name], "__array__")]
-    drawn = _draw(stage, model, shapes)
+    kinds, key = _kinds_of(stage, model), jax.random.key(stage.seed)
+    drawn = _draw(kinds, tuple(shapes), key) if shapes else {}
     return strict.unflatten({**leaves, **drawn}), report.merge(adopted)
 
 

@@ -185,8 +185,8 @@ def noted(parameter, value):
     calls.append([started, real(parameter, value)])
 allocator.mallopt = noted
 lines = [
-    "features --init=/nowhere --data=folder:/nowhere --out=x.npz",
-    "run --config=quickstart --workdir=/dev/null/x",
+    "features --init=/nowhere --data=folder:/nowhere --out=x.npz --malloc=keep",
+    "run --config=quickstart --workdir=/dev/null/x --malloc=keep",
     "run --config=quickstart --workdir=/dev/null/x --malloc=system",
 ]
 found = []
