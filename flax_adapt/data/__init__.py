@@ -14,6 +14,8 @@ undecodable; of replay also domain int32 [b], 0: target, 1: source.
 `data.images.image.preprocess` makes images float32 on the device.
 """
 
+import functools
+import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -31,6 +33,9 @@ from flax_adapt.data.texts.tokenizer import Tokenizer, open_tokenizer
 
 if TYPE_CHECKING:  # slow to import: only where it is used
     import grain
+
+# The most rows whose order is kept for each epoch.
+_FEW = 1_024
 
 __all__ = [
     "MODALITIES",
@@ -110,7 +115,27 @@ def _shuffle_rows(count: int, seed: int) -> "grain.MapDataset":
     # grain shuffles epoch e with seed + e: without this, seed 1 would be seed 0 one
     # epoch ahead.
     grain_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
-    return grain.MapDataset.range(count).shuffle(seed=grain_seed).repeat()
+    if count > _FEW:
+        return grain.MapDataset.range(count).shuffle(seed=grain_seed).repeat()
+
+    def row(position: int) -> int:
+        epoch, place = divmod(position, count)
+        return int(_shuffle_epoch(count, (grain_seed + epoch) % 2**32)[place])
+
+    return grain.MapDataset.range(sys.maxsize).map(row)
+
+
+@functools.lru_cache(maxsize=1_024)  # at most 4 MiB
+def _shuffle_epoch(count: int, seed: int) -> np.ndarray:
+    """Returns int32 [count], the order of an epoch of few rows, as grain has it.
+
+    The fewer rows, the longer grain takes for each: up to a millisecond. The stages of a
+    comparison have the same orders, which are kept for them.
+    """
+    import grain
+
+    shuffled = grain.MapDataset.range(count).shuffle(seed=seed)
+    return np.array([shuffled[place] for place in range(count)], np.int32)
 
 
 def eval_batches(
