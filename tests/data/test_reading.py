@@ -114,17 +114,6 @@ def test_seeds_differ_and_none_is_another_one_epoch_later(images):
     assert indices(take(data.make_batches(images, 11, 2, 0, 1), 3)) == first[2]
 
 
-@pytest.mark.parametrize("count", [1, 2, 100, data._FEW, data._FEW + 1])
-def test_kept_orders_of_few_rows_are_those_of_grain(count):
-    import grain
-
-    ours, seed = data._shuffle_rows(count, 3), np.random.SeedSequence(3)
-    grain_seed = int(seed.generate_state(1)[0])
-    theirs = grain.MapDataset.range(count).shuffle(seed=grain_seed).repeat()
-    places = [0, 1, count - 1, count, 2 * count + count // 2, 7 * count - 1]
-    assert [ours[place] for place in places] == [theirs[place] for place in places]
-
-
 @pytest.mark.parametrize("make", [data.make_batches, data.eval_batches])
 def test_processes_see_together_what_one_sees(images, make):
     seed = (5,) if make is data.make_batches else ()
