@@ -39,19 +39,27 @@ def compiled():
     jax.monitoring.unregister_event_duration_listener(note)
 
 
+def clock_of(num_steps):
+    """A clock: steps of one second, 100 s until the second run, which takes 20 s."""
+    steps = [10 + second for step in range(num_steps) for second in (step, step + 1)]
+    return types.SimpleNamespace(perf_counter=iter([0, *steps, 100, 120]).__next__)
+
+
 def test_timing_measures_memory_without_compiling_and_a_run_shares_its_programs(
-    compiled, tmp_path
+    compiled, tmp_path, monkeypatch
 ):
     optim = defaults.finetune_optim(lr=2e-3, warmup_steps=2)
     config = tiny.experiment(
         tiny.finetune("full", init_from="scratch", optim=optim, num_steps=9)
     )
     (section,), folder = config.stages, tmp_path / "timing"
-    with Preemption() as preemption:
+    count = timing.shorten(config, section).num_steps
+    with Preemption() as preemption, monkeypatch.context() as patch:
+        patch.setattr(timing, "time", clock_of(count))
         cost = timing.time_stage(config, section, folder, preemption)
         assert sorted(compiled) == ["evaluate", "update"]
         assert cost.bytes > 4 * 3 * 1_000  # parameters and two moments
-        assert min(cost.step, cost.fixed, cost.compile) > 0
+        assert (cost.step, cost.fixed, cost.compile) == (1, 20 - count, 80)
         loop.train_and_evaluate(Stage(config, section, 0, tmp_path), preemption)
     assert len(compiled) == 2
 
