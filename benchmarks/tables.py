@@ -1,0 +1,70 @@
+"""Tables of models measured by `flax-adapt eval`: a row for each method, its seeds together."""
+
+import statistics
+
+from flax_adapt.base import logs
+
+# Domain and metric of the verdicts that a table shows, where there are any.
+VERDICTS = (("target", "knn"), ("target", "probe"), ("source", "probe"))
+
+
+def draw_labels(config):
+    """The same config with five draws of the labels that kNN and probe have, no few shots."""
+    config.evaluate.train.subset.draw = "each_seed"
+    config.evaluate.shots = ()
+    return config
+
+
+def show(rows, entries):
+    """Prints the numbers and the verdicts, a row for each method: its runs together.
+
+    rows: of `measure.evaluate`. entries: of `verdicts.read`. Runs are labelled NAME or
+    NAME/seed_N. Numbers are `mean (std)` over the runs; the verdicts compare with the
+    initial model.
+    """
+    names = list(dict.fromkeys(_method(row) for row in rows))
+    numbers = [
+        {"method": name, **summarise([row for row in rows if _method(row) == name])}
+        for name in names
+    ]
+    words = [
+        {"method": name, **judge([one for one in entries if _method(one) == name])}
+        for name in names[1:]
+    ]
+    for table in (numbers, words):
+        print(f"\n{logs.format_table(table, tuple(table[0]))}", flush=True)
+
+
+def summarise(rows):
+    """{column: `mean (std)`} of the runs of one method."""
+    columns = [name for name in rows[0] if name not in ("stage", "data")]
+    return {column: spread([row[column] for row in rows]) for column in columns}
+
+
+def _method(row):
+    return row["stage"].split("/")[0]
+
+
+def spread(values):
+    """`mean (standard deviation)`, or the one value."""
+    deviation = f" ({statistics.stdev(values):.3f})" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.3f}{deviation}"
+
+
+def judge(entries):
+    """{column: the words of a method's runs, and the range of their 95 % intervals}."""
+    return {
+        f"{domain} {metric}": _judge(
+            [one["metrics"][metric] for one in entries if one["domain"] == domain]
+        )
+        for domain, metric in VERDICTS
+    }
+
+
+def _judge(found):
+    if not found:
+        return ""
+    said = [one["word"].split()[0] for one in found]  # "no evidence either way": "no"
+    counted = ", ".join(f"{said.count(word)} {word}" for word in dict.fromkeys(said))
+    low, high = min(one["low"] for one in found), max(one["high"] for one in found)
+    return f"{counted} ({low:+.3f} to {high:+.3f})"
