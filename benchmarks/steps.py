@@ -22,6 +22,7 @@ import functools
 import json
 import os
 import platform
+import resource
 import statistics
 import sys
 import time
@@ -116,14 +117,22 @@ def warm_up(side):
     return first - min(seconds_of(lambda: run(side, 1)), first)
 
 
+def spent():
+    """CPU seconds and page faults of this process so far."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime, usage.ru_minflt
+
+
 def in_turns(sides, rounds, repeat):
-    """{name: [seconds of a step]}, of each in turn."""
-    seconds = {name: [] for name in sides}
+    """{name: [(seconds, CPU seconds, page faults) of a step]}, of each in turn."""
+    found = {name: [] for name in sides}
     for _round in range(rounds):
         for name, side in sides.items():
-            call = functools.partial(run, side, repeat)
-            seconds[name].append(seconds_of(call) / repeat)
-    return seconds
+            before = spent()
+            turn = seconds_of(functools.partial(run, side, repeat)), *spent()
+            cpu, faults = (b - a for a, b in zip(before, turn[1:], strict=True))
+            found[name].append([each / repeat for each in (turn[0], cpu, faults)])
+    return found
 
 
 def peak_bytes():
@@ -159,14 +168,20 @@ def compile_all(sides):
         return dict(zip(sides, pool.map(warm_up, sides.values()), strict=True))
 
 
-def report(times, flops, peak):
-    """What is printed of the seconds."""
+def report(turns, flops, peak):
+    """What is printed of the turns."""
+    times, cpu, faults = (
+        {name: [one[kind] for one in each] for name, each in turns.items()}
+        for kind in range(3)
+    )
     median = {name: statistics.median(each) for name, each in times.items()}
     best = {name: min(each) for name, each in times.items()}
     rate = {name: flops / each for name, each in median.items()}
     found = dict(
         median_seconds=median,
         best_seconds=best,
+        cpu_seconds={name: statistics.median(each) for name, each in cpu.items()},
+        page_faults={name: statistics.median(each) for name, each in faults.items()},
         examples_per_second={n: _BATCH.value / each for n, each in median.items()},
         flops=flops,
         flops_per_second=rate,
@@ -189,7 +204,7 @@ def main(_):
     set_products("highest" if setting.dtype == "float32" else setting.dtype)
     sides = {"ours": steps_ours.make(name, setting)}
     options = dict(compiles=_COMPILE.value, channels_last=_LAST.value)
-    settings = dict(options, malloc=_MALLOC.value)
+    settings = dict(options, malloc=_MALLOC.value, repeat=_REPEAT.value)
     if _REFERENCE.value and name in steps_theirs.MODULES:
         reference = (name, sides["ours"], setting.dtype)
         sides["theirs"] = steps_theirs.Theirs(*reference, **options)
@@ -199,9 +214,9 @@ def main(_):
     with turn:
         peak = measure_matmul(setting.dtype)
         in_turns(sides, 1, 1)
-        times = in_turns(sides, _ROUNDS.value, _REPEAT.value)
+        turns = in_turns(sides, _ROUNDS.value, _REPEAT.value)
     what = dict(program=name, **setting._asdict(), **settings, **machine())
-    found = report(times, sides["ours"].flops, peak)
+    found = report(turns, sides["ours"].flops, peak)
     seconds = dict(compile_seconds=compiled, peak_bytes=peak_bytes())
     print(json.dumps({**what, "losses": losses, **found, **seconds}), flush=True)
 

@@ -6,14 +6,15 @@ step, 4 KiB at a time. In huge pages, of 2 MiB, that is cheap; malloc takes them
 told to by an environment variable that it reads when the process starts, so the process
 starts once more. Elsewhere malloc can keep what is freed. Numbers do not change.
 
-Measured (glibc 2.36, two cores, float32, seconds of a step and page faults in it):
+Measured (benchmarks/steps.py --noreference --malloc=M, glibc 2.36, two cores, float32; seconds
+of a step and page faults in it):
 
     program                    system          keep        huge_pages
     MAE, ViT-S/16, batch 16    2.72, 650 843   2.25, 0     2.06, 1 837
     fine-tuning, ViT-S/16, 8   0.87, 233 590   0.78, 0     0.73,   676
 
-220 steps of the quickstart, compiled first: 43 CPU seconds, 44, and 36. Kept memory is full
-of holes there that compiling has left, which malloc searches at every allocation.
+The quickstart takes 219 CPU seconds with keep, 194 with huge_pages: kept memory is full of
+holes there that compiling has left, which malloc searches at every allocation.
 """
 
 import ctypes
