@@ -7,8 +7,8 @@ import re
 # Independent collectives of a program may start in another order on every device. Where all
 # devices are threads of one process, each waits for the others, and none is left to start
 # what they wait for: eight devices on two cores stood still in two runs of three (jaxlib
-# 0.10.2). In the order that uses the least memory they cannot. One device is as fast, or a
-# little faster.
+# 0.10.2). With the order that uses the least memory they have not. One device is as fast,
+# or a little faster.
 _IN_ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 # jaxlib ends a process that names a flag which it does not know. Those before this one do.
 _UNTIL = (0, 12)
