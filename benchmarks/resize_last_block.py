@@ -17,6 +17,7 @@ import statistics
 from pathlib import Path
 
 import jax
+import tables
 from absl import app, flags
 
 from flax_adapt.base import config as configs
@@ -102,9 +103,7 @@ def summarise(rows):
 
 
 def _spread(rows, column):
-    values = [row[column] for row in rows]
-    spread = f" ({statistics.stdev(values):.3f})" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.3f}{spread}"
+    return tables.spread([row[column] for row in rows])
 
 
 def plot(measured, path):

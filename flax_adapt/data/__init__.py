@@ -14,8 +14,6 @@ undecodable; of replay also domain int32 [b], 0: target, 1: source.
 `data.images.image.preprocess` makes images float32 on the device.
 """
 
-import functools
-import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -27,15 +25,13 @@ from flax_adapt.data import replay
 from flax_adapt.data.drawing import OneDomain
 from flax_adapt.data.drawing import list_sections as replay_sections
 from flax_adapt.data.examples import ImageExamples, open_images
+from flax_adapt.data.order import shuffle_rows
 from flax_adapt.data.replay import ReplayExamples
 from flax_adapt.data.texts.text import TextExamples, open_texts
 from flax_adapt.data.texts.tokenizer import Tokenizer, open_tokenizer
 
 if TYPE_CHECKING:  # slow to import: only where it is used
     import grain
-
-# The most rows whose order is kept for each epoch.
-_FEW = 1_024
 
 __all__ = [
     "MODALITIES",
@@ -103,39 +99,9 @@ def make_batches(
     if isinstance(examples, ReplayExamples):
         order = examples.order(batch_size, seed)
     else:
-        order = _shuffle_rows(len(examples), seed).batch(batch_size)
+        order = shuffle_rows(len(examples), seed).batch(batch_size)
     batches = order.map(lambda index_B: examples.batch(index_B, position_b))
     return _prefetch(batches, examples)
-
-
-def _shuffle_rows(count: int, seed: int) -> "grain.MapDataset":
-    """Returns a data set of row numbers: endless epochs, each in an order of its own."""
-    import grain
-
-    # grain shuffles epoch e with seed + e: without this, seed 1 would be seed 0 one
-    # epoch ahead.
-    grain_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
-    if count > _FEW:
-        return grain.MapDataset.range(count).shuffle(seed=grain_seed).repeat()
-
-    def row(position: int) -> int:
-        epoch, place = divmod(position, count)
-        return int(_shuffle_epoch(count, (grain_seed + epoch) % 2**32)[place])
-
-    return grain.MapDataset.range(sys.maxsize).map(row)
-
-
-@functools.lru_cache(maxsize=1_024)  # at most 4 MiB
-def _shuffle_epoch(count: int, seed: int) -> np.ndarray:
-    """Returns int32 [count], the order of an epoch of few rows, as grain has it.
-
-    The fewer rows, the longer grain takes for each: up to a millisecond. The stages of a
-    comparison have the same orders, which are kept for them.
-    """
-    import grain
-
-    shuffled = grain.MapDataset.range(count).shuffle(seed=seed)
-    return np.array([shuffled[place] for place in range(count)], np.int32)
 
 
 def eval_batches(

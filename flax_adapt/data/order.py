@@ -10,7 +10,7 @@ import math
 import sys
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -22,6 +22,8 @@ if TYPE_CHECKING:  # slow to import: only where it is used
 
 # Numbers that derive several random streams from one seed; 0 would be the seed itself.
 _TARGET, _SOURCE, _UNION, _COUNT, _PLACE = range(11, 16)
+# The most rows whose order is kept for each epoch.
+_FEW = 1_024
 
 # replay.schedule -> (part of the steps) -> share of the way from `ratio` to `final_ratio`
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -103,6 +105,36 @@ SAMPLINGS: dict[str, Callable[[Mixture, int, int], "grain.MapDataset"]] = {
 }
 
 
+def shuffle_rows(count: int, seed: int) -> "grain.MapDataset":
+    """Returns a data set of row numbers: endless epochs, each in an order of its own."""
+    # grain shuffles epoch e with seed + e: without this, seed 1 would be seed 0 one
+    # epoch ahead.
+    grain_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    if count > _FEW:
+        import grain
+
+        return grain.MapDataset.range(count).shuffle(seed=grain_seed).repeat()
+
+    def row(position: int) -> int:
+        epoch, place = divmod(position, count)
+        return int(_shuffle_epoch(count, (grain_seed + epoch) % 2**32)[place])
+
+    return _make_order(row)
+
+
+@functools.lru_cache(maxsize=1_024)  # at most 4 MiB
+def _shuffle_epoch(count: int, seed: int) -> np.ndarray:
+    """Returns int32 [count], the order of an epoch of few rows, as grain has it.
+
+    The fewer rows, the longer grain takes for each: up to a millisecond. The stages of a
+    comparison have the same orders, which are kept for them.
+    """
+    import grain
+
+    shuffled = grain.MapDataset.range(count).shuffle(seed=seed)
+    return np.array([shuffled[place] for place in range(count)], np.int32)
+
+
 def _two_streams(
     mixture: Mixture, batch_size: int, seed: int, count: Callable[[int], int]
 ) -> "grain.MapDataset":
@@ -129,7 +161,8 @@ def _two_streams(
     return _make_order(rows)
 
 
-def _make_order(rows: Callable[[int], np.ndarray]) -> "grain.MapDataset":
+def _make_order(rows: Callable[[int], Any]) -> "grain.MapDataset":
+    """Returns an endless data set of `rows(0)`, `rows(1)`, ..."""
     import grain
 
     return grain.MapDataset.range(sys.maxsize).map(rows)

@@ -28,7 +28,7 @@ def test_xla_runs_collectives_in_order_unless_the_user_or_jaxlib_says_otherwise(
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     if given:
         monkeypatch.setenv("XLA_FLAGS", given)
-    monkeypatch.setattr(xla.importlib.metadata, "version", lambda name: version)
+    monkeypatch.setattr("importlib.metadata.version", lambda name: version)
     xla.set_flags()
     assert os.environ["XLA_FLAGS"] == found
 

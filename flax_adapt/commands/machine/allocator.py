@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flax_adapt.base.errors import choose
+from flax_adapt.base.version import first_two
 
 # Parameters of mallopt(3), from malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
@@ -86,8 +87,7 @@ def mallopt(parameter: int, value: int) -> int:
 
 def _can_ask() -> bool:
     library, version = platform.libc_ver()
-    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
-    is_new = library == "glibc" and numbers >= _SINCE
+    is_new = library == "glibc" and first_two(version) >= _SINCE
     return is_new and _who_has_huge_pages() == "madvise" and not _has_own_settings()
 
 

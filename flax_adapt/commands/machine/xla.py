@@ -1,8 +1,8 @@
 """Flags of XLA for this process, set before JAX starts."""
 
-import importlib.metadata
 import os
-import re
+
+from flax_adapt.base.version import first_two
 
 # Independent collectives of a program may start in another order on every device. Where all
 # devices are threads of one process, each waits for the others, and none is left to start
@@ -16,8 +16,9 @@ _UNTIL = (0, 12)
 
 def set_flags() -> None:
     """Adds our flag to XLA_FLAGS, unless the user has set it or jaxlib is too new for it."""
-    version = importlib.metadata.version("jaxlib")
-    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    import importlib.metadata  # 5 ms, which other commands need not wait for
+
+    version = first_two(importlib.metadata.version("jaxlib"))
     given = os.environ.get("XLA_FLAGS", "")
-    if numbers < _UNTIL and _IN_ORDER.partition("=")[0] not in given:
+    if version < _UNTIL and _IN_ORDER.partition("=")[0] not in given:
         os.environ["XLA_FLAGS"] = f"{given} {_IN_ORDER}".strip()
