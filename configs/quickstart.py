@@ -3,7 +3,8 @@
 Run     bash launch/quickstart.sh        (or: flax-adapt run --config=quickstart
                                           --workdir=runs/quickstart)
         pretrain_steps  steps of pre-training from scratch on MNIST
-        adapt_steps  steps of further pre-training and of self-distillation
+        adapt_steps  steps of further pre-training and of self-distillation; 0: pre-training
+                  alone, the start of launch/quickstart.sh
         finetune_steps  steps of every fine-tuning
         augment   of fine-tuning: none (digits are not flipped) | flip | crop
         steps, epochs, batch_size, lr, warmup, seeds, augment ...: as in vit_self_distill
@@ -85,19 +86,20 @@ def make(args):
         init_from=start,
         teacher="stage:further",
     )
+    stages = (
+        pretrain("pretrain", released, args.pretrain_steps, init_from="scratch"),
+        finetune("finetune_only", start),
+        pretrain("further", target, args.adapt_steps, init_from=start),
+        finetune("further_finetune", "stage:further"),
+        distilled,
+        finetune("distill_finetune", "stage:distill"),
+    )
     return defaults.experiment(
         init="",
         model=MODEL,
         checkpoint=dict(every_steps=200, keep_last=2, keep_best=0),
         evaluate=defaults.evaluate(labelled, test),
-        stages=(
-            pretrain("pretrain", released, args.pretrain_steps, init_from="scratch"),
-            finetune("finetune_only", start),
-            pretrain("further", target, args.adapt_steps, init_from=start),
-            finetune("further_finetune", "stage:further"),
-            distilled,
-            finetune("distill_finetune", "stage:distill"),
-        ),
+        stages=stages if args.adapt_steps else stages[:1],
     )
 
 

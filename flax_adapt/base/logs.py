@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import math
 import os
 import sys
@@ -17,6 +18,21 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 PathLike: TypeAlias = str | os.PathLike[str]
+
+
+@contextlib.contextmanager
+def quieten(least: int) -> Iterator[None]:
+    """Keeps what is logged below the level `least`, such as logging.WARNING, from the user.
+
+    For runs that serve another one, which say the same once more.
+    """
+    logger = logging.getLogger("flax_adapt")
+    level = logger.level
+    logger.setLevel(least)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 class Writer(Protocol):

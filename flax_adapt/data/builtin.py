@@ -15,23 +15,27 @@ from flax_adapt.data.base import NumberedNames, Source
 
 
 def open_builtin(name: str, config_data: ConfigDict) -> Source:
-    """Returns the source `digits` or `mnist5k`; each has only the split "train".
+    """Returns the source `digits` or `mnist5k`. Its split "train" is all of it.
 
-    Raises UserError for other names and splits.
+    Digits have three splits more, see `_parts_of_digits`. Raises UserError for other names
+    and splits.
     """
     load = errors.choose("the name after builtin: in data.source", name, BUILTINS)
-    if config_data.split != "train":
+    images, labels = load()
+    whole, split = {"train": np.arange(len(labels))}, config_data.split
+    splits = {**whole, **PARTS[name](labels)} if name in PARTS else whole
+    if split not in splits:
         raise errors.UserError(
-            f"data.split={config_data.split!r}: builtin:{name} has only 'train';"
+            f"data.split={split!r}: builtin:{name} has only {', '.join(splits)};"
             " hold examples out with data.subset and part='rest'"
         )
-    images, labels = load()
+    rows, known = splits[split], NumberedNames(name, len(labels))
     return Source(
         where=f"builtin:{name}",
-        names=NumberedNames(name, len(images)),
+        names=[known[row] for row in rows],
         class_names=tuple(str(digit) for digit in range(10)),
-        read=lambda i: (images[i], int(labels[i])),
-        read_labels=lambda: labels,
+        read=lambda i: (images[rows[i]], int(labels[rows[i]])),
+        read_labels=lambda: labels[rows],
         broken={},
     )
 
@@ -80,4 +84,21 @@ def _freeze(values: np.ndarray) -> np.ndarray:
     return values
 
 
+def _parts_of_digits(labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns parts that share no row, in the order of the file, which is that of its writers.
+
+    The first ten of each class, 1 000 of the others, and the last 697 (ours).
+    """
+    few = [np.flatnonzero(labels == digit)[:10] for digit in np.unique(labels)]
+    labelled = np.sort(np.concatenate(few))
+    others = np.setdiff1d(np.arange(len(labels)), labelled)
+    return {
+        "labelled": labelled,
+        "unlabelled": others[:1000],
+        "held_out": others[1000:],
+    }
+
+
 BUILTINS = {"digits": _digits, "mnist5k": _mnist5k}
+# Name -> its splits beside "train": rows, by the labels of all examples.
+PARTS = {"digits": _parts_of_digits}

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from flax_adapt.base import logs
 from flax_adapt.base.errors import UserError
 from flax_adapt.base.remote import workdirs
 from flax_adapt.experiment import forgetting, handover, held_out, timing
@@ -59,7 +60,7 @@ def list_work(config: Any, workdir: Path, preemption: Preemption) -> list[Work]:
     folder, found = workdir / FOLDER, dict[str, Cost]()
     kinds, known = dict[str, int](), set[tuple[int, float]]()
     for number, kind in enumerate(plans.group_stages(config)):
-        with timing.quieten(), timing.compile_cold():
+        with logs.quieten(logging.ERROR), timing.compile_cold():
             cost = timing.time_stage(config, kind.stage.config, folder, preemption)
         log.info(
             "%s: %.3g s a step, %.3g s beside steps, %.3g s of compilation",

@@ -31,7 +31,6 @@ from flax_adapt.train.preemption import Preemption
 
 FEW, FOLDS = 100, 5
 RECORD = "handed_over.json"
-log = logging.getLogger(__name__)
 
 
 class Fold(NamedTuple):
@@ -92,7 +91,6 @@ def _choose(
     metric = metric if metric in verdict.MEASURES else "loss"
     name, why = best_arm(arms, metric)
     measured = {one: _measure(arm, metric) for one, arm in arms.items()}
-    log.info("handed over: %s, %s; held out: %s", name, why, measured)
     return {
         **dict(stage=name, metric=metric, why=why, held_out=measured),
         **dict(folds=len(folds), examples=len(arms[name].names)),
@@ -175,7 +173,8 @@ def loop_of_fold(
         sweep=None,
     )
     stage = Stage(config, run, section.seeds[0], workdir)
-    watched.train(stage, preemption)
+    with logs.quieten(logging.WARNING):
+        watched.train(stage, preemption)
     return stage
 
 

@@ -82,12 +82,17 @@ def _try_all(
         )
     sign = 1 if sweep.mode == "max" else -1
     lr = max(sound, key=lambda one: (sign * one["value"], -one["loss"]))["lr"]
-    log.info("%s: lr %g, by %s held out: %s", section.name, lr, sweep.metric, tried)
+    found = ", ".join(f"{one['lr']:g}: {_describe_value(one)}" for one in tried)
+    log.info("%s: lr %g, by %s held out (%s)", section.name, lr, sweep.metric, found)
     _warn_of_edge(section, lr)
     if jax.process_index() == 0:
         logs.write_json(record, {"lr": lr, "metric": sweep.metric, "tried": tried})
     wait_for_files(f"sweep {section.name}")
     return lr
+
+
+def _describe_value(one: dict[str, float | None]) -> str:
+    return "broke down" if one["value"] is None else f"{one['value']:.4f}"
 
 
 def _warn_of_edge(section: Any, lr: float) -> None:
@@ -121,7 +126,8 @@ def _rerun_chain(
         less = held_out.exclude_examples(tuned, names, section.data)
         fields = dict(name=label, seeds=(one.seed,), eval=None, sweep=None)
         run = draws.change_fields(draws.redirect_references(less, moved), **fields)
-        watched.train(Stage(config, run, one.seed, workdir), preemption)
+        with logs.quieten(logging.WARNING):
+            watched.train(Stage(config, run, one.seed, workdir), preemption)
         moved[one.reference] = f"stage:{label}"
     start = draws.redirect_references(section, moved)
     replay = held_out.exclude_examples(section, names, section.data).replay
@@ -131,7 +137,8 @@ def _rerun_chain(
 def _measure(stage: Stage, preemption: Preemption) -> dict[str, float | None]:
     """Returns value and loss on the held-out examples; None if training broke down."""
     try:
-        result = watched.train(stage, preemption)
+        with logs.quieten(logging.WARNING):
+            result = watched.train(stage, preemption)
     except NonFiniteError as error:
         log.info("%s", error)
         return {"value": None, "loss": None}

@@ -1,7 +1,6 @@
 """The cost of a stage, by two short runs of it on this machine."""
 
 import contextlib
-import logging
 import math
 import shutil
 import statistics
@@ -43,18 +42,6 @@ class Cost(NamedTuple):
     bytes: int
     compile: float = 0.0
     tabulates: bool = False
-
-
-@contextlib.contextmanager
-def quieten() -> Iterator[None]:
-    """Keeps what short runs log, such as the report on weights, from the user."""
-    logger = logging.getLogger("flax_adapt")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 @contextlib.contextmanager

@@ -139,7 +139,6 @@ class Run:
             log.info("%s: resuming from step %d", self.stage.label, self.state.step)
         elif self.report is not None and self.stage.is_first:
             log.info("%s: %s", self.stage.label, self.report.summary())
-            log.info("%s", self.report.overview())
         step = int(self.state.step)
         if step > self.config.num_steps:
             raise UserError(

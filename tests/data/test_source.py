@@ -116,7 +116,7 @@ def test_unknown_doors_list_the_known(tmp_path):
         source.open_source(config("s3:bucket"))
     with pytest.raises(errors.UserError, match=r"\['digits', 'mnist5k'\]"):
         source.open_source(config("builtin:imagenet"))
-    with pytest.raises(errors.UserError, match=r"'test'.*has only 'train'"):
+    with pytest.raises(errors.UserError, match=r"'test'.*has only train, labelled, "):
         source.open_source(config("builtin:digits", "test"))
 
 
