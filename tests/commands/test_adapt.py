@@ -237,6 +237,15 @@ def test_a_small_set_has_a_smaller_batch_that_devices_divide(examples, batch):
     assert sizes.fit_batch(64, examples) == batch
 
 
+def test_fine_tuning_takes_no_more_steps_than_a_budget_in_steps(files):
+    root = files["images"]
+    known = dict(init=files["init"], unlabelled=root, labelled=root, bits=8, steps=1)
+    for more, steps in ({}, 1), ({"finetune_steps": 5}, 5):
+        config = configs.load(adapt.join_arguments({**known, **more}))
+        tuned = [s for s in config.stages if s.name.startswith(("lp_ft", "full"))]
+        assert [s.num_steps for s in tuned] == [steps] * 4
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(("init", "method"), [("init", "further"), ("bert", "further")])
 def test_without_labels_first_and_then_from_both_backbones(

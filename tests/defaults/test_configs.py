@@ -210,6 +210,12 @@ def same(one, other):
     return all(np.array_equal(one[name], other[name]) for name in one)
 
 
+def test_the_quickstart_without_adapting_steps_is_its_pretraining():
+    """launch/quickstart.sh makes the released model so, and goes on with `adapt`."""
+    whole, start = configs.load("quickstart"), configs.load("quickstart:adapt_steps=0")
+    assert [*start.stages] == [*whole.stages[:1]]
+
+
 def test_self_distillation_has_all_its_stages(rounds):
     check_rows(rounds[2], RUNS["vit_self_distill"][1])
 

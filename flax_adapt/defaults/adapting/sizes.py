@@ -45,9 +45,8 @@ def sizes_of(adapting: Any) -> Sizes:
     ruled = rule(
         published, _count(adapting.unlabelled), _count(adapting.labelled)
     )._asdict()
-    if (
-        args.steps > 0
-    ):  # fine-tuning need not take more steps than the training before it
+    # Fine-tuning need not take more steps than the training before it.
+    if args.steps > 0:
         ruled["finetune_steps"] = min(ruled["finetune_steps"], args.steps)
     wrong = [name for name in ruled if args[name] < 0]
     if wrong:
