@@ -261,13 +261,15 @@ def table(rows: list[dict[str, Any]]) -> str:
         {**row, "seeds": len(row["seeds"]), "seconds": round(row["seconds"], 1)}
         for row in rows
     ]
+    bases = {row["verdict"]["against"] for row in rows if "verdict" in row}
     for row in shown:
         if "verdict" in row:
+            row |= {"against": row["verdict"]["against"]} if len(bases) > 1 else {}
             row["verdict"] = verdict.short(row["verdict"])
         if "transductive" in row:
             row["pool"] = "transductive"
         if "watch" in row:
             row["kept"] = watched.shorten(row["watch"])
-    names = ("pool", "kept", "verdict")
+    names = ("pool", "kept", "against", "verdict")
     more = [name for name in names if any(name in row for row in shown)]
     return logs.format_table(shown, (*COLUMNS, *more))

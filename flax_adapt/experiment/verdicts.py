@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flax_adapt.evals import verdict
-from flax_adapt.experiment.measuring import leaks, watched
+from flax_adapt.experiment.measuring import alike, leaks, watched
 from flax_adapt.stage import draws, predictions
 
 log = logging.getLogger(__name__)
@@ -27,34 +27,45 @@ def add(
     """Returns the rows of results.json with verdicts.
 
     A row whose metric was measured on the same data by an earlier stage gets `verdicts`,
-    one for each of these, and `verdict`, that against the first. `against` names the other
-    stage.
+    one for each of these, whose `against` names the other stage. `verdict` is the one that
+    `gain` is about: against the first that was trained alike from other weights, and then
+    it has `weights`, the names of both; else against the first of all.
     """
     sections = {section.name: section for section in config.stages}
-    alike: dict[Any, list[str]] = {}
+    tested: dict[Any, list[str]] = {}
     arms = {row["stage"]: _arm(row, sections, workdir) for row in rows}
     found = []
     for row in rows:
         name, metric = row["stage"], row["metric"]
         measured = next(one for one in results if one["stage"] == name)
-        earlier = alike.setdefault((metric, measured["eval_data"]), [])
+        earlier = tested.setdefault((metric, measured["eval_data"]), [])
+        base = _find_base(sections, name, earlier)
+        if "gain" in row and base:
+            mean = next(one["mean"] for one in rows if one["stage"] == base)
+            sign = 1 if measured["mode"] == "max" else -1
+            row = {**row, "gain": sign * (row["mean"] - mean)}
         known = [other for other in earlier if arms[other]] if arms[name] else []
         compared = [
-            _compare(sections[name], arms[other], arms[name], metric, other)
+            _compare(sections, name, other, arms, metric)
             for other in (known if metric in verdict.MEASURES else ())
             if verdict.common_seeds(arms[other], arms[name])
         ]
         earlier.append(name)
-        more = {"verdict": compared[0], "verdicts": compared} if compared else {}
+        main = [one for one in compared if one["against"] == base] or compared
+        more = {"verdict": main[0], "verdicts": compared} if compared else {}
         found.append({**row, **more})
     return found
 
 
-def text(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Returns a line for each verdict against the first stage that is tested alike.
+def _find_base(sections: Any, name: str, earlier: Sequence[str]) -> str:
+    """Returns the earlier stage that a stage is compared with first; "" without any."""
+    mine = sections[name]
+    twins = (x for x in earlier if alike.train_alike(sections[x], mine))
+    return next(twins, earlier[0] if earlier else "")
 
-    What stages have watched comes first.
-    """
+
+def text(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Returns a line for each stage's verdict; what stages have watched comes first."""
     lines = [line for row in rows for line in watched.describe(row)]
     for row in rows:
         if "verdict" not in row:
@@ -63,7 +74,23 @@ def text(rows: Sequence[dict[str, Any]]) -> list[str]:
         if "transductive" in row:
             said += f"; {leaks.describe_shared(row['transductive'])}"
         lines.append(said)
-    return lines
+    return [*lines, *_say_disagreements(rows)]
+
+
+def _say_disagreements(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Returns a line for each pair of weights that help one way to train, and hurt another."""
+    found: dict[tuple[str, ...], dict[str, list[str]]] = {}
+    for row in rows:
+        one = row.get("verdict", {})
+        if one.get("weights"):
+            words = found.setdefault(tuple(one["weights"]), {})
+            words.setdefault(one["word"], []).append(row["stage"])
+    return [
+        f"{after} against {before}: the stages disagree: "
+        + "; ".join(f"{', '.join(names)} {word}" for word, names in words.items())
+        for (before, after), words in found.items()
+        if {verdict.HELPED, verdict.HURT} <= {*words}
+    ]
 
 
 def _arm(row: dict[str, Any], sections: Any, workdir: Path) -> verdict.Arm:
@@ -85,10 +112,15 @@ def _arm(row: dict[str, Any], sections: Any, workdir: Path) -> verdict.Arm:
 
 
 def _compare(
-    section: Any, first: verdict.Arm, second: verdict.Arm, metric: str, against: str
+    sections: Any, name: str, against: str, arms: Any, metric: str
 ) -> dict[str, Any]:
-    found = verdict.compare(first, second, metric)
+    section = sections[name]
+    found = verdict.compare(arms[against], arms[name], metric)
     same_labels = draws.has_few_labels(section) and not draws.has_own_labels(section)
     draw = "fixed" if same_labels else "each_seed"
     covers = _COVERS["one" if len(found["seeds"]) == 1 else draw]
-    return {"against": against, **found, "covers": covers}
+    found = {"against": against, **found, "covers": covers}
+    if alike.train_alike(sections[against], section):
+        ends = (against, name)
+        found["weights"] = [alike.name_weights(sections, one) for one in ends]
+    return found

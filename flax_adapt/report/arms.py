@@ -27,15 +27,17 @@ class Pair(NamedTuple):
 
 
 def choose_pair(run: Run) -> Pair | None:
-    """Returns the arm with the largest gain and the one that it is compared with.
+    """Returns the two arms of the verdict that the best arm has a part in.
 
-    Without a verdict it is the last stage that kept predictions, alone. None where none
-    did, or where labels are numbers.
+    Of verdicts on weights, where there are such; of two with the same best arm the one with
+    the larger difference. Without a verdict it is the last stage that kept predictions,
+    alone. None where none did, or where labels are numbers.
     """
     judged = [row for row in run.rows if "verdict" in row]
+    judged = [row for row in judged if "weights" in row["verdict"]] or judged
     before, first = "", {}
     if judged:
-        best = max(judged, key=lambda row: row["verdict"]["difference"])
+        best = max(judged, key=lambda row: _rank(run, row["verdict"], row["stage"]))
         before, after = best["verdict"]["against"], best["stage"]
         first = run.predictions(before)
     else:
@@ -48,6 +50,15 @@ def choose_pair(run: Run) -> Pair | None:
     if not np.issubdtype(some.labels.dtype, np.integer):
         return None
     return Pair(before, after, first, second, _find_class_names(run, after, some))
+
+
+def _rank(run: Run, found: Mapping[str, Any], stage: str) -> tuple[float, float]:
+    """Returns how good the better arm of a verdict is, and the difference of the two."""
+    against = next(row for row in run.rows if row["stage"] == found["against"])
+    mean = next(row for row in run.rows if row["stage"] == stage)["mean"]
+    rises = (mean - against["mean"]) * found["difference"] >= 0  # not so of a loss
+    ends = (mean, against["mean"])
+    return (max(ends) if rises else -min(ends)), found["difference"]
 
 
 def _find_class_names(run: Run, name: str, some: Predictions) -> tuple[str, ...]:

@@ -17,17 +17,22 @@ _WIDEST = 0.92
 
 
 def verdicts(run: Run) -> dict[str, Any] | None:
-    """Returns the cards of all verdicts against the first stage tested alike."""
+    """Returns the cards of all stages' verdicts, those on adapted weights first."""
     judged = [row for row in run.rows if "verdict" in row]
     if not judged:
         return None
     widest = max(abs(row["verdict"][end]) for row in judged for end in ("low", "high"))
+    judged.sort(key=lambda row: "weights" not in row["verdict"])
     cards = [_card(run, row, (widest or 1.0) / _WIDEST) for row in judged]
     return {"headline": headline(judged), "cards": cards}
 
 
 def headline(judged: list[dict[str, Any]]) -> dict[str, str]:
-    """Returns the answer to "did it help?" over all verdicts, in one sentence."""
+    """Returns the answer to "did it help?" over all verdicts, in one sentence.
+
+    Where stages were trained alike from other weights, it is about these weights alone.
+    """
+    judged = [row for row in judged if "weights" in row["verdict"]] or judged
     words = [row["verdict"]["word"] for row in judged]
     names = {
         word: [

@@ -15,11 +15,13 @@ FEW = defaults.few(20, "each_seed")
 
 
 def experiment():
-    """A stage, the same stage again, and one at a rate that is 100 times higher."""
+    """A stage, the same again, one at a rate 100 times higher, and that from other weights."""
     test = tiny.digits(subset={**FEW, "part": "rest"})
     stages = []
-    for name, lr in (("start", 5e-3), ("again", 5e-3), ("wild", 0.5)):
-        stage = tiny.finetune(name, init_from="scratch", seeds=(0, 1), num_steps=12)
+    rates = {"start": 5e-3, "again": 5e-3, "wild": 0.5, "wild_later": 0.5}
+    for name, lr in rates.items():
+        start = "stage:start/seed_0" if name == "wild_later" else "scratch"
+        stage = tiny.finetune(name, init_from=start, seeds=(0, 1), num_steps=12)
         stage["data"] = tiny.digits(subset=FEW)
         stage["eval"] = {**stage["eval"], "data": test}
         stage["optim"] = defaults.finetune_optim(lr=lr, warmup_steps=2)
@@ -36,6 +38,29 @@ def ran(tmp_path_factory):
     return workdir, recipe.run(experiment(), workdir, force=False)
 
 
+def test_a_stage_is_compared_with_the_one_that_was_trained_alike_from_other_weights(
+    ran,
+):
+    """The gain is that of the verdict; "weights" names what both began with."""
+    *_, wild, later = ran[1]
+    assert later["verdict"]["against"] == "wild"
+    assert later["verdict"]["weights"] == ["scratch", "scratch"]
+    assert later["gain"] == later["mean"] - wild["mean"]
+    assert [one["against"] for one in later["verdicts"]] == ["start", "again", "wild"]
+    assert "weights" not in wild["verdict"]
+
+
+def test_weights_that_help_one_way_to_train_and_hurt_another_are_said_to_disagree():
+    def row(stage, word):
+        return {"stage": stage, "verdict": dict(word=word, weights=["old", "new"])}
+
+    rows = [row("probe", "hurt"), row("full", "helped")]
+    assert verdicts._say_disagreements(rows[1:]) == []
+    assert verdicts._say_disagreements(rows) == [
+        "new against old: the stages disagree: probe hurt; full helped"
+    ]
+
+
 def test_a_stage_keeps_the_predictions_that_its_metrics_are_of(ran):
     workdir, rows = ran
     for seed, accuracy in enumerate(rows[0]["values"]):
@@ -50,7 +75,7 @@ def test_a_stage_keeps_the_predictions_that_its_metrics_are_of(ran):
 def test_the_same_stage_again_is_no_evidence_and_another_has_its_gain(ran):
     workdir, rows = ran
     assert "verdict" not in rows[0]
-    again, wild = (row["verdict"] for row in rows[1:])
+    again, wild = (row["verdict"] for row in rows[1:3])
     assert (again["word"], again["difference"]) == ("no evidence either way", 0.0)
     assert wild["against"] == "start"
     assert wild["low"] < wild["difference"] < wild["high"]

@@ -58,7 +58,8 @@ def join_finetuned(
     """Returns the entries with `finetuned`, and `disagree`: one helped and another hurt.
 
     rows: of results.json. finetuned: the verdicts on stages that start from the entry's
-    stage, against such that start from the initial model, where both are tested alike.
+    stage, against such that start from the initial model, where both are trained and tested
+    alike.
     """
     starts = {section.name: section.init_from for section in config.stages}
     found = []
@@ -70,6 +71,7 @@ def join_finetuned(
             for one in row.get("verdicts", ())
             if entry["domain"] == TARGET
             and [starts.get(row["stage"]), starts.get(one["against"])] == both
+            and "weights" in one
         ]
         words = {one["word"] for one in [*entry["metrics"].values(), *tuned]}
         disagree = {verdict.HELPED, verdict.HURT} <= words
@@ -126,7 +128,8 @@ def describe(entry: Mapping[str, Any]) -> str:
         for name, one in entry["metrics"].items()
     ]
     said += [
-        f"fine-tuned ({one['stage']}) {_describe(one)}" for one in entry["finetuned"]
+        f"fine-tuned ({one['stage']} against {one['against']}) {_describe(one)}"
+        for one in entry["finetuned"]
     ]
     where = f"on {entry['data']}"
     if entry["domain"] == SOURCE:

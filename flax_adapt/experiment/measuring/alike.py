@@ -1,0 +1,30 @@
+"""Stages that ask the same question: trained alike, from other weights."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flax_adapt.base import config as configs
+from flax_adapt.experiment import held_out
+
+# What two such stages may differ in.
+_OWN = ("name", "init_from")
+
+
+def train_alike(one: Any, other: Any) -> bool:
+    """Returns whether two stages differ in their name and their initial weights alone."""
+    plain = (
+        {name: value for name, value in configs.plain(x).items() if name not in _OWN}
+        for x in (one, other)
+    )
+    return next(plain) == next(plain)
+
+
+def name_weights(sections: Mapping[str, Any], name: str) -> str:
+    """Returns what a stage with labels began with, before any stage that saw labels.
+
+    sections: of all stages by name. The result is a stage without labels, "pretrained" or
+    "scratch".
+    """
+    while name in sections and held_out.sees_labels(sections[name]):
+        name = sections[name].init_from.removeprefix("stage:").partition("/")[0]
+    return name
