@@ -79,6 +79,18 @@ class Source:
         """Labels, int32 (-1: none) or float32 [n]. The first use may read every record."""
         return self.read_labels()
 
+    def identities(self) -> Sequence[str]:
+        """Returns a name for each example: of a file its path, else its name.
+
+        A file has the same one in other sources, too; other examples only in sources of the
+        same records.
+        """
+        if not len(self) or not isinstance(self.read(0)[0], pathlib.Path):
+            return self.names
+        paths = (self.read(row)[0] for row in range(len(self)))
+        real = functools.cache(os.path.realpath)  # of a folder, not of its every file
+        return [f"{real(path.parent)}/{path.name}" for path in paths]
+
     def take(self, rows: np.ndarray) -> "Source":
         """Returns a source of the examples `rows` (int [m]), in this order."""
         return dataclasses.replace(

@@ -27,6 +27,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from flax_adapt.base import errors
+from flax_adapt.base.paths import locate
 from flax_adapt.data import builtin
 from flax_adapt.data.base import Source
 from flax_adapt.data.images import folder, shards, tables
@@ -110,6 +111,38 @@ def _open(config_data: ConfigDict) -> Source:
         )
     opener = errors.choose("the scheme of data.source", scheme, schemes)
     return opener(rest, config_data)
+
+
+def locate_source(section: Any) -> tuple[str, str]:
+    """Returns the source and data_dir of a data section, with absolute paths.
+
+    Two sections of the same files then have the same result.
+    """
+    scheme, _, what = section["source"].partition(":")
+    what = what if scheme in ("tfds", "builtin") else _absolute_path(what)
+    return f"{scheme}:{what}", _absolute_path(section["data_dir"])
+
+
+def _absolute_path(path: str) -> str:
+    return locate(path) if path else ""
+
+
+def may_share(one: Any, other: Any) -> bool:
+    """Returns whether two data sections may read the same examples, by what they name.
+
+    `Source.identities` then tell which: those of one split, of a set whose splits overlap,
+    and of a folder in the other one's folder.
+    """
+    if one["modality"] != other["modality"]:
+        return False
+    (first, first_dir), (second, second_dir) = map(locate_source, (one, other))
+    schemes = {text.partition(":")[0] for text in (first, second)}
+    if (first, first_dir) == (second, second_dir):
+        return one["split"] == other["split"] or schemes == {"builtin"}
+    nested = f"{first}/".startswith(f"{second}/") or f"{second}/".startswith(
+        f"{first}/"
+    )
+    return schemes == {"folder"} and nested
 
 
 def recount(source: Source, classes: tuple[str, ...]) -> Source:

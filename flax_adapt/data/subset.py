@@ -148,13 +148,13 @@ def _rows_of_any(source: Source, config_subset: ConfigDict) -> np.ndarray:
 def _rows_without_data(source: Source, config_subset: ConfigDict) -> np.ndarray:
     """Returns the rows of the subset section `base` but the examples of the sections `of`.
 
-    These are data sections of the same source and split, so that names mean the same.
+    These are data sections that may share examples, see `sources.may_share`.
     """
-    base, names = config_subset.base, set()
+    base, known = config_subset.base, set()
     for section in config_subset.of:
-        names |= {*select(sources.open_source(section), section.subset).names}
-    rows = PARTS[base.part](source, base)
-    return np.array([row for row in rows if source.names[row] not in names], np.int64)
+        known |= {*select(sources.open_source(section), section.subset).identities()}
+    rows, mine = PARTS[base.part](source, base), source.identities()
+    return np.array([row for row in rows if mine[row] not in known], np.int64)
 
 
 def _watched_rows(source: Source, config_subset: ConfigDict) -> np.ndarray:

@@ -121,18 +121,12 @@ def _list_tests(
 
 
 def _leave_out(stage: dict[str, Any], tests: list[dict[str, Any]]) -> dict[str, Any]:
-    """Returns a stage whose data lack the test examples of the same source and split.
+    """Returns a stage whose data lack the test examples, see `data.source.may_share`.
 
     Raises UserError where every seed has test examples of its own.
     """
     section = stage["data"]
-    own = [
-        one
-        for one in tests
-        if all(
-            one[x] == section[x] for x in ("modality", "source", "split", "data_dir")
-        )
-    ]
+    own = [one for one in tests if data.source.may_share(one, section)]
     if any(one["subset"]["draw"] == "each_seed" for one in own):
         raise UserError(
             f"pool={WITHOUT_TEST}: the test examples of {section['source']} differ by seed, "

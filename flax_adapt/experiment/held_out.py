@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 
 from flax_adapt import data, objectives
 from flax_adapt.base.errors import UserError
-from flax_adapt.base.paths import locate
 from flax_adapt.data import subset
+from flax_adapt.data.source import locate_source
 from flax_adapt.stage import draws
 from flax_adapt.stage.draws import change_fields, label, references_of
 
@@ -127,21 +127,7 @@ def _reads_data(section: Any, swept_data: Any) -> bool:
 
 def _is_same(one: Any, other: Any) -> bool:
     """Returns whether two data sections read the same examples, before their subsets."""
-    return _locate_source(one) == _locate_source(other) and one.split == other.split
-
-
-def _locate_source(section: Any) -> tuple[str, str]:
-    """Returns the source and data_dir of a data section, with absolute paths.
-
-    Two sections of the same files then have the same result.
-    """
-    scheme, _, what = section.source.partition(":")
-    what = what if scheme in ("tfds", "builtin") else _absolute_path(what)
-    return f"{scheme}:{what}", _absolute_path(section.data_dir)
-
-
-def _absolute_path(path: str) -> str:
-    return locate(path) if path else ""
+    return locate_source(one) == locate_source(other) and one.split == other.split
 
 
 def _change_replay(config_replay: Any, change: Any) -> Any:
@@ -159,7 +145,7 @@ def _check_split(section: Any, name: str, other: Any) -> None:
     examples anew.
     """
     ours = section.data
-    if _locate_source(ours) != _locate_source(other) or ours.split == other.split:
+    if locate_source(ours) != locate_source(other) or ours.split == other.split:
         return
     if _parse_splits(ours.split) & _parse_splits(other.split):
         raise UserError(

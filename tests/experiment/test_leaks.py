@@ -13,6 +13,7 @@ from flax_adapt.base.errors import UserError
 from flax_adapt.data import duplicates, source, subset
 from flax_adapt.experiment import recipe, verdicts
 from flax_adapt.experiment.measuring import leaks
+from flax_adapt.stage import draws
 
 REST = {**tiny.FEW, "part": "rest"}
 
@@ -37,10 +38,11 @@ def test_a_pool_with_the_test_examples_is_transductive_and_its_rest_is_not():
     ]
     part = experiment(tiny.digits(subset=tiny.FEW))
     assert leaks.find_shared(part, "finetune", tested) is None
-    # A name means another example in another split.
+    # The last 697 digits have the same names in a split of their own.
     with part.unlocked():
-        part.stages[0].data = {**tiny.digits(), "split": "all"}
-    assert leaks.find_shared(part, "finetune", tested) is None
+        part.stages[0].data = {**tiny.digits(), "split": "held_out"}
+    known = names(configs.build(part.stages[0].data)) & names(tested)
+    assert leaks.find_shared(part, "finetune", tested)["examples"] == len(known) > 600
 
 
 def test_transductive_is_said_beside_the_gain_and_in_the_verdict():
@@ -125,5 +127,20 @@ def test_near_copies_are_counted_listed_and_not_looked_for_twice(tmp_path, monke
     assert sorted(row["name"][-6:] for row in rows) == [
         *("01.jpg", "02.jpg", "03.jpg", "09.jpg")
     ]
-    monkeypatch.setattr(duplicates, "describe", None)
-    assert leaks.list_copies(config, tmp_path) == lines
+    with monkeypatch.context() as patch:
+        patch.setattr(duplicates, "describe", None)
+        assert leaks.list_copies(config, tmp_path) == lines
+    # Other files in the folder: they are looked for again.
+    (tmp_path / "images/pool/a/00.jpg").unlink()
+    assert leaks.list_copies(config, tmp_path)[0].startswith("near-copies: 3 of 10")
+    pictures[0].save(tmp_path / "images/test/a/00.jpg", quality=70)
+    pictures[0].save(tmp_path / "images/pool/a/00.jpg", quality=71)
+    assert leaks.list_copies(config, tmp_path)[0].startswith("near-copies: 4 of 10")
+    # A folder by another path is the same folder.
+    tested = draws.change_fields(
+        section("test"),
+        source=f"folder:{tmp_path}/images/../images/pool/",
+        split="train",
+    )
+    held = leaks.find_shared(config, "pretrain", tested)
+    assert (held["examples"], held["of"]) == (len(parts["pool"]), len(parts["pool"]))

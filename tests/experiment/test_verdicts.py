@@ -104,7 +104,7 @@ def test_without_predictions_the_verdict_is_left_out_with_one_line(ran, caplog):
             rows = recipe.run(experiment(), workdir, force=False)
     finally:
         path.write_bytes(kept)
-    assert ["verdict" in row for row in rows] == [False, False, True]
+    assert ["verdict" in row for row in rows] == [False, False, True, True]
     assert [one["against"] for one in rows[2]["verdicts"]] == ["start"]
     assert [m for m in caplog.messages if "no verdict" in m] == [
         "again: no verdict, for the stage kept no predictions (an earlier version ran it)"

@@ -14,6 +14,7 @@ import numpy as np
 
 from flax_adapt.data.base import Source
 from flax_adapt.data.duplicates import images, texts
+from flax_adapt.data.source import may_share
 
 # So many examples of the other set that look the most alike are read and compared.
 MOST = 8
@@ -76,13 +77,8 @@ def describe(source: Source, section: Any) -> Described:
     return Described(source, section, _KINDS[section.modality].encode(source, section))
 
 
-def have_same_origin(one: Any, other: Any) -> bool:
-    """Returns whether examples of one name are the same ones in two data sections."""
-    return all(one[x] == other[x] for x in ("modality", "source", "split", "data_dir"))
-
-
 def find(ours: Described, others: Described) -> list[Copy]:
-    """Returns a near-copy in `others` for each example of `ours` that has one, by name.
+    """Returns a near-copy in `others` for each example of `ours` that has one.
 
     An example that both sets share is no copy of itself. Raises ValueError for sets of two
     modalities.
@@ -90,7 +86,8 @@ def find(ours: Described, others: Described) -> list[Copy]:
     if ours.section.modality != others.section.modality:
         raise ValueError("images are no copies of texts")
     kind, found = _KINDS[ours.section.modality], []
-    is_shared = have_same_origin(ours.section, others.section)
+    is_shared = may_share(ours.section, others.section)
+    known = [one.source.identities() for one in (ours, others)] if is_shared else []
     most = MOST + is_shared
     for row, rows in enumerate(kind.candidates(ours.codes, others.codes, most)):
         if not rows:
@@ -101,7 +98,8 @@ def find(ours: Described, others: Described) -> list[Copy]:
         for other in rows:
             label = others.source.names[other]
             theirs = kind.read(others.source.read(other)[0], others.section)
-            if mine is None or theirs is None or (is_shared and label == name):
+            is_same = is_shared and known[0][row] == known[1][other]
+            if mine is None or theirs is None or is_same:
                 continue
             best = max(
                 best,

@@ -8,13 +8,14 @@ of `data.duplicates`.
 
 import csv
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from flax_adapt.base import config as configs
 from flax_adapt.base import logs
-from flax_adapt.data import duplicates, subset
+from flax_adapt.data import duplicates, fingerprint, subset
+from flax_adapt.data.source import may_share
 from flax_adapt.experiment import held_out
 from flax_adapt.stage import draws
 
@@ -47,7 +48,7 @@ def find_shared(
     stage: its name. The pools are those of the stage and of the stages that it follows from,
     as far as they train without labels. The result has `pools` (names of stages), `examples`
     (how many test examples the first of them holds) and `of` (how many there are). known: the
-    names of the examples of sections; calls that share it read each section once.
+    identities of the examples of sections; calls that share it read each section once.
     """
     sections = {section.name: section for section in config.stages}
     if stage not in sections:
@@ -58,8 +59,8 @@ def find_shared(
         section = sections[one]
         if held_out.sees_labels(section):
             continue
-        if duplicates.have_same_origin(section.data, tested):
-            names = [_names(x, known) for x in (section.data, tested)]
+        if may_share(section.data, tested):
+            names = [_identities(x, known) for x in (section.data, tested)]
             counts[one] = (len(names[0] & names[1]), len(names[1]))
     held = {one: count for one, count in counts.items() if count[0]}
     if not held:
@@ -68,10 +69,10 @@ def find_shared(
     return {"pools": [*held], "examples": shared, "of": whole}
 
 
-def _names(section: Any, known: dict[str, frozenset[str]]) -> frozenset[str]:
+def _identities(section: Any, known: dict[str, frozenset[str]]) -> frozenset[str]:
     identity = _identity(section)
     if identity not in known:
-        known[identity] = frozenset(subset.open_chosen(section).names)
+        known[identity] = frozenset(subset.open_chosen(section).identities())
     return known[identity]
 
 
@@ -114,16 +115,26 @@ def list_sets(config: Any) -> list[ExampleSet]:
     found = []
     for section in config.stages:
         role = "training" if held_out.sees_labels(section) else "pool"
-        found.append(ExampleSet(role, section.data))
+        found.append(ExampleSet(role, _join_draws(section.data, section.seeds)))
         if section.eval is not None and role == "training":
             found.append(ExampleSet("test", section.eval.data))
     for one in (config.evaluate, *config.more_evaluations):
-        found += [ExampleSet("training", one.train), ExampleSet("test", one.test)]
+        train = _join_draws(one.train, range(one.draws))
+        found += [ExampleSet("training", train), ExampleSet("test", one.test)]
     known: dict[str, ExampleSet] = {}
     for one in found:
         drawn = one._replace(section=draws.draw_labels(one.section, 0))
         known.setdefault(f"{drawn.role} {_identity(drawn.section)}", drawn)
     return list(known.values())
+
+
+def _join_draws(section: Any, seeds: Iterable[int]) -> Any:
+    """Returns a data section with the examples of all its draws."""
+    drawn = [draws.draw_labels(section, seed).subset for seed in seeds]
+    if all(one == drawn[0] for one in drawn):
+        return draws.change_fields(section, subset=drawn[0])
+    union = draws.change_fields(drawn[0], part="any", of=tuple(drawn))
+    return draws.change_fields(section, subset=union)
 
 
 def _identity(section: Any) -> str:
@@ -136,10 +147,13 @@ def list_copies(config: Any, workdir: Path) -> list[str]:
     """Writes near_copies.csv, and returns a line for each pair of sets.
 
     Pairs are test and pool, test and training, training and pool. A set is read once. They
-    are not compared again where near_copies.json has these sets.
+    are not compared again where near_copies.json has these sets with the same examples.
     """
     sets = list_sets(config)
-    identity = [f"{one.role} {_identity(one.section)}" for one in sets]
+    identity = [
+        f"{one.role} {_identity(one.section)} {_fingerprint(one.section)}"
+        for one in sets
+    ]
     record, path = workdir / RECORD, workdir / FILE
     known = logs.read_json(record) if record.exists() and path.exists() else {}
     if isinstance(known, dict) and known.get("sets") == identity:
@@ -154,6 +168,10 @@ def list_copies(config: Any, workdir: Path) -> list[str]:
 
 
 _PAIRS = (("test", "pool"), ("test", "training"), ("training", "pool"))
+
+
+def _fingerprint(section: Any) -> dict[str, str]:
+    return fingerprint.of_source(subset.open_chosen(section))
 
 
 def _compare(sets: Sequence[ExampleSet]) -> tuple[list[str], list[tuple]]:
