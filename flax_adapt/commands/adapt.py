@@ -23,6 +23,7 @@ from flax_adapt.experiment import (
     recipe,
     verdicts,
 )
+from flax_adapt.experiment.measuring import leaks
 from flax_adapt.report import page
 from flax_adapt.train import precision as precisions
 from flax_adapt.train.preemption import Preemption
@@ -61,6 +62,8 @@ def adapt(
     seq_len: int,
     watch: str,
     on_hurt: str,
+    seeds: int,
+    near_copies: bool,
     dry_run: bool,
     report: bool,
     force: bool,
@@ -107,6 +110,7 @@ def _run_in(
     workdir: str,
     budget: str,
     precision: str,
+    near_copies: bool,
     dry_run: bool,
     report: bool,
     force: bool,
@@ -138,6 +142,8 @@ def _run_in(
         record = {**record, "source": forgetting.judge(config, folder, record["stage"])}
         target = delivery.deliver(config, folder, record, rows, preemption)
     _print_results(folder, rows, record, target)
+    if near_copies and jax.process_index() == 0:
+        print("\n".join(leaks.list_few_copies(config, folder)))
     if report and (written := page.write_or_warn(folder)):
         print(f"page:    {name_path(written)}")
     return target

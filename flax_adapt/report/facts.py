@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from flax_adapt.experiment.measuring import leaks
 from flax_adapt.report.outcomes import count_of
 from flax_adapt.report.workdir import Run, read_optional
 
@@ -13,7 +14,7 @@ _FILES = (("data.json", "data", "trained on"), ("eval_data.json", "eval", "teste
 
 
 def data_sets(run: Run) -> dict[str, Any] | None:
-    """Returns the data of all stages with size and fingerprints, each once."""
+    """Returns the data of all stages with size and fingerprints, each once; near-copies."""
     rows: dict[Any, dict[str, Any]] = {}
     for name in run.names:
         for folder in run.seed_folders(name).values():
@@ -28,7 +29,9 @@ def data_sets(run: Run) -> dict[str, Any] | None:
                 entry = rows.setdefault(key, {**row, "use": use, "stages": []})
                 if name not in entry["stages"]:
                     entry["stages"].append(name)
-    return {"rows": list(rows.values())} if rows else None
+    copies = read_optional(run.folder / leaks.RECORD) or {}
+    lines = copies.get("lines", []) if isinstance(copies, dict) else []
+    return {"rows": list(rows.values()), "copies": lines} if rows else None
 
 
 def _describe_data(known: dict[str, Any], section: dict[str, Any]) -> dict[str, Any]:

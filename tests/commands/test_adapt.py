@@ -1,6 +1,7 @@
 """`adapt`: from own data to an adapted model, in one command."""
 
 import csv
+import html
 import json
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from flax_adapt.defaults import baselines
 from flax_adapt.defaults.adapting import recipe, sizes
 from flax_adapt.evals import outputs
 from flax_adapt.experiment import budget, forgetting, handover, timing
+from flax_adapt.experiment.measuring import leaks
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 
@@ -101,7 +103,10 @@ def test_the_same_command_continues_and_another_budget_is_refused(adapted, files
     workdir, export = adapted
     before = (workdir / "config.json").read_text()
     assert fa.adapt(**flags(files, workdir, budget="2m", report=True)) == export
-    assert (workdir / "report.html").is_file()
+    said = json.loads((workdir / leaks.RECORD).read_text())["lines"]
+    page = (workdir / "report.html").read_text()
+    assert said
+    assert all(html.escape(line) in page for line in said)
     assert (workdir / "config.json").read_text() == before
     line = [f"--{k}={v}" for k, v in flags(files, workdir, budget="3m").items()]
     code, _, error = main("adapt", *line)

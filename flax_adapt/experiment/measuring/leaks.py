@@ -21,6 +21,7 @@ from flax_adapt.stage import draws
 
 FILE, RECORD = "near_copies.csv", "near_copies.json"
 _SHOWN = 3
+_FEW = 5_000  # examples that are compared without being asked (ours)
 log = logging.getLogger(__name__)
 
 
@@ -165,6 +166,17 @@ def list_copies(config: Any, workdir: Path) -> list[str]:
         file.write(_to_csv(text))
     logs.write_json(record, {"sets": identity, "lines": lines})
     return lines
+
+
+def list_few_copies(config: Any, workdir: Path) -> list[str]:
+    """Returns the lines of `list_copies`; of many examples one that says who lists them."""
+    sections = (one.section for one in list_sets(config))
+    count = sum(len(subset.open_chosen(section)) for section in sections)
+    if count <= _FEW:
+        return list_copies(config, workdir)
+    return [
+        f"near-copies: not looked for in {count} examples; `flax-adapt eval` does it"
+    ]
 
 
 _PAIRS = (("test", "pool"), ("test", "training"), ("training", "pool"))
