@@ -14,9 +14,9 @@ from flax_adapt.evals import drift
 from flax_adapt.evals.features import Features
 from flax_adapt.experiment import recipe
 from flax_adapt.experiment.measuring import (
-    answers,
     drawn,
     embeddings,
+    kept,
     leaks,
     verdicts,
 )
@@ -94,11 +94,12 @@ def measure_models(
         measured += embeddings.extract(
             config, section, pooling, together, sets, workdir
         )
-    on_target = [_answer(config, section, one, sets) for one in measured]
-    on_source = [_answer_source(config, section, one, sets) for one in measured]
+    how = config, section, kept.find_folder(workdir)
+    on_target = [_answer(*how, one, sets) for one in measured]
+    on_source = [_answer_source(*how, one, sets) for one in measured]
     rows = [
         {
-            **_accuracies(config, section, one, sets, target, source),
+            **_accuracies(*how, one, sets, target, source),
             **_drift(config, one, measured[0]),
             **_distances(section, one, measured[0]),
         }
@@ -157,11 +158,11 @@ def _add_shared(
 
 
 def _answer(
-    config: Any, section: Any, model: MeasuredModel, sets: Sets
+    config: Any, section: Any, folder: Path | None, model: MeasuredModel, sets: Sets
 ) -> Answers | None:
     """Returns what the features say about the target's test examples; None: no classes."""
     labelled = _labelled_sets(model, sets)
-    return answers.answer(section, config.seed, labelled) if labelled else None
+    return kept.answer(folder, section, config.seed, labelled) if labelled else None
 
 
 def _labelled_sets(model: MeasuredModel, sets: Sets) -> list[LabelledSets]:
@@ -176,7 +177,7 @@ def _labelled_sets(model: MeasuredModel, sets: Sets) -> list[LabelledSets]:
 
 
 def _answer_source(
-    config: Any, section: Any, model: MeasuredModel, sets: Sets
+    config: Any, section: Any, folder: Path | None, model: MeasuredModel, sets: Sets
 ) -> Answers | None:
     """Returns what the features say about one half of the source, from the other half.
 
@@ -193,12 +194,14 @@ def _answer_source(
     names = drawn.names_of(sets.source, test)
     near = dict(knn_k=min(section.knn_k, len(fit.labels)), shots=())
     changed = draws.change_fields(section, **near)
-    return answers.answer(changed, config.seed, [LabelledSets(fit, test, names)])
+    halves_of = [LabelledSets(fit, test, names)]
+    return kept.answer(folder, changed, config.seed, halves_of)
 
 
 def _accuracies(
     config: Any,
     section: Any,
+    folder: Path | None,
     model: MeasuredModel,
     sets: Sets,
     target: Answers | None,
@@ -207,7 +210,7 @@ def _accuracies(
     found = {} if target is None else target.accuracies()
     if target is not None and section.wide is not None:
         first = _labelled_sets(model, sets)[0]
-        wide = answers.measure_wide(section, config.seed, first, target.l2)
+        wide = kept.measure_wide(folder, section, config.seed, first, target.l2)
         found |= {**wide, "mlp_gap": wide["mlp"] - found["probe"]}
     if source is not None:
         found |= {f"{k}_source": v for k, v in source.accuracies().items()}

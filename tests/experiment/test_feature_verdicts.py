@@ -8,12 +8,12 @@ import pytest
 from support import tiny
 
 from flax_adapt import defaults, weights
-from flax_adapt.base import rules
+from flax_adapt.base import caches, rules
 from flax_adapt.base.errors import UserError
 from flax_adapt.commands.measures.evaluate import evaluate
 from flax_adapt.evals import embed
 from flax_adapt.experiment import interpolate, measure, recipe
-from flax_adapt.experiment.measuring import drawn, kept, verdicts
+from flax_adapt.experiment.measuring import answers, drawn, kept, verdicts
 from flax_adapt.stage.predictions import Predictions
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
@@ -73,19 +73,35 @@ def test_what_was_measured_is_kept_and_what_is_lost_is_measured_again(
     measured, monkeypatch
 ):
     workdir, rows = measured
-    passes, extract = [], embed.extract
+    passes, solved = [], []
+    extract, answer = embed.extract, answers.answer
 
     def count(models, *arguments):
         passes.append(len(models))
         return extract(models, *arguments)
 
+    def count_answers(*arguments):
+        solved.append(1)
+        return answer(*arguments)
+
     monkeypatch.setattr(embed, "extract", count)
+    monkeypatch.setattr(answers, "answer", count_answers)
+    entries = verdicts.read(workdir)
     assert measure.evaluate(experiment(), workdir) == rows
-    assert not passes
-    damaged, *_ = sorted((workdir / kept.FOLDER).iterdir())
-    damaged.write_bytes(damaged.read_bytes()[:100])
+    assert (passes, solved) == ([], [])
+    assert verdicts.read(workdir) == entries
+    of_features, of_answers = (
+        [path for path in (workdir / kept.FOLDER).iterdir() if holds(path, column)]
+        for column in ("embeddings", "l2")
+    )
+    for damaged in (of_features[0], of_answers[0]):
+        damaged.write_bytes(damaged.read_bytes()[:100])
     assert measure.evaluate(experiment(), workdir) == rows
-    assert passes == [1]
+    assert (passes, solved) == ([1], [1])
+
+
+def holds(path, column):
+    return column in (caches.read_arrays(path) or ())
 
 
 def test_features_are_kept_for_their_weights_model_and_pooling_alone(tmp_path):
@@ -158,7 +174,7 @@ def test_the_initial_model_forgets_the_source_where_features_break():
         features = measure.Features(embeddings.astype(np.float32), labels, rows)
         model = measure.MeasuredModel(None, features, (), features, {})
         sets = measure.Sets(None, drawn.DrawnExamples(opened, ()), opened)
-        found.append(measure._answer_source(config, section, model, sets))
+        found.append(measure._answer_source(config, section, None, model, sets))
     entry = verdicts.compare(["init", "adapted"], found, "the source", verdicts.SOURCE)
     for name in ("knn", "probe"):
         assert entry[0]["metrics"][name]["word"] == "hurt"
@@ -182,7 +198,8 @@ def test_metrics_that_disagree_are_said_to_the_fine_tuned_one_included():
     stages = [tiny.finetune("a", init_from="stage:start")]
     stages.append(tiny.finetune("b", init_from="stage:more"))
     config = tiny.experiment(*stages)
-    tuned = dict(word="hurt", difference=-0.1, low=-0.2, high=-0.05, against="a")
+    other = dict(word="hurt", difference=-0.1, low=-0.2, high=-0.05, against="a")
+    tuned = {**other, "weights": ["start", "more"]}
 
     def disagree(answers, rows):
         entries = verdicts.compare(["start", "more"], answers, "x", verdicts.TARGET)
@@ -194,6 +211,8 @@ def test_metrics_that_disagree_are_said_to_the_fine_tuned_one_included():
     assert disagree([first, worse], [])
     assert disagree([first, second], [{"stage": "b", "verdicts": [tuned]}])
     assert not disagree([first, second], [{"stage": "a", "verdicts": [tuned]}])
+    # Another way to train is another question.
+    assert not disagree([first, second], [{"stage": "b", "verdicts": [other]}])
 
 
 def test_weights_in_between_are_measured_and_a_rollback_is_exported(measured):
