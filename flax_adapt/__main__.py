@@ -51,7 +51,7 @@ def describe(command: str) -> str:
         (f"--{name}", "required" if default is REQUIRED else repr(default), text)
         for name, (default, text) in table.items()
     ]
-    lines = [f"  {name:22}{default:10}{text}" for name, default, text in rows]
+    lines = [f"  {name:21} {default:9} {text}" for name, default, text in rows]
     return "\n".join([summary, *lines])
 
 

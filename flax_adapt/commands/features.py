@@ -115,8 +115,13 @@ def make_section(
 ) -> ConfigDict:
     """Returns the data section of images or texts, as the model takes.
 
-    pixels: mean and std, or None. of_text, of_images: fields that only these sections have.
+    source: may be SOURCE@SPLIT, as in `adapt`. pixels: mean and std, or None. of_text,
+    of_images: fields that only these sections have. Raises UserError for two splits.
     """
+    source, named = sources.source.split_of(source)
+    if named and split not in (named, "train"):
+        raise UserError(f"--data={source}@{named} and --split={split}: give one split")
+    split = named or split
     kind = weights.model_config(init, **init_options)["kind"]
     if models.TASKS[kind]["encoder"].modality == "image":
         fields |= dict(init_options=init_options, pixels=pixels)

@@ -5,6 +5,8 @@ import threading
 
 from flax_adapt.base import errors
 
+log = logging.getLogger(__name__)
+
 
 class BadFiles:
     """The distinct undecodable examples of one source; threads may share it.
@@ -37,7 +39,7 @@ class BadFiles:
 
     def _report(self, name: str, reason: str) -> None:
         if len(self) == 1:
-            logging.warning("%s: cannot decode %s (%s)", self._where, name, reason)
+            log.warning("%s: cannot decode %s (%s)", self._where, name, reason)
         if self._log:
             # A file name need not be valid UTF-8.
             with open(self._log, "a", encoding="utf-8", errors="backslashreplace") as f:

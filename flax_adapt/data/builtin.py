@@ -26,8 +26,9 @@ def open_builtin(name: str, config_data: ConfigDict) -> Source:
     splits = {**whole, **PARTS[name](labels)} if name in PARTS else whole
     if split not in splits:
         raise errors.UserError(
-            f"data.split={split!r}: builtin:{name} has only {', '.join(splits)};"
-            " hold examples out with data.subset and part='rest'"
+            f"data.split={split!r}: builtin:{name} has only {', '.join(splits)}"
+            f"{errors.suggest(split, splits)}; hold examples out with data.subset and "
+            "part='rest'"
         )
     rows, known = splits[split], NumberedNames(name, len(labels))
     return Source(

@@ -113,6 +113,13 @@ def _open(config_data: ConfigDict) -> Source:
     return opener(rest, config_data)
 
 
+def split_of(typed: str) -> tuple[str, str]:
+    """Returns (SOURCE, SPLIT) of a text SOURCE@SPLIT; SPLIT is "" where it names none."""
+    what, at, split = typed.rpartition("@")
+    named = bool(at) and "/" not in split and ":" in what
+    return (what, split) if named else (typed, "")
+
+
 def locate_source(section: Any) -> tuple[str, str]:
     """Returns the source and data_dir of a data section, with absolute paths.
 

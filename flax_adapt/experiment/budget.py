@@ -59,16 +59,18 @@ def list_work(config: Any, workdir: Path, preemption: Preemption) -> list[Work]:
     """
     folder, found = workdir / FOLDER, dict[str, Cost]()
     kinds, known = dict[str, int](), set[tuple[int, float]]()
-    for number, kind in enumerate(plans.group_stages(config)):
-        with logs.quieten(logging.ERROR), timing.compile_cold():
-            cost = timing.time_stage(config, kind.stage.config, folder, preemption)
-        log.info(
-            "%s: %.3g s a step, %.3g s beside steps, %.3g s of compilation",
-            *(", ".join(kind.names), cost.step, cost.fixed, cost.compile),
-        )
-        found |= dict.fromkeys(kind.names, cost)
-        kinds |= dict.fromkeys(kind.names, number)
-    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        for number, kind in enumerate(plans.group_stages(config)):
+            with logs.quieten(logging.ERROR), timing.compile_cold():
+                cost = timing.time_stage(config, kind.stage.config, folder, preemption)
+            log.info(
+                "%s: %.3g s a step, %.3g s beside steps, %.3g s of compilation",
+                *(", ".join(kind.names), cost.step, cost.fixed, cost.compile),
+            )
+            found |= dict.fromkeys(kind.names, cost)
+            kinds |= dict.fromkeys(kind.names, number)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     work = []
     for section in config.stages:
         number, cost = kinds[section.name], found[section.name]
@@ -154,7 +156,8 @@ def share(work: list[Work], seconds: float, spent: float, typed: str) -> dict[st
         raise UserError(
             f"budget={typed} is too short for one step of every stage, with its evaluation "
             f"and export, on {device_name()}: give at least "
-            f"{(spent + least) / 60 + 0.5:.0f}m, fewer data, or method=none"
+            f"{(spent + least) / 60 + 0.5:.0f}m, or fewer data"
+            f"{', or method=none' if trained else ''}"
         )
     rule = max((one.steps for one in work if one.tunes), default=0)
     finetune = 0

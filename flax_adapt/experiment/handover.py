@@ -52,11 +52,13 @@ def choose(config: Any, workdir: Path, preemption: Preemption) -> dict[str, Any]
     stage: its name. held_out: {candidate: {metric, loss}}; {} without labels, where it is
     the last stage. folds, examples: how often labels were held out, and how many in all.
     """
-    record = workdir / RECORD
+    record, sections = workdir / RECORD, candidates(config)
     if record.exists():
-        found: dict[str, Any] = logs.read_json(record)
-        return found
-    sections = candidates(config)
+        known: dict[str, Any] = logs.read_json(record)
+        names = [one.name for one in sections]
+        # With --force there may be other candidates than when it was written.
+        if [*known["held_out"]] == names and (names or known["stage"] == _last(config)):
+            return known
     if not sections:
         last = config.stages[-1]
         why = f"no labels{_describe_rollback(config, last, workdir)}"
@@ -66,6 +68,10 @@ def choose(config: Any, workdir: Path, preemption: Preemption) -> dict[str, Any]
     if jax.process_index() == 0:
         logs.write_json(record, found)
     return found
+
+
+def _last(config: Any) -> str:
+    return str(config.stages[-1].name)
 
 
 def _describe_rollback(config: Any, section: Any, workdir: Path) -> str:

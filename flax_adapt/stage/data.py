@@ -228,7 +228,12 @@ def check_same_classes(stage: Stage, train: data.Examples, test: data.Examples) 
             f"{train.class_names} but eval.data {where} has {test.class_names}"
         )
     if stage.config.objective.name != "regress" and np.min(test.labels) < 0:
-        raise UserError(f"stage {stage.label}: eval.data has examples without a label")
+        without = np.flatnonzero(np.asarray(test.labels) < 0)
+        shown = ", ".join(test.names[int(row)] for row in without[:3])
+        raise UserError(
+            f"stage {stage.label}: {len(without)} of the {len(test)} test examples of {where} "
+            f"are without a label, such as {shown}: label them, or leave them out"
+        )
     if _has_new_head(stage):
         with errors.reword_errors({"^": f"stage {stage.label}: "}):
             classes.check_known(train, test)

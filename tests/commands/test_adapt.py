@@ -124,8 +124,8 @@ def test_predict_on_the_test_set_has_the_accuracy_of_the_report(
     )
     chosen = json.loads((workdir / "handed_over.json").read_text())["stage"]
     code, *_ = main(
-        *("predict", f"--init={export}", f"--data={files['images']}"),
-        *(f"--out={out}", "--split=test"),
+        *("predict", f"--init={export}", f"--data={files['images']}@test"),
+        f"--out={out}",
     )
     rows = list(csv.DictReader(out.read_text().splitlines()))
     right = np.mean([row["predicted"] == row["name"].split("/")[1] for row in rows])

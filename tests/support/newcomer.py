@@ -1,5 +1,6 @@
 """A newcomer's files, and mistakes with them: each a command line and its answer."""
 
+import numpy as np
 from PIL import Image
 from support import tiny_files, tiny_resnet
 
@@ -21,6 +22,14 @@ def write_files(root):
             pixels.save(file)
         return f"folder:{root / name}"
 
+    def deep(*paths):
+        for path in paths:
+            file = root / "deep" / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            levels = np.arange(64, dtype=np.uint16).reshape(8, 8) * 60
+            Image.fromarray(levels).save(file)
+        return f"folder:{root / 'deep'}"
+
     def text(name, contents):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(contents)
@@ -30,6 +39,7 @@ def write_files(root):
     image, kinds = root / "one/ant/1.png", ("a,train", "a,test", "b,train", "b,test")
     lines = ["path,klass,part\n", *(f"{image},{kind}\n" for kind in kinds)]
     ages = "path,age\n" + "".join(f"{image},{n}\n" for n in (31.5, 40.0, 8.25, 77.0))
+    (root / "done/stages").mkdir(parents=True)
     words = b"utterance,intent\nhello,a\nbye,b\n"
     return dict(
         files,
@@ -40,6 +50,7 @@ def write_files(root):
         flat=images("flat", "1.png", "2.png"),
         stray=images("stray", *many, "7.png"),
         cats=images("cats", "cat/1.png", "dog/1.png"),
+        few=images("few", "ant/1.png", "bee/1.png", "bee/2.png"),
         named=images("named", *[f"{s}/{p}" for s in ("Fold1", "Fold2") for p in many]),
         table=f"csv:{text('t.csv', ''.join(lines).encode())}",
         ages=f"csv:{text('ages.csv', ages.encode())}",
@@ -49,11 +60,47 @@ def write_files(root):
         words=f"csv:{text('w.csv', words)}",
         weights=text("weights.bin", b"no weights"),
         nothing=root / "nothing",
+        deep=deep(*many),
+        done=text("done/export/config.json", b"{}").parents[1],
     )  # fmt: skip
 
 
 # Name -> (command line, what the one line says, as a regular expression).
 MISTAKES = {
+    "too few labels to hold some out": (
+        ADAPT + "--labelled={few}",
+        r"--labelled=.*few has 2 examples of a class at most, too few to hold a fifth .*"
+        r"give --test=SOURCE",
+    ),
+    "an image beside the classes of a test set": (
+        ADAPT + "--labelled={images} --test={stray}",
+        "--test=.*7.png",
+    ),
+    "an empty test set": (ADAPT + "--labelled={images} --test={empty}", "no image"),
+    "nothing to train": (
+        ADAPT + "--unlabelled={flat} --method=none",
+        "--method=none trains nothing without labels: give --labelled=SOURCE",
+    ),
+    "labels to watch that are not there": (
+        ADAPT + "--unlabelled={flat} --watch=target/knn",
+        "--watch=target/knn reads labels: give --labelled=SOURCE",
+    ),
+    "a typo in a part of the digits": (
+        ADAPT + "--labelled=builtin:digits@labeled",
+        "the split 'labeled': .* did you mean 'labelled'",
+    ),
+    "12 bits in 16-bit files": (
+        ADAPT + "--labelled={deep}",
+        "--bits",
+    ),
+    "predictions of a workdir": (
+        "predict --init={done} --data={images} --out={root}/p.csv",
+        r"is the workdir of a run; give .*done/export, or",
+    ),
+    "two splits": (
+        "features --init={init} --data={images}@test --split=val --out={root}/f.csv",
+        "--data=.*@test and --split=val: give one split",
+    ),
     "watch without a pool": (
         OWN + "--watch=target/knn",
         r"--watch=target/knn keeps the best state of training without labels.*"

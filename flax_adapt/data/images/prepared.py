@@ -10,6 +10,8 @@ from flax_adapt.base import errors
 from flax_adapt.data import prepared
 from flax_adapt.data.base import UNLABELLED, NumberedNames, Source
 
+log = logging.getLogger(__name__)
+
 
 def open_tfds_images(name: str, config_data: ConfigDict) -> Source:
     """Returns the source of NAME[:config]: its image feature, and a class label if any.
@@ -45,7 +47,7 @@ def open_tfds_images(name: str, config_data: ConfigDict) -> Source:
     def read_labels() -> np.ndarray:
         if label is None:
             return np.full(count, UNLABELLED, np.int32)
-        logging.info("%s: reading the labels of %d records", where, count)
+        log.info("%s: reading the labels of %d records", where, count)
         return np.fromiter((read(i)[1] for i in range(count)), np.int32, count)
 
     return Source(
@@ -64,5 +66,5 @@ def _feature(info: Any, kind: type, usual: str) -> str | None:
     supervised = [key for key in info.supervised_keys or () if key in names]
     best = supervised or [key for key in names if key == usual] or names
     if len(best) > 1:
-        logging.warning("which %s to use is not clear: %s", kind.__name__, best)
+        log.warning("which %s to use is not clear: %s", kind.__name__, best)
     return best[0] if len(best) == 1 else None

@@ -1,14 +1,17 @@
 """The data of the config `adapt`: separate sources, each SOURCE or SOURCE@SPLIT."""
 
 import contextlib
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from flax_adapt.base.errors import UserError
 from flax_adapt.base.remote.addresses import SCHEMES
 from flax_adapt.data import source as sources
+from flax_adapt.data import subset
 from flax_adapt.defaults import shared
 
 # The share of the labels that is tested on where there is no test set (ours).
@@ -17,7 +20,7 @@ TESTED = 0.2
 MEASURED = 2_000
 # Argument -> the split that it reads where none is named.
 SPLITS = {"unlabelled": "train", "labelled": "train", "test": "test", "source": "train"}
-_SPLITLESS = "; hold some out with data.subset and part='rest'"
+_SPLITLESS = r"; hold (some|examples) out with data\.subset and part='rest'"
 
 
 class Opened(NamedTuple):
@@ -49,6 +52,7 @@ def open_sections(args: Any, make: Any) -> Opened:
     _check_classes(args, labelled)
     if not args.test:
         part = {**shared.ALL, "fraction": 1 - TESTED}
+        _check_count(args, labelled, part)
         test = {**labelled, "subset": {**part, "part": "rest"}}
         return Opened(unlabelled, {**labelled, "subset": part}, test, source)
     test = _section(args, "test", make.labelled_data)
@@ -90,9 +94,8 @@ def _section(args: Any, role: str, make: Callable[..., Any]) -> dict[str, Any]:
     Without a split it is that of the role, or all of a source that has no splits.
     """
     typed = args[role]
-    what, at, split = typed.rpartition("@")
-    named = bool(at) and "/" not in split and ":" in what
-    what, split = (what, split) if named else (typed, SPLITS[role])
+    what, named = sources.split_of(typed)
+    split = named or SPLITS[role]
     try:
         return _open_role(role, make, what, split)
     except UserError as error:
@@ -101,8 +104,10 @@ def _section(args: Any, role: str, make: Callable[..., Any]) -> dict[str, Any]:
         raise said
     try:  # a folder of classes, or one file, without splits
         return _open_role(role, make, what, "train")
-    except UserError:
-        raise said from None
+    except UserError as error:
+        # Without splits, what is wrong is in the data.
+        other = _in_words_of(role, typed, what, error)
+        raise (said if "split" in str(other) else other) from None
 
 
 def _open_role(
@@ -133,6 +138,18 @@ def _check_classes(args: Any, labelled: dict[str, Any]) -> None:
         raise UserError(
             f"labelled={args.labelled} has {has}; a classifier needs two or more: a folder "
             "for each class, or a column of labels (label_field=NAME)"
+        )
+
+
+def _check_count(args: Any, labelled: dict[str, Any], part: dict[str, Any]) -> None:
+    """Raises UserError where a share of each class leaves nothing to test on."""
+    source = sources.open_source(ConfigDict(labelled))
+    if len(subset.chosen_rows(source, ConfigDict(part))) == len(source):
+        most = int(np.bincount(source.labels[source.labels >= 0]).max())
+        raise UserError(
+            f"labelled={args.labelled} has {most} examples of a class at most, too few to "
+            "hold a fifth out to test on: label 3 or more of each class, or give "
+            "test=SOURCE"
         )
 
 
@@ -175,6 +192,6 @@ def _in_words_of(role: str, typed: str, what: str, error: UserError) -> UserErro
     """Returns the error of a source with the argument that named it."""
     said = str(error).replace(": give one of these names as the split", "")
     how = f"; name a split as in {role}={what}@NAME" if "data.split" in said else ""
-    said = said.replace(_SPLITLESS, "").replace(f"data.source='{what}': ", "")
+    said = re.sub(_SPLITLESS, "", said).replace(f"data.source='{what}': ", "")
     said = said.replace("data.split=", "the split ").replace("data.source", role)
     return UserError(f"{role}={typed}: {said}{how}")

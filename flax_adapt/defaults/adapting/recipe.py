@@ -126,10 +126,20 @@ class Adapting:
                 "there is none: give unlabelled=SOURCE and a method other than none, or leave "
                 "watch out; what is fine-tuned is chosen by held-out labels without it"
             )
+        if "target/" in args.watch and not args.labelled:
+            raise UserError(
+                f"watch={args.watch} reads labels: give labelled=SOURCE, or watch "
+                "held_out/loss or pool/rankme"
+            )
 
     def stages(self) -> list[dict[str, Any]]:
         """Returns training without labels, then the candidates from either backbone."""
         found = self._adapt()
+        if self.labelled is None and not found:
+            raise UserError(
+                f"method={self.method} trains nothing without labels: give labelled=SOURCE, "
+                "or another method"
+            )
         if self.labelled is None:
             return found
         found += self._candidates("start", "pretrained")

@@ -83,8 +83,10 @@ def detect(path: Path) -> str:
             f"{path}: there is no such file, and no config.json as in a model folder"
         )
     if (path / "stages").is_dir():
+        has_export = (path / "export" / "config.json").is_file()
+        own = f"{path / 'export'}, or " if has_export else ""  # of `adapt`
         raise UserError(
-            f"{path}: is the workdir of a run; give its stages/NAME/export, or "
+            f"{path}: is the workdir of a run; give {own}its stages/NAME/export, or "
             "stages/NAME/checkpoints"
         )
     found = [name for name, one in FORMATS.items() if one.detect(path)]
