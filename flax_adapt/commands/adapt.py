@@ -29,6 +29,8 @@ from flax_adapt.train import precision as precisions
 from flax_adapt.train.preemption import Preemption
 
 RECORD = "adapt.json"
+# What budget=auto watches: training without labels ends where it no longer gets better.
+PATIENT = "held_out/loss"
 _BUDGET = re.compile(
     r"(?P<rule>auto|paper)|(?P<time>\d+(\.\d+)?)(?P<unit>[smh])"
     r"|steps:(?P<steps>\d+)|epochs:(?P<epochs>\d+(\.\d+)?)"
@@ -191,6 +193,9 @@ def _name_config(given: dict[str, Any], parsed: dict[str, str], precision: str) 
     arguments |= {"precision": precisions.settle(precision, field="--precision")}
     sizes = {"rule": "sizes", "steps": "steps", "epochs": "epochs"}
     arguments |= {sizes[k]: v for k, v in parsed.items() if k in sizes}
+    trains = given["unlabelled"] and given["method"] != "none"
+    if parsed.get("rule") == "auto" and trains and not given["watch"]:
+        arguments["watch"] = PATIENT
     if "steps" in parsed and not given["unlabelled"]:  # then there is fine-tuning alone
         arguments["finetune_steps"] = parsed["steps"]
     arguments = {k: v for k, v in arguments.items() if v != defaults[k]}

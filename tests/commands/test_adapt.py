@@ -14,6 +14,7 @@ from flax_adapt import weights
 from flax_adapt.base import config as configs
 from flax_adapt.base.errors import UserError
 from flax_adapt.commands import adapt
+from flax_adapt.commands.table import COMMANDS
 from flax_adapt.data import source as sources
 from flax_adapt.defaults import baselines
 from flax_adapt.defaults.adapting import recipe, sizes
@@ -240,6 +241,26 @@ def test_the_function_knows_the_flags_of_the_command():
 )
 def test_a_small_set_has_a_smaller_batch_that_devices_divide(examples, batch):
     assert sizes.fit_batch(64, examples) == batch
+
+
+@pytest.mark.parametrize(
+    ("budget", "more", "watch"),
+    [
+        ("auto", {}, "held_out/loss"),
+        ("auto", dict(watch="pool/rankme"), "pool/rankme"),
+        ("auto", dict(method="none"), ""),
+        ("steps:5", {}, ""),
+    ],
+)
+def test_auto_stops_where_the_held_out_loss_is_no_longer_better(budget, more, watch):
+    defaults = configs.argument_defaults("adapt")
+    given = {
+        name: defaults[name] for name in COMMANDS["adapt"].flags if name in defaults
+    }
+    given |= dict(init="m", unlabelled="folder:x", **more)
+    parsed = adapt.parse_budget(budget)
+    name = adapt._name_config(given, parsed, "float32")
+    assert configs.typed_arguments(name).get("watch", "") == watch
 
 
 def test_fine_tuning_takes_no_more_steps_than_a_budget_in_steps(files):
