@@ -18,6 +18,7 @@ from flax_adapt.experiment.measuring import (
     embeddings,
     kept,
     leaks,
+    masked,
     verdicts,
 )
 from flax_adapt.experiment.measuring.answers import Answers, LabelledSets
@@ -40,14 +41,14 @@ def evaluate(config: Any, workdir: Path) -> list[dict[str, Any]]:
     """Returns rows of measures of `init` and of every finished stage; writes `eval.json`.
 
     Measures are the accuracies of kNN, of a linear probe (with its L2 penalty) and of few
-    shots, means over draws of labels; RankMe; and drift. Where there are classes, each
-    model is compared with the first one: `measuring.verdicts`. Where the test data has no
-    classes, drift and RankMe alone are measured. Where stages resize `init` in different
-    ways, there is a row for each way. Features are the final states, pooled as
-    `config.evaluate` says ("auto": as by the first model's library). Where that has a
-    `source`, drift is measured from the features of `init`, and the accuracies on the
-    source, too, if it has classes; where it has `wide`, also sparsity and the accuracy of
-    other probes.
+    shots, means over draws of labels; RankMe; drift; and the masked loss, see `masked`.
+    Where there are classes, each model is compared with the first one:
+    `measuring.verdicts`. Where the test data has no classes, drift and RankMe alone are
+    measured. Where stages resize `init` in different ways, there is a row for each way.
+    Features are the final states, pooled as `config.evaluate` says ("auto": as by the first
+    model's library). Where that has a `source`, drift is measured from the features of
+    `init`, and the accuracies on the source, too, if it has classes; where it has `wide`,
+    also sparsity and the accuracy of other probes.
     Each section of `more_evaluations` adds rows that name its data. Raises UserError if no
     stage is finished.
     """
@@ -102,8 +103,13 @@ def measure_models(
             **_accuracies(*how, one, sets, target, source),
             **_drift(config, one, measured[0]),
             **_distances(section, one, measured[0]),
+            **masked.measure(
+                config, model, sets.test.examples, section.batch_size, workdir
+            ),
         }
-        for one, target, source in zip(measured, on_target, on_source, strict=True)
+        for model, one, target, source in zip(
+            models, measured, on_target, on_source, strict=True
+        )
     ]
     labels, entries = [one.label for one in models], []
     known: dict[str, frozenset[str]] = {}

@@ -21,7 +21,8 @@ def evaluate(config: Any, workdir: str, near_copies: bool) -> None:
         matrices = transfer.report(config, folder, rows) if is_transfer else None
         if jax.process_index() > 0:
             return
-        print(logs.format_table(rows, tuple(rows[0])))
+        columns = dict.fromkeys(name for row in rows for name in row)
+        print(logs.format_table(rows, tuple(columns)))
         if matrices is not None:
             print(f"\n{transfer.format_text(matrices)}\n")
             print(f"matrices: {name_path(folder / 'transfer.json')}")
