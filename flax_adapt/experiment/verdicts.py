@@ -16,6 +16,7 @@ from flax_adapt.stage import draws, predictions
 log = logging.getLogger(__name__)
 _COVERS = {
     "each_seed": "covers test examples, draws of labels and training",
+    "all": "covers test examples and training",
     "fixed": "covers test examples and training; the labels were the same for all seeds",
     "one": "covers test examples alone: more seeds show the noise of labels and training",
 }
@@ -116,8 +117,8 @@ def _compare(
 ) -> dict[str, Any]:
     section = sections[name]
     found = verdict.compare(arms[against], arms[name], metric)
-    same_labels = draws.has_few_labels(section) and not draws.has_own_labels(section)
-    draw = "fixed" if same_labels else "each_seed"
+    few = "fixed" if draws.has_few_labels(section) else "all"
+    draw = "each_seed" if draws.has_own_labels(section) else few
     covers = _COVERS["one" if len(found["seeds"]) == 1 else draw]
     found = {"against": against, **found, "covers": covers}
     if alike.train_alike(sections[against], section):
