@@ -3,7 +3,8 @@
 Run     flax-adapt adapt --workdir=runs/x --init=MODEL --unlabelled=folder:A --labelled=folder:B
         flax-adapt run --workdir=runs/x \
             --config=adapt:init=MODEL,unlabelled=folder:A,labelled=folder:B
-        init      initial weights of a ViT, BERT or RoBERTa; init_format, heads,
+        init      initial weights of a ViT, DINOv2, DINOv3, CLIP, BERT, RoBERTa, ELECTRA,
+                  ModernBERT or others (docs/weights.md); init_format, heads,
                   decoder_heads, gelu, layer_norm_eps: as in vit_self_distill
         unlabelled  data to train on without labels: SOURCE or SOURCE@SPLIT, as in
                   folder:scans/Training, csv:scans.csv@train ("": none)

@@ -3,7 +3,8 @@
 Run     flax-adapt run --workdir=runs/x \
             --config=baseline_finetune:dataset=folder:PATH,init=PATH,method=full+l2_sp+lora
         dataset   images or texts with labels, as in vit_self_distill, bert_self_distill
-        init      initial weights of a ViT, BERT or RoBERTa; init_format, heads, gelu, model,
+        init      initial weights of a ViT, DINOv2, DINOv3, CLIP, BERT, RoBERTa, ELECTRA,
+                  ModernBERT or others (docs/weights.md); init_format, heads, gelu, model,
                   image_size, channels, ...: as in vit_self_distill
         method    one or several, joined by +; each is a row of the table:
                   full          trains all weights

@@ -1,4 +1,4 @@
-"""Further masked pre-training (MLM) of a BERT or RoBERTa on your texts; fine-tune if asked.
+"""Further masked pre-training (MLM) of a text encoder on your texts; fine-tune if asked.
 
 Run     flax-adapt run --workdir=runs/x \
             --config=bert_further_pretrain:dataset=text:PATH,init=PATH
@@ -12,9 +12,10 @@ Run     flax-adapt run --workdir=runs/x \
                   everything is trained
         finetune  True: also fine-tune the result on the labels of the dataset
         steps, epochs, batch_size, lr, warmup, seeds, augment ...: as in vit_self_distill
-Expect  stages/further/export, a BertForMaskedLM or RobertaForMaskedLM folder with its
-        tokenizer; results.json and metrics.jsonl have the perplexity of the masked
-        tokens, in training and on held-out texts, and the number of these tokens.
+Expect  stages/further/export, a folder of the family's class with a masked-language head
+        (BertForMaskedLM, ModernBertForMaskedLM ...) with its tokenizer;
+        results.json and metrics.jsonl have the perplexity of the masked tokens, in training
+        and on held-out texts, and the number of these tokens.
 Source  Gururangan et al. 2020, Don't Stop Pretraining: 12 500 steps, AdamW 1e-4 to 0;
         batch 64 and packed rows are ours.
 """

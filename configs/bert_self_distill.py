@@ -4,7 +4,8 @@ Run     flax-adapt run --workdir=runs/x \
             --config=bert_self_distill:dataset=jsonl:PATH,init=PATH,rounds=1
         dataset   jsonl:PATH, csv:PATH, tsv:PATH (a folder of train.*, test.*, or one
                   file), text:PATH, tfds:NAME
-        init      initial weights: a Hugging Face folder of BERT or RoBERTa with its tokenizer
+        init      initial weights: a Hugging Face folder of BERT, RoBERTa, XLM-RoBERTa,
+                  CamemBERT, DistilBERT, ELECTRA or ModernBERT with its tokenizer
         init_format  format of `init` ("": detected)
         rounds    number of rounds of self-distillation, each from the initial weights
         seq_len   tokens of a row: texts are cut to it for fine-tuning, and packed into

@@ -4,7 +4,7 @@ Run     flax-adapt run --workdir=runs/x \
             --config=chain:dataset=folder:PATH,init=PATH,domains=folder:A+folder:B,source=tfds:S
         dataset   target data set (README): all of it is used without labels, and
                   `per_class` labelled examples of every class for fine-tuning
-        init      initial weights of a ViT with its MAE decoder, or of a BERT or RoBERTa
+        init      initial weights of a ViT with its MAE decoder, or of a text encoder
                   with its masked-language head; init_format, heads, decoder_heads, gelu,
                   layer_norm_eps: as in vit_self_distill
         domains   step 1, masked pre-training on these data sets one after another (S4);

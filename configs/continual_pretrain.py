@@ -5,7 +5,8 @@ Run     flax-adapt run --workdir=runs/x \
         flax-adapt eval --workdir=runs/x --config=...the same...
         domains   data sources (README), learned in this order
         also      further data sources on which transfer is measured; they are not learned
-        init      initial weights of a ViT, BERT or RoBERTa; init_format, heads,
+        init      initial weights of a ViT, DINOv2, DINOv3, CLIP, BERT, RoBERTa, ELECTRA,
+                  ModernBERT or others (docs/weights.md); init_format, heads,
                   decoder_heads, gelu, layer_norm_eps: as in vit_self_distill
         data_dir  where TFDS finds its data sets
         objective how a domain is learned. Without labels: mae | mlm; with labels:

@@ -3,7 +3,8 @@
 Run     flax-adapt run --workdir=runs/x \
             --config=glad_finetune:dataset=folder:PATH,init=PATH,then=folder:NEXT
         dataset   labelled data (README)
-        init      initial weights of a ViT, BERT or RoBERTa; init_format, heads,
+        init      initial weights of a ViT, DINOv2, DINOv3, CLIP, BERT, RoBERTa, ELECTRA,
+                  ModernBERT or others (docs/weights.md); init_format, heads,
                   decoder_heads, gelu, layer_norm_eps: as in vit_self_distill
         data_dir  where TFDS finds its data sets
         regularizer  loss that keeps the backbone general, computed without the adaptors:

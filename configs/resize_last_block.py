@@ -4,8 +4,9 @@ Run     flax-adapt run --workdir=runs/x \
             --config=resize_last_block:dataset=folder:PATH,init=PATH,width=192+768
         flax-adapt eval --workdir=runs/x --config=...the same...
         dataset   training data: any data source (README)
-        init      initial weights of a ViT, BERT, RoBERTa or ResNet (width: 2048 and
-                  others); init_format, heads, decoder_heads, gelu, layer_norm_eps: as in
+        init      initial weights of a ViT, DINOv2, DINOv3, CLIP, BERT, RoBERTa, ELECTRA,
+                  ModernBERT, ResNet (width: 2048 and others) ... (docs/weights.md);
+                  init_format, heads, decoder_heads, gelu, layer_norm_eps: as in
                   vit_self_distill
         scratch   a model to train from scratch, without init: resnet50 (what the paper
                   resizes), Ti, S, B, L, H

@@ -1,4 +1,4 @@
-"""Fine-tune a pretrained BERT or RoBERTa on your labels: baseline of bert_self_distill.
+"""Fine-tune a pretrained text encoder on your labels: baseline of bert_self_distill.
 
 Run     flax-adapt run --workdir=runs/x \
             --config=text_finetune:dataset=jsonl:PATH,init=PATH

@@ -5,7 +5,8 @@ Run     flax-adapt run --workdir=runs/x \
         dataset   target data set: any data source (README); training ignores its labels
         source    data that the initial weights were pre-trained on; some of it is replayed,
                   and `flax-adapt eval` measures on it how much the model has changed
-        init      initial weights of a ViT, BERT or RoBERTa; init_format, heads,
+        init      initial weights of a ViT, DINOv2, DINOv3, CLIP, BERT, RoBERTa, ELECTRA,
+                  ModernBERT or others (docs/weights.md); init_format, heads,
                   decoder_heads, gelu, layer_norm_eps: as in vit_self_distill
         data_dir  where TFDS finds its data sets
         method    naive (target alone) | replay | mixing | both | frozen (a control: the

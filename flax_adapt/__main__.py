@@ -23,6 +23,7 @@ from absl import logging as absl_logging
 
 from flax_adapt.base import config, errors
 from flax_adapt.base.errors import NonFiniteError, Preempted, UserError
+from flax_adapt.base.remote import hub_cache
 from flax_adapt.base.remote.addresses import LogLines, restore
 from flax_adapt.base.version import __version__
 from flax_adapt.commands import machine, typed
@@ -258,6 +259,7 @@ def _call(command: str, arguments: dict[str, Any]) -> int:
 def _refuse(error: Exception, code: int) -> int:
     """Prints the error as one line and returns the exit code."""
     text, problem = restore(_one_line(error)), errors.full_disk(error)
+    text = hub_cache.restore(text)
     if problem is not None and not isinstance(error, UserError):
         text = f"{problem}: make room, then run the same command again"
     print(f"flax-adapt: {text}", file=sys.stderr, flush=True)

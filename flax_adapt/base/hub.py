@@ -14,13 +14,24 @@ from typing import Any, NamedTuple
 
 from flax_adapt.base.errors import UserError
 from flax_adapt.base.paths import user_path
-from flax_adapt.base.remote import addresses, copies
+from flax_adapt.base.remote import addresses, copies, hub_cache
+from flax_adapt.base.remote.hub_cache import Repository
 
 _PART = r"[\w][\w.-]*"
 _NAME = re.compile(rf"(?:hf://)?({_PART}/{_PART})(?:@([\w./-]+))?")
 # A folder of the cache: models--ORG--NAME/snapshots/COMMIT.
 _CACHED = re.compile(r"/models--([^/]+--[^/]+)/snapshots/(\w+)(?:/|$)")
 _SECONDS = 20  # until the Hub is taken for unreachable
+CONFIG, _LONGEST = "config.json", 100
+# The model_type of those folders of transformers, and of ours, that `weights` reads: looked at
+# before gigabytes are fetched.
+MODEL_TYPES = (
+    *("vit", "vit_mae", "deit", "clip", "clip_vision_model", "dinov2", "dinov2_mae"),
+    *("dinov2_with_registers", "dinov2_with_registers_mae", "dinov3_vit"),
+    *("flax_adapt_vit", "bert", "roberta", "xlm-roberta", "camembert", "distilbert"),
+    *("electra", "modernbert", "resnet"),
+)
+RESIZED = "_resized"  # at the end of the name, of a model with another last block
 # Names of files -> those that are needed.
 Choose = Callable[[Sequence[str]], list[str]]
 
@@ -54,90 +65,89 @@ def fetch(what: str, kind: str, choose: Choose) -> Fetched:
         raise UserError(
             f"{what} is no name on the Hub, which is ORG/NAME or ORG/NAME@REVISION"
         )
-    name, revision = parsed
-    options: dict[str, Any] = dict(
-        repo_type=kind, cache_dir=os.environ.get("HF_HUB_CACHE") or None
-    )
+    repository = Repository(what, *parsed, kind)
     endpoint = os.environ.get("HF_ENDPOINT") or None
+    with hub_cache.quiet():
+        try:
+            found = huggingface_hub.HfApi(endpoint=endpoint).repo_info(
+                repository.name,
+                revision=repository.revision,
+                repo_type=kind,
+                timeout=_SECONDS,
+            )
+        except Exception as error:
+            # Each version raises errors of other classes; none tells the user what to do.
+            if (problem := _refusal(what, kind, error)) is not None:
+                raise UserError(problem) from error
+            return _from_cache(repository, choose, error)
+        return _download(repository, found, choose, endpoint)
+
+
+def _download(
+    repository: Repository, info: Any, choose: Choose, endpoint: str | None
+) -> Fetched:
+    """Returns the chosen files of a repository that the Hub answered for."""
+    what, names = repository.typed, [file.rfilename for file in info.siblings or ()]
+    wanted = choose(names)
     try:
-        found: Any = huggingface_hub.HfApi(endpoint=endpoint).repo_info(
-            name, revision=revision, repo_type=kind, timeout=_SECONDS
-        )
-        wanted = choose([file.rfilename for file in found.siblings or ()])
-        # By the revision's name, which the cache then knows without network.
-        folder = huggingface_hub.snapshot_download(
-            name,
-            revision=revision,
-            allow_patterns=wanted,
-            endpoint=endpoint,
-            **options,
-        )
-        return _check_whole(
-            what, Fetched(Path(folder), name, Path(folder).name), wanted
-        )
+        hub_cache.mark(repository, info.sha, wanted)
+        if repository.kind == "model" and CONFIG in wanted:
+            theirs = hub_cache.read_first(repository, info.sha, CONFIG, endpoint)
+            check_architecture(what, theirs)
+        snapshot = hub_cache.download(repository, wanted, endpoint)
     except UserError:
         raise
     except Exception as error:
-        # Each version raises errors of other classes; none of them tells the user what to do.
-        if (problem := _refusal(what, kind, error)) is not None:
-            raise UserError(problem) from error
-        return _from_cache(what, name, revision, choose, options, error)
+        problem = _refusal(what, repository.kind, error)
+        raise UserError(problem or hub_cache.describe_failure(what, error)) from error
+    return _check_whole(repository, snapshot, wanted)
 
 
-def _from_cache(
-    what: str,
-    name: str,
-    revision: str | None,
-    choose: Choose,
-    options: dict[str, Any],
-    error: Exception,
-) -> Fetched:
+def _from_cache(repository: Repository, choose: Choose, error: Exception) -> Fetched:
     """Returns the files of the cache; raises UserError where they are not all there."""
-    why = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-    folder = _cached_folder(name, revision or "main", options)
-    if folder is None:
+    why, what = hub_cache.reason(error), repository.typed
+    out_of_reach = (
+        "the Hub cannot be reached"
+        if hub_cache.is_of_network(error)
+        else "asking the Hub for it failed"
+    )
+    snapshot = hub_cache.find_snapshot(repository)
+    if snapshot is None:
         raise UserError(
-            f"{what}: there is no such folder, the Hub cannot be reached, and it is not in the "
+            f"{what}: there is no such folder, {out_of_reach}, and it is not in the "
             f"cache: connect once, or give a folder with its files ({why})"
         ) from error
-    there = [
-        file.relative_to(folder).as_posix()
-        for file in sorted(folder.rglob("*"))
-        if file.is_file()  # the link of a half download leads nowhere
-    ]
     try:
-        wanted = choose(there)
-    except UserError as lacks:
+        wanted = choose(hub_cache.list_files(snapshot))
+    except UserError:
         raise UserError(
-            f"{what}: the Hub cannot be reached, and only a part of it was downloaded: run "
-            f"again with a connection ({lacks})"
+            f"{what}: {out_of_reach}, and only a part of it was downloaded: run again "
+            f"with a connection ({why})"
         ) from error
-    return _check_whole(what, Fetched(folder, name, folder.name), wanted)
+    return _check_whole(repository, snapshot, wanted)
 
 
-def _cached_folder(name: str, revision: str, options: dict[str, Any]) -> Path | None:
-    """The folder of a revision in the cache, whole or not; None where there is none.
-
-    The library's own search wants all files of a repository, not only the chosen ones.
-    """
-    from huggingface_hub import constants
-
-    cache = Path(options["cache_dir"] or constants.HF_HUB_CACHE)
-    folder = cache / f"{options['repo_type']}s--{name.replace('/', '--')}"
-    ref = folder / "refs" / revision
-    commit = ref.read_text("utf-8").strip() if ref.is_file() else revision
-    snapshot = folder / "snapshots" / commit
-    return snapshot if snapshot.is_dir() else None
-
-
-def _check_whole(what: str, found: Fetched, wanted: Sequence[str]) -> Fetched:
-    missing = [name for name in wanted if not (found.folder / name).is_file()]
+def _check_whole(
+    repository: Repository, snapshot: Path, wanted: Sequence[str]
+) -> Fetched:
+    missing = hub_cache.list_missing(snapshot, wanted)
     if missing:
         raise UserError(
-            f"{what}: only a part of it was downloaded, {missing[:3]} are missing: run again "
-            "with a connection"
+            f"{repository.typed}: only a part of it was downloaded, {missing[:3]} are "
+            "missing: run again with a connection"
         )
-    return found
+    hub_cache.remember(repository.typed, snapshot)
+    return Fetched(snapshot, repository.name, snapshot.name)
+
+
+def check_architecture(what: str, theirs: Any) -> None:
+    """Raises UserError for a config.json of transformers whose model is not read here."""
+    found = theirs.get("model_type") if isinstance(theirs, dict) else None
+    if isinstance(found, str) and found.removesuffix(RESIZED) not in MODEL_TYPES:
+        raise UserError(
+            f"{what}: model_type={found[:_LONGEST]!r} of its config.json is not one of "
+            f"{MODEL_TYPES}"
+        )
 
 
 def _refusal(what: str, kind: str, error: Exception) -> str | None:
@@ -191,7 +201,14 @@ def weights_path(text: str | os.PathLike[str]) -> Path:
 @functools.cache
 def fetch_weights(name: str) -> Fetched:
     """Returns the model of a name; asked for once in a process."""
-    return fetch(name, "model", choose_weights)
+
+    def choose(names: Sequence[str]) -> list[str]:
+        try:
+            return choose_weights(names)
+        except UserError as lacks:
+            raise UserError(f"{name}: {lacks}") from None
+
+    return fetch(name, "model", choose)
 
 
 def describe_origin(path: Path) -> dict[str, str]:

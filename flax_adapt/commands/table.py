@@ -87,7 +87,7 @@ COMMANDS = {
         "Adapts weights to own data within a budget; hands over what held-out labels choose.",
         False,
         {
-            "init": (REQUIRED, "weights of a ViT, BERT or RoBERTa: a folder, ORG/NAME"),
+            "init": (REQUIRED, "weights of a ViT, BERT or others: a folder, ORG/NAME"),
             "unlabelled": ("", "SOURCE or SOURCE@SPLIT: folder:x/Training, csv:x.csv"),
             "labelled": ("", "examples with labels, SOURCE or SOURCE@SPLIT"),
             "test": ("", "the test set; '': a fifth of the labelled examples"),

@@ -158,7 +158,7 @@ class TextData:
         if not args.dataset or not args.init:
             raise UserError(
                 "the config needs dataset=SOURCE (jsonl:PATH, csv:PATH, tsv:PATH, "
-                "text:PATH, tfds:NAME) and init=PATH, a Hugging Face BERT or RoBERTa "
+                "text:PATH, tfds:NAME) and init=PATH, a Hugging Face text encoder's "
                 "folder with its tokenizer"
             )
         augment.check_texts(args.augment)

@@ -1,18 +1,27 @@
 """Names on the Hub: fetched once from a real server on loopback, cached, one line of error."""
 
 import json
+import os
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow
 import pytest
+import safetensors.numpy
 from ml_collections import ConfigDict
 from pyarrow import parquet
-from support import hub_server, tiny, tiny_files, tiny_text
+from support import hub_server, machine, tiny, tiny_files, tiny_text
 
 from flax_adapt import data, weights
 from flax_adapt.base import hub
 from flax_adapt.base.errors import UserError
+from flax_adapt.base.logs import read_json
 from flax_adapt.data import arrow
+from flax_adapt.experiment import recipe
+from flax_adapt.weights import extras
+from flax_adapt.weights.formats import huggingface
 
 NAME = "org/tiny-mae"
 
@@ -61,6 +70,15 @@ def test_a_name_is_fetched_once_and_its_revision_is_recorded(with_model, name):
     assert len(with_model.asked) == count
 
 
+def test_a_run_records_the_revision_of_its_initial_weights(with_model, tmp_path):
+    images = {**tiny.digits(), "channels": 3, **tiny_files.PIXELS}
+    stage = tiny.pretrain(init_from="pretrained", num_steps=1, data=images)
+    config = tiny.experiment(stage, init=NAME, model=tiny_files.MODEL)
+    recipe.run(config, tmp_path / "run", force=False)
+    report = read_json(tmp_path / "run/stages/pretrain/import_report.json")
+    assert report["origin"] == {"name": NAME, "revision": hub_server.COMMIT}
+
+
 def test_safetensors_come_before_all_other_weights():
     several = [
         "a.npz",
@@ -101,40 +119,101 @@ def test_without_network_the_cache_is_used_and_what_is_not_there_is_one_line(
     assert "\n" not in str(no.value)
 
 
+NO_MODELS = {
+    "org/onnx": {"config.json": b"{}", "model.onnx": b"?"},
+    "org/llama": {"config.json": b'{"model_type": "llama"}', "model.safetensors": b"?"},
+    "org/odd": {
+        "config.json": b'{"model_type": "vit", "hidden_size": "x"}',
+        "model.safetensors": safetensors.numpy.save({"x": np.zeros(1, np.float32)}),
+    },
+}
+PAGE = "https://huggingface.co/org/gated"
+
+
+@pytest.fixture
+def features(main, tmp_path, caplog):
+    """Runs the command on a name: what it says is one line, nothing is logged beside it."""
+
+    def run(name):
+        flags = (f"--data=folder:{tmp_path}", f"--out={tmp_path / 'x.npz'}")
+        code, _, error = main("features", f"--init={name}", *flags)
+        assert code == 2
+        assert error.count("\n") == 1, error
+        assert not caplog.records
+        return error.removeprefix("flax-adapt: ")
+
+    return run
+
+
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("org/gated", "is gated: accept its terms on https://huggingface.co/org/gated"),
-        ("org/missing", "there is no such folder, and no such model on the Hub"),
-        (f"{NAME}@v9", "the Hub has no such revision"),
+        ("org/gated", f"org/gated is gated: accept its terms on {PAGE}"),
+        ("org/missing", "org/missing: there is no such folder, and no such model on"),
+        (f"{NAME}@v9", f"{NAME}@v9: the Hub has no such revision"),
+        ("org/onnx", "org/onnx: it has no weights that are read here, only ['config"),
+        ("hf://org/llama", "hf://org/llama: model_type='llama' of its config.json is"),
+        ("org/odd", "org/odd/config.json: hidden_size='x' must be a positive whole"),
     ],
 )
-def test_a_refusal_is_one_line_that_says_what_to_do(
-    with_model, main, tmp_path, name, told
+def test_a_refusal_is_one_line_that_names_what_was_typed(
+    with_model, features, name, told
 ):
-    with pytest.raises(UserError) as caught:
-        weights.load(name, "mae", pooling=None)
-    assert told in str(caught.value)
-    assert "\n" not in str(caught.value)
-    flags = (f"--data=folder:{tmp_path}", f"--out={tmp_path / 'x.npz'}")
-    code, _, error = main("features", f"--init={name}", *flags)
-    assert code == 2
-    assert told in error.splitlines()[-1]
-    assert "Traceback" not in error
+    for other, files in NO_MODELS.items():
+        with_model.repositories["model", other] = files
+    assert features(name).startswith(told)
+    fetched = [path for _, path in with_model.asked if path.endswith("safetensors")]
+    assert bool(fetched) == (name == "org/odd")  # config.json comes first
 
 
-def test_half_a_download_is_refused_and_completed_when_asked_again(
-    with_model, monkeypatch
-):
-    with_model.cut.add("model.safetensors")
-    with pytest.raises(UserError, match=r"download|part of it|be reached"):
-        weights.load(NAME, "mae", pooling=None)
+def test_the_architectures_that_are_fetched_are_those_that_are_read():
+    assert {*hub.MODEL_TYPES} == {*huggingface.FAMILIES}
+    assert hub.RESIZED == extras.SUFFIX
+    hub.check_architecture("", {"model_type": f"vit{extras.SUFFIX}"})
+    hub.check_architecture("", {"architecture": "vit_tiny_patch16_224"})
+
+
+def refuse_offline(features, monkeypatch, missing=""):
+    """Without network, what is not whole is not read."""
     forget()
     with monkeypatch.context() as patch:
         patch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-        with pytest.raises(UserError, match="only a part of it was downloaded"):
-            weights.load(NAME, "mae", pooling=None)
+        told = features(NAME)
+    assert re.match(rf"{NAME}: .*only a part of it was downloaded.*{missing}", told)
+    forget()
+
+
+def test_half_a_download_is_refused_and_completed_when_asked_again(
+    with_model, features, monkeypatch, tmp_path
+):
+    """Also where the weights are whole, and a small file beside them is not."""
+    with_model.cut.add("preprocessor_config.json")
+    # A process of its own: there the library sets up its log when it is first used.
+    flags = (
+        f"--init={NAME}",
+        f"--data=folder:{tmp_path}",
+        f"--out={tmp_path / 'x.npz'}",
+    )
+    command = [sys.executable, "-m", "flax_adapt", "features", *flags]
+    done = subprocess.run(command, capture_output=True, text=True)
+    told = (
+        rf"flax-adapt: {NAME}: the download broke off \(.*\): run the same command .*\n"
+    )
+    assert done.returncode == 2
+    assert re.fullmatch(told, done.stderr)
+    refuse_offline(features, monkeypatch, r"\['preprocessor_config.json'\] are missing")
     with_model.cut.clear()
+    assert weights.pixel_statistics(NAME) == ([0.5] * 3, [0.25] * 3)
+    assert not [*hub.Path(os.environ["HF_HUB_CACHE"]).rglob("unfinished")]
+
+
+def test_a_full_disk_is_named_and_the_download_goes_on_when_there_is_room(
+    with_model, features, monkeypatch, model
+):
+    with machine.no_room(len(model["model.safetensors"]) // 2):
+        told = features(NAME)
+    assert told.startswith(f"{NAME}: the download stopped (File too large): make room")
+    refuse_offline(features, monkeypatch)
     assert weights.load(NAME, "mae", pooling=None)[0]["kind"] == "vit"
 
 

@@ -1,12 +1,16 @@
 """Backbones of other families: the states and gradients of the libraries that wrote them."""
 
+import json
+
 import backbone_inputs as inputs
 import goldens
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from flax_adapt import models, weights
+from flax_adapt.base.errors import UserError
 from flax_adapt.weights import strict
 from flax_adapt.weights.files import reading
 from flax_adapt.weights.formats import dinov3, huggingface, table, torch_vit
@@ -165,3 +169,30 @@ def test_a_backbone_comes_back_bit_for_bit(tmp_path, name):
         path, known={k: known[k] for k in known if k == "heads"}
     )
     assert again == models.config_of(model)
+
+
+def test_a_dinov3_without_registers_comes_back_with_its_empty_tensor(tmp_path):
+    """As transformers writes it: its config has no registers by default."""
+    theirs = tensors_of(FOLDER / "dinov3")
+    none = theirs["embeddings.register_tokens"][:, :0]
+    theirs["embeddings.register_tokens"] = none
+    config = json.loads((FOLDER / "dinov3/config.json").read_text())
+    del config["num_register_tokens"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    safetensors.numpy.save_file(theirs, tmp_path / "model.safetensors")
+    model, params, report = weights.from_pretrained(tmp_path, "encoder")
+    ours = models.config_of(model)
+    assert ours["traits"]["registers"] == 0
+    assert "register_token" not in params["encoder"]
+    assert "embeddings.register_tokens" in report.ignored
+    patches = (inputs.IMAGE_SIZE // ours["patch_size"]) ** 2
+    assert states(model, params, inputs.IMAGE_SIZE).shape[1] == 1 + patches
+    weights.save_pretrained(tmp_path / "again", model, params)
+    again = tensors_of(tmp_path / "again")
+    assert {*again} == {*theirs}
+    for name in {*theirs} - {"embeddings.mask_token"}:
+        np.testing.assert_array_equal(again[name], theirs[name], err_msg=name)
+    theirs["embeddings.register_tokens"] = np.zeros((1, 2, none.shape[2]), np.float32)
+    safetensors.numpy.save_file(theirs, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="register_token"):
+        weights.from_pretrained(tmp_path, "encoder")

@@ -249,7 +249,7 @@ MISTAKES = {
     ),
     "weights of a ResNet": (
         OTHER + "--init={resnet}",
-        "--init=.*resnet holds a ResNet; adapt takes a ViT, BERT or RoBERTa",
+        "--init=.*resnet holds a ResNet; adapt takes a ViT or text encoder",
     ),
     "images for a text model": (
         TEXTS + "--labelled={images}",

@@ -71,7 +71,7 @@ class Adapting:
     def __init__(self, args: Any):
         if not args.init or not (args.unlabelled or args.labelled):
             raise UserError(
-                "the config needs init=MODEL, weights of a ViT, BERT or RoBERTa, and "
+                "the config needs init=MODEL, weights of a ViT or text encoder, and "
                 "unlabelled=SOURCE or labelled=SOURCE, as in folder:PATH or csv:FILE"
             )
         choose("method", args.method, dict.fromkeys(("auto", *METHODS)))
@@ -87,7 +87,7 @@ class Adapting:
             )
         if not start.is_transformer:
             raise UserError(
-                f"init={args.init} holds a ResNet; adapt takes a ViT, BERT or RoBERTa: "
+                f"init={args.init} holds a ResNet; adapt takes a ViT or text encoder: "
                 "`flax-adapt run --config=unsup_finetune:objective=contrast,...` adapts a ResNet"
             )
         self.start = start._replace(

@@ -38,7 +38,8 @@ class Visual:
     classes: task -> class of transformers. defaults: of its config. table: names of
     tensors. read: (where, config.json with defaults) -> the fields `traits`, `qkv_bias` and
     `gelu` of the model config. write: a model config -> fields of config.json besides sizes.
-    zeros: tensors of one row that we do not have, and that the class asks for.
+    zeros: tensors of one row that we do not have, and that the class asks for. registers:
+    the tensor of registers, for a class that asks for it where there are none, too.
     """
 
     model_type: str
@@ -48,6 +49,7 @@ class Visual:
     read: Callable[[str, Json], dict[str, Any]]
     write: Callable[[Json], dict[str, Any]]
     zeros: tuple[str, ...] = ()
+    registers: str = ""
     POOLING: str = "cls"
 
     def names(self, config: Json, task: str) -> Names:
@@ -61,9 +63,12 @@ class Visual:
         return (*IGNORED[task], *second)
 
     def constants(self, config: Json, prefix: str) -> dict[str, tuple[int, ...]]:
-        """Returns {name: shape} of tensors of zeros to write."""
-        shape = (1, 1, config["width"])
-        return {name.removeprefix(prefix): shape for name in self.zeros}
+        """Returns {name: shape} of tensors of zeros to write, or of empty ones."""
+        width = config["width"]
+        shapes = dict.fromkeys(self.zeros, (1, 1, width))
+        if self.registers and not config[TRAITS]["registers"]:
+            shapes[self.registers] = (1, 0, width)
+        return {name.removeprefix(prefix): shape for name, shape in shapes.items()}
 
     def model_config(
         self, where: str, kind: str, theirs: Json, found: Iterable[str]
@@ -254,6 +259,7 @@ DINOV3 = Visual(
     read=_read_dinov3,
     write=_write_dinov3,
     zeros=("embeddings.mask_token",),
+    registers="embeddings.register_tokens",
 )
 GENERAL = Visual(
     model_type="flax_adapt_vit",

@@ -135,9 +135,9 @@ def _fields_of_config(path: Path) -> dict[str, Any]:
     image_side(path)
     args = theirs["model_args"]
     fields.check_supported(where, args, SUPPORTED)
-    if "quickgelu" in fields.text(theirs.get("architecture")):
-        raise UserError(f"{where}: QuickGELU: our models cannot do this")
     act = args.get("act_layer")
+    if act is None and "quickgelu" in fields.text(theirs.get("architecture")):
+        act = ACT_LAYER["quick"]
     if act not in tuple(GELU) or (act == "silu" and not _has_swiglu(path)):
         raise UserError(
             f"{where}: act_layer={fields.show(act)} is not one of {tuple(GELU)}"

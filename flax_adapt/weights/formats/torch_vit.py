@@ -40,11 +40,12 @@ def _heads_of(sizes: Iterable[Mapping[str, int]]) -> dict[tuple[int, ...], int]:
     return {(s["width"], s["depth"], s["mlp_dim"]): s["heads"] for s in sizes}
 
 
-# Field of `known` -> numbers of heads of published models. The last encoders: g/14 and
-# G/14 of Zhai et al. 2022, and DINOv2's g/14. The decoder is that of all of Facebook's models.
+# Field of `known` -> numbers of heads of published models. The last encoders: DeiT III's
+# medium (timm's deit3_medium_patch16_224), g/14 and G/14 of Zhai et al. 2022, and DINOv2's
+# g/14. The decoder is that of all of Facebook's models.
 HEADS = {
     "heads": _heads_of(models.SIZES.values())
-    | {(1408, 40, 6144): 16, (1664, 48, 8192): 16}
+    | {(512, 12, 2048): 8, (1408, 40, 6144): 16, (1664, 48, 8192): 16}
     | {(1536, 40, 4096): 24},
     "decoder_heads": _heads_of([models.PAPER_DECODER]),
 }
@@ -53,6 +54,7 @@ shape_of = functools.partial(translate.shape_of, "plain ViT")
 # Tensors of the first block that show LayerScale, and the kind of MLP.
 LAYER_SCALE, FACEBOOK_SWIGLU = "blocks.0.ls1.gamma", "blocks.0.mlp.w12.weight"
 MLP = ("blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc2.weight")
+CLIP = "norm_pre.weight"
 REGISTERS = {"reg_token", "storage_tokens"}
 # Tensors that show DINOv3, which has registers, in timm's spelling and in Facebook's.
 DINOV3 = ("blocks.0.gamma_1", "storage_tokens")
@@ -67,6 +69,11 @@ def model_config(
     Raises UserError for a model that ours cannot compute, or whose heads are not known.
     """
     fields.check_known(where, known, KNOWN)
+    if CLIP in tensors:
+        raise UserError(
+            f"{where}: a norm before the blocks ({CLIP}), as timm's CLIP has: give the folder "
+            "of transformers' CLIPVisionModel, such as openai/clip-vit-base-patch16"
+        )
     translate.check_names(where, fit_table(table, tensors), tensors)
     width, channels, patch_size, columns = shape_of(
         where, tensors, "patch_embed.proj.weight", 4

@@ -31,7 +31,6 @@ REFUSED = {
     BLOCK + r"(attn\.norm|mlp\.norm)\..*": "a norm inside of attention or MLP",
     BLOCK + r"mlp\.(fc1_g|fc1_x|w12|w1|w2|w3)\..*": "SwiGLU in layers of its own",
     BLOCK + r"attn\..*(rel_pos|relative_position).*": "relative positions",
-    r"norm_pre\..*": "a norm before the blocks (pre_norm)",
     r"attn_pool\..*": "a head with attention pooling (global_pool='map')",
     r"patch_embed\.(backbone|norm)\..*": "a stem that is more than one convolution",
 }

@@ -20,6 +20,8 @@ Opened = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
 # Argument of a writer: each call gives the same (name, tensor) pairs again.
 Tensors = Callable[[], Iterator[tuple[str, np.ndarray]]]
 MAX_NAMED = 3
+# transformers writes this tensor of a DINOv3 without registers, too: of shape (1, 0, D).
+MAY_BE_EMPTY = "encoder/register_token"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -84,6 +86,8 @@ def to_leaves(
             ignored[source] = rule
         elif part in dropped:
             ignored[source] = f"{part} dropped for task {task}"
+        elif leaf == MAY_BE_EMPTY and 0 in tensor.shape[:2]:
+            ignored[source] = "is empty: the model has no registers"
         else:
             if 0 in tensor.shape:
                 raise UserError(f"{tensor.what}: of shape {tensor.shape} it is empty")

@@ -1,5 +1,7 @@
 """Files of timm, Facebook and big_vision: found, read, or refused by name."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -90,9 +92,13 @@ def test_heads_that_weights_do_not_tell_must_be_given():
         weights.model_config(GOLDENS / "big_vision.npz", known=dict(heads=2))
 
 
-@pytest.mark.parametrize("size", models.SIZES)
+# deit3_medium_patch16_224
+PUBLISHED = {**models.SIZES, "M": dict(width=512, depth=12, heads=8, mlp_dim=2048)}
+
+
+@pytest.mark.parametrize("size", PUBLISHED)
 def test_heads_of_published_sizes_are_known(tmp_path, size):
-    sizes = models.SIZES[size]
+    sizes = PUBLISHED[size]
     width, depth, mlp_dim = sizes["width"], sizes["depth"], sizes["mlp_dim"]
     shapes = {
         "cls_token": (1, 1, width),
@@ -126,7 +132,7 @@ def timm_file(path, **tensors):
         (dict(blocks__1__attn__q_norm__weight=ONE), "qk-norm"),
         (dict(blocks__1__attn__q_bias=ONE), r"query and value alone \(BEiT, EVA\)"),
         (dict(blocks__1__mlp__fc1_g__weight=ONE), "SwiGLU"),
-        (dict(norm_pre__weight=ONE), "a norm before the blocks"),
+        (dict(norm_pre__weight=ONE), "a norm before the blocks .*CLIPVisionModel"),
         (dict(attn_pool__latent=ONE), "global_pool='map'"),
         (dict(cls_token=None), "has no cls_token"),
         (dict(pos_embed=np.zeros((1, 7, 16), np.float32)), "nor 1 \\+ a square"),
@@ -181,6 +187,14 @@ def test_arguments_of_timm_that_leave_no_trace_in_tensors_are_refused(
 ):
     with pytest.raises(UserError, match=text):
         weights.from_pretrained(timm_folder(tmp_path, **model_args), "classify")
+
+
+def test_an_architecture_with_quick_gelu_is_read_with_it(tmp_path):
+    folder = timm_folder(tmp_path)
+    theirs = json.loads((folder / "config.json").read_text())
+    theirs["architecture"] = "vit_base_patch16_quickgelu_224"
+    (folder / "config.json").write_text(json.dumps(theirs))
+    assert weights.model_config(folder)["gelu"] == "quick"
 
 
 @pytest.mark.parametrize(
