@@ -56,8 +56,9 @@ Run     flax-adapt run --workdir=runs/dtd \
         pool      what training without labels sees; without_test: no test example of the
                   same source and split ("": all; then gains are transductive, and said so)
         watch     stop the stages of `steps` early, and keep their best state, by target/knn |
-                  target/probe (labels, no test examples) | pool/rankme | held_out/loss,
-                  measured 20 times a stage ("": the last state is kept)
+                  target/probe (labels, no test examples) | pool/rankme | held_out/loss |
+                  source/knn, measured 20 times a stage; several are joined by +, of which
+                  the first decides and others are shown ("": the last state is kept)
         patience  measurements without a better one after which a stage stops (0: never)
         on_hurt   warn | rollback: a stage whose best state is worse than its initial weights
                   has these as its result ("": warn)

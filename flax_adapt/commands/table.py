@@ -107,10 +107,7 @@ COMMANDS = {
             "split_field": ("split", "images: the column of the splits"),
             "text_field": ("text", "texts: their column"),
             "seq_len": (128, "texts: the most tokens of a text"),
-            "watch": (
-                "",
-                "keep the best, stop early: target/knn ...; '': --budget=auto's",
-            ),
+            "watch": ("", "keep the best by METRIC, and stop early; A+B: by A, show B"),
             "on_hurt": ("", "with --watch: warn or rollback, to the initial weights"),
             "seeds": (1, "runs of every candidate; more show the noise of training"),
             "near_copies": (True, "list near-copies of test examples in other data"),

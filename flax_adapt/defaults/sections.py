@@ -5,6 +5,8 @@ Functions that take fields to change by keyword raise TypeError for an unknown f
 
 from typing import Any
 
+from flax_adapt.base.errors import UserError, choose
+
 
 def change(section: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """Returns the section with the fields of `changes`; raises TypeError for unknown ones."""
@@ -142,13 +144,31 @@ METRICS = {
     "pool/rankme": "max",
     "held_out/loss": "min",
     "held_out/accuracy": "max",
+    "source/knn": "max",
 }
 # What a stage does that has become worse: it says so, or has its initial weights as result.
 ON_HURT = ("warn", "rollback")
 
 
+def split_metrics(text: str) -> tuple[str, ...]:
+    """Returns the names of METRICS that a text joins by +; the first one decides."""
+    return tuple(text.split("+"))
+
+
+def check_metrics(what: str, text: str) -> None:
+    """Raises UserError where the field `what` names an unknown metric, or one twice."""
+    names = split_metrics(text)
+    for name in names:
+        choose(what, name, METRICS)
+        if names.count(name) > 1:
+            raise UserError(f"{what}={text!r} has {name} twice: name each metric once")
+
+
 def watch(metric: str, **changes: Any) -> dict[str, Any]:
-    """Returns how a stage watches a metric, see `stage.watching`; the values are ours."""
+    """Returns how a stage watches a metric, see `stage.watching`; the values are ours.
+
+    metric: of METRICS, or several of them joined by +, of which the first decides.
+    """
     section = dict(
         metric=metric,
         every_steps=100,

@@ -14,7 +14,7 @@ from flax_adapt import data
 from flax_adapt.base import config as configs
 from flax_adapt.base.errors import UserError, choose
 from flax_adapt.defaults import augment, sections, shared
-from flax_adapt.defaults.sections import METRICS, ON_HURT
+from flax_adapt.defaults.sections import ON_HURT
 
 # The docstring of vit_self_distill explains them. 0, -1 or "": as the config has it.
 SETTINGS: dict[str, Any] = dict(
@@ -66,7 +66,8 @@ def check_settings(args: Any) -> None:
             )
 
     choose("pool", args.pool, {"": "", WITHOUT_TEST: ""})
-    choose("watch", args.watch, {"": "", **METRICS})
+    if args.watch:
+        sections.check_metrics("watch", args.watch)
     choose("on_hurt", args.on_hurt, dict.fromkeys(("", *ON_HURT)))
     if args.on_hurt and not args.watch:
         raise UserError(
@@ -86,6 +87,7 @@ def apply_settings(
     number of steps in proportion to it. The warm-up keeps its share of the steps. watch,
     patience and on_hurt are of the same stages as lr.
     """
+    _check_source(experiment, settings["watch"])
     stages = [one for one in experiment["stages"] if one["name"] not in _NEW_PARTS]
     tuned = [one for one in stages if one["objective"]["name"] in _LABELLED]
     others = [one for one in stages if one not in tuned]
@@ -108,6 +110,17 @@ def apply_settings(
             one if one["name"] in names else _leave_out(one, tests) for one in changed
         )
     return {**experiment, "stages": changed}
+
+
+def _check_source(experiment: dict[str, Any], watch: str) -> None:
+    """Raises UserError where the source is watched, and the config has none."""
+    reads = any(name.startswith("source/") for name in sections.split_metrics(watch))
+    if reads and experiment["evaluate"]["source"] is None:
+        raise UserError(
+            f"watch={watch}: source/knn is measured on labelled examples of what the initial "
+            "weights were trained on, and there are none: give source=SOURCE where there is "
+            "such an argument, or leave source/knn out"
+        )
 
 
 def _list_tests(

@@ -22,7 +22,6 @@ from flax_adapt.experiment.measuring import leaks, watched
 from flax_adapt.experiment.measuring import verdicts as feature_verdicts
 from flax_adapt.stage import check, draws, loop
 from flax_adapt.stage.stage import Stage
-from flax_adapt.stage.watching import section as watching
 from flax_adapt.train import precision
 from flax_adapt.train.preemption import Preemption
 
@@ -111,23 +110,25 @@ def only_run(workdir: Path) -> contextlib.AbstractContextManager[None]:
 def _check_sources(config: Any, workdir: Path) -> None:
     """Opens the data of every stage that is not finished.
 
-    A missing split is thus reported now, not hours later.
+    A missing split is thus reported now, not hours later, and so are classes that watched
+    metrics need of the source.
     """
     opened: list[Any] = []
-    for stage in stage_runs(config, workdir):
+    runs = stage_runs(config, workdir)
+    for stage in runs:
         config_stage = stage.config
         sections = [config_stage.data]
         if config_stage.eval is not None:
             sections.append(config_stage.eval.data)
         if config_stage.replay is not None:
             sections += data.replay_sections(config_stage.replay)
-        if watching.reads_labels(config_stage):
-            sections.append(config.evaluate.train)
+        sections += watched.measured_sections(config, config_stage)
         for section in sections:
             where = {name: section[name] for name in ("source", "data_dir", "split")}
             if where not in opened and not loop.is_done(stage):
                 data.source.open_source(section)
                 opened.append(where)
+    watched.check_source(stage for stage in runs if not loop.is_done(stage))
 
 
 def _as_begun(config: Any, workdir: Path) -> Any:
@@ -223,11 +224,7 @@ def _watched(results: list[dict[str, Any]]) -> dict[str, Any]:
     found = [result.get("watch") for result in results]
     if not any(found):
         return {}
-    return {"watch": [one and _drop_history(one) for one in found]}
-
-
-def _drop_history(watch: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in watch.items() if name != "history"}
+    return {"watch": [one and watched.drop_history(one) for one in found]}
 
 
 def summarize(results: list[dict[str, Any]], workdir: Path) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from flax_adapt.evals import verdict
+from flax_adapt.experiment.measuring import verdicts
 from flax_adapt.report.outcomes import describe_interval, format_number, shade
 from flax_adapt.report.workdir import Run, read_optional
 
@@ -17,7 +18,8 @@ _SKIPPED = {"stage", "data", "probe_l2", "binarised_l2"}
 def matrices(run: Run) -> dict[str, Any] | None:
     """Returns the transfer matrices as differences to their first row, the initial model.
 
-    Fine-tuned cells have 95 % intervals, where both stages kept their predictions.
+    Fine-tuned cells have 95 % intervals, where both stages kept their predictions, and those
+    of kNN and probes have the ones in eval_verdicts.json.
     """
     found = read_optional(run.folder / "transfer.json")
     if not found:
@@ -45,22 +47,42 @@ def _compare_rows(run: Run, name: str, one: dict[str, Any]) -> list[dict[str, An
     matrix = np.asarray(one["matrix"], np.float64)
     change = matrix - matrix[0]
     largest = float(np.abs(change).max()) or 1.0
-    stages = run.config["transfer"]["finetuned"] if name == "finetune" else ()
+    section = run.config["transfer"]
+    entries = [] if name == "finetune" else verdicts.read(run.folder)
     rows = []
-    for i in range(1, len(matrix)):
+    for i, stage in enumerate(one["rows"][1:], start=1):
         cells = []
         for j, value in enumerate(change[i].tolist()):
-            interval = ""
-            if stages:
+            if name == "finetune":
+                stages = section["finetuned"]
                 interval = _find_interval(run, stages[0][j], stages[i][j])
-            cells.append(
-                {
-                    **shade(value, largest),
-                    **dict(text=f"{value:+.4f}", interval=interval, word=""),
-                }
-            )
-        rows.append({"name": one["rows"][i], "cells": cells})
+            else:
+                pair, source = (one["rows"][0], stage), section["sources"][j]
+                found = _find_verdict(entries, pair, source, name)
+                value = found["difference"] if found else value
+                interval = describe_interval(found) if found else ""
+            shown = dict(text=f"{value:+.4f}", interval=interval, word="")
+            cells.append({**shade(value, largest), **shown})
+        rows.append({"name": stage, "cells": cells})
     return rows
+
+
+def _find_verdict(
+    entries: list[dict[str, Any]], pair: tuple[str, str], source: str, metric: str
+) -> dict[str, Any] | None:
+    """Returns the verdict of eval_verdicts.json on a cell of frozen features.
+
+    pair: names of the first row and the cell's. None where there is none, or where several
+    runs of a stage have one each: their mean in the cell has no interval.
+    """
+    found = [
+        one["metrics"][metric]
+        for one in entries
+        if (one["against"].split("/")[0], one["stage"].split("/")[0]) == pair
+        and (one["domain"], one["data"]) == (verdicts.TARGET, source)
+        and metric in one["metrics"]
+    ]
+    return found[0] if len(found) == 1 else None
 
 
 def _find_interval(run: Run, first: str, second: str) -> str:

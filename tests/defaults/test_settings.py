@@ -108,6 +108,12 @@ def test_views_are_an_augmentation_of_their_own(load):
     ("more", "text"),
     [
         ("watch=knn", r"watch='knn' is unknown.*target/knn"),
+        ("watch=target/knn+rankme", r"watch='rankme' is unknown.*pool/rankme"),
+        ("watch=pool/rankme+pool/rankme", "has pool/rankme twice"),
+        (
+            "watch=target/knn+source/knn",
+            "source/knn is measured on.*give source=SOURCE",
+        ),
         ("watch=target/knn,on_hurt=stop", "on_hurt='stop' is unknown"),
         ("on_hurt=rollback", "on_hurt=rollback needs a metric"),
         ("watch=target/knn,patience=-1", "patience=-1 must be"),

@@ -73,6 +73,57 @@ def test_a_seed_that_was_not_tested_on_an_example_says_nothing_about_it():
     assert holed.high - holed.low == pytest.approx(whole.high - whole.low, rel=0.1)
 
 
+def test_the_bootstrap_of_equal_numbers_is_that_number():
+    found = intervals.bootstrap(np.full((3, 40), 0.25), 0.95)
+    np.testing.assert_allclose(found, [0.25] * 3, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("ones", "level", "low", "high"),
+    [
+        # 0 and 1: the mean of two draws is 0, 1/2 or 1 with probability 1/4, 1/2, 1/4.
+        *(([0, 1], 0.4, 0.5, 0.5), ([0, 1], 0.6, 0.0, 1.0)),
+        # Ten times the mean is binomial, of 10 tosses at 0.3: at most 0 with probability
+        # 0.028, 1: 0.149, 4: 0.850, 5: 0.953.
+        ([1] * 3 + [0] * 7, 0.8, 0.1, 0.5),
+    ],
+)
+def test_the_bootstrap_over_seeds_alone_has_the_percentiles_of_a_binomial(
+    ones, level, low, high
+):
+    """Each tail is 4 % or more from a step of the distribution, ten times its error."""
+    table_SN = np.repeat(np.array(ones, float)[:, None], 30, axis=1)
+    found = intervals.bootstrap(table_SN, level, resamples=20_000)
+    np.testing.assert_allclose(found, [np.mean(ones), low, high], atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("seed_noise", "level"), [(0.0, 0.95), (0.3, 0.95), (0.3, 0.8)]
+)
+def test_the_bootstrap_over_seeds_and_examples_is_scipys(seed_noise, level):
+    """Of a_s + b_i the mean is a sum of two independent means.
+
+    With R resamples the error of an end is sqrt(p (1 - p) / R) / f = 0.019 standard
+    deviations of the mean at 95 %: the tolerance of 0.1 is four times that of both.
+    """
+    rng = np.random.default_rng(0)
+    seed_S, example_N = seed_noise * rng.standard_normal(12), rng.standard_normal(300)
+    found = intervals.bootstrap(
+        seed_S[:, None] + example_N, level, resamples=20_000, seed=1
+    )
+    expected = stats.bootstrap(
+        (seed_S, example_N),
+        lambda a, b, axis: a.mean(axis=axis) + b.mean(axis=axis),
+        confidence_level=level,
+        n_resamples=20_000,
+        method="percentile",
+        random_state=2,
+    )
+    assert found.mean == pytest.approx(seed_S.mean() + example_N.mean())
+    ends = expected.confidence_interval
+    np.testing.assert_allclose(found[1:], ends, atol=0.1 * expected.standard_error)
+
+
 @pytest.mark.parametrize(("one", "two"), [(3, 9), (0, 0), (0, 6), (20, 4)])
 def test_mcnemar_is_scipys_binomial_test(one, two):
     expected = stats.binomtest(one, one + two).pvalue if one + two else 1.0

@@ -12,7 +12,7 @@ from flax_adapt import defaults
 from flax_adapt.base.errors import UserError
 from flax_adapt.evals import drift, knn
 from flax_adapt.experiment import handover, recipe, verdicts
-from flax_adapt.experiment.measuring import watched
+from flax_adapt.experiment.measuring import meters
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 MODEL = {**tiny.MODEL, "depth": 1}
@@ -148,7 +148,7 @@ def test_a_probe_of_the_other_folds_knows_clusters_and_not_noise():
     clusters = np.eye(3)[labels] * 5 + rng.standard_normal((60, 3))
     noise = rng.standard_normal((60, 3))
     sure, chance = (
-        watched.cross_validate(x, labels, 1e-3).mean() for x in (clusters, noise)
+        meters.cross_validate(x, labels, 1e-3).mean() for x in (clusters, noise)
     )
     assert (sure > 0.95, chance < 0.6) == (True, True)
     assert drift.rankme(clusters) > 1

@@ -186,7 +186,8 @@ def test_a_transfer_matrix_is_shown_as_differences_with_intervals(run, tmp_path)
         "knn": dict(rows=["pretrained", "task"], columns=["digits"], matrix=[[0.5], [0.4]]),
     }  # fmt: skip
     logs.write_json(tmp_path / "transfer.json", stored)
-    config = {**run.config, "transfer": dict(finetuned=[["base"], ["arm"]])}
+    section = dict(finetuned=[["base"], ["arm"]], sources=["builtin:digits"])
+    config = {**run.config, "transfer": section}
     predictions = {name: run.predictions(name) for name in ("base", "arm")}
 
     class Here(workdir.Run):
@@ -202,6 +203,24 @@ def test_a_transfer_matrix_is_shown_as_differences_with_intervals(run, tmp_path)
     assert cell["interval"].startswith(f"{low:+.4f} to ")
     (cell,) = knn["rows"][0]["cells"]
     assert (cell["text"], cell["tone"], cell["interval"]) == ("-0.1000", "bad", "")
+    # `eval` has verdicts on frozen features: of the same stage, data, domain and metric.
+    known = dict(difference=-0.1, low=-0.2, high=-0.05, word="hurt")
+    right = dict(
+        stage="task", against="pretrained", domain="target", data="builtin:digits"
+    )
+    right["metrics"] = {"knn": known}
+    others = (dict(stage="x"), dict(against="x"), dict(domain="source"), dict(data="x"))
+    wrong = [{**right, **one} for one in (*others, dict(metrics={"probe": known}))]
+    for entries, expected in (
+        ([*wrong, right], "-0.2000 to -0.0500"),
+        (wrong, ""),
+        ([dict(right, stage="task/seed_0"), dict(right, stage="task/seed_1")], ""),
+    ):
+        logs.write_json(tmp_path / "eval_verdicts.json", entries)
+        tuned, knn = transfers.matrices(here)["matrices"]
+        (cell,) = knn["rows"][0]["cells"]
+        assert (cell["text"], cell["interval"]) == ("-0.1000", expected)
+        assert tuned["rows"][0]["cells"][0]["interval"].startswith(f"{low:+.4f} to ")
 
 
 def test_verdicts_on_frozen_features_are_cells_with_intervals(run):

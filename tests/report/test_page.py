@@ -163,6 +163,17 @@ def test_a_watched_stage_has_its_curve_and_says_what_it_kept(run):
     assert chips["pretrain"] == []
 
 
+def test_every_watched_metric_has_a_curve_over_steps(run):
+    names = ("watch_target_knn", "watch_pool_rankme", "watch_source_knn")
+    lines = [
+        {"stage": "further", "step": step, **dict.fromkeys(names, 0.1 * step)}
+        for step in (0, 2, 4)
+    ]
+    drawn = curves.charts(dataclasses.replace(run, metrics=lines))["charts"]
+    titles = ["target knn, watched", "pool rankme, watched", "source knn, watched"]
+    assert [chart["title"] for chart in drawn] == titles
+
+
 def test_pictures_share_no_id_and_have_the_colours_of_the_page():
     with svg.settings():
         pictures = []

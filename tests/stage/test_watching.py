@@ -28,20 +28,24 @@ HURTS = {step: 0.9 if step == 0 else 0.1 + step / 100 for step in range(9)}
 
 
 def instruments(values, seen=None):
-    """Measures a state as `values` says for its step; `seen` gets the parameters by step."""
+    """Measures a state as `values` says for its step; `seen` gets the parameters by step.
+
+    RankMe gets better with each step.
+    """
 
     def measure(state):
         step = int(state.step)
         if seen is not None:
             seen[step] = jax.device_get(state.params)
-        return values[step] + np.array([0.001, -0.001] * 8)
+        numbers = values[step] + np.array([0.001, -0.001] * 8)
+        return {"target/knn": numbers, "pool/rankme": np.array([step + 1.0])}
 
     return Instruments(lambda *_: measure, watched.judge)
 
 
-def run(workdir, values, seen=None, **changes):
+def run(workdir, values, seen=None, metric="target/knn", **changes):
     """Trains one stage that is measured after every step, and saved after every second."""
-    section = defaults.watch("target/knn", **{"every_steps": 1, **changes})
+    section = defaults.watch(metric, **{"every_steps": 1, **changes})
     stage = tiny.pretrain(num_steps=8, watch=section)
     config = tiny.experiment(stage, model={**tiny.MODEL, "depth": 1})
     with Preemption() as preemption:
@@ -80,11 +84,8 @@ class StoppedError(RuntimeError):
     """The run breaks off here."""
 
 
-@pytest.mark.parametrize("breaks", [(2,), (3, 5), (4, 5)])
-def test_a_run_that_broke_off_keeps_the_same_state_bit_for_bit(
-    straight, tmp_path, monkeypatch, breaks
-):
-    """Before the best state, after it, and before patience runs out."""
+def break_off(workdir, monkeypatch, breaks, **how):
+    """Trains until each of the steps, and leaves the run there."""
     advance = loop.Run.advance
     for last in breaks:
 
@@ -95,8 +96,16 @@ def test_a_run_that_broke_off_keeps_the_same_state_bit_for_bit(
 
         monkeypatch.setattr(loop.Run, "advance", spy)
         with pytest.raises(StoppedError):
-            run(tmp_path, BEST_AT_2)
+            run(workdir, BEST_AT_2, **how)
     monkeypatch.undo()
+
+
+@pytest.mark.parametrize("breaks", [(2,), (3, 5), (4, 5)])
+def test_a_run_that_broke_off_keeps_the_same_state_bit_for_bit(
+    straight, tmp_path, monkeypatch, breaks
+):
+    """Before the best state, after it, and before patience runs out."""
+    break_off(tmp_path, monkeypatch, breaks)
     found = run(tmp_path, BEST_AT_2)
     assert found["watch"] == straight[1]["watch"]
     for ours, theirs in zip(
@@ -105,6 +114,49 @@ def test_a_run_that_broke_off_keeps_the_same_state_bit_for_bit(
         assert_identical(ours, theirs)
     kept = {int(path.name) for path in checkpoints(tmp_path)}
     assert 2 in kept
+
+
+TOGETHER = "target/knn+pool/rankme"
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("together")
+    return workdir, run(workdir, BEST_AT_2, metric=TOGETHER)
+
+
+def test_the_first_metric_decides_and_the_others_change_nothing(straight, together):
+    """RankMe rises to the end: were it to decide, step 8 would be kept."""
+    found = dict(together[1]["watch"])
+    others = found.pop("others")
+    assert found == straight[1]["watch"]
+    known = dict(mode="max", start=1.0, best=3.0)
+    history = [[step, step + 1.0] for step in range(1, 6)]
+    assert others == {"pool/rankme": {**known, "history": history}}
+    for ours, theirs in zip(
+        *(tensors(one[0], "pretrain") for one in (together, straight)), strict=True
+    ):
+        assert_identical(ours, theirs)
+
+
+def test_the_others_are_written_at_the_same_steps(together):
+    lines = (together[0] / "metrics.jsonl").read_text().splitlines()
+    rows = [row for row in map(json.loads, lines) if "watch_target_knn" in row]
+    measured = [(row["step"], row["watch_pool_rankme"]) for row in rows]
+    assert measured == [(step, step + 1.0) for step in range(6)]
+
+
+@pytest.mark.parametrize("breaks", [(2,), (4, 5)])
+def test_a_run_that_broke_off_has_the_same_history_of_every_metric(
+    together, tmp_path, monkeypatch, breaks
+):
+    break_off(tmp_path, monkeypatch, breaks, metric=TOGETHER)
+    found = run(tmp_path, BEST_AT_2, metric=TOGETHER)
+    assert found["watch"] == together[1]["watch"]
+    for ours, theirs in zip(
+        *(tensors(one, "pretrain") for one in (tmp_path, together[0])), strict=True
+    ):
+        assert_identical(ours, theirs)
 
 
 def checkpoints(workdir):
@@ -142,7 +194,8 @@ def make_watch(numbers, **changes):
     fields = {"metric": "target/knn", **changes}
     section = tiny.experiment(tiny.pretrain(watch=defaults.watch(**fields)))
     meters = Instruments(lambda *_: None, watched.judge)
-    found = Watch(section.stages[0].watch, meters, np.atleast_1d)
+    name = fields["metric"]
+    found = Watch(section.stages[0].watch, meters, lambda x: {name: np.atleast_1d(x)})
     for step, number in enumerate(numbers):
         found.measure(step, np.asarray(number))
     return found
@@ -160,6 +213,19 @@ def test_the_smallest_loss_is_the_best_and_a_smaller_gain_than_min_delta_is_none
 def test_a_measurement_that_is_not_finite_breaks_the_run_off():
     with pytest.raises(NonFiniteError, match="target/knn at step 1 is not finite"):
         make_watch([1.0, np.nan])
+
+
+def test_another_metric_that_is_not_finite_stops_nothing_and_has_no_number():
+    section = tiny.experiment(tiny.pretrain(watch=defaults.watch(TOGETHER)))
+    meters = Instruments(lambda *_: None, watched.judge)
+    numbers = {"target/knn": np.ones(2), "pool/rankme": np.array([np.nan])}
+    found = Watch(section.stages[0].watch, meters, lambda state: numbers)
+    assert found.measure(1, None) == {"watch_target_knn": 1.0}
+    again = Watch(section.stages[0].watch, meters, lambda state: numbers)
+    again.read_plain(json.loads(json.dumps(found.to_plain())))
+    assert again.others == found.others == {"pool/rankme": [[1, None]]}
+    again.read_plain({"start": [1.0], "history": [], "best": {}})  # one metric, so far
+    assert again.others == {"pool/rankme": []}
 
 
 def test_equal_numbers_are_no_evidence_and_a_loss_that_rose_hurt():

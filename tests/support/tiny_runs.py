@@ -176,7 +176,7 @@ def watches(root, **changes):
 
     stages = (
         tiny.pretrain(num_steps=2),
-        further("near", "target/knn", 3e-3),
+        further("near", "target/knn+pool/rankme", 3e-3),
         further("wild", "pool/rankme", 0.1, patience=0),
         tiny.pretrain("held", watch=defaults.watch("held_out/loss", every_steps=2)),
     )

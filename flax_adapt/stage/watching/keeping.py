@@ -54,12 +54,12 @@ class Keeper:
         return self._watch is not None and self._watch.is_due(step, is_last)
 
     def measure(self, step: int, state: TrainState) -> dict[str, float]:
-        """Measures the state after `step`; returns {column of metrics.jsonl: metric}."""
+        """Measures the state after `step`, see `Watch.measure`."""
         assert self._watch is not None  # else none is due
-        value = self._watch.measure(step, state)
+        values = self._watch.measure(step, state)
         if step and self._watch.best_step == step:
             self._checkpoints.hold(step)
-        return {self._watch.column: value}
+        return values
 
     def is_best(self, step: int) -> bool:
         """Returns whether the state after `step` is the best one so far."""

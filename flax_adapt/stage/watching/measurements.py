@@ -14,13 +14,13 @@ from jax.sharding import Mesh
 
 from flax_adapt import data
 from flax_adapt.base.errors import NonFiniteError
-from flax_adapt.defaults.sections import METRICS
+from flax_adapt.defaults.sections import METRICS, split_metrics
 from flax_adapt.stage.stage import Stage
 from flax_adapt.train.state import TrainState
 
-# A measurement: state -> float64 [N], numbers whose mean is the metric. N are the same
+# A measurement: state -> {metric: float64 [N], numbers whose mean it is}. N are the same
 # examples (batches, groups) in each measurement.
-Meter = Callable[[TrainState], np.ndarray]
+Meter = Callable[[TrainState], dict[str, np.ndarray]]
 
 
 class Instruments(NamedTuple):
@@ -35,16 +35,19 @@ class Instruments(NamedTuple):
 
 
 class Watch:
-    """The measurements of a stage that watches a metric.
+    """The measurements of a stage that watches a metric, and maybe others beside it.
 
     start: numbers of the initial state; [] until it is measured. history: [step, metric] of
     each measurement of a trained state. best: step and numbers of the best one; {} before
-    the first.
+    the first. others: {metric: [step, value] of each measurement} of those that decide
+    nothing, the initial state at step 0; a value that is not finite is None.
     """
 
     def __init__(self, section: Any, instruments: Instruments, meter: Meter):
         self._section, self._instruments, self._meter = section, instruments, meter
-        self._sign = 1 if METRICS[section.metric] == "max" else -1
+        self.metric, *others = split_metrics(section.metric)
+        self._sign = 1 if METRICS[self.metric] == "max" else -1
+        self.others: dict[str, list[Any]] = {metric: [] for metric in others}
         self.start: list[float] = []
         self.history: list[list[float]] = []
         self.best: dict[str, Any] = {}
@@ -61,11 +64,6 @@ class Watch:
         later = [step for step, _ in self.history if step > self.best["step"]]
         return 0 < patience <= len(later)
 
-    @property
-    def column(self) -> str:
-        """The name of the metric in metrics.jsonl."""
-        return f"watch_{self._section.metric.replace('/', '_')}"
-
     def is_due(self, step: int, is_last: bool) -> bool:
         """Returns whether the state after `step` is to be measured, and is not yet."""
         if step == 0:
@@ -74,22 +72,33 @@ class Watch:
         is_known = bool(self.history) and self.history[-1][0] >= step
         return not is_known and (is_last or (every > 0 and step % every == 0))
 
-    def measure(self, step: int, state: TrainState) -> float:
-        """Measures a state, and returns the metric; raises NonFiniteError where it is none."""
-        numbers = np.asarray(self._meter(state), np.float64)
+    def measure(self, step: int, state: TrainState) -> dict[str, float]:
+        """Measures a state, and returns {column of metrics.jsonl: metric}.
+
+        Raises NonFiniteError where the metric that decides is not finite; of the others such
+        a value is left out.
+        """
+        measured = self._meter(state)
+        numbers = np.asarray(measured[self.metric], np.float64)
         value = float(numbers.mean())
         if not math.isfinite(value):
             raise NonFiniteError(
-                f"watch: {self._section.metric} at step {step} is not finite: lower "
-                "optim.lr or set optim.clip_norm"
+                f"watch: {self.metric} at step {step} is not finite: lower optim.lr or set "
+                "optim.clip_norm"
             )
+        beside = {metric: _finite_mean(measured[metric]) for metric in self.others}
+        for metric, other in beside.items():
+            self.others[metric].append([step, other])
         if step == 0:
             self.start = numbers.tolist()
-            return value
-        self.history.append([step, value])
-        if self._is_better(value):
-            self.best = {"step": step, "numbers": numbers.tolist()}
-        return value
+        else:
+            self.history.append([step, value])
+            if self._is_better(value):
+                self.best = {"step": step, "numbers": numbers.tolist()}
+        known = {name: one for name, one in beside.items() if one is not None}
+        return {
+            _column(name): one for name, one in {self.metric: value, **known}.items()
+        }
 
     def _is_better(self, value: float) -> bool:
         if not self.best:
@@ -100,6 +109,8 @@ class Watch:
     def forget_best(self) -> None:
         """Makes the next measured state the best; for a checkpoint that is damaged."""
         self.best, self.history = {}, []
+        for metric, found in self.others.items():
+            self.others[metric] = [one for one in found if one[0] == 0]
 
     def judge(self) -> dict[str, Any]:
         """Returns the verdict on the best state; {} where the initial one is not known."""
@@ -115,13 +126,14 @@ class Watch:
         """Returns what result.json says: measurements, the step that is kept, the verdict.
 
         kept_step: of the result; 0 after a rollback. stopped: whether patience ran out.
+        others: where there are some, their values in the initial and in the best state.
         """
         verdict = self.judge()
         hurt = bool(verdict) and verdict["hurt"]
         rolled_back = hurt and self._section.on_hurt == "rollback"
         return {
-            "metric": self._section.metric,
-            "mode": METRICS[self._section.metric],
+            "metric": self.metric,
+            "mode": METRICS[self.metric],
             "start": _mean(self.start),
             "best": _mean(self.best["numbers"]),
             "best_step": self.best["step"],
@@ -131,7 +143,17 @@ class Watch:
             "verdict": verdict,
             "rolled_back": rolled_back,
             "kept_step": 0 if rolled_back else self.best["step"],
+            **({"others": self._describe_others()} if self.others else {}),
         }
+
+    def _describe_others(self) -> dict[str, Any]:
+        found = {}
+        for metric, measured in self.others.items():
+            values = dict(measured)
+            start, best = values.get(0), values.get(self.best["step"])
+            known = {"mode": METRICS[metric], "start": start, "best": best}
+            found[metric] = {**known, "history": [one for one in measured if one[0]]}
+        return found
 
     def to_plain(self) -> dict[str, Any]:
         """Returns the measurements as JSON values, which `read_plain` reads exactly."""
@@ -139,13 +161,29 @@ class Watch:
             "start": list(self.start),
             "history": [list(one) for one in self.history],
             "best": dict(self.best),
+            **({"others": self._copy_others()} if self.others else {}),
         }
+
+    def _copy_others(self) -> dict[str, Any]:
+        return {name: [list(one) for one in x] for name, x in self.others.items()}
 
     def read_plain(self, stored: dict[str, Any]) -> None:
         """Goes on from the measurements of a checkpoint; {}: it has none."""
         if stored:
             self.start, self.history = stored["start"], stored["history"]
             self.best = stored["best"]
+            known = stored.get("others", {})
+            self.others = {name: known.get(name, []) for name in self.others}
+
+
+def _column(metric: str) -> str:
+    """Returns the name of a metric in metrics.jsonl."""
+    return f"watch_{metric.replace('/', '_')}"
+
+
+def _finite_mean(numbers: np.ndarray) -> float | None:
+    value = float(np.asarray(numbers, np.float64).mean())
+    return value if math.isfinite(value) else None
 
 
 def _mean(numbers: Sequence[float]) -> float | None:

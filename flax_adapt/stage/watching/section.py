@@ -2,7 +2,8 @@
 
 The section `watch` of a stage:
 
-    metric       a name of `defaults.sections.METRICS`
+    metric       a name of `defaults.sections.METRICS`, or several of them joined by +. The
+                 first decides; the others are measured at the same steps and written down
     every_steps  steps between two measurements; 0: only after the last step
     patience     measurements without a better one after which training stops; 0: never
     min_delta    how much better a measurement must be than the best one so far
@@ -19,20 +20,25 @@ weights as its result.
 
 from typing import Any
 
-from flax_adapt.base.checks import Check, Row, one_of
-from flax_adapt.defaults.sections import METRICS, ON_HURT
+from flax_adapt.base.checks import Check, Context, Row, builds, one_of
+from flax_adapt.defaults.sections import ON_HURT, check_metrics, split_metrics
 from flax_adapt.stage import draws
 from flax_adapt.stage.stage import Stage
 
-_HELD_OUT, _TARGET = "held_out/", "target/"
+# The examples that metrics are measured on: how the names of these metrics begin.
+HELD_OUT, TARGET, SOURCE, POOL = "held_out/", "target/", "source/", "pool/"
 
 
 def _sections(at: Any) -> list[Any]:
     return [] if at.section.watch is None else [at.section]
 
 
+def _contexts(at: Context) -> list[Context]:
+    return [at] if reads_source(at.section) else []
+
+
 _ROWS = (
-    one_of("watch.metric", lambda it: it.watch.metric, METRICS),
+    builds(lambda it: check_metrics("watch.metric", it.watch.metric)),
     one_of("watch.on_hurt", lambda it: it.watch.on_hurt, ON_HURT),
     Row(
         lambda it: (
@@ -54,26 +60,47 @@ _ROWS = (
         "watch is of a stage that takes steps; optim.solve finds the head in one",
     ),
     Row(
-        lambda it: it.watch.metric != "held_out/accuracy" or _has_classes(it.objective),
+        lambda it: (
+            "held_out/accuracy" not in split_metrics(it.watch.metric)
+            or _has_classes(it.objective)
+        ),
         "watch.metric='held_out/accuracy' is of classes; objective {0.objective.name!r} "
         "has 'held_out/loss'",
     ),
 )
-CHECKS = (Check(_sections, _ROWS),)
+_SOURCE_ROWS = (
+    Row(
+        lambda at: at.config.evaluate.source is not None,
+        "watch.metric={0.section.watch.metric!r}: source/knn is measured on evaluate.source, "
+        "which this config has not: leave source/knn out",
+    ),
+)
+CHECKS = (Check(_sections, _ROWS), Check(_contexts, _SOURCE_ROWS))
 
 
 def _has_classes(objective: Any) -> bool:
     return objective.name in ("classify", "glad")
 
 
+def find_metric(section: Any, kind: str) -> str:
+    """Returns the first metric of a kind (such as TARGET) that a stage watches; "": none."""
+    names = () if section.watch is None else split_metrics(section.watch.metric)
+    return next((name for name in names if name.startswith(kind)), "")
+
+
 def is_held_out(section: Any) -> bool:
     """Returns whether a stage is measured on examples that it is not trained on."""
-    return section.watch is not None and section.watch.metric.startswith(_HELD_OUT)
+    return bool(find_metric(section, HELD_OUT))
 
 
 def reads_labels(section: Any) -> bool:
     """Returns whether a stage is measured on the labelled examples of `evaluate.train`."""
-    return section.watch is not None and section.watch.metric.startswith(_TARGET)
+    return bool(find_metric(section, TARGET))
+
+
+def reads_source(section: Any) -> bool:
+    """Returns whether a stage is measured on the examples of `evaluate.source`."""
+    return bool(find_metric(section, SOURCE))
 
 
 def hold_out(stage: Stage) -> Stage:
