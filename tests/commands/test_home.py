@@ -39,6 +39,7 @@ OTHERS = {
         *("method", "budget", "precision", "init_format", "augment", "fit", "force"),
         *("image_field", "label_field", "split_field", "text_field", "seq_len"),
         *("dry_run", "stop_code", "report", "watch", "on_hurt", "window", "bits"),
+        *("seeds", "near_copies"),
     },
     "eval": PROCESSES | {"near_copies"},
     "eval --init": {
