@@ -3,8 +3,9 @@
 Run     flax-adapt run --workdir=runs/x \
             --config=unsup_finetune:dataset=folder:PATH,source=tfds:NAME,init=PATH
         dataset   target data set: any data source (README); training ignores its labels
-        source    data that the initial weights were pre-trained on; some of it is replayed,
-                  and `flax-adapt eval` measures on it how much the model has changed
+        source    data that the initial weights were pre-trained on; replay and both need it
+                  for what they replay. `flax-adapt eval` measures on it how much the model
+                  has changed; without it (naive, mixing, frozen) there is no drift
         init      initial weights of a ViT, DINOv2, DINOv3, CLIP, BERT, RoBERTa, ELECTRA,
                   ModernBERT or others (docs/weights.md); init_format, heads,
                   decoder_heads, gelu, layer_norm_eps: as in vit_self_distill

@@ -1,8 +1,11 @@
 """From own data to an adapted model: chooses the recipe, prints it, runs it, hands over."""
 
+import contextlib
+import functools
 import re
 import shlex
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from flax_adapt.data import source as sources
 from flax_adapt.experiment import budget as budgets
 from flax_adapt.experiment import (
     delivery,
+    device_memory,
     forgetting,
     handover,
     recipe,
@@ -37,7 +41,10 @@ _BUDGET = re.compile(
 )
 # Arguments of the config in its errors -> flags.
 _FLAGS = "|".join(COMMANDS["adapt"].flags)
-_AS_FLAGS = {rf"(?<![\w.'-])({_FLAGS})=": r"--\1=", "the config needs": "adapt needs"}
+_AS_FLAGS = {
+    rf"(?<![\w.'\-,:])({_FLAGS})=": r"--\1=",
+    "the config needs": "adapt needs",
+}
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -127,28 +134,69 @@ def _run_in(
         config = configs.load(name)
     precisions.set_products(config.precision)
     work = kept.get("work")
+    line = name_run(workdir, name)
     if not kept:
-        with errors.reword_errors(_AS_FLAGS):
+        note = functools.partial(_write_record, folder, flags, name, [])
+        with errors.reword_errors(_AS_FLAGS), _name_run(line, parsed, budget, note):
             name, config, work = _size(name, config, parsed, folder, begun, budget)
-    line = (
-        f"flax-adapt run --workdir={shlex.quote(workdir)} --config={shlex.quote(name)}"
-    )
+    line = name_run(workdir, name)
     print(adapt_screen.describe(config, work, line), flush=True)
     if dry_run:
         return None
-    if jax.process_index() == 0:
-        logs.write_json(folder / RECORD, dict(flags=flags, config=name, work=work))
-    rows = recipe.run(config, folder, force=force)
-    with recipe.only_run(folder), Preemption() as preemption:
-        record = handover.choose(config, folder, preemption)
-        record = {**record, "source": forgetting.judge(config, folder, record["stage"])}
-        target = delivery.deliver(config, folder, record, rows, preemption)
+    _write_record(folder, flags, name, work)
+    with _name_run(line, {}, budget):
+        config = device_memory.keep_savings(config, folder) if kept else config
+        rows = recipe.run(config, folder, force=force)
+        with recipe.only_run(folder), Preemption() as preemption:
+            record = handover.choose(config, folder, preemption)
+            source = forgetting.judge(config, folder, record["stage"])
+            record = {**record, "source": source}
+            target = delivery.deliver(config, folder, record, rows, preemption)
     _print_results(folder, rows, record, target)
     if near_copies and jax.process_index() == 0:
         print("\n".join(leaks.list_few_copies(config, folder)))
     if report and (written := page.write_or_warn(folder)):
         print(f"page:    {name_path(written)}")
     return target
+
+
+def name_run(workdir: str, name: str) -> str:
+    """Returns the command that runs a config of this name in a workdir."""
+    return (
+        f"flax-adapt run --workdir={shlex.quote(workdir)} --config={shlex.quote(name)}"
+    )
+
+
+@contextlib.contextmanager
+def _name_run(
+    line: str,
+    parsed: dict[str, str],
+    budget: str,
+    note: Callable[[], None] = lambda: None,
+) -> Iterator[None]:
+    """Rewords the advice for a stage that does not fit: `adapt` has no flags for it.
+
+    parsed: of a budget that is not settled yet. note: writes the record by which the same
+    command goes on after that run; a time gives no steps, so it cannot.
+    """
+    try:
+        yield
+    except device_memory.DoesNotFitError as error:
+        if "time" in parsed:
+            then = (
+                f"run that instead, with steps by the rule auto, not --budget={budget}"
+            )
+            raise error.reword(line, then) from None
+        note()
+        then = "run that, then the same adapt command again"
+        raise error.reword(line, then) from None
+
+
+def _write_record(
+    folder: Path, flags: dict[str, Any], name: str, work: list[Any] | None
+) -> None:
+    if jax.process_index() == 0:
+        logs.write_json(folder / RECORD, dict(flags=flags, config=name, work=work))
 
 
 def parse_budget(text: str) -> dict[str, str]:

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from flax_adapt.base import logs
 from flax_adapt.data import source
 from flax_adapt.data.subset import select
-from flax_adapt.experiment import budget
+from flax_adapt.experiment import budget, device_memory
 from flax_adapt.plan.topology import GIB
 
 
@@ -24,7 +24,7 @@ def describe(config: Any, work: list[Any] | None, line: str) -> str:
     parts = [logs.format_table(rows, tuple(rows[0]))]
     if found:
         minutes = budget.seconds_of(found) / 60
-        parts.append(f"about {minutes:.1f} minutes on {budget.device_name()}")
+        parts.append(f"about {minutes:.1f} minutes on {device_memory.name_devices()}")
     parts.append(f"precision {config.precision}; JAX {jax.__version__}; the same as")
     return "\n".join([*parts, f"    {line}", ""])
 

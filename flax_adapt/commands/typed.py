@@ -116,7 +116,9 @@ class Typed(NamedTuple):
             return f"{self.prefix}{meant[0]}" if len(meant) == 1 else found[0]
 
         return re.sub(
-            rf"(?<![\w.'-]){re.escape(field)}(?![\w.])(?:{_VALUE})?", replace, message
+            rf"(?<![\w.'\-,:]){re.escape(field)}(?![\w.])(?:{_VALUE})?",
+            replace,
+            message,
         )
 
     def _has(self, value: str) -> Any:

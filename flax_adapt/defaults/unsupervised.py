@@ -63,11 +63,7 @@ class Unsupervised:
     """
 
     def __init__(self, args: Any):
-        if not (args.dataset and args.source and args.init):
-            raise UserError(
-                "the config needs dataset=TARGET, source=SOURCE (what the weights were "
-                "pre-trained on) and init=PATH of the weights"
-            )
+        _check_needed(args)
         self.args, self.start = (
             args,
             modality.open_transformer(args, objective=args.objective),
@@ -138,11 +134,11 @@ class Unsupervised:
         return sections.replay(source, args.rho, sampling=args.sampling)
 
     def experiment(self) -> dict[str, Any]:
-        """Returns the whole config, with all stages."""
-        args = self.args
-        source = self.make.unpacked_data(
-            args.source, args.drift_split or args.source_split
-        )
+        """Returns the whole config, with all stages; without a source no drift is measured."""
+        args, source = self.args, None
+        if args.source:
+            split = args.drift_split or args.source_split
+            source = self.make.unpacked_data(args.source, split)
         return shared.experiment(
             init=args.init,
             init_format=args.init_format,
@@ -150,4 +146,25 @@ class Unsupervised:
             model=self.start.model,
             evaluate=self.start.evaluate(args.dataset, args.label_split, source=source),
             stages=tuple(self.stages()),
+        )
+
+
+def _check_needed(args: Any) -> None:
+    """Raises UserError where a data set or the weights are missing.
+
+    Methods that replay nothing need no source.
+    """
+    names = args.method.split("+")
+    replaying = [name for name in names if choose("method", name, METHODS).replays]
+    if not (args.dataset and args.init):
+        source = "source=SOURCE (what the weights were pre-trained on)"
+        parts = ("dataset=TARGET", *([source] if replaying else []))
+        raise UserError(
+            f"the config needs {', '.join(parts)} and init=PATH of the weights"
+        )
+    if replaying and not args.source:
+        others = [name for name, method in METHODS.items() if not method.replays]
+        raise UserError(
+            f"method={'+'.join(replaying)} replays examples of what the weights were "
+            f"pre-trained on: the config needs source=SOURCE; {', '.join(others)} need none"
         )

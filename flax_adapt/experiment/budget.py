@@ -11,12 +11,10 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-
 from flax_adapt.base import logs
 from flax_adapt.base.errors import UserError
 from flax_adapt.base.remote import workdirs
-from flax_adapt.experiment import forgetting, handover, held_out, timing
+from flax_adapt.experiment import device_memory, forgetting, handover, held_out, timing
 from flax_adapt.experiment.timing import Cost
 from flax_adapt.plan import plans
 from flax_adapt.stage import programs
@@ -155,7 +153,7 @@ def share(work: list[Work], seconds: float, spent: float, typed: str) -> dict[st
     if left < tuned + trained:
         raise UserError(
             f"budget={typed} is too short for one step of every stage, with its evaluation "
-            f"and export, on {device_name()}: give at least "
+            f"and export, on {device_memory.name_devices()}: give at least "
             f"{(spent + least) / 60 + 0.5:.0f}m, or fewer data"
             f"{', or method=none' if trained else ''}"
         )
@@ -185,8 +183,3 @@ def _is_new_part(one: Work) -> bool:
 
 def _proportion(one: Work) -> float:
     return 1 / NEW_PART if _is_new_part(one) else 1.0
-
-
-def device_name() -> str:
-    """Returns the kind and number of the devices that were timed."""
-    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"

@@ -20,6 +20,7 @@ from flax_adapt.evals import verdict
 from flax_adapt.experiment import card, held_out, lock, provenance, sweep, verdicts
 from flax_adapt.experiment.measuring import leaks, watched
 from flax_adapt.experiment.measuring import verdicts as feature_verdicts
+from flax_adapt.plan import fitting
 from flax_adapt.stage import check, draws, loop
 from flax_adapt.stage.stage import Stage
 from flax_adapt.train import precision
@@ -188,8 +189,8 @@ def _claim(config: Any, workdir: Path, force: bool) -> None:
 def _drop_free(config: Any) -> Any:
     """Returns a plain config without what changes no number.
 
-    These are _FREE_SECTIONS, fields of data sections, and `memory` of the stages: how a step
-    saves memory changes nothing but rounding, as the mesh.
+    These are _FREE_SECTIONS, fields of data sections, and how the step of a stage saves
+    memory, which changes nothing but rounding, as the mesh (`_drop_savings`).
     """
     if not isinstance(config, dict):  # a damaged file
         return config
@@ -198,7 +199,18 @@ def _drop_free(config: Any) -> Any:
     stages = kept.get("stages")
     if not (isinstance(stages, list) and all(isinstance(one, dict) for one in stages)):
         return kept
-    return {**kept, "stages": [{**one, "memory": None} for one in stages]}
+    return {**kept, "stages": [_drop_savings(one) for one in stages]}
+
+
+def _drop_savings(stage: dict[str, Any]) -> dict[str, Any]:
+    """Returns a stage without `memory` and the number of parts of a batch.
+
+    Of mixed examples the parts stay: each mixes its own ones alone.
+    """
+    optim = stage.get("optim")
+    if isinstance(optim, dict) and not fitting.mixes(stage):
+        stage = {**stage, "optim": {**optim, "accum_steps": None}}
+    return {**stage, "memory": None}
 
 
 def _row(name: str, results: list[dict[str, Any]], workdir: Path) -> dict[str, Any]:

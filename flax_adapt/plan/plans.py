@@ -20,7 +20,8 @@ from flax_adapt.train import sharding
 from flax_adapt.train.precision import settle, settle_config
 
 log = logging.getLogger(__name__)
-_OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
+# In what XLA says where a program, or its arrays, do not fit.
+OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -95,7 +96,7 @@ def compile_step(lowered: Any, platform: str) -> tuple[Any, int]:
         try:
             return lowered.compile(compiler_options=option), 0
         except jax.errors.JaxRuntimeError as error:
-            if _OUT_OF_MEMORY in str(error):
+            if OUT_OF_MEMORY in str(error):
                 return None, _needed(str(error))
             if option is options[-1]:
                 raise

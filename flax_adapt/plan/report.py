@@ -42,17 +42,18 @@ def _row(name: str, text: str) -> str:
 def _memory(memory: dict[str, Any]) -> str:
     verdict, limit = (
         "fits" if memory["fits"] else "DOES NOT FIT",
-        _size(memory["limit"]),
+        format_size(memory["limit"]),
     )
     if not memory["total"]:
         return f"more than {limit}: {verdict}"
     names = ("arguments", "temporaries", "outputs", "code")
-    parts = [f"{name} {_size(memory[name])}" for name in names if name in memory]
+    parts = [f"{name} {format_size(memory[name])}" for name in names if name in memory]
     detail = f" ({', '.join(parts)})" if parts else ""
-    return f"{_size(memory['total'])} of {limit}: {verdict}{detail}"
+    return f"{format_size(memory['total'])} of {limit}: {verdict}{detail}"
 
 
-def _size(size: float) -> str:
+def format_size(size: float) -> str:
+    """Returns bytes as GiB, of less than a tenth as MiB."""
     return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:.2f} MiB"
 
 
@@ -66,7 +67,7 @@ def _speed(plan: dict[str, Any]) -> Iterator[str]:
     )
     yield _row("GFLOP an example", f"{flops['analytic_per_example'] / 1e9:.4g}")
     for kind, row in plan["collectives"].items():
-        text = f"{row['count']} {kind} of {_size(row['bytes'])} a chip"
+        text = f"{row['count']} {kind} of {format_size(row['bytes'])} a chip"
         yield _row("collectives", text)
     yield _row(
         "at least",

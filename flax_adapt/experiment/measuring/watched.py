@@ -11,6 +11,7 @@ import numpy as np
 from flax_adapt import data
 from flax_adapt.base.errors import UserError
 from flax_adapt.evals import intervals, verdict
+from flax_adapt.experiment import device_memory
 from flax_adapt.experiment.measuring import meters
 from flax_adapt.stage import loop
 from flax_adapt.stage.stage import Stage
@@ -19,8 +20,12 @@ from flax_adapt.stage.watching.measurements import Instruments
 from flax_adapt.train.preemption import Preemption
 
 
+@device_memory.explain
 def train(stage: Stage, preemption: Preemption) -> dict[str, Any]:
-    """Trains a stage, see `loop.train_and_evaluate`; it may watch a metric."""
+    """Trains a stage, see `loop.train_and_evaluate`; it may watch a metric.
+
+    Raises DoesNotFitError, too, where a device has too little memory for it.
+    """
     needed = () if stage.config.watch is None else (INSTRUMENTS,)
     return loop.train_and_evaluate(stage, preemption, *needed)
 
