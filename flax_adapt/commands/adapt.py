@@ -146,12 +146,7 @@ def _run_in(
     _write_record(folder, flags, name, work)
     with _name_run(line, {}, budget):
         config = device_memory.keep_savings(config, folder) if kept else config
-        rows = recipe.run(config, folder, force=force)
-        with recipe.only_run(folder), Preemption() as preemption:
-            record = handover.choose(config, folder, preemption)
-            source = forgetting.judge(config, folder, record["stage"])
-            record = {**record, "source": source}
-            target = delivery.deliver(config, folder, record, rows, preemption)
+        rows, record, target = _train(config, folder, force)
     _print_results(folder, rows, record, target)
     if near_copies and jax.process_index() == 0:
         print("\n".join(leaks.list_few_copies(config, folder)))
@@ -165,6 +160,19 @@ def name_run(workdir: str, name: str) -> str:
     return (
         f"flax-adapt run --workdir={shlex.quote(workdir)} --config={shlex.quote(name)}"
     )
+
+
+def _train(
+    config: Any, folder: Path, force: bool
+) -> tuple[list[dict[str, Any]], dict[str, Any], Path]:
+    """Returns the rows of a run, the record of what it hands over, and its folder."""
+    rows = recipe.run(config, folder, force=force)
+    with recipe.only_run(folder), Preemption() as preemption:
+        record = handover.choose(config, folder, preemption)
+        source = forgetting.judge(config, folder, record["stage"])
+        record = {**record, "source": source}
+        target = delivery.deliver(config, folder, record, rows, preemption)
+    return rows, record, target
 
 
 @contextlib.contextmanager
