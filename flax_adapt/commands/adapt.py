@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import re
 import shlex
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ import jax
 from flax_adapt.base import config as configs
 from flax_adapt.base import errors, logs
 from flax_adapt.base.errors import UserError
-from flax_adapt.commands import adapt_screen
+from flax_adapt.commands import adapt_screen, values
 from flax_adapt.commands.table import COMMANDS, MACHINE, REQUIRED
 from flax_adapt.commands.workdir import name_path, open_workdir
 from flax_adapt.data import source as sources
@@ -35,10 +34,6 @@ from flax_adapt.train.preemption import Preemption
 RECORD = "adapt.json"
 # What budget=auto watches: training without labels ends where it no longer gets better.
 PATIENT = "held_out/loss"
-_BUDGET = re.compile(
-    r"(?P<rule>auto|paper)|(?P<time>\d+(\.\d+)?)(?P<unit>[smh])"
-    r"|steps:(?P<steps>\d+)|epochs:(?P<epochs>\d+(\.\d+)?)"
-)
 # Arguments of the config in its errors -> flags.
 _FLAGS = "|".join(COMMANDS["adapt"].flags)
 _AS_FLAGS = {
@@ -125,7 +120,7 @@ def _run_in(
     force: bool,
     **given: Any,
 ) -> Path | None:
-    begun, parsed = time.perf_counter(), parse_budget(budget)
+    begun, parsed = time.perf_counter(), values.parse_budget(budget)
     flags = {**given, "budget": budget, "precision": precision}
     kept = read_record(folder, flags, force)
     # A begun run keeps its numbers, those of the machine that it began on included.
@@ -205,21 +200,6 @@ def _write_record(
 ) -> None:
     if jax.process_index() == 0:
         logs.write_json(folder / RECORD, dict(flags=flags, config=name, work=work))
-
-
-def parse_budget(text: str) -> dict[str, str]:
-    """Returns the parts of a budget by their names; raises UserError for another text."""
-    found = _BUDGET.fullmatch(text)
-    if found is None:
-        raise UserError(
-            f"--budget={text} must be a time such as 30m or 2h, steps:2000, epochs:50, "
-            f"paper or auto{errors.suggest(text, ('auto', 'paper'))}"
-        )
-    parts = {name: value for name, value in found.groupdict().items() if value}
-    number = next((parts[n] for n in ("time", "steps", "epochs") if n in parts), "1")
-    if float(number) <= 0:
-        raise UserError(f"--budget={text} must be above 0")
-    return parts
 
 
 def read_record(folder: Path, flags: dict[str, Any], force: bool) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import flax_adapt as fa
 from flax_adapt import weights
 from flax_adapt.base import config as configs
 from flax_adapt.base.errors import UserError
-from flax_adapt.commands import adapt
+from flax_adapt.commands import adapt, values
 from flax_adapt.commands.table import COMMANDS
 from flax_adapt.data import source as sources
 from flax_adapt.defaults import baselines
@@ -221,7 +221,7 @@ def test_lengths_and_rates_share_the_timed_program_and_contrast_has_one_of_its_o
 @pytest.mark.parametrize("text", ["30", "30x", "steps", "steps:0", "0m", "papr", "-3m"])
 def test_a_budget_that_is_none_is_refused(text):
     with pytest.raises(UserError, match=f"--budget={text} must be"):
-        adapt.parse_budget(text)
+        values.parse_budget(text)
 
 
 def test_a_config_of_flags_is_one_that_the_command_line_can_read_back():
@@ -258,7 +258,7 @@ def test_auto_stops_where_the_held_out_loss_is_no_longer_better(budget, more, wa
         name: defaults[name] for name in COMMANDS["adapt"].flags if name in defaults
     }
     given |= dict(init="m", unlabelled="folder:x", **more)
-    parsed = adapt.parse_budget(budget)
+    parsed = values.parse_budget(budget)
     name = adapt._name_config(given, parsed, "float32")
     assert configs.typed_arguments(name).get("watch", "") == watch
 
