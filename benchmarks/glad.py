@@ -9,7 +9,8 @@ Prints  for each way to fine-tune on pacs_photo from few labels (GLAD with its t
         labels, full and EWC) the rate that it chose, its test accuracy, and the accuracy
         of full fine-tuning on pacs_sketch and neu_det from the weights that it left (its
         run of seed 0; adaptors and heads dropped); mean and standard deviation over the
-        seeds. "pretrained" is the start itself. Every way has the same augmentation,
+        seeds. Then verdicts: on pacs_photo against full fine-tuning, on the next tasks
+        against the start itself, which is "pretrained". Every way has the same augmentation,
         warm-up, batch, steps and rates to choose from (`defaults.supervised`).
 Source  Yoon et al. 2023 for the question; model, data and settings are ours.
 """
@@ -17,6 +18,7 @@ Source  Yoon et al. 2023 for the question; model, data and settings are ours.
 from pathlib import Path
 
 import jax
+import tables
 from absl import app, flags
 from ml_collections import ConfigDict
 
@@ -106,7 +108,7 @@ def _seed():
 
 
 def table(prefix, rows, workdir):
-    """{way: {TASK or one of NEXT: (`mean (std)`, mean, std), "lr": (chosen, ...)}}."""
+    """{way: {TASK or one of NEXT: (`mean (std)`, mean, std, folder), "lr": (chosen, ...)}}."""
     found = {}
     for row in rows:
         name, _, number = row["stage"].partition("_then_")
@@ -115,11 +117,31 @@ def table(prefix, rows, workdir):
         column = NEXT[int(number) - 1] if number else TASK
         label = f"{prefix}{name.removeprefix('finetune_')}"
         cell = f"{row['mean']:.3f} ({row['std']:.3f})"
-        found.setdefault(label, {})[column] = (cell, row["mean"], row["std"])
-        record = workdir / "stages" / row["stage"] / sweep.RECORD
+        folder = workdir / "stages" / row["stage"]
+        found.setdefault(label, {})[column] = (cell, row["mean"], row["std"], folder)
+        record = folder / sweep.RECORD
         if record.exists():
-            found[label]["lr"] = (f"{logs.read_json(record)['lr']:g}", 0.0, 0.0)
+            found[label]["lr"] = (f"{logs.read_json(record)['lr']:g}",)
     return found
+
+
+def judge(found):
+    """A row for each way: its verdicts against full fine-tuning, and against the start."""
+    against = {TASK: "full", **dict.fromkeys(NEXT, "pretrained")}
+    return [
+        {
+            "way": name,
+            **{
+                f"{column} against {other}": tables.compare_stages(
+                    found[other][column][-1], cells[column][-1]
+                )
+                if column in cells and name != other
+                else ""
+                for column, other in against.items()
+            },
+        }
+        for name, cells in found.items()
+    ]
 
 
 def plot(found, path):
@@ -133,7 +155,8 @@ def plot(found, path):
     names = list(found)
     for axis, column in zip(axes, (TASK, *NEXT), strict=True):
         cells = [found[name].get(column, ("", 0.0, 0.0)) for name in names]
-        axis.barh(names, [mean for _, mean, _ in cells], xerr=[s for *_, s in cells])
+        means, spreads = ([cell[i] for cell in cells] for i in (1, 2))
+        axis.barh(names, means, xerr=spreads)
         axis.set_title(column if column == TASK else f"then {column}", fontsize=10)
         axis.set_xlabel("test accuracy")
     axes[0].invert_yaxis()
@@ -155,11 +178,12 @@ def main(_):
         workdir = Path(_WORKDIR.value, folder)
         found |= table(prefix, recipe.run(config, workdir, force=False), workdir)
     found = {"pretrained": found.pop("pretrained"), **found}
-    columns = ("lr", TASK, *NEXT)
+    columns = (*(["lr"] if _LRS.value else []), TASK, *NEXT)
     rows = [{"way": name, **{c: cells.get(c, ("",))[0] for c in columns}}
             for name, cells in found.items()]  # fmt: skip
     print(f"\n{_STEPS.value} steps, {_PER_CLASS.value} labels a class\n")
-    print(logs.format_table(rows, tuple(rows[0])))
+    for shown in (rows, judge(found)):
+        print(f"{logs.format_table(shown, tuple(shown[0]))}\n", flush=True)
     if _PLOT.value:
         plot(found, _PLOT.value)
 

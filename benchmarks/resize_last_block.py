@@ -8,7 +8,8 @@ Prints  for self-supervised continuation (MAE) and for supervised training on CI
         each width, beside the model as it is and random features of the frozen one: the
         linear probe on the source's test set, on steel and on textures, the gap to a
         probe with a hidden layer, the share of zeros, and the probe of h != 0; mean and
-        standard deviation over the seeds.
+        standard deviation over the seeds. Then verdicts of the probes against the initial
+        model, over draws of labels (--draws).
 Source  Bordes et al. 2023 for the question; model, data and settings are ours.
 """
 
@@ -23,6 +24,7 @@ from absl import app, flags
 from flax_adapt.base import config as configs
 from flax_adapt.base import logs
 from flax_adapt.experiment import measure, recipe
+from flax_adapt.experiment.measuring import verdicts
 
 HERE = Path(__file__).parent
 WIDTH = 192  # of the model
@@ -36,6 +38,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "where runs are kept", required=
 _INIT = flags.DEFINE_string("init", str(HERE / "weights/small_cifar10"), "weights")
 _STEPS = flags.DEFINE_integer("steps", 200, "optimizer steps of a run")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "runs of a width")
+_DRAWS = flags.DEFINE_integer("draws", 3, "draws of labels of a probe")
 _RELU = flags.DEFINE_bool("relu", False, "a ReLU before the pooling")
 _PLOT = flags.DEFINE_string("plot", "", "the .png to write; '': none")
 
@@ -65,7 +68,8 @@ def experiment(objective):
     config.evaluate.wide.mlp_max_iterations = 50
     with config.unlocked():
         for section in (config.evaluate, *config.more_evaluations):
-            section.test.views = ()
+            section.test.views, section.draws, section.shots = (), _DRAWS.value, ()
+            section.train.subset.draw = "each_seed"
         for section in config.more_evaluations:
             section.wide = None
     return config
@@ -100,6 +104,29 @@ def summarise(rows):
             cells |= {f"{data} {column}": _spread(same, column) for column in columns}
         table.append(cells)
     return table
+
+
+def judge(rows, entries):
+    """One row a stage: the verdicts of its runs on the probe of each set."""
+    names = list(dict.fromkeys(row["stage"].split("/")[0] for row in rows))
+    return [
+        {
+            "stage": name,
+            **{
+                f"{data} probe": tables.count_words(
+                    [
+                        one["metrics"]["probe"]
+                        for one in entries
+                        if one["stage"].split("/")[0] == name
+                        and one["data"] == f"tfds:{data}"
+                        and one["domain"] == verdicts.TARGET
+                    ]
+                )
+                for data in SETS
+            },
+        }
+        for name in names[1:]
+    ]
 
 
 def _spread(rows, column):
@@ -155,9 +182,11 @@ def main(_):
         workdir = Path(_WORKDIR.value, relu, objective)
         recipe.run(config, workdir, force=False)
         measured[objective] = measured_once(config, workdir)
-        table = summarise(measured[objective])
-        print(f"\n{title}, {_STEPS.value} steps, relu={_RELU.value}\n")
-        print(logs.format_table(table, tuple(table[0])), flush=True)
+        found = summarise(measured[objective])
+        said = judge(measured[objective], verdicts.read(workdir))
+        print(f"\n{title}, {_STEPS.value} steps, relu={_RELU.value}")
+        for table in (found, said):
+            print(f"\n{logs.format_table(table, tuple(table[0]))}", flush=True)
     if _PLOT.value:
         plot(measured, _PLOT.value)
 

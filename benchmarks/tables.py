@@ -1,8 +1,10 @@
-"""Tables of models measured by `flax-adapt eval`: a row for each method, its seeds together."""
+"""Tables of measured and of fine-tuned models: a row for each method, its seeds together."""
 
 import statistics
 
 from flax_adapt.base import logs
+from flax_adapt.evals import verdict
+from flax_adapt.stage import predictions
 
 # Domain and metric of the verdicts that a table shows, where there are any.
 VERDICTS = (("target", "knn"), ("target", "probe"), ("source", "probe"))
@@ -54,17 +56,33 @@ def spread(values):
 def judge(entries):
     """{column: the words of a method's runs, and the range of their 95 % intervals}."""
     return {
-        f"{domain} {metric}": _judge(
+        f"{domain} {metric}": count_words(
             [one["metrics"][metric] for one in entries if one["domain"] == domain]
         )
         for domain, metric in VERDICTS
     }
 
 
-def _judge(found):
+def count_words(found):
+    """`2 helped, 1 no (-0.026 to +0.087)`: the words of verdicts, and what they cover."""
     if not found:
         return ""
     said = [one["word"].split()[0] for one in found]  # "no evidence either way": "no"
     counted = ", ".join(f"{said.count(word)} {word}" for word in dict.fromkeys(said))
     low, high = min(one["low"] for one in found), max(one["high"] for one in found)
     return f"{counted} ({low:+.3f} to {high:+.3f})"
+
+
+def compare_stages(first, second):
+    """`helped (+0.010 to +0.050)`: a fine-tuned stage compared with another, by accuracy.
+
+    first, second: their folders, with runs of the same seeds, tested on the same examples.
+    """
+    arms = [_read_arm(folder) for folder in (first, second)]
+    return verdict.short(verdict.compare(*arms, "accuracy"))
+
+
+def _read_arm(folder):
+    runs = {int(one.name.removeprefix("seed_")): one for one in folder.glob("seed_*")}
+    runs = runs or {0: folder}
+    return {seed: predictions.read(runs[seed]) for seed in sorted(runs)}
