@@ -3,8 +3,9 @@
 from typing import Any
 
 from flax_adapt.evals import verdict
+from flax_adapt.experiment import handover
 from flax_adapt.experiment.measuring import leaks
-from flax_adapt.report.workdir import Run
+from flax_adapt.report.workdir import Run, read_optional
 
 # Word of a verdict -> (class of the page's style, sign).
 TONES = {
@@ -24,7 +25,9 @@ def verdicts(run: Run) -> dict[str, Any] | None:
     widest = max(abs(row["verdict"][end]) for row in judged for end in ("low", "high"))
     judged.sort(key=lambda row: "weights" not in row["verdict"])
     cards = [_card(run, row, (widest or 1.0) / _WIDEST) for row in judged]
-    return {"headline": headline(judged), "cards": cards}
+    found = read_optional(run.folder / handover.RECORD)
+    handed = f"Handed over: {found['stage']}, {found['why']}." if found else ""
+    return {"headline": headline(judged), "handed": handed, "cards": cards}
 
 
 def headline(judged: list[dict[str, Any]]) -> dict[str, str]:
@@ -45,8 +48,7 @@ def headline(judged: list[dict[str, Any]]) -> dict[str, str]:
     parts = [f"{join(found)} {word}" for word, found in names.items() if found]
     if {*words} == {verdict.UNCLEAR}:
         parts = ["There is no evidence either way"]
-    first = max(judged, key=lambda row: row["verdict"]["difference"])
-    tone = first["verdict"]["word"] if verdict.HELPED in words else words[-1]
+    tone = next(word for word in TONES if word in words)
     return {"text": "; ".join(parts), "tone": TONES[tone][0]}
 
 

@@ -115,6 +115,10 @@ def test_the_command_writes_the_page(main, folder):
         (dict(a="hurt"), ("a hurt", "bad")),
         (dict(a="no evidence either way"), ("There is no evidence either way", "open")),
         (dict(a="helped", b="helped", c="helped"), ("a, b and c helped", "good")),
+        (
+            dict(a="hurt", b="no evidence either way"),
+            ("a hurt; b no evidence either way", "bad"),
+        ),
     ],
 )
 def test_the_headline_says_every_word(words, expected):
@@ -124,6 +128,10 @@ def test_the_headline_says_every_word(words, expected):
     ]
     found = outcomes.headline(rows)
     assert (found["text"], found["tone"]) == expected
+    # Where a stage was trained as another one from other weights, it is about these.
+    judged = dict(word="helped", difference=1.0, weights=["old", "new"])
+    found = outcomes.headline([*rows, {"stage": "z", "verdict": judged}])
+    assert found["text"] == "z helped"
 
 
 def test_a_bar_has_zero_in_the_middle_and_ends_at_its_reach():
