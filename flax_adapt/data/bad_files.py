@@ -31,15 +31,16 @@ class BadFiles:
     def add(self, name: str, reason: str) -> None:
         """Records one example; raises UserError once there are more than the limit."""
         with self._lock:
-            if name not in self._reasons:
+            is_new = name not in self._reasons
+            if is_new:
                 self._reasons[name] = reason
-                self._report(name, reason)
+                self._note(name, reason)
             if len(self) > self._max_bad_fraction * self._count:
                 raise errors.UserError(self._too_many())
+            if is_new and len(self) == 1:
+                log.warning("%s: cannot decode %s (%s)", self._where, name, reason)
 
-    def _report(self, name: str, reason: str) -> None:
-        if len(self) == 1:
-            log.warning("%s: cannot decode %s (%s)", self._where, name, reason)
+    def _note(self, name: str, reason: str) -> None:
         if self._log:
             # A file name need not be valid UTF-8.
             with open(self._log, "a", encoding="utf-8", errors="backslashreplace") as f:
