@@ -44,7 +44,6 @@ def test_a_page_shows_what_a_cell_printed_and_its_value(pages, tmp_path):
     assert "```text\nhanded over\nPosixPath('x')\n```" in page
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("path", BOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_at_a_tiny_size(path, tmp_path, monkeypatch):
     import nbformat
