@@ -85,9 +85,10 @@ def keep_savings(config: Any, workdir: Path) -> Any:
     """
     path = workdir / "config.json"
     stored = logs.read_json(path) if path.exists() else None
-    if not isinstance(stored, dict):  # a damaged file is told by `recipe.run`
+    stages = stored.get("stages") if isinstance(stored, dict) else None
+    if not isinstance(stages, list):  # a damaged file is told by `recipe.run`
         return config
-    known = {one["name"]: one for one in stored["stages"]}
+    known = {one["name"]: one for one in stages}
 
     def keep(section: Any) -> Any:
         one = known.get(section.name)
@@ -107,17 +108,15 @@ def _find_advice(stage: Stage) -> DoesNotFitError:
         f"memory of {name_devices()}"
     )
     more = "`flax-adapt plan --search` tries other batches and meshes"
-    if (
-        jax.process_count() > 1
-    ):  # the others may not have stopped, nor compile with this one
+    if jax.process_count() > 1:
+        # The others may not have stopped, nor compile with this one.
         return DoesNotFitError(what, "", more)
     # An error, so that a sweep or a timing that is quiet says it, too.
     log.error("stage %s does not fit; compiling what may, for minutes", stage.label)
     try:
         fit = _find_fit(stage)
-    except (
-        Exception
-    ) as error:  # of any compiler: the batch is what the user must know of
+    except Exception as error:
+        # Of any compiler: the batch is what the user must know of.
         reason = " ".join(str(error).split())[:200]
         return DoesNotFitError(
             what, "", f"the search for what fits failed ({reason}); {more}"
