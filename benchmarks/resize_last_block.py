@@ -13,7 +13,6 @@ Prints  for self-supervised continuation (MAE) and for supervised training on CI
 Source  Bordes et al. 2023 for the question; model, data and settings are ours.
 """
 
-import json
 import statistics
 from pathlib import Path
 
@@ -73,17 +72,6 @@ def experiment(objective):
         for section in config.more_evaluations:
             section.wide = None
     return config
-
-
-def measured_once(config, workdir):
-    """The rows of `eval.json`: the probes take longer than a start of this command may."""
-    path = workdir / "eval.json"
-    if path.exists():
-        rows = json.loads(path.read_text())
-        finished = {stage.label for stage in recipe.finished_runs(config, workdir)}
-        if finished == {row["stage"] for row in rows} - {"pretrained"}:
-            return rows
-    return measure.evaluate(config, workdir)
 
 
 def summarise(rows):
@@ -181,7 +169,7 @@ def main(_):
         relu = "relu" if _RELU.value else "plain"
         workdir = Path(_WORKDIR.value, relu, objective)
         recipe.run(config, workdir, force=False)
-        measured[objective] = measured_once(config, workdir)
+        measured[objective] = measure.evaluate(config, workdir)
         found = summarise(measured[objective])
         said = judge(measured[objective], verdicts.read(workdir))
         print(f"\n{title}, {_STEPS.value} steps, relu={_RELU.value}")

@@ -20,8 +20,7 @@ def fill(
     masked-language head, a text without mask token, and a `top` outside of the
     vocabulary.
     """
-    tasks = models.TASKS[weights.model_config(path, format=format)["kind"]]
-    if "mlm" not in tasks or "mlm" not in weights.parts(path, "mlm", format=format):
+    if not weights.does_task(path, "mlm", format=format):
         raise UserError(f"{path} has no masked-language head to fill with")
     tokenizer = data.open_tokenizer(path)
     model, params, _ = weights.from_pretrained(path, "mlm", format=format)

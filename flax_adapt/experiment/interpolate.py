@@ -25,6 +25,7 @@ from flax_adapt.stage import stage as stages
 from flax_adapt.stage import weights as stage_weights
 from flax_adapt.stage.predictions import Predictions
 from flax_adapt.stage.stage import Stage
+from flax_adapt.weights.loading import PARTS
 
 RECORD, EXPORT = "interpolate.json", "interpolated"
 # Metrics of frozen features that the rule looks at, and that of a fine-tuned head.
@@ -93,21 +94,16 @@ def _load_start(
     options = stages.known_options_of(stage, stage.config.init_from)
     sizes: dict[str, Any] = dict.fromkeys(weights.reshape.FIELDS)
     own = (
-        task if task in ("mae", "mlm") and _has_part(path, task, options) else "encoder"
+        task
+        if task in PARTS and weights.does_task(path, task, **options)
+        else "encoder"
     )
-    if task == "classify" and _has_part(path, task, options):
-        own = task
     opened = weights.open_params(path, own, reshape=(), sizes=sizes, **options)
     with opened as params:
         leaves = {n: np.asarray(x) for n, x in rules.name_leaves(params).items()}
     ours = {n: np.shape(x) for n, x in rules.name_leaves(adapted).items()}
     check_shapes(stage.label, {n: x.shape for n, x in leaves.items()}, ours)
     return {n: x for n, x in leaves.items() if ours.get(n) == x.shape}
-
-
-def _has_part(path: Path, task: str, options: Mapping[str, Any]) -> bool:
-    part = {"mae": "decoder", "mlm": "mlm", "classify": "head"}[task]
-    return part in weights.parts(path, task, **options)
 
 
 def check_shapes(

@@ -13,6 +13,7 @@ import jax
 
 from flax_adapt.data import subset
 from flax_adapt.experiment import device_memory, held_out
+from flax_adapt.experiment.measuring import watched
 from flax_adapt.objectives import teacher
 from flax_adapt.plan import plans
 from flax_adapt.stage import loop
@@ -69,22 +70,17 @@ def time_stage(config: Any, section: Any, folder: Path, preemption: Preemption) 
     first, batches = _take_few(short)
     begun = time.perf_counter()
     if first.config.optim.solve is not None:
-        _train(first, preemption)
+        watched.train(first, preemption)
         step, size = 0.0, 0
     else:
         step, size = measure_steps(first, preemption)
     both = time.perf_counter()
     second = Stage(config, first.config, 0, folder / "second")
-    _train(second, preemption)
+    watched.train(second, preemption)
     again = time.perf_counter() - both
     fixed = max(again - second.config.num_steps * step, 0.0)
     fixed += batches * step * TEACHER_PASS
     return Cost(fixed, step, size, max(both - begun - again, 0.0), batches > 0)
-
-
-@device_memory.explain
-def _train(stage: Stage, preemption: Preemption) -> None:
-    loop.train_and_evaluate(stage, preemption)
 
 
 def _take_few(stage: Stage) -> tuple[Stage, int]:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from flax_adapt import data, defaults, models, weights
+from flax_adapt import data, defaults, weights
 from flax_adapt.base import config as configs
 from flax_adapt.base import hub
 from flax_adapt.base.errors import UserError
@@ -61,20 +61,10 @@ def _initial(config: Any) -> list[Backbone]:
     return [Backbone("initial weights", folder, dict(fit), "") for _, fit in ways[:1]]
 
 
-_PARTS = {"mae": "decoder", "mlm": "mlm"}
-
-
 def _has(one: Backbone, task: str) -> bool:
     """Returns whether weights are there with the part that a task needs."""
-    if not one.folder.exists():
-        return False
     options = weights.options_in(one.fit)
-    kind = weights.model_config(one.folder, **options)["kind"]
-    if task not in models.TASKS[kind]:
-        return False
-    return task not in _PARTS or _PARTS[task] in weights.parts(
-        one.folder, task, **options
-    )
+    return one.folder.exists() and weights.does_task(one.folder, task, **options)
 
 
 def open_section(run: Run, section: Any) -> Any:

@@ -7,6 +7,7 @@ subsets: their runs are pairs. With "fixed" all seeds have the subset of `subset
 A reference `stage:NAME` to a stage with several seeds means the run of the same seed.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -114,6 +115,15 @@ def draw_labels(config_data: Any, seed: int) -> Any:
         return config_data
     own = change_fields(subset, seed=subset.seed + seed, draw="fixed")
     return change_fields(config_data, subset=own)
+
+
+def join_draws(config_data: Any, seeds: Iterable[int]) -> Any:
+    """Returns a data section with the examples of the subsets of all these seeds."""
+    subsets = [draw_labels(config_data, seed).subset for seed in seeds]
+    if all(one == subsets[0] for one in subsets):
+        return change_fields(config_data, subset=subsets[0])
+    union = change_fields(subsets[0], part="any", of=tuple(subsets))
+    return change_fields(config_data, subset=union)
 
 
 def _fixed(value: Any) -> Any:

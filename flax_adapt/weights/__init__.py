@@ -24,6 +24,7 @@ from flax_adapt.weights.formats.table import (
 from flax_adapt.weights.loading import (
     AUTO,
     class_names,
+    does_task,
     fit,
     image_reading,
     load,
@@ -52,6 +53,7 @@ __all__ = [
     "Report",
     "adopt",
     "class_names",
+    "does_task",
     "fit",
     "from_pretrained",
     "image_reading",

@@ -13,10 +13,8 @@ from flax_adapt.base.types import Key
 from flax_adapt.data.texts import tokenizer
 from flax_adapt.weights import fields, loading, strict
 from flax_adapt.weights.formats import table as formats
+from flax_adapt.weights.loading import PARTS
 
-# Task -> the part of the parameters that only it has. The first task whose part is in a file
-# is the default.
-PARTS = {"mae": "decoder", "mlm": "mlm", "classify": "head"}
 # Formats that hold weights alone: names of classes and the like are left out, and reported.
 BARE = (
     "facebook_mae",
@@ -106,7 +104,7 @@ def _choose_task(
         choose(f"{source}: holds a {kind}: --task", task, dict.fromkeys(kept))
         return task
     for one in (one for one in PARTS if one in models.TASKS[kind]):
-        if PARTS[one] in fresh or PARTS[one] in weights.parts(source, one, **options):
+        if PARTS[one] in fresh or weights.does_task(source, one, **options):
             return one
     return "encoder"
 

@@ -25,6 +25,11 @@ PathLike = str | Path
 Known = Mapping[str, Any]
 
 
+# Task -> the part of the parameters that only it has. `convert` takes the first one whose part
+# is in a file.
+PARTS = {"mae": "decoder", "mlm": "mlm", "classify": "head"}
+
+
 def model_config(
     path: PathLike, *, format: str | None = None, known: Known = NOTHING
 ) -> dict[str, Any]:
@@ -75,6 +80,18 @@ def parts(
     """
     with open_weights(path, task, pooling=None, format=format, known=known) as found:
         return set(found[1])
+
+
+def does_task(
+    path: PathLike, task: str, *, format: str | None = None, known: Known = NOTHING
+) -> bool:
+    """Returns whether a model has a task, and its weights the part that only that task has."""
+    kind = model_config(path, format=format, known=known)["kind"]
+    if task not in models.TASKS[kind]:
+        return False
+    if task not in PARTS:
+        return True
+    return PARTS[task] in parts(path, task, format=format, known=known)
 
 
 def load(

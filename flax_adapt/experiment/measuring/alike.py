@@ -12,11 +12,12 @@ _OWN = ("name", "init_from")
 
 def train_alike(one: Any, other: Any) -> bool:
     """Returns whether two stages differ in their name and their initial weights alone."""
-    plain = (
-        {name: value for name, value in configs.plain(x).items() if name not in _OWN}
-        for x in (one, other)
-    )
-    return next(plain) == next(plain)
+    return _drop_own(one) == _drop_own(other)
+
+
+def _drop_own(section: Any) -> dict[str, Any]:
+    plain = configs.plain(section)
+    return {name: value for name, value in plain.items() if name not in _OWN}
 
 
 def name_weights(sections: Mapping[str, Any], name: str) -> str:

@@ -42,15 +42,12 @@ def count_draws(section: Any) -> int:
 def open_drawn(config_data: Any, count: int) -> DrawnExamples:
     """Opens the examples of a data section in its first `count` draws."""
     subsets = [draws.draw_labels(config_data, seed).subset for seed in range(count)]
+    examples = data.open_examples(draws.join_draws(config_data, range(count)), "")
     if all(one == subsets[0] for one in subsets):
-        first = draws.change_fields(config_data, subset=subsets[0])
-        examples = data.open_examples(first, "")
         return DrawnExamples(examples, (np.arange(len(examples)),) * count)
     opened = source.open_source(config_data)
     rows = [subset.PARTS[one.part](opened, one) for one in subsets]
     union = np.unique(np.concatenate(rows))
-    whole = draws.change_fields(subsets[0], part="any", of=tuple(subsets))
-    examples = data.open_examples(draws.change_fields(config_data, subset=whole), "")
     return DrawnExamples(examples, tuple(np.searchsorted(union, one) for one in rows))
 
 

@@ -6,7 +6,7 @@ anew. Files of images are compared by name and size, see `data.fingerprint`. Ans
 probes, few shots) are found by the features and the settings of the evaluation.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,21 @@ def find_folder(workdir: Path | None) -> Path | None:
     return None if workdir is None or jax.process_count() > 1 else workdir / FOLDER
 
 
+def recall(path: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, Any]:
+    """Returns the arrays of a file, which are made and written where it has none."""
+    if (found := caches.read_arrays(path)) is not None:
+        return found
+    made = make()
+    caches.write_arrays(path, made, LIMIT_BYTES)
+    return made
+
+
+def recall_values(path: Path, make: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """Returns `recall` of numbers."""
+    arrays = recall(path, lambda: {k: np.array(value) for k, value in make().items()})
+    return {name: float(value) for name, value in arrays.items()}
+
+
 def answer(
     folder: Path | None, section: Any, seed: int, drawn: Sequence[LabelledSets]
 ) -> Answers:
@@ -76,11 +91,8 @@ def answer(
     if folder is None:
         return answers.answer(section, seed, drawn)
     path = folder / f"{_digest(section, seed, drawn)}.npz"
-    if (arrays := caches.read_arrays(path)) is not None:
-        return _unpack(arrays, drawn)
-    made = answers.answer(section, seed, drawn)
-    caches.write_arrays(path, _pack(made), LIMIT_BYTES)
-    return made
+    made = recall(path, lambda: _pack(answers.answer(section, seed, drawn)))
+    return _unpack(made, drawn)
 
 
 def measure_wide(
@@ -91,11 +103,7 @@ def measure_wide(
         return answers.measure_wide(section, seed, sets, l2)
     facts = (_digest(section, seed, [sets]), *dict(section.wide).items(), l2)
     path = folder / f"{fingerprint.digest(facts)}.npz"
-    if (arrays := caches.read_arrays(path)) is None:
-        found = answers.measure_wide(section, seed, sets, l2)
-        arrays = {name: np.array(value) for name, value in found.items()}
-        caches.write_arrays(path, arrays, LIMIT_BYTES)
-    return {name: float(value) for name, value in arrays.items()}
+    return recall_values(path, lambda: answers.measure_wide(section, seed, sets, l2))
 
 
 _SETTINGS = (

@@ -8,7 +8,7 @@ of `data.duplicates`.
 
 import csv
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -116,26 +116,17 @@ def list_sets(config: Any) -> list[ExampleSet]:
     found = []
     for section in config.stages:
         role = "training" if held_out.sees_labels(section) else "pool"
-        found.append(ExampleSet(role, _join_draws(section.data, section.seeds)))
+        found.append(ExampleSet(role, draws.join_draws(section.data, section.seeds)))
         if section.eval is not None and role == "training":
             found.append(ExampleSet("test", section.eval.data))
     for one in (config.evaluate, *config.more_evaluations):
-        train = _join_draws(one.train, range(one.draws))
+        train = draws.join_draws(one.train, range(one.draws))
         found += [ExampleSet("training", train), ExampleSet("test", one.test)]
     known: dict[str, ExampleSet] = {}
     for one in found:
         drawn = one._replace(section=draws.draw_labels(one.section, 0))
         known.setdefault(f"{drawn.role} {_identity(drawn.section)}", drawn)
     return list(known.values())
-
-
-def _join_draws(section: Any, seeds: Iterable[int]) -> Any:
-    """Returns a data section with the examples of all its draws."""
-    drawn = [draws.draw_labels(section, seed).subset for seed in seeds]
-    if all(one == drawn[0] for one in drawn):
-        return draws.change_fields(section, subset=drawn[0])
-    union = draws.change_fields(drawn[0], part="any", of=tuple(drawn))
-    return draws.change_fields(section, subset=union)
 
 
 def _identity(section: Any) -> str:

@@ -10,8 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from flax_adapt import data, models, objectives, weights
-from flax_adapt.base import caches
+from flax_adapt import data, objectives, weights
 from flax_adapt.base import config as configs
 from flax_adapt.base.metrics import Meter
 from flax_adapt.base.version import __version__
@@ -22,8 +21,8 @@ from flax_adapt.stage import draws, programs
 from flax_adapt.stage.stage import Stage
 from flax_adapt.train import precision, sharding
 
-# Objective -> the part that weights need, and the metric that is shown.
-PARTS = {"reconstruct": ("decoder", "reconstruct"), "mlm": ("mlm", "perplexity")}
+# Masked objective -> the metric that is shown.
+METRICS = {"reconstruct": "reconstruct", "mlm": "perplexity"}
 MOST = 2_000  # examples that are read (ours)
 
 
@@ -34,40 +33,34 @@ def measure(
 
     {} where no stage is masked, where the weights lack the part, and where they were changed.
     """
-    section = next((s for s in config.stages if s.objective.name in PARTS), None)
+    section = next((s for s in config.stages if s.objective.name in METRICS), None)
     if section is None or model.change is not None:
         return {}
-    part, metric = PARTS[section.objective.name]
+    metric = METRICS[section.objective.name]
     task = objectives.TASKS[section.objective.name]
-    options = weights.options_in(model.fit)
-    kind = weights.model_config(model.folder, **options)["kind"]
-    if task not in models.TASKS[kind]:
-        return {}
-    if part not in weights.parts(model.folder, task, **options):
+    if not weights.does_task(model.folder, task, **weights.options_in(model.fit)):
         return {}
     dtype = precision.dtype_of(config.precision)
     module, params, _ = weights.from_pretrained(
         model.folder, task, dtype=dtype, **model.fit
     )
-    path = _name(config, section, module, params, examples, workdir)
-    if path is None or (found := caches.read_arrays(path)) is None:
-        value = _compute(config, section, module, params, examples, batch_size, metric)
-        found = {metric: np.array(value)}
-        if path is not None:
-            caches.write_arrays(path, found, kept.LIMIT_BYTES)
-    return {metric: float(found[metric])}
-
-
-def _name(
-    config: Any, section: Any, module: Any, params: Any, examples: Any, workdir: Any
-) -> Path | None:
-    """Returns the file that keeps the loss of these weights on these examples."""
     folder = kept.find_folder(workdir)
+
+    def compute() -> dict[str, float]:
+        how = (config, section, module, params, examples, batch_size, metric)
+        return {metric: _compute(*how)}
+
     if folder is None:
-        return None
+        return compute()
+    name = _name(config, section, module, params, examples)
+    return kept.recall_values(folder / name, compute)
+
+
+def _name(config: Any, section: Any, module: Any, params: Any, examples: Any) -> str:
+    """Returns the name of the file that keeps the loss of these weights on these examples."""
     how = configs.to_text(configs.plain(section.objective)), repr(module), config.seed
     facts = (*how, *examples.fingerprint().items(), __version__)
-    return folder / f"{fingerprint.of_params(params, facts)}.npz"
+    return f"{fingerprint.of_params(params, facts)}.npz"
 
 
 def _compute(
