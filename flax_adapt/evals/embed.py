@@ -150,9 +150,10 @@ def _share_encoder(
         if number is not None:
             key = jax.random.fold_in(jax.random.key(seed), _VIEW + number)
             key_B = keys.example_keys(key, index_B)
-        ready, key_B = prepare(config, inputs, key_B)
         variables = models.batch_stats.variables(params)
-        return model.apply(variables, ready, pooling, key_B, method="embed")
+        with sharding.placing(mesh):
+            ready, key_B = prepare(config, inputs, key_B)
+            return model.apply(variables, ready, pooling, key_B, method="embed")
 
     return jax.jit(encode, out_shardings=sharding.whole_on_every_device(mesh))
 

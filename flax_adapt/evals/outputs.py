@@ -57,8 +57,9 @@ def _share_apply(model: Any, inputs: str, mesh: Mesh) -> Callable[..., Any]:
     section, is_image = configs.from_text(inputs), model.modality == "image"
 
     def apply(variables: Any, rows: Any) -> Any:
-        ready = image.preprocess(rows, None, section, None) if is_image else rows
-        return model.apply(variables, ready, None)
+        with sharding.placing(mesh):
+            ready = image.preprocess(rows, None, section, None) if is_image else rows
+            return model.apply(variables, ready, None)
 
     return jax.jit(apply, out_shardings=sharding.whole_on_every_device(mesh))
 

@@ -224,7 +224,8 @@ def _share_predictor(
     prepare = stage_fisher.inputs_of(model, configs.from_text(inputs))
 
     def predict(params: Params, batch: Batch) -> Array:
-        return model.apply({"params": params}, prepare(batch), None)
+        with sharding.placing(mesh):
+            return model.apply({"params": params}, prepare(batch), None)
 
     return jax.jit(predict, out_shardings=NamedSharding(mesh, PartitionSpec()))
 

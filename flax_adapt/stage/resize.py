@@ -61,7 +61,7 @@ def principal_components(
     encoder = {"encoder": loaded["encoder"]}
     params = sharding.put(encoder, mesh)
     of_batch = jax.jit(
-        _batch_moments(loaded_config, section, examples.config, precision)
+        _batch_moments(loaded_config, section, examples.config, precision, mesh)
     )
     total = moments.empty(loaded_config["width"])
     batches = data.eval_batches(examples, batch_size, *sharding.share_of_process(mesh))
@@ -72,7 +72,11 @@ def principal_components(
 
 
 def _batch_moments(
-    loaded_config: Mapping[str, Any], section: Any, config_data: Any, precision: str
+    loaded_config: Mapping[str, Any],
+    section: Any,
+    config_data: Any,
+    precision: str,
+    mesh: Mesh,
 ) -> Callable[[Params, Batch], tuple[Array, Array, Array]]:
     """Returns (params, batch) -> `moments.of_batch` of the last block's features."""
     model = models.build(
@@ -89,9 +93,10 @@ def _batch_moments(
         inputs = batch[model.modality]
         if model.modality == "image":
             inputs = image.preprocess(inputs, None, config_data, None)
-        states, sums = model.apply(
-            {"params": params}, inputs, None, method="encode", mutable=[models.SUMS]
-        )
+        with sharding.placing(mesh):
+            states, sums = model.apply(
+                {"params": params}, inputs, None, method="encode", mutable=[models.SUMS]
+            )
         x_BLD = last_block.features_of(states, sums[models.SUMS], section)
         counts_BL = last_block.TOKENS[section.tokens](model.layout(inputs))
         return moments.of_batch(x_BLD, counts_BL * batch["weight"][:, None])

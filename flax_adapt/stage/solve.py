@@ -98,7 +98,8 @@ def _share_encoder(
         plain = model.clone(num_classes=width, head_norm=False)
         head = {"kernel": jnp.eye(width), "bias": jnp.zeros(width)}
         variables = {"params": {**params, "head": head}}
-        x_BD = plain.apply(variables, prepare(batch), None)
+        with sharding.placing(mesh):
+            x_BD = plain.apply(variables, prepare(batch), None)
         return x_BD, batch["label"], batch["weight"]
 
     return jax.jit(encode, out_shardings=NamedSharding(mesh, PartitionSpec()))

@@ -16,7 +16,7 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from flax_adapt.base import keys
+from flax_adapt.base import keys, placement
 from flax_adapt.base.checks import Check, Row, one_of, present
 from flax_adapt.base.errors import UserError
 from flax_adapt.base.types import Array, Batch, Key, LossFn, Params
@@ -106,7 +106,7 @@ def estimate(
     laid_out = sharding.tree_shardings(params, mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
     zeros = jax.jit(_zeros_like, out_shardings=laid_out)
-    add = jax.jit(_make_adder(likelihood), out_shardings=(laid_out, everywhere))
+    add = jax.jit(_make_adder(likelihood, mesh), out_shardings=(laid_out, everywhere))
     total, count = zeros(params), 0.0
     for batch in batches:
         placed = sharding.put_batch(batch, mesh)
@@ -122,7 +122,9 @@ def _zeros_like(params: Params) -> Params:
 
 
 @functools.lru_cache(8)  # the same function for the same likelihood: it compiles once
-def _make_adder(likelihood: Likelihood) -> Callable[..., tuple[Params, Array]]:
+def _make_adder(
+    likelihood: Likelihood, mesh: Mesh
+) -> Callable[..., tuple[Params, Array]]:
     """Returns (total, params, batch, seed) -> (total + squares, number of examples)."""
 
     def gradient(params: Params, example: Batch, key: Key) -> Params:
@@ -134,7 +136,13 @@ def _make_adder(likelihood: Likelihood) -> Callable[..., tuple[Params, Array]]:
     def add(total: Params, params: Params, batch: Batch, seed: Any):
         key = jax.random.fold_in(jax.random.key(seed), _LABEL)
         key_B = keys.example_keys(key, batch["index"])
-        grads = gradients(params, batch, key_B)
+        with sharding.placing(mesh):
+            # Each device has the whole gradients of its own examples.
+            whole = placement.all_as_used(params)
+            rows = placement.place("inputs", (batch, key_B))
+        grads = gradients(whole, *rows)
+        with sharding.placing(mesh):
+            grads = placement.place("inputs", grads)
         weight_B = batch["weight"]
 
         def sum_squares(leaf: Array, grad: Array) -> Array:

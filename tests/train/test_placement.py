@@ -10,9 +10,12 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 from support import tiny, tiny_contrast, tiny_glad
 
-from flax_adapt import defaults, objectives
+from flax_adapt import defaults, models, objectives
+from flax_adapt.base import config as configs
 from flax_adapt.base import placement
-from flax_adapt.train import optim, sharding
+from flax_adapt.evals import embed, outputs
+from flax_adapt.stage import frozen, solve
+from flax_adapt.train import fisher, optim, sharding
 from flax_adapt.train import state as states
 from flax_adapt.train import step as steps
 
@@ -96,6 +99,54 @@ def test_no_device_holds_the_batch_of_all(name):
     assert "all-to-all" not in found
     if name != "contrast":  # there, where the rows of a batch enter the queue
         assert "collective-permute" not in found
+
+
+def read_features(model, mesh, rows):
+    encode = embed._share_encoder(model, "mean", configs.to_text({}), None, mesh)
+    return encode, (rows["text"], rows["index"], 0)
+
+
+def read_outputs(model, mesh, rows):
+    return outputs._share_apply(model, configs.to_text({}), mesh), (rows["text"],)
+
+
+def read_logits(model, mesh, rows):
+    return frozen._share_predictor(model, configs.to_text({}), mesh), (rows,)
+
+
+def read_inputs_of_head(model, mesh, rows):
+    return solve._share_encoder(model, configs.to_text({}), mesh), (rows,)
+
+
+def read_gradients(model, mesh, rows):
+    likelihood = fisher.of_classes(model, lambda batch: batch["text"], "empirical")
+    add = fisher._make_adder(likelihood, mesh)
+    return jax.jit(lambda params, rows: add(params, params, rows, 0)), (rows,)
+
+
+READERS = (
+    read_features,
+    read_outputs,
+    read_logits,
+    read_inputs_of_head,
+    read_gradients,
+)
+
+
+@pytest.mark.parametrize("read", READERS)
+def test_no_device_encodes_the_rows_of_all(read):
+    """Of models that a stage stores in parts: without placement every device has all rows."""
+    mesh = mesh_of(fsdp=8)
+    task = "encoder" if read is read_features else "classify"
+    model = tiny.build(task, LARGE)
+    variables = tiny.params_of(model)
+    if read is read_outputs:
+        variables = models.batch_stats.variables(variables)
+    run, arguments = read(model, mesh, sharding.put_batch(batch_of("mlm"), mesh))
+    program = run.lower(sharding.put(variables, mesh), *arguments).compile().as_text()
+    # The results alone, which every process reads whole.
+    assert whole_batches(program, FEW) <= {f"f32[{FEW},64]", f"f32[{FEW},3]"}
+    assert "all-to-all" not in collectives(program)
 
 
 def test_a_name_that_the_table_lacks_is_an_error():
