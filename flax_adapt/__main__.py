@@ -233,9 +233,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if errors.full_disk(error) is not None:
             return _refuse(error, 2)
-        missing = errors.missing_field(error)
-        if missing:
-            return _refuse(UserError(missing), 2)
+        if line := errors.missing_field(error) or errors.no_memory(error):
+            return _refuse(UserError(line), 2)
         if _has_peers():
             return _break_down(error)
         raise

@@ -10,6 +10,7 @@ from typing import TypeVar
 T = TypeVar("T")
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # The same errors in messages of libraries that are written in other languages.
+OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # in what JAX says of a full device
 _NO_ROOM_WORDS = r"No space left on device|Disk quota exceeded|File too large"
 
 
@@ -73,6 +74,18 @@ def full_disk(error: BaseException | None) -> str | None:
             return words[0]
         error = error.__cause__ or error.__context__
     return None
+
+
+def no_memory(error: BaseException) -> str:
+    """Returns what to say where a device or this machine has no memory left, or ""."""
+    where = "this machine" if isinstance(error, MemoryError) else "the devices"
+    if not isinstance(error, MemoryError) and OUT_OF_MEMORY not in str(error):
+        return ""
+    why = " ".join(str(error).split())[:160]
+    return (
+        f"the memory of {where} is too small ({why}); give a smaller batch: "
+        "`--batch_size`, or for `eval` `--config.evaluate.batch_size`"
+    )
 
 
 def missing_field(error: Exception) -> str:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from flax_adapt.base import errors, logs
 from flax_adapt.base.errors import UserError
-from flax_adapt.plan import fitting, plans, report
+from flax_adapt.plan import fitting, report
 from flax_adapt.plan.fitting import Fit
 from flax_adapt.stage import data as inputs
 from flax_adapt.stage.draws import change_fields
@@ -60,7 +60,7 @@ def explain(
             return function(stage, *args, **kwargs)
         except jax.errors.JaxRuntimeError as error:
             full_disk = errors.full_disk(error) is not None
-            if plans.OUT_OF_MEMORY not in str(error) or full_disk:
+            if errors.OUT_OF_MEMORY not in str(error) or full_disk:
                 raise
         # The arrays of the run are free by now: only the error's traceback held them.
         raise _find_advice(stage)

@@ -18,7 +18,7 @@ from flax_adapt.base.remote import addresses, workdirs
 from flax_adapt.data import base
 from flax_adapt.evals import verdict
 from flax_adapt.experiment import card, held_out, lock, provenance, sweep, verdicts
-from flax_adapt.experiment.measuring import leaks, watched
+from flax_adapt.experiment.measuring import alike, leaks, watched
 from flax_adapt.experiment.measuring import verdicts as feature_verdicts
 from flax_adapt.plan import fitting
 from flax_adapt.stage import check, draws, loop
@@ -56,7 +56,7 @@ def run(config: Any, workdir: Path, *, force: bool) -> list[dict[str, Any]]:
                 tuned = sweep.choose_rate(config, section, seed, workdir, preemption)
                 stage = Stage(config, tuned, seed, workdir)
                 results.append(watched.train(stage, preemption))
-                _write(workdir, rows := summarize(results, workdir))
+                _write(workdir, rows := summarize(config, results, workdir))
         rows = leaks.add_shared(config, rows)
         rows = verdicts.add(config, rows, results, workdir)
         _write(workdir, rows := feature_verdicts.add_features(rows, workdir))
@@ -239,24 +239,27 @@ def _watched(results: list[dict[str, Any]]) -> dict[str, Any]:
     return {"watch": [one and watched.drop_history(one) for one in found]}
 
 
-def summarize(results: list[dict[str, Any]], workdir: Path) -> list[dict[str, Any]]:
+def summarize(
+    config: Any, results: list[dict[str, Any]], workdir: Path
+) -> list[dict[str, Any]]:
     """Returns one row for each stage.
 
-    `gain`: how much better its mean is than that of the first stage with the same metric
-    on the same data (of a loss or a perplexity: how much lower).
+    `gain`: how much better its mean is than that of the stage of `alike.find_base` (of a
+    loss or a perplexity: how much lower), 0 of the first with its metric and data.
     """
-    names = list(dict.fromkeys(result["stage"] for result in results))
-    rows: list[dict[str, Any]] = []
-    first: dict[str, float] = {}
-    for name in names:
+    sections = {section.name: section for section in config.stages}
+    rows: dict[str, dict[str, Any]] = {}
+    tested: dict[Any, list[str]] = {}
+    for name in dict.fromkeys(result["stage"] for result in results):
         same = [result for result in results if result["stage"] == name]
-        row = _row(name, same, workdir)
+        rows[name] = row = _row(name, same, workdir)
         if same[0]["eval"]:
-            alike = f"{row['metric']} on {same[0]['eval_data']}"
-            gain = row["mean"] - first.setdefault(alike, row["mean"])
+            earlier = tested.setdefault((row["metric"], same[0]["eval_data"]), [])
+            base = alike.find_base(sections, name, earlier) or name
+            gain = row["mean"] - rows[base]["mean"]
             row["gain"] = gain if same[0]["mode"] == "max" else -gain
-        rows.append(row)
-    return rows
+            earlier.append(name)
+    return [*rows.values()]
 
 
 def _write(workdir: Path, rows: list[dict[str, Any]]) -> None:

@@ -40,11 +40,7 @@ def add(
         name, metric = row["stage"], row["metric"]
         measured = next(one for one in results if one["stage"] == name)
         earlier = tested.setdefault((metric, measured["eval_data"]), [])
-        base = _find_base(sections, name, earlier)
-        if "gain" in row and base:
-            mean = next(one["mean"] for one in rows if one["stage"] == base)
-            sign = 1 if measured["mode"] == "max" else -1
-            row = {**row, "gain": sign * (row["mean"] - mean)}
+        base = alike.find_base(sections, name, earlier)
         known = [other for other in earlier if arms[other]] if arms[name] else []
         compared = [
             _compare(sections, name, other, arms, metric)
@@ -56,13 +52,6 @@ def add(
         more = {"verdict": main[0], "verdicts": compared} if compared else {}
         found.append({**row, **more})
     return found
-
-
-def _find_base(sections: Any, name: str, earlier: Sequence[str]) -> str:
-    """Returns the earlier stage that a stage is compared with first; "" without any."""
-    mine = sections[name]
-    twins = (x for x in earlier if alike.train_alike(sections[x], mine))
-    return next(twins, earlier[0] if earlier else "")
 
 
 def text(rows: Sequence[dict[str, Any]]) -> list[str]:

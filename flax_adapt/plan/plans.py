@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from flax_adapt.base import config as configs
-from flax_adapt.base import memory
+from flax_adapt.base import errors, memory
 from flax_adapt.plan import cost, flops, gpu, hlo, notes, roofline, topology
 from flax_adapt.plan.topology import GIB, Topology
 from flax_adapt.stage import programs, shapes
@@ -20,8 +20,6 @@ from flax_adapt.train import sharding
 from flax_adapt.train.precision import settle, settle_config
 
 log = logging.getLogger(__name__)
-# In what XLA says where a program, or its arrays, do not fit.
-OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -96,7 +94,7 @@ def compile_step(lowered: Any, platform: str) -> tuple[Any, int]:
         try:
             return lowered.compile(compiler_options=option), 0
         except jax.errors.JaxRuntimeError as error:
-            if OUT_OF_MEMORY in str(error):
+            if errors.OUT_OF_MEMORY in str(error):
                 return None, _needed(str(error))
             if option is options[-1]:
                 raise

@@ -209,24 +209,36 @@ class Checkpoints:
         """Returns (state, data position, progress) of the newest readable checkpoint.
 
         `state` has the structure, the shardings and `frozen` of the result; the number of
-        devices may differ from when it was saved. Newer checkpoints that cannot be read are
-        moved to `damaged_checkpoints`, with a warning. Raises UserError if none can be read.
+        devices may differ from when it was saved. Newer checkpoints that cannot be read,
+        twice, are moved to `damaged_checkpoints`, with a warning. Raises UserError if none
+        can be read.
         """
-        reasons: dict[int, str] = {}
-        for step in sorted(self._manager.all_steps(), reverse=True):
-            try:
-                found = self._restore(step, state)
-            except Exception as error:
-                reasons[step] = " ".join(f"{type(error).__name__}: {error}".split())
-                continue
+        found, reasons = self._restore_newest(state)
+        if found is not None and reasons:
+            found = None  # its memory is needed for the next
+            # It may have been the network: damaged is what fails again where another is read.
+            found, reasons = self._restore_newest(state)
+        if found is not None:
             if reasons:
-                self._set_aside(reasons, step)
+                self._set_aside(reasons, int(found[0].step))
             return found
         shown = "; ".join(f"step {step}: {why[:200]}" for step, why in reasons.items())
         raise UserError(
             f"no checkpoint in {self._folder} can be read for this config ({shown}); put a "
             f"good one back, or delete {self._folder.parent} to train the stage again"
         )
+
+    def _restore_newest(
+        self, state: TrainState
+    ) -> tuple[tuple[TrainState, Any, Any] | None, dict[int, str]]:
+        """Returns the newest that can be read, None without any, and why others cannot."""
+        reasons: dict[int, str] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                return self._restore(step, state), reasons
+            except Exception as error:
+                reasons[step] = " ".join(f"{type(error).__name__}: {error}".split())
+        return None, reasons
 
     def _restore(self, step: int, state: TrainState) -> tuple[TrainState, Any, Any]:
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, state.replace(frozen={}))

@@ -15,6 +15,7 @@ from flax_adapt import data, defaults, weights
 from flax_adapt.base.errors import UserError
 from flax_adapt.commands import features
 from flax_adapt.data.images import image
+from flax_adapt.evals import outputs
 
 
 @pytest.fixture(scope="module")
@@ -182,3 +183,29 @@ def test_a_window_that_is_given_comes_before_the_bits_of_an_export(tmp_path):
     file.write_text(json.dumps({**content, "flax_adapt_reading": {"bits": "12"}}))
     with pytest.raises(UserError, match="must be an object of fit, bits and window"):
         weights.image_reading(weights_folder)
+
+
+@pytest.mark.parametrize(
+    ("error", "where"),
+    [
+        (
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"),
+            "the devices",
+        ),
+        (MemoryError("Unable to allocate 9 GiB"), "this machine"),
+    ],
+)
+def test_where_memory_is_too_small_one_line_names_the_batch(
+    main, monkeypatch, files, tmp_path, error, where
+):
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(outputs, "_share_apply", fail)
+    source, out = f"--data=folder:{files / 'images'}", tmp_path / "out.csv"
+    code, _, err = main("predict", f"--init={files / 'vit'}", source, f"--out={out}")
+    assert code == 2
+    line = err.strip().split("\n")[-1]
+    assert f"the memory of {where} is too small ({error})" in line
+    assert "`--batch_size`" in line
+    assert not out.exists()

@@ -4,6 +4,7 @@ import json
 import statistics
 
 import pytest
+from ml_collections import ConfigDict
 from safetensors.numpy import load_file
 from support import tiny
 
@@ -29,6 +30,13 @@ def result(stage, value, seed=0, metric="accuracy", data="digits", seconds=1.5):
     }
 
 
+def summarize(results, workdir):
+    """The rows of stages each of which is trained in a way of its own."""
+    names = dict.fromkeys(one["stage"] for one in results)
+    stages = tuple(ConfigDict(dict(name=name, own=name)) for name in names)
+    return recipe.summarize(ConfigDict(dict(stages=stages)), results, workdir)
+
+
 @pytest.fixture
 def rows(tmp_path):
     (tmp_path / "stages/pretrain/export").mkdir(parents=True)
@@ -39,7 +47,7 @@ def rows(tmp_path):
         *[result("best", value, seed) for seed, value in enumerate((0.8, 0.8, 0.86))],
         result("other_again", 0.8, data="faces"),
     ]
-    return recipe.summarize(results, tmp_path)
+    return summarize(results, tmp_path)
 
 
 def test_a_row_has_mean_and_spread_over_seeds(rows):
@@ -69,7 +77,7 @@ def test_gain_of_what_should_be_small_is_how_much_smaller_it_got(tmp_path):
         {**result(name, value), "mode": "min", "metric": "perplexity"}
         for name, value in (("before", 40.0), ("after", 25.0))
     ]
-    assert [row["gain"] for row in recipe.summarize(results, tmp_path)] == [0, 15]
+    assert [row["gain"] for row in summarize(results, tmp_path)] == [0, 15]
 
 
 def test_a_row_names_its_exported_model(rows, tmp_path):

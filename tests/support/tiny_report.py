@@ -68,7 +68,7 @@ def write(workdir, shares=None, config=None):
             line = dict(stage=stage.label, step=step, loss=1.0 / step, lr=0.1 * step)
             lines.append(json.dumps(line | dict(examples_per_second=100.0)))
     (workdir / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
-    rows = recipe.summarize(results, workdir)
+    rows = recipe.summarize(config, results, workdir)
     rows = verdicts.add(config, rows, results, workdir)
     logs.write_json(workdir / "results.json", rows)
     return config

@@ -110,6 +110,25 @@ def test_the_damaged_step_can_be_written_again(state, copied, caplog):
     assert int(opened(copied).restore(state)[0].step) == 3
 
 
+def test_what_fails_once_as_networks_do_is_not_set_aside(
+    state, copied, caplog, monkeypatch
+):
+    saves, asked = opened(copied), []
+    read = saves._manager.restore
+
+    def fail_at_first(step, **how):
+        asked.append(step)
+        if len(asked) == 1:
+            raise ConnectionError("reset by peer")
+        return read(step, **how)
+
+    monkeypatch.setattr(saves._manager, "restore", fail_at_first)
+    assert int(saves.restore(state)[0].step) == 3
+    assert asked == [3, 2, 3]
+    assert not (copied.parent / "damaged_checkpoints").exists()
+    assert "damaged" not in caplog.text
+
+
 def test_where_all_are_damaged_one_line_says_so_and_nothing_is_moved(state, copied):
     for step in "123":
         (copied / step / "progress/metadata").write_text("{")

@@ -1,6 +1,6 @@
 """Stages that ask the same question: trained alike, from other weights."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flax_adapt.base import config as configs
@@ -13,6 +13,16 @@ _OWN = ("name", "init_from")
 def train_alike(one: Any, other: Any) -> bool:
     """Returns whether two stages differ in their name and their initial weights alone."""
     return _drop_own(one) == _drop_own(other)
+
+
+def find_base(sections: Mapping[str, Any], name: str, earlier: Sequence[str]) -> str:
+    """Returns the stage that a stage's gain is about; "" without any.
+
+    It is the first of `earlier`, those with the same metric on the same data, that is
+    trained alike from other weights, else the first of all.
+    """
+    twins = (one for one in earlier if train_alike(sections[one], sections[name]))
+    return next(twins, earlier[0] if earlier else "")
 
 
 def _drop_own(section: Any) -> dict[str, Any]:
