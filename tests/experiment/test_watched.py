@@ -32,9 +32,9 @@ def experiment(count=7):
     base = tiny.pretrain(num_steps=2)
     stages = (
         base,
-        further("wild", "target/knn", 0.1, every_steps=0),
+        further("wild", "target/knn", 0.1),
         tiny.pretrain("later", num_steps=1, init_from="stage:wild"),
-        further("warned", "target/knn", 0.1, on_hurt="warn", every_steps=0),
+        further("warned", "target/knn", 0.1, on_hurt="warn"),
         further("idle", "target/probe", 0.0),
         further("ranked", "pool/rankme", 0.1),
         further("masked", "held_out/loss", 1e-3),

@@ -235,6 +235,22 @@ def test_equal_numbers_are_no_evidence_and_a_loss_that_rose_hurt():
     assert rose.judge()["difference"] == pytest.approx(-1.0333, abs=1e-3)
 
 
+def test_training_that_hurt_is_judged_by_its_last_state_unless_one_helped():
+    """An early state that looks a little better does not hide what came after it."""
+    start = np.linspace(0.5, 0.9, 8)
+    luck, wild = start + 0.1 * (start > 0.8), start - 0.3
+    found = make_watch([start, luck, wild, wild], on_hurt="rollback").describe()
+    assert (found["verdict"]["word"], found["verdict"]["step"]) == ("hurt", 3)
+    assert (found["best_step"], found["kept_step"], found["rolled_back"]) == (
+        1,
+        0,
+        True,
+    )
+    helped = make_watch([start, start + 0.1, wild], on_hurt="rollback").describe()
+    assert (helped["verdict"]["word"], helped["verdict"]["step"]) == ("helped", 1)
+    assert (helped["kept_step"], helped["rolled_back"]) == (1, False)
+
+
 def test_held_out_examples_are_a_tenth_of_each_class_that_training_never_sees():
     for labels in (tiny.digits(), tiny.digits(subset=tiny.FEW)):
         stage = tiny.pretrain(data=labels, watch=defaults.watch("held_out/loss"))

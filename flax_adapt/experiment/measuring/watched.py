@@ -33,8 +33,8 @@ def train(stage: Stage, preemption: Preemption) -> dict[str, Any]:
 def judge(before_N: np.ndarray, after_N: np.ndarray) -> dict[str, Any]:
     """Returns the verdict on paired numbers, of which higher ones are better.
 
-    The fields are word, hurt (whether the word says so), difference, low, high and units, the
-    number of pairs.
+    The fields are word, helped and hurt (whether the word says so), difference, low, high
+    and units, the number of pairs.
     """
     if len(before_N) != len(after_N):
         raise ValueError(f"{len(before_N)} and {len(after_N)} numbers are no pairs")
@@ -42,7 +42,8 @@ def judge(before_N: np.ndarray, after_N: np.ndarray) -> dict[str, Any]:
     word = verdict.name_interval(found)
     mean, low, high = (float(value) for value in found)
     ends = dict(difference=mean, low=low, high=high)
-    return {"word": word, "hurt": word == verdict.HURT, **ends, "units": len(before_N)}
+    said = dict(word=word, helped=word == verdict.HELPED, hurt=word == verdict.HURT)
+    return {**said, **ends, "units": len(before_N)}
 
 
 INSTRUMENTS = Instruments(meters.open_meter, judge)
@@ -88,6 +89,8 @@ def _describe(name: str, seed: int, found: dict[str, Any]) -> str:
     if compared:
         ends = " to ".join(f"{compared[end]:+.4f}" for end in ("low", "high"))
         said = f"{compared['word']} {compared['difference']:+.4f}, 95 % interval {ends}"
+        if compared.get("step", found["best_step"]) != found["best_step"]:
+            said += f" (the last state, of step {compared['step']}, as no state helped)"
     if found["rolled_back"]:
         result = "rolled back: its result is the initial weights"
     else:

@@ -27,7 +27,8 @@ class Instruments(NamedTuple):
     """How metrics are measured and compared.
 
     open: of a stage, its model, its training examples and its mesh. judge: (numbers before,
-    numbers after; higher is better) -> the verdict as JSON values, with `word` and `hurt`.
+    numbers after; higher is better) -> the verdict as JSON values, with `word`, `helped` and
+    `hurt`.
     """
 
     open: Callable[[Stage, nn.Module, data.Examples, Mesh], Meter]
@@ -38,9 +39,10 @@ class Watch:
     """The measurements of a stage that watches a metric, and maybe others beside it.
 
     start: numbers of the initial state; [] until it is measured. history: [step, metric] of
-    each measurement of a trained state. best: step and numbers of the best one; {} before
-    the first. others: {metric: [step, value] of each measurement} of those that decide
-    nothing, the initial state at step 0; a value that is not finite is None.
+    each measurement of a trained state. best, last: step and numbers of the best one and of
+    the last; {} before the first. others: {metric: [step, value] of each measurement} of
+    those that decide nothing, the initial state at step 0; a value that is not finite is
+    None.
     """
 
     def __init__(self, section: Any, instruments: Instruments, meter: Meter):
@@ -51,6 +53,7 @@ class Watch:
         self.start: list[float] = []
         self.history: list[list[float]] = []
         self.best: dict[str, Any] = {}
+        self.last: dict[str, Any] = {}
 
     @property
     def best_step(self) -> int | None:
@@ -93,8 +96,9 @@ class Watch:
             self.start = numbers.tolist()
         else:
             self.history.append([step, value])
+            self.last = {"step": step, "numbers": numbers.tolist()}
             if self._is_better(value):
-                self.best = {"step": step, "numbers": numbers.tolist()}
+                self.best = self.last
         known = {name: one for name, one in beside.items() if one is not None}
         return {
             _column(name): one for name, one in {self.metric: value, **known}.items()
@@ -108,19 +112,27 @@ class Watch:
 
     def forget_best(self) -> None:
         """Makes the next measured state the best; for a checkpoint that is damaged."""
-        self.best, self.history = {}, []
+        self.best, self.last, self.history = {}, {}, []
         for metric, found in self.others.items():
             self.others[metric] = [one for one in found if one[0] == 0]
 
     def judge(self) -> dict[str, Any]:
-        """Returns the verdict on the best state; {} where the initial one is not known."""
+        """Returns the verdict on the stage, with `step`; {} where the start is not known.
+
+        It is about the best state. Where there is no evidence that this helped, but that
+        the last one hurt, it is about the last: what looks best among many may be noise.
+        """
         if not (self.start and self.best):
             return {}
+        best, last = self._compare(self.best), self._compare(self.last or self.best)
+        return last if last["hurt"] and not best["helped"] else best
+
+    def _compare(self, state: dict[str, Any]) -> dict[str, Any]:
         before, after = (
             self._sign * np.asarray(numbers)
-            for numbers in (self.start, self.best["numbers"])
+            for numbers in (self.start, state["numbers"])
         )
-        return self._instruments.judge(before, after)
+        return {**self._instruments.judge(before, after), "step": state["step"]}
 
     def describe(self) -> dict[str, Any]:
         """Returns what result.json says: measurements, the step that is kept, the verdict.
@@ -161,6 +173,7 @@ class Watch:
             "start": list(self.start),
             "history": [list(one) for one in self.history],
             "best": dict(self.best),
+            "last": dict(self.last),
             **({"others": self._copy_others()} if self.others else {}),
         }
 
@@ -171,7 +184,7 @@ class Watch:
         """Goes on from the measurements of a checkpoint; {}: it has none."""
         if stored:
             self.start, self.history = stored["start"], stored["history"]
-            self.best = stored["best"]
+            self.best, self.last = stored["best"], stored.get("last", {})
             known = stored.get("others", {})
             self.others = {name: known.get(name, []) for name in self.others}
 

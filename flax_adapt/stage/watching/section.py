@@ -7,15 +7,16 @@ The section `watch` of a stage:
     every_steps  steps between two measurements; 0: only after the last step
     patience     measurements without a better one after which training stops; 0: never
     min_delta    how much better a measurement must be than the best one so far
-    on_hurt      "warn" or "rollback": what happens if the best state is worse than the start
+    on_hurt      "warn" or "rollback": what happens if the stage hurt
     examples     the most examples that a measurement reads
 
 The metric is measured before the first step, every `every_steps` steps and after the last.
 The result of the stage (its export, what later stages start from) is the best of the trained
 states. Its checkpoint stays on disk until a better one is complete, and the measurements are
 a part of every checkpoint, so that a run that was stopped goes on exactly. A verdict compares
-the best state with the initial one; with on_hurt="rollback" a stage that hurt has its initial
-weights as its result.
+the best state with the initial one. A stage hurt if its best state did, or if its last one did
+and there is no evidence that the best one helped; with on_hurt="rollback" its result is then
+the initial weights.
 """
 
 from typing import Any
