@@ -3,9 +3,9 @@
 As WiSE-FT (Wortsman et al. 2022, arXiv 2109.01903), for any stage: what of the adaptation
 is kept, and what of the source is forgotten. The rule is ours. The best a is that with the
 highest mean accuracy (kNN, linear probe, and the fine-tuned head where there is one) on
-every other test example of the target, among those that lose no more than `keep` on the
-source; the smallest of equal ones. The other half of the test examples says what it is
-worth.
+every other test example of the target, by name, among those that lose no more than `keep`
+on the source; the smallest of equal ones. The other half of the test examples, the same
+ones for all draws of labels, says what it is worth.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +27,7 @@ from flax_adapt.stage.predictions import Predictions
 from flax_adapt.stage.stage import Stage
 from flax_adapt.weights.loading import PARTS
 
-RECORD, EXPORT = "interpolate.json", "interpolated"
+EXPORT = "interpolated"  # NAME.json is what was measured, NAME/ the best weights
 # Metrics of frozen features that the rule looks at, and that of a fine-tuned head.
 METRICS, HEAD = ("knn", "probe"), "head"
 
@@ -131,7 +131,7 @@ def check_shapes(
 def run(
     config: Any, workdir: Path, name: str, points: int, keep: float, export: bool
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Returns (a row for each a, the best one with its worth); writes interpolate.json.
+    """Returns (a row for each a, the best one with its worth); writes `record_of`.
 
     export: the best weights are written into the folder `interpolated/NAME`, too.
     """
@@ -148,9 +148,15 @@ def run(
     if export:
         _export(pair, found[best].a, folder)
         chosen["export"] = addresses.restore(str(folder))
-    record = workdir / RECORD
+    record = record_of(workdir, name)
+    record.parent.mkdir(parents=True, exist_ok=True)
     logs.write_json(record, {"stage": name, "rows": rows, "best": chosen})
     return rows, chosen
+
+
+def record_of(workdir: Path, name: str) -> Path:
+    """Returns the file of what was measured between the ends of a stage."""
+    return workdir / EXPORT / f"{name}.json"
 
 
 def measure_points(config: Any, pair: Pair, values: Sequence[float]) -> list[Point]:
@@ -223,31 +229,40 @@ def choose(points: Sequence[Point], keep: float) -> int:
             for source, floor in zip(point.sources, floors, strict=True)
             for metric, arm in source.items()
         )
-        score = np.mean([_accuracy(arm, 0) for arm in point.target.values()])
+        score = np.mean([*_by_half(point, 0).values()])
         if kept and score > highest + 1e-9:
             best, highest = number, float(score)
     return best
 
 
-def _accuracy(arm: Mapping[int, Predictions], half: int | None = None) -> float:
-    """Returns the mean accuracy over draws; half: of every other example by name, 0 or 1."""
+def _by_half(point: Point, half: int) -> dict[str, float]:
+    """Returns the accuracy on the target by metric, of every other example: 0 or 1."""
+    tested = [one.names for arm in point.target.values() for one in arm.values()]
+    mine = np.unique(np.concatenate(tested))[half::2]
+    return {metric: _accuracy(arm, mine) for metric, arm in point.target.items()}
+
+
+def _accuracy(arm: Mapping[int, Predictions], names: np.ndarray | None = None) -> float:
+    """Returns the mean accuracy over draws, of the examples `names`, or of all."""
     values = []
     for one in arm.values():
-        is_right = (one.labels == one.guesses)[np.argsort(one.names, kind="stable")]
-        values.append(np.mean(is_right if half is None else is_right[half::2]))
+        is_mine = True if names is None else np.isin(one.names, names)
+        values.append(np.mean(one.labels == one.guesses, where=is_mine))
     return float(np.mean(values))
 
 
 def describe_choice(points: Sequence[Point], best: int, keep: float) -> dict[str, Any]:
     """Returns the best a, the rule, and accuracies on the half that did not choose."""
+    rule = "the highest mean accuracy on every other test example"
+    if points[0].sources:
+        rule += f", with a loss of at most {keep:g} on the source"
+    else:
+        rule += "; what is forgotten is not measured, as evaluate.source is None"
     return {
         "a": points[best].a,
-        "rule": (
-            "the highest mean accuracy on every other test example, with a loss of at most "
-            f"{keep:g} on the source"
-        ),
+        "rule": rule,
         "on_the_other_half": {
-            name: {m: _accuracy(arm, 1) for m, arm in points[number].target.items()}
+            name: _by_half(points[number], 1)
             for name, number in (("start", 0), ("best", best), ("adapted", -1))
         },
     }

@@ -40,6 +40,18 @@ def test_the_best_on_the_target_wins_among_those_that_keep_the_source():
     assert (chosen["start"]["knn"], chosen["best"]["knn"]) == (0.5, 0.9)
 
 
+def test_no_example_is_in_both_halves_whatever_draws_leave_out():
+    """Right are every other example of all; one draw lacks the first of them."""
+    (one,) = arm(1.0).values()
+    is_even = one.names.astype(int) % 2 == 0
+    one = one._replace(guesses=np.where(is_even, one.labels, 1 - one.labels))
+    later = Predictions(*(column[one.names > "0000"] for column in one))
+    found = Point(0.0, {"knn": {0: one, 1: later}}, [])
+    chosen = interpolate.describe_choice([found, found], 0, 0.0)
+    assert chosen["on_the_other_half"]["best"] == {"knn": 0.0}
+    assert "evaluate.source is None" in chosen["rule"]
+
+
 def test_a_mixture_has_both_ends_exactly_and_leaves_new_parts_alone():
     rng = np.random.default_rng(0)
     one, other, head = (rng.standard_normal((3, 2), np.float32) for _ in range(3))

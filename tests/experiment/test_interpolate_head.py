@@ -55,7 +55,7 @@ def accuracy_of(workdir, params, label):
 def test_the_fine_tuned_head_is_measured_at_both_ends_and_between(ran, capsys):
     label = "finetune/seed_1"
     command(experiment(), str(ran), label, 3, 0.01, True)
-    record = json.loads((ran / interpolate.RECORD).read_text())
+    record = json.loads(interpolate.record_of(ran, label).read_text())
     rows, best = record["rows"], record["best"]
     assert [row["a"] for row in rows] == [0.0, 0.5, 1.0]
     kept = predictions.read(ran / "stages" / label)

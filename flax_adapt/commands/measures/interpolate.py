@@ -22,6 +22,6 @@ def interpolate(
     for name, values in best["on_the_other_half"].items():
         said = ", ".join(f"{metric} {value:.4f}" for metric, value in values.items())
         print(f"on the other half of the test examples: {name} {said}")
-    print(f"results: {name_path(folder / interpolation.RECORD)}")
+    print(f"results: {name_path(interpolation.record_of(folder, stage))}")
     if export:
         print(f"model:   {best['export']}")
