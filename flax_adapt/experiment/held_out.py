@@ -18,6 +18,7 @@ from flax_adapt.data import subset
 from flax_adapt.data.source import locate_source
 from flax_adapt.stage import draws
 from flax_adapt.stage.draws import change_fields, label, references_of
+from flax_adapt.stage.stage import Stage
 
 FOLDER = "held_out"  # stages/NAME/held_out/...
 _STAGE = "stage:"
@@ -53,6 +54,19 @@ def list_reruns(config: Any, section: Any) -> list[Rerun]:
         if follows or _reads_data(one.section, section.data):
             found[one.reference] = one
     return list(found.values())
+
+
+def names_of_learnt(stage: Stage, tested: Any) -> frozenset[str]:
+    """Returns the names of examples whose labels a run, or one before it, was trained on.
+
+    tested: the data section that they are looked for in. They are those of the labels that
+    the run's seed has drawn.
+    """
+    before = _ancestors(stage.experiment, stage.config)
+    runs = [draws.of_seed(stage.experiment, one.section, one.seed) for one in before]
+    learnt = [one for run in (stage.config, *runs) for one in _labelled_data(run)]
+    opened = [subset.open_chosen(one) for one in learnt if _is_same(one, tested)]
+    return frozenset(name for source in opened for name in source.names)
 
 
 def exclude_examples(

@@ -162,7 +162,10 @@ def record_of(workdir: Path, name: str) -> Path:
 def measure_points(config: Any, pair: Pair, values: Sequence[float]) -> list[Point]:
     """Returns what each a is worth on all evaluation sections."""
     models = [
-        measure.Model(f"a={a:.2f}", pair.stage.folder / "export", {}, _mixer(pair, a))
+        measure.Model(
+            *(f"a={a:.2f}", pair.stage.folder / "export", {}),
+            *(_mixer(pair, a), pair.stage),
+        )
         for a in values
     ]
     targets, sources = [], []

@@ -63,7 +63,7 @@ def evaluate(config: Any, workdir: Path) -> list[dict[str, Any]]:
     ]
     wanted = config.evaluate.stages
     models += [
-        Model(stage.label, stage.folder / "export", {})
+        Model(stage.label, stage.folder / "export", {}, stage=stage)
         for stage in finished
         if not wanted or stage.config.name in wanted
     ]
@@ -177,8 +177,11 @@ def _labelled_sets(model: MeasuredModel, sets: Sets) -> list[LabelledSets]:
     found = []
     for train_rows, test_rows in zip(sets.train.rows, sets.test.rows, strict=True):
         test = drawn.take(model.test, test_rows)
-        train, names = drawn.take(model.train, train_rows), sets.test.examples
-        found.append(LabelledSets(train, test, drawn.names_of(names, test)))
+        names = drawn.names_of(sets.test.examples, test)
+        unknown = np.array([name not in model.learnt for name in names], bool)
+        test = Features(*(column[unknown] for column in test))
+        train = drawn.take(model.train, train_rows)
+        found.append(LabelledSets(train, test, names[unknown]))
     return found
 
 

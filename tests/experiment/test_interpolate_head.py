@@ -10,9 +10,10 @@ from flax_adapt import data, defaults, weights
 from flax_adapt.base import rules
 from flax_adapt.base.errors import UserError
 from flax_adapt.commands.measures.interpolate import interpolate as command
+from flax_adapt.data import subset
 from flax_adapt.evals import outputs
-from flax_adapt.experiment import interpolate, recipe
-from flax_adapt.stage import predictions
+from flax_adapt.experiment import interpolate, measure, recipe
+from flax_adapt.stage import draws, predictions
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 LABELS = defaults.few(10, "each_seed")
@@ -75,6 +76,27 @@ def test_the_fine_tuned_head_is_measured_at_both_ends_and_between(ran, capsys):
     assert weights.class_names(best["export"]) == weights.class_names(export)
     assert model.num_classes == 10
     assert "on the other half of the test examples: best knn" in capsys.readouterr().out
+
+
+def test_a_run_is_never_tested_on_the_labels_that_it_has_learnt(ran):
+    """Not by the labels of another draw either, whose rest holds them."""
+    config = experiment()
+    runs = {one.label: one for one in recipe.stage_runs(config, ran)}
+    models = [
+        measure.Model(label, ran / "stages" / label / "export", {}, stage=runs[label])
+        for label in ("pretrain", "finetune/seed_0", "again/seed_1")
+    ]
+    found = measure.measure_models(config, config.evaluate, models, ran)
+    opened = {seed: subset.open_chosen(draws.draw_labels(config.evaluate.train, seed))
+              for seed in (0, 1)}  # fmt: skip
+    learnt = {seed: {*one.names} for seed, one in opened.items()}
+    start, first, second = (
+        {draw: {*one.names} for draw, one in answers.arms["knn"].items()}
+        for answers in found.on_target
+    )
+    assert learnt[0] & start[1]
+    assert first == {0: start[0], 1: start[1] - learnt[0]}
+    assert second == {0: start[0] - learnt[1], 1: start[1]}
 
 
 def test_a_head_that_the_start_has_is_mixed_too(ran):

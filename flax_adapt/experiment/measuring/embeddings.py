@@ -8,15 +8,18 @@ from flax_adapt import data
 from flax_adapt.base.types import Params
 from flax_adapt.evals.embed import Embedder
 from flax_adapt.evals.features import Features
+from flax_adapt.experiment import held_out
 from flax_adapt.experiment.measuring.kept import Kept
 from flax_adapt.experiment.measuring.sets import Sets
+from flax_adapt.stage.stage import Stage
 from flax_adapt.train import precision, sharding
 
 
 class MeasuredModel(NamedTuple):
     """Features of one model on `Sets`, and its encoder's parameters.
 
-    views: features of the two views of `test`; () where drift is not measured.
+    views: features of the two views of `test`; () where drift is not measured. learnt: names
+    of test examples that no accuracy is of, see `Model.list_learnt`.
     """
 
     train: Features | None
@@ -24,18 +27,32 @@ class MeasuredModel(NamedTuple):
     views: tuple[Features, ...]
     source: Features | None
     params: Params
+    learnt: frozenset[str] = frozenset()
 
 
 class Model(NamedTuple):
     """Weights to be measured: their label, their folder, and the arguments of loading them.
 
-    change: of the loaded parameters; None: they are measured as they are.
+    change: of the loaded parameters; None: they are measured as they are. stage: the run
+    that has made them; None: no run of this config.
     """
 
     label: str
     folder: Path
     fit: dict[str, Any]
     change: Callable[[Params], Params] | None = None
+    stage: Stage | None = None
+
+    def list_learnt(self, tested: Any) -> frozenset[str]:
+        """Returns the names of what labels of another draw leave to test, and it knows.
+
+        tested: a data section. Where that is what a draw of labels leaves (the part
+        "rest"), the labels of another draw are in it, and one is what the run was trained
+        on.
+        """
+        if self.stage is None or tested.subset.part != "rest":
+            return frozenset()
+        return held_out.names_of_learnt(self.stage, tested)
 
 
 def extract(
@@ -81,5 +98,6 @@ def extract(
     encoders = [one.params["encoder"] for one in embedders]
     train = None if sets.train is None else sets.train.examples
     tested = of(sets.test.examples)
-    columns = (of(train), tested, pairs, of(sets.source), encoders)
+    learnt = [one.list_learnt(section.test) for one in models]
+    columns = (of(train), tested, pairs, of(sets.source), encoders, learnt)
     return [MeasuredModel(*row) for row in zip(*columns, strict=True)]
