@@ -67,6 +67,8 @@ def count_words(found):
     """`2 helped, 1 no (-0.026 to +0.087)`: the words of verdicts, and what they cover."""
     if not found:
         return ""
+    if len(found) == 1:
+        return verdict.short(found[0])
     said = [one["word"].split()[0] for one in found]  # "no evidence either way": "no"
     counted = ", ".join(f"{said.count(word)} {word}" for word in dict.fromkeys(said))
     low, high = min(one["low"] for one in found), max(one["high"] for one in found)

@@ -111,7 +111,7 @@ def measure_models(
             models, measured, on_target, on_source, strict=True
         )
     ]
-    labels, entries = [one.label for one in models], []
+    runs, entries = [one.run for one in models], []
     known: dict[str, frozenset[str]] = {}
     for found, one, domain in (
         (on_target, section.test, verdicts.TARGET),
@@ -119,7 +119,10 @@ def measure_models(
     ):
         whole = [one for one in found if one is not None]
         if whole:
-            compared = verdicts.compare(labels, whole, one.source, domain)
+            drawn_anew = domain == verdicts.TARGET and len(sets.test.rows) > 1
+            compared = verdicts.compare(
+                runs, whole, one.source, domain, is_drawn=drawn_anew
+            )
             entries += [_add_shared(config, entry, one, known) for entry in compared]
     return Measured(rows, entries, on_target, on_source)
 

@@ -113,4 +113,12 @@ def _compare(
     if alike.train_alike(sections[against], section):
         ends = (against, name)
         found["weights"] = [alike.name_weights(sections, one) for one in ends]
+        if len(found["seeds"]) > 1:
+            found["covers"] += _describe_single(sections, found["weights"][1])
     return found
+
+
+def _describe_single(sections: Any, weights: str) -> str:
+    """Returns what to say where a stage without labels ran once, before several seeds."""
+    is_single = weights in sections and len(sections[weights].seeds) == 1
+    return f"; the weights of {weights} are of one run" if is_single else ""

@@ -12,7 +12,7 @@ from flax_adapt.base import caches, rules
 from flax_adapt.base.errors import UserError
 from flax_adapt.commands.measures.evaluate import evaluate
 from flax_adapt.data import subset
-from flax_adapt.evals import embed
+from flax_adapt.evals import embed, verdict
 from flax_adapt.experiment import interpolate, measure, recipe
 from flax_adapt.experiment.measuring import answers, drawn, kept, verdicts
 from flax_adapt.stage.predictions import Predictions
@@ -177,13 +177,60 @@ def test_the_initial_model_forgets_the_source_where_features_break():
         model = measure.MeasuredModel(None, features, (), features, {})
         sets = measure.Sets(None, drawn.DrawnExamples(opened, ()), opened)
         found.append(measure._answer_source(config, section, None, model, sets))
-    entry = verdicts.compare(["init", "adapted"], found, "the source", verdicts.SOURCE)
+    runs = [("init", 0), ("adapted", 0)]
+    entry = verdicts.compare(runs, found, "the source", verdicts.SOURCE, is_drawn=False)
     for name in ("knn", "probe"):
         assert entry[0]["metrics"][name]["word"] == "hurt"
     (joined,) = verdicts.join_finetuned(config, entry, [])
     assert "on the source the source (forgetting): kNN hurt" in verdicts.describe(
         joined
     )
+
+
+def guess(rng, share):
+    """Predictions for 300 examples, of which about this share is right."""
+    labels, names = np.zeros(300, np.int32), np.array([f"{i:03}" for i in range(300)])
+    guesses = (rng.random(300) > share).astype(np.int32)
+    return Predictions(names, labels, guesses, np.full(300, np.nan))
+
+
+def test_runs_of_a_stage_are_one_verdict_whose_pairs_have_the_labels_of_their_seeds():
+    rng = np.random.default_rng(0)
+
+    def answer(share, draws):
+        arms = {
+            name: {d: guess(rng, share) for d in draws} for name in ("knn", "shot_5")
+        }
+        return verdicts.Answers(arms, 1.0)
+
+    first, *runs = (answer(share, range(3)) for share in (0.5, 0.4, 0.7, 0.6))
+    names = [("init", 0), *(("more", seed) for seed in (0, 1, 5))]
+    how = ([first, *runs], "x", verdicts.TARGET)
+    (entry,) = verdicts.compare(names, *how, is_drawn=True)
+    draws = {0: 0, 1: 1, 5: 2}  # there is no draw 5, and the third run has the third
+    sides = (
+        {seed: first.arms["knn"][draw] for seed, draw in draws.items()},
+        {seed: run.arms["knn"][draw]
+         for run, (seed, draw) in zip(runs, draws.items(), strict=True)},
+    )  # fmt: skip
+    expected = verdict.compare(*sides, "accuracy")
+    assert entry["stage"] == "more"
+    said = {k: v for k, v in entry["metrics"]["knn"].items() if k != "covers"}
+    assert said == expected
+    assert "draws of labels and training" in entry["metrics"]["knn"]["covers"]
+    # One run has a pair for each draw; a few of the same labels are no draw of all labels.
+    for is_drawn, covers in (
+        (True, "draws of labels"),
+        (False, "from the same labels"),
+    ):
+        single = verdicts.compare(
+            names[:2], *([first, runs[0]], *how[1:]), is_drawn=is_drawn
+        )
+        found = single[0]["metrics"]["shot_5"]
+        assert (found["seeds"], found["covers"].endswith(covers)) == ([0, 1, 2], True)
+    once = answer(0.5, [0]), answer(0.6, [0])
+    alone = verdicts.compare(names[:2], once, *how[1:], is_drawn=False)[0]["metrics"]
+    assert "test examples alone" in alone["knn"]["covers"]
 
 
 def test_metrics_that_disagree_are_said_to_the_fine_tuned_one_included():
@@ -204,7 +251,8 @@ def test_metrics_that_disagree_are_said_to_the_fine_tuned_one_included():
     tuned = {**other, "weights": ["start", "more"]}
 
     def disagree(answers, rows):
-        entries = verdicts.compare(["start", "more"], answers, "x", verdicts.TARGET)
+        runs = [("start", 0), ("more", 0)]
+        entries = verdicts.compare(runs, answers, "x", verdicts.TARGET, is_drawn=False)
         (one,) = verdicts.join_finetuned(config, entries, rows)
         assert ("the metrics disagree" in verdicts.describe(one)) == one["disagree"]
         return one["disagree"]

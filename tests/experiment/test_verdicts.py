@@ -1,6 +1,7 @@
 """A run says of its stages whether they helped, from the predictions that it keeps."""
 
 import json
+import types
 
 import numpy as np
 import pytest
@@ -59,6 +60,17 @@ def test_weights_that_help_one_way_to_train_and_hurt_another_are_said_to_disagre
     assert verdicts._say_disagreements(rows) == [
         "new against old: the stages disagree: probe hurt; full helped"
     ]
+
+
+def test_weights_of_one_run_are_said_to_be_as_more_seeds_of_a_later_stage_tell_nothing():
+    sections = {
+        name: types.SimpleNamespace(seeds=seeds)
+        for name, seeds in (("further", (0,)), ("again", (0, 1)))
+    }
+    said = [
+        verdicts._describe_single(sections, name) for name in (*sections, "scratch")
+    ]
+    assert said == ["; the weights of further are of one run", "", ""]
 
 
 def test_a_stage_keeps_the_predictions_that_its_metrics_are_of(ran):

@@ -43,6 +43,14 @@ class Model(NamedTuple):
     change: Callable[[Params], Params] | None = None
     stage: Stage | None = None
 
+    @property
+    def run(self) -> tuple[str, int]:
+        """The name of the stage and the seed of its run; else the label and 0."""
+        if self.stage is None or self.label != self.stage.label:
+            return self.label, 0
+        section = self.stage.config
+        return section.name, self.stage.run_seed
+
     def list_learnt(self, tested: Any) -> frozenset[str]:
         """Returns the names of what labels of another draw leave to test, and it knows.
 

@@ -21,35 +21,89 @@ FILE = "eval_verdicts.json"
 TARGET, SOURCE = "target", "source"
 log = logging.getLogger(__name__)
 _TITLES = {"knn": "kNN", "probe": "linear probe"}
+# (whether runs are pairs, whether labels are drawn anew for each pair, whether a part of the
+# same labels is) -> what an interval covers.
 _COVERS = {
-    True: "covers test examples and draws of labels",
-    False: "covers test examples alone: the labels were the same",
+    (False, False, False): "covers test examples alone: the labels were the same",
+    (False, True, False): "covers test examples and draws of labels",
+    (False, False, True): "covers test examples and draws from the same labels",
+    (True, False, False): "covers test examples and training; the labels were the same",
+    (True, True, False): "covers test examples, draws of labels and training",
+    (
+        True,
+        False,
+        True,
+    ): "covers test examples, training and draws from the same labels",
 }
+_FEW = "shot_"  # metrics of a few of the labels
+
+# The name of a stage (or what else is measured) and the seed of its run.
+RunName = tuple[str, int]
 
 
 def compare(
-    labels: Sequence[str], answers: Sequence[Answers], data: str, domain: str
+    runs: Sequence[RunName],
+    answers: Sequence[Answers],
+    data: str,
+    domain: str,
+    *,
+    is_drawn: bool,
 ) -> list[dict[str, Any]]:
-    """Returns an entry for each model but the first, which it is compared with.
+    """Returns an entry for each name but the first, which it is compared with.
 
-    labels: of the models. data: the source of the test examples. domain: TARGET or SOURCE,
-    where a loss is forgetting. An entry has stage, against, data, domain and `metrics`,
-    {metric: the verdict of `evals.verdict.compare`}.
+    The runs of a stage are one arm: each is a pair with the initial model (or with the run
+    of the same seed) by the labels of one draw, that of its seed where there is one. A
+    single run has a pair for each draw.
+
+    runs: of the models. data: the source of the test examples. domain: TARGET or SOURCE,
+    where a loss is forgetting. is_drawn: each draw has labels of its own. An entry has
+    stage, against, data, domain and `metrics`, {metric: the verdict of
+    `evals.verdict.compare`}.
     """
-    found = []
-    for label, mine in zip(labels[1:], answers[1:], strict=True):
-        metrics = {
-            metric: _compare(answers[0].arms[metric], arm)
-            for metric, arm in mine.arms.items()
-        }
-        where = dict(stage=label, against=labels[0], data=data, domain=domain)
-        found.append({**where, "metrics": metrics})
+    arms: dict[str, dict[int, Answers]] = {}
+    for (name, seed), one in zip(runs, answers, strict=True):
+        arms.setdefault(name, {})[seed] = one
+    first, *others = arms
+    return [
+        dict(stage=name, against=first, data=data, domain=domain)
+        | {"metrics": _compare_arms(arms[first], arms[name], is_drawn)}
+        for name in others
+    ]
+
+
+def _compare_arms(
+    first: Mapping[int, Answers], second: Mapping[int, Answers], is_drawn: bool
+) -> dict[str, Any]:
+    found = {}
+    for metric in next(iter(second.values())).arms:
+        before, after = _pair(first, second, metric)
+        one = verdict.compare(before, after, "accuracy")
+        is_few = metric.startswith(_FEW) and len(one["seeds"]) > 1 and not is_drawn
+        covers = _COVERS[max(len(first), len(second)) > 1, is_drawn, is_few]
+        found[metric] = {**one, "covers": covers}
     return found
 
 
-def _compare(first: verdict.Arm, second: verdict.Arm) -> dict[str, Any]:
-    found = verdict.compare(first, second, "accuracy")
-    return {**found, "covers": _COVERS[len(found["seeds"]) > 1]}
+def _pair(
+    first: Mapping[int, Answers], second: Mapping[int, Answers], metric: str
+) -> tuple[verdict.Arm, verdict.Arm]:
+    """Returns the predictions of both sides by draw, or by seed where there are several."""
+    sides = [
+        {s: one.arms[metric] for s, one in side.items()} for side in (first, second)
+    ]
+    if max(map(len, sides)) == 1:
+        before, after = (next(iter(side.values())) for side in sides)
+        return before, after
+    # A single run is compared with every run of the other side.
+    several = [side for side in sides if len(side) > 1]
+    seeds = [seed for seed in several[0] if seed in several[-1]]
+    arms: tuple[dict[int, Any], dict[int, Any]] = ({}, {})
+    for number, seed in enumerate(seeds):
+        one, other = (side.get(seed) or next(iter(side.values())) for side in sides)
+        known = [draw for draw in one if draw in other]
+        draw = seed if seed in known else known[number % len(known)]
+        arms[0][seed], arms[1][seed] = one[draw], other[draw]
+    return arms
 
 
 def join_finetuned(
@@ -124,8 +178,7 @@ def list_lines(entries: Iterable[Mapping[str, Any]]) -> list[str]:
 def describe(entry: Mapping[str, Any]) -> str:
     """Returns the verdicts of an entry as one line, the fine-tuned ones included."""
     said = [
-        f"{_TITLES.get(name, name.replace('shot_', '') + '-shot')} {_describe(one)}"
-        for name, one in entry["metrics"].items()
+        f"{_title(name)} {_describe(one)}" for name, one in entry["metrics"].items()
     ]
     said += [
         f"fine-tuned ({one['stage']} against {one['against']}) {_describe(one)}"
@@ -137,11 +190,25 @@ def describe(entry: Mapping[str, Any]) -> str:
     some = next(iter(entry["metrics"].values()))
     text = (
         f"{entry['stage']} against {entry['against']} {where}: {'; '.join(said)} "
-        f"({some['examples']} test examples; {some['covers']})"
+        f"({some['examples']} test examples; {_describe_covers(entry['metrics'])})"
     )
     if "transductive" in entry:
         text += f"; {leaks.describe_shared(entry['transductive'])}"
     return f"{text}; the metrics disagree" if entry["disagree"] else text
+
+
+def _title(metric: str) -> str:
+    return _TITLES.get(metric, f"{metric.removeprefix(_FEW)}-shot")
+
+
+def _describe_covers(metrics: Mapping[str, Any]) -> str:
+    """Returns what the intervals cover, by metric where that differs."""
+    titles: dict[str, list[str]] = {}
+    for name, one in metrics.items():
+        titles.setdefault(one["covers"], []).append(_title(name))
+    if len(titles) == 1:
+        return next(iter(titles))
+    return "; ".join(f"{', '.join(names)}: {text}" for text, names in titles.items())
 
 
 def _describe(one: Mapping[str, Any]) -> str:
