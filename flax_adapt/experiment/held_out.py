@@ -6,7 +6,6 @@ stage, and every stage of the chain after it, is run again for the tried rates, 
 the examples that are held out. Stages without labels may see every example.
 """
 
-import re
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ from ml_collections import ConfigDict
 from flax_adapt import data, objectives
 from flax_adapt.base.errors import UserError
 from flax_adapt.data import subset
-from flax_adapt.data.source import locate_source
+from flax_adapt.data.source import locate_source, parse_splits
 from flax_adapt.stage import draws
 from flax_adapt.stage.draws import change_fields, label, references_of
 
@@ -47,7 +46,7 @@ def list_reruns(config: Any, section: Any) -> list[Rerun]:
     the source whose labels are held out, and those that follow from such a stage.
     """
     found: dict[str, Rerun] = {}
-    for one in _ancestors(config, section):
+    for one in list_ancestors(config, section):
         section_of_seed = draws.of_seed(config, one.section, one.seed)
         follows = any(name in found for name in references_of(section_of_seed))
         if follows or _reads_data(one.section, section.data):
@@ -81,7 +80,7 @@ def replays_held_out(section: Any) -> bool:
 
     Some of these are held out.
     """
-    return any(_is_same(one, section.data) for one in _labelled_data(section)[1:])
+    return any(_is_same(one, section.data) for one in labelled_data(section)[1:])
 
 
 def names_held_out(config_data: Any) -> tuple[str, ...]:
@@ -96,12 +95,12 @@ def check_sweeps(config: Any) -> None:
         if section.sweep is None:
             continue
         first = draws.of_seed(config, section, section.seeds[0])
-        for one in (section, *(one.section for one in _ancestors(config, first))):
-            for other in _labelled_data(one):
+        for one in (section, *(one.section for one in list_ancestors(config, first))):
+            for other in labelled_data(one):
                 _check_split(section, one.name, other)
 
 
-def _ancestors(config: Any, section: Any) -> list[Rerun]:
+def list_ancestors(config: Any, section: Any) -> list[Rerun]:
     """Returns the earlier stages that `section` follows from, in the order of the config."""
     wanted, found = references_of(section), []
     for stage in reversed(config.stages):
@@ -113,7 +112,7 @@ def _ancestors(config: Any, section: Any) -> list[Rerun]:
     return found[::-1]
 
 
-def _labelled_data(section: Any) -> list[Any]:
+def labelled_data(section: Any) -> list[Any]:
     """Returns the data sections whose labels a stage trains on."""
     if not sees_labels(section):
         return []
@@ -122,7 +121,7 @@ def _labelled_data(section: Any) -> list[Any]:
 
 
 def _reads_data(section: Any, swept_data: Any) -> bool:
-    return any(_is_same(one, swept_data) for one in _labelled_data(section))
+    return any(_is_same(one, swept_data) for one in labelled_data(section))
 
 
 def _is_same(one: Any, other: Any) -> bool:
@@ -147,14 +146,9 @@ def _check_split(section: Any, name: str, other: Any) -> None:
     ours = section.data
     if locate_source(ours) != locate_source(other) or ours.split == other.split:
         return
-    if _parse_splits(ours.split) & _parse_splits(other.split):
+    if parse_splits(ours.split) & parse_splits(other.split):
         raise UserError(
             f"stage {section.name}: sweep holds out labels of {ours.source} "
             f"{ours.split!r}, which stage {name} may have seen as {other.split!r}: name "
             "the same split in both, or splits that share nothing"
         )
-
-
-def _parse_splits(text: str) -> set[str]:
-    """Returns the splits that a text such as `train[:50%]+test` reads."""
-    return {re.sub(r"\[.*", "", part).strip() for part in text.split("+")}

@@ -122,6 +122,10 @@ def test_features_are_kept_for_their_weights_model_and_pooling_alone(tmp_path):
 
 def test_draws_of_labels_are_in_the_interval_and_each_is_tested_on_the_rest(measured):
     workdir, rows = measured
+    # Half of the digits, each in the test set of one draw or another.
+    assert [x["seen"][0]["by"] for x in verdicts.read(workdir)] == [["start"]] * 4
+    assert verdicts.read(workdir)[0]["seen"][0]["examples"] in range(890, 905)
+    assert verdicts.read(workdir)[0]["seen"][0]["of"] == 1797
     one = verdicts.read(workdir)[1]["metrics"]
     assert one["knn"]["seeds"] == [0, 1, 2, 3, 4]
     assert "draws of labels" in one["knn"]["covers"]
