@@ -150,3 +150,22 @@ def test_near_copies_are_counted_listed_and_not_looked_for_twice(tmp_path, monke
     )
     held = leaks.find_shared(config, "pretrain", tested)
     assert (held["examples"], held["of"]) == (len(parts["pool"]), len(parts["pool"]))
+
+
+@pytest.mark.parametrize(
+    ("few", "said"),
+    [
+        ({"per_class": 4}, "besides the 10 that are in both, in one draw"),
+        ({}, "besides the 10 that are in both"),
+    ],
+)
+def test_what_both_sets_have_is_no_near_copy_and_is_counted(tmp_path, few, said):
+    test = tiny.digits(subset={**tiny.FEW, "per_class": 1})
+    known = tiny.digits(subset={**defaults.ALL, "draw": "each_seed", **few})
+    stage = {**tiny.finetune(init_from="scratch"), "data": known, "seeds": (0, 1)}
+    stage["eval"] = {**stage["eval"], "data": test}
+    how = defaults.evaluate(known, test)
+    config = tiny.experiment(stage, evaluate={**how, "draws": 2})
+    (line,) = leaks.list_copies(config, tmp_path)
+    assert f", {said}" in line
+    assert line.endswith("both") == (not few)

@@ -220,7 +220,9 @@ def _describe(
 
 def _mention_both(other: ExampleSet, count: int) -> str:
     """Returns words about the examples that both sets have, which are no near-copies."""
-    drawn = ", in one draw of labels or another" * (other.section.subset.part == "any")
+    chosen = other.section.subset
+    is_drawn = chosen.part == "any" and (chosen.per_class > 0 or chosen.fraction < 1)
+    drawn = ", in one draw of labels or another" if is_drawn else ""
     return f", besides the {count} that are in both{drawn}" if count else ""
 
 
