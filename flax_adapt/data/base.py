@@ -62,6 +62,8 @@ class Source:
     read_labels  () -> int32 [n], -1 where there is no label, or float32 [n] where labels
                  are numbers; may be slow: use `labels`
     broken       {name: reason} of the examples that cannot be read and are left out
+    identify     () -> what `identities` returns of examples without files of their own, where
+                 sources of the same records name them differently; None: names
     """
 
     where: str
@@ -70,6 +72,7 @@ class Source:
     read: Callable[[int], tuple[Any, float]]
     read_labels: Callable[[], np.ndarray]
     broken: Mapping[str, str]
+    identify: Callable[[], Sequence[str]] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -80,11 +83,13 @@ class Source:
         return self.read_labels()
 
     def identities(self) -> Sequence[str]:
-        """Returns a name for each example: of a file its path, else its name.
+        """Returns a name for each example: of a file its path, else `identify`'s or its name.
 
         A file has the same one in other sources, too; other examples only in sources of the
         same records.
         """
+        if self.identify is not None:
+            return self.identify()
         if not len(self) or not isinstance(self.read(0)[0], pathlib.Path):
             return self.names
         paths = (self.read(row)[0] for row in range(len(self)))
@@ -93,11 +98,13 @@ class Source:
 
     def take(self, rows: np.ndarray) -> "Source":
         """Returns a source of the examples `rows` (int [m]), in this order."""
+        identify = self.identify
         return dataclasses.replace(
             self,
             names=SelectedNames(self.names, rows),
             read=lambda i: self.read(int(rows[i])),
             read_labels=lambda: self.labels[rows],
+            identify=identify and (lambda: SelectedNames(identify(), rows)),
         )
 
 
@@ -130,6 +137,7 @@ def join_sources(sources: Sequence[Source]) -> Source:
         read=read,
         read_labels=read_labels,
         broken={name: why for source in sources for name, why in source.broken.items()},
+        identify=lambda: [one for source in sources for one in source.identities()],
     )
 
 

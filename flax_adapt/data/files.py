@@ -193,6 +193,7 @@ def describe_neighbours(path: pathlib.Path, kinds: str) -> str:
     parent = next((p for p in path.absolute().parents if p.is_dir()), None)
     if parent is None:
         return "nor any folder above it"
-    names = sorted(p.name for p in parent.iterdir() if kinds == "files" or p.is_dir())
+    shown = [p.name for p in parent.iterdir() if kinds == "files" or p.is_dir()]
+    names = sorted(name for name in shown if not is_ignored(name))
     more = f" and {len(names) - 20} more" if len(names) > 20 else ""
     return f"{parent} has {names[:20]}{more}"

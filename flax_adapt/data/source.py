@@ -19,6 +19,8 @@ texts
 import contextlib
 import contextvars
 import dataclasses
+import operator
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, TypeAlias
@@ -64,6 +66,10 @@ SCHEMES: dict[str, dict[str, Open]] = {
 
 # Fields that do not change what a section opens, but what is done with its examples.
 _OF_EXAMPLES = ("classes", "subset", "augment", "views", "buckets", "layout")
+# Schemes of files whose examples are identified by where these lie.
+_NESTED = ("folder", "csv", "tsv", "jsonl", "text")
+# Schemes of tables of paths of images.
+_TABLES = frozenset(("csv", "tsv", "jsonl"))
 _kept: contextvars.ContextVar[dict[str, Source] | None] = contextvars.ContextVar(
     "kept", default=None
 )
@@ -138,18 +144,47 @@ def may_share(one: Any, other: Any) -> bool:
     """Returns whether two data sections may read the same examples, by what they name.
 
     `Source.identities` then tell which: those of one split, of a set whose splits overlap,
-    and of a folder in the other one's folder.
+    and of a folder or file in the other one's folder.
     """
     if one["modality"] != other["modality"]:
         return False
     (first, first_dir), (second, second_dir) = map(locate_source, (one, other))
-    schemes = {text.partition(":")[0] for text in (first, second)}
+    scheme = first.partition(":")[0]
     if (first, first_dir) == (second, second_dir):
-        return one["split"] == other["split"] or schemes == {"builtin"}
+        splits = one["split"], other["split"]
+        return _MAY_OVERLAP.get(scheme, operator.eq)(*splits)
+    # The schemes are the same where one place is in the other.
     nested = f"{first}/".startswith(f"{second}/") or f"{second}/".startswith(
         f"{first}/"
     )
-    return schemes == {"folder"} and nested
+    return nested and scheme in _NESTED
+
+
+def may_share_files(one: Any, other: Any) -> bool:
+    """Returns the same of sections of which a table may list any image file, too."""
+    pair = (one, other)
+    schemes = {section["source"].partition(":")[0] for section in pair}
+    is_listed = bool(schemes & _TABLES) and schemes <= {"folder", *_TABLES}
+    of_images = all(section["modality"] == "image" for section in pair)
+    return may_share(one, other) or (is_listed and of_images)
+
+
+def _read_same_split(one: str, other: str) -> bool:
+    """Returns whether two slices or sums of splits of TFDS name the same split."""
+    splits = parse_splits(one), parse_splits(other)
+    return bool(splits[0] & splits[1]) or "all" in splits[0] | splits[1]
+
+
+# Scheme -> whether two splits of a set may overlap; of other schemes only the same one does.
+_MAY_OVERLAP: dict[str, Callable[[str, str], bool]] = {
+    "builtin": lambda one, other: True,
+    "tfds": _read_same_split,
+}
+
+
+def parse_splits(text: str) -> set[str]:
+    """Returns the splits that a text such as `train[:50%]+test` reads."""
+    return {re.sub(r"\[.*", "", part).strip() for part in text.split("+")}
 
 
 def recount(source: Source, classes: tuple[str, ...]) -> Source:

@@ -1,10 +1,12 @@
 """Takes a subset of a source: k examples a class, or a fraction of each class, by a seed."""
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from flax_adapt.base import config as configs
 from flax_adapt.base import errors
 from flax_adapt.data import source as sources
 from flax_adapt.data.base import UNLABELLED, Source
@@ -17,12 +19,61 @@ WATCHED = 0.1
 DRAWS = ("each_seed", "fixed")
 
 
+# Section of `name_examples` -> identities of its chosen examples.
+Identities: TypeAlias = dict[str, frozenset[str]]
+# Parts of one draw that share no example.
+_APART = (
+    {"chosen", "rest"},
+    {"fit", "rest"},
+    {"held_out", "rest"},
+    {"fit", "held_out"},
+)
+
+
 def open_chosen(config_data: ConfigDict) -> Source:
     """Returns the chosen examples of a data section's source, undecoded; see `select`.
 
     Raises UserError for a source that cannot be read.
     """
     return select(sources.open_source(config_data), config_data.subset)
+
+
+def name_examples(config_data: ConfigDict) -> str:
+    """Returns a text that is the same for data sections with the same examples."""
+    fields = ("modality", "source", "split", "data_dir", "subset")
+    plain = configs.plain(config_data)
+    return repr({name: plain[name] for name in fields})
+
+
+def list_identities(config_data: ConfigDict, known: Identities) -> frozenset[str]:
+    """Returns `Source.identities` of the chosen examples, which `known` then has."""
+    name = name_examples(config_data)
+    if name not in known:
+        known[name] = frozenset(open_chosen(config_data).identities())
+    return known[name]
+
+
+def list_shared(
+    one: ConfigDict, other: ConfigDict, known: Identities
+) -> frozenset[str]:
+    """Returns the identities of the chosen examples that two data sections share.
+
+    Nothing is opened where they cannot share any. known: calls that share it read each
+    section once.
+    """
+    if not sources.may_share_files(one, other) or _are_parts(one, other):
+        return frozenset()
+    return list_identities(one, known) & list_identities(other, known)
+
+
+def _are_parts(one: ConfigDict, other: ConfigDict) -> bool:
+    """Returns whether two data sections are parts of one draw that share no example."""
+    parts = {one.subset.part, other.subset.part}
+    same = [
+        name_examples(ConfigDict({**x, "subset": {**x.subset, "part": ""}}))
+        for x in (one, other)
+    ]
+    return parts in _APART and same[0] == same[1]
 
 
 def select(source: Source, config_subset: ConfigDict) -> Source:

@@ -9,6 +9,7 @@ import jax
 from flax_adapt.base import logs
 from flax_adapt.base.version import __version__
 from flax_adapt.evals import verdict
+from flax_adapt.experiment.measuring import leaks
 from flax_adapt.weights.files.writing import CARD, CARD_TAG
 
 _TUNED = " or another that held-out labels chose"
@@ -55,6 +56,7 @@ def write_card(
         *_describe_data(section, row, workdir),
         f"* result: {row['metric']} {row['mean']:.4f} over {len(row['seeds'])} run(s)",
         *_describe_verdict(row),
+        *(f"* {note}" for note in leaks.list_notes(row)),
         *([f"* handed over since it is {record['why']}"] if record.get("why") else []),
         *_describe_calibration(record),
         _describe_loading(section),

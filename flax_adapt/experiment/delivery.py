@@ -10,6 +10,7 @@ from flax_adapt import data, weights
 from flax_adapt.base import logs
 from flax_adapt.evals import outputs
 from flax_adapt.experiment import card, handover
+from flax_adapt.experiment.measuring import leaks
 from flax_adapt.stage.stage import Stage
 from flax_adapt.train.preemption import Preemption
 from flax_adapt.weights.files.writing import CALIBRATION, CARD
@@ -95,6 +96,7 @@ def describe(record: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     how = f"{ways}: {record['examples']} labelled examples.\n\n" if ways else ""
     source = "".join(f"\n* {line}\n" for line in record["source"])
     forgot = f"\n## The source\n{source}" if source else ""
-    return (
-        f"# Handed over: {record['stage']}\n\n{record['why']}.\n\n{how}{said}\n{forgot}"
-    )
+    mine = next(row for row in rows if row["stage"] == record["stage"])
+    notes = "".join(f"{note}.\n\n" for note in leaks.list_notes(mine))
+    head = f"# Handed over: {record['stage']}\n\n{record['why']}.\n\n{notes}{how}"
+    return f"{head}{said}\n{forgot}"

@@ -6,7 +6,6 @@ stage, and every stage of the chain after it, is run again for the tried rates, 
 the examples that are held out. Stages without labels may see every example.
 """
 
-import re
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
@@ -15,10 +14,9 @@ from ml_collections import ConfigDict
 from flax_adapt import data, objectives
 from flax_adapt.base.errors import UserError
 from flax_adapt.data import subset
-from flax_adapt.data.source import locate_source
+from flax_adapt.data.source import locate_source, parse_splits
 from flax_adapt.stage import draws
 from flax_adapt.stage.draws import change_fields, label, references_of
-from flax_adapt.stage.stage import Stage
 
 FOLDER = "held_out"  # stages/NAME/held_out/...
 _STAGE = "stage:"
@@ -48,7 +46,7 @@ def list_reruns(config: Any, section: Any) -> list[Rerun]:
     the source whose labels are held out, and those that follow from such a stage.
     """
     found: dict[str, Rerun] = {}
-    for one in _ancestors(config, section):
+    for one in list_ancestors(config, section):
         section_of_seed = draws.of_seed(config, one.section, one.seed)
         follows = any(name in found for name in references_of(section_of_seed))
         if follows or _reads_data(one.section, section.data):
@@ -56,17 +54,34 @@ def list_reruns(config: Any, section: Any) -> list[Rerun]:
     return list(found.values())
 
 
-def names_of_learnt(stage: Stage, tested: Any) -> frozenset[str]:
-    """Returns the names of examples whose labels a run, or one before it, was trained on.
+def list_learnt(config: Any, stage: str, seed: int) -> list[tuple[str, Any]]:
+    """Returns (stage, data section) of the labels that a run, or one before it, learnt.
 
-    tested: the data section that they are looked for in. They are those of the labels that
-    the run's seed has drawn.
+    stage, seed: those of the run, which is the first; [] for another name.
     """
-    before = _ancestors(stage.experiment, stage.config)
-    runs = [draws.of_seed(stage.experiment, one.section, one.seed) for one in before]
-    learnt = [one for run in (stage.config, *runs) for one in _labelled_data(run)]
-    opened = [subset.open_chosen(one) for one in learnt if _is_same(one, tested)]
-    return frozenset(name for source in opened for name in source.names)
+    section = next((one for one in config.stages if one.name == stage), None)
+    if section is None:
+        return []
+    own = draws.of_seed(config, section, seed)
+    earlier = [
+        draws.of_seed(config, one.section, one.seed)
+        for one in list_ancestors(config, own)
+    ]
+    return [
+        (one.name, data)
+        for one in (own, *reversed(earlier))
+        for data in labelled_data(one)
+    ]
+
+
+def is_left_out(learnt: Any, tested: Any) -> bool:
+    """Returns whether a test section is read without the examples of a learnt section.
+
+    It is what a draw of labels leaves; labels of another draw, which a run has learnt, are
+    then no test of it.
+    """
+    few = learnt.subset.per_class > 0 or learnt.subset.fraction < 1
+    return few and tested.subset.part == "rest" and is_same(learnt, tested)
 
 
 def exclude_examples(
@@ -80,7 +95,7 @@ def exclude_examples(
         return change_fields(section)
 
     def less(one: Any) -> Any:
-        if not _is_same(one, swept_data):
+        if not is_same(one, swept_data):
             return one
         part = dict(part="without", base=one.subset, names=tuple(names))
         return change_fields(one, subset=change_fields(one.subset, **part))
@@ -95,7 +110,7 @@ def replays_held_out(section: Any) -> bool:
 
     Some of these are held out.
     """
-    return any(_is_same(one, section.data) for one in _labelled_data(section)[1:])
+    return any(is_same(one, section.data) for one in labelled_data(section)[1:])
 
 
 def names_held_out(config_data: Any) -> tuple[str, ...]:
@@ -110,12 +125,12 @@ def check_sweeps(config: Any) -> None:
         if section.sweep is None:
             continue
         first = draws.of_seed(config, section, section.seeds[0])
-        for one in (section, *(one.section for one in _ancestors(config, first))):
-            for other in _labelled_data(one):
+        for one in (section, *(one.section for one in list_ancestors(config, first))):
+            for other in labelled_data(one):
                 _check_split(section, one.name, other)
 
 
-def _ancestors(config: Any, section: Any) -> list[Rerun]:
+def list_ancestors(config: Any, section: Any) -> list[Rerun]:
     """Returns the earlier stages that `section` follows from, in the order of the config."""
     wanted, found = references_of(section), []
     for stage in reversed(config.stages):
@@ -127,7 +142,7 @@ def _ancestors(config: Any, section: Any) -> list[Rerun]:
     return found[::-1]
 
 
-def _labelled_data(section: Any) -> list[Any]:
+def labelled_data(section: Any) -> list[Any]:
     """Returns the data sections whose labels a stage trains on."""
     if not sees_labels(section):
         return []
@@ -136,10 +151,10 @@ def _labelled_data(section: Any) -> list[Any]:
 
 
 def _reads_data(section: Any, swept_data: Any) -> bool:
-    return any(_is_same(one, swept_data) for one in _labelled_data(section))
+    return any(is_same(one, swept_data) for one in labelled_data(section))
 
 
-def _is_same(one: Any, other: Any) -> bool:
+def is_same(one: Any, other: Any) -> bool:
     """Returns whether two data sections read the same examples, before their subsets."""
     return locate_source(one) == locate_source(other) and one.split == other.split
 
@@ -161,14 +176,9 @@ def _check_split(section: Any, name: str, other: Any) -> None:
     ours = section.data
     if locate_source(ours) != locate_source(other) or ours.split == other.split:
         return
-    if _parse_splits(ours.split) & _parse_splits(other.split):
+    if parse_splits(ours.split) & parse_splits(other.split):
         raise UserError(
             f"stage {section.name}: sweep holds out labels of {ours.source} "
             f"{ours.split!r}, which stage {name} may have seen as {other.split!r}: name "
             "the same split in both, or splits that share nothing"
         )
-
-
-def _parse_splits(text: str) -> set[str]:
-    """Returns the splits that a text such as `train[:50%]+test` reads."""
-    return {re.sub(r"\[.*", "", part).strip() for part in text.split("+")}

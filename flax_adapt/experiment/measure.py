@@ -10,6 +10,7 @@ from flax_adapt import weights
 from flax_adapt.base import logs
 from flax_adapt.base.errors import UserError
 from flax_adapt.base.hub import weights_path
+from flax_adapt.data import subset
 from flax_adapt.evals import drift
 from flax_adapt.evals.features import Features
 from flax_adapt.experiment import recipe
@@ -19,6 +20,7 @@ from flax_adapt.experiment.measuring import (
     kept,
     leaks,
     masked,
+    seen,
     verdicts,
 )
 from flax_adapt.experiment.measuring.answers import Answers, LabelledSets
@@ -29,12 +31,16 @@ from flax_adapt.stage.stage import known_options_of_init
 
 
 class Measured(NamedTuple):
-    """Rows of measures of several models, verdicts against the first, and their answers."""
+    """Rows of measures of several models, verdicts against the first, and their answers.
+
+    notes: lines on test examples that kNN and probes were fitted to.
+    """
 
     rows: list[dict[str, float]]
     entries: list[dict[str, Any]]
     on_target: list[Answers | None]
     on_source: list[Answers | None]
+    notes: tuple[str, ...] = ()
 
 
 def evaluate(config: Any, workdir: Path) -> list[dict[str, Any]]:
@@ -89,6 +95,9 @@ def measure_models(
     Drift is measured from the first model. workdir: keeps features, see `kept`.
     """
     sets, measured = open_sets(config, section), []
+    known: subset.Identities = {}
+    is_probed = sets.train is not None
+    probed = seen.find_in_probes(section, known) if is_probed else None
     pooling = _pooling(section, models[0])
     for start in range(0, len(models), section.models_at_once):
         together = models[start : start + section.models_at_once]
@@ -112,7 +121,6 @@ def measure_models(
         )
     ]
     runs, entries = [one.run for one in models], []
-    known: dict[str, frozenset[str]] = {}
     for found, one, domain in (
         (on_target, section.test, verdicts.TARGET),
         (on_source, section.source, verdicts.SOURCE),
@@ -123,8 +131,11 @@ def measure_models(
             compared = verdicts.compare(
                 runs, whole, one.source, domain, is_drawn=drawn_anew
             )
-            entries += [_add_shared(config, entry, one, known) for entry in compared]
-    return Measured(rows, entries, on_target, on_source)
+            entries += [
+                _add_shared(config, entry, section, probed, known) for entry in compared
+            ]
+    notes = (seen.describe(probed),) if probed else ()
+    return Measured(rows, entries, on_target, on_source, notes)
 
 
 def ways_of_init(config: Any) -> list[tuple[str, dict[str, Any]]]:
@@ -157,13 +168,21 @@ def _pooling(section: Any, first: Model) -> str:
 
 
 def _add_shared(
-    config: Any, entry: dict[str, Any], test: Any, known: dict[str, frozenset[str]]
+    config: Any,
+    entry: dict[str, Any],
+    section: Any,
+    probed: dict[str, Any] | None,
+    known: subset.Identities,
 ) -> dict[str, Any]:
+    """Returns an entry with what training, and then kNN and probes, have seen of the test."""
     if entry["domain"] != verdicts.TARGET:
         return entry
     stage = entry["stage"].partition("/")[0]
-    held = leaks.find_shared(config, stage, test, known)
-    return {**entry, "transductive": held} if held else entry
+    held = leaks.find_shared(config, stage, section.test, known)
+    more: dict[str, Any] = {"transductive": held} if held else {}
+    trained = seen.find_in_model(config, entry["stage"], section, known)
+    both = [one for one in (trained, probed) if one is not None]
+    return {**entry, **more, **({"seen": both} if both else {})}
 
 
 def _answer(
@@ -182,9 +201,10 @@ def _labelled_sets(model: MeasuredModel, sets: Sets) -> list[LabelledSets]:
         test = drawn.take(model.test, test_rows)
         names = drawn.names_of(sets.test.examples, test)
         unknown = np.array([name not in model.learnt for name in names], bool)
-        test = Features(*(column[unknown] for column in test))
-        train = drawn.take(model.train, train_rows)
-        found.append(LabelledSets(train, test, names[unknown]))
+        if unknown.any():
+            test = Features(*(column[unknown] for column in test))
+            names = names[unknown]
+        found.append(LabelledSets(drawn.take(model.train, train_rows), test, names))
     return found
 
 

@@ -18,7 +18,7 @@ from flax_adapt.base.remote import addresses, workdirs
 from flax_adapt.data import base
 from flax_adapt.evals import verdict
 from flax_adapt.experiment import card, held_out, lock, provenance, sweep, verdicts
-from flax_adapt.experiment.measuring import alike, leaks, watched
+from flax_adapt.experiment.measuring import alike, leaks, seen, watched
 from flax_adapt.experiment.measuring import verdicts as feature_verdicts
 from flax_adapt.plan import fitting
 from flax_adapt.stage import check, draws, loop
@@ -46,7 +46,7 @@ def run(config: Any, workdir: Path, *, force: bool) -> list[dict[str, Any]]:
     check.experiment(config)
     held_out.check_sweeps(config)
     _check_sources(config, workdir)
-    results = []
+    with_labels, results = seen.find_by_stage(config), []
     with only_run(workdir), Preemption() as preemption:
         _claim(config, workdir, force)
         provenance.note_start(workdir)
@@ -57,7 +57,7 @@ def run(config: Any, workdir: Path, *, force: bool) -> list[dict[str, Any]]:
                 stage = Stage(config, tuned, seed, workdir)
                 results.append(watched.train(stage, preemption))
                 _write(workdir, rows := summarize(config, results, workdir))
-        rows = leaks.add_shared(config, rows)
+        rows = leaks.add_shared(config, rows, with_labels)
         rows = verdicts.add(config, rows, results, workdir)
         _write(workdir, rows := feature_verdicts.add_features(rows, workdir))
         card.write_cards(config, rows, workdir)
@@ -280,8 +280,10 @@ def table(rows: list[dict[str, Any]]) -> str:
             row["verdict"] = verdict.short(row["verdict"])
         if "transductive" in row:
             row["pool"] = "transductive"
+        if "seen" in row:
+            row["seen"] = seen.shorten(row["seen"])
         if "watch" in row:
             row["kept"] = watched.shorten(row["watch"])
-    names = ("pool", "kept", "against", "verdict")
+    names = ("pool", "seen", "kept", "against", "verdict")
     more = [name for name in names if any(name in row for row in shown)]
     return logs.format_table(shown, (*COLUMNS, *more))

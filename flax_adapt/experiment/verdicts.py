@@ -55,15 +55,19 @@ def add(
 
 
 def text(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Returns a line for each stage's verdict; what stages have watched comes first."""
+    """Returns a line for each stage's verdict; what stages have watched comes first.
+
+    A stage without a verdict has a line where training has seen its test examples.
+    """
     lines = [line for row in rows for line in watched.describe(row)]
     for row in rows:
-        if "verdict" not in row:
-            continue
-        said = verdict.sentence(row["stage"], row["verdict"]["against"], row["verdict"])
-        if "transductive" in row:
-            said += f"; {leaks.describe_shared(row['transductive'])}"
-        lines.append(said)
+        notes = leaks.list_notes(row)
+        if "verdict" in row:
+            judged = row["verdict"]
+            said = verdict.sentence(row["stage"], judged["against"], judged)
+            lines.append("; ".join([said, *notes]))
+        elif "seen" in row:
+            lines.append(f"{row['stage']}: {'; '.join(notes)}")
     return [*lines, *_say_disagreements(rows)]
 
 

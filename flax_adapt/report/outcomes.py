@@ -83,10 +83,8 @@ def _card(run: Run, row: dict[str, Any], reach: float) -> dict[str, Any]:
 
 
 def notes(run: Run, stage: str) -> list[str]:
-    """Returns what limits the verdict on a stage: a pool that holds test examples."""
-    row = next(row for row in run.rows if row["stage"] == stage)
-    shared = row.get("transductive")
-    return [leaks.describe_shared(shared)] if shared else []
+    """Returns what limits the verdict on a stage: test examples that training has seen."""
+    return leaks.list_notes(next(row for row in run.rows if row["stage"] == stage))
 
 
 def describe_interval(found: dict[str, Any]) -> str:

@@ -45,6 +45,7 @@ def files(tmp_path_factory):
     shutil.copytree(root / "mae", root / "broken")
     (root / "broken/model.safetensors").write_bytes(b"no tensors")
     (root / "tiny.py").write_text(CONFIG)
+    (root / "__pycache__").mkdir()  # as where the config was imported: it is no data
     (root / "file").write_text("in the way")
     return root
 

@@ -84,6 +84,16 @@ def test_two_checkpoints_are_compared_by_labels_that_are_drawn(main, files):
     assert "covers test examples and draws of labels" in verdict
 
 
+def test_a_test_set_that_the_probes_were_fitted_to_is_said(main, files, tmp_path):
+    line = f"eval --init={files}/mae --data=folder:{files}/images --test_split=train"
+    code, out, error = main(*line.split(), f"--out={tmp_path}/x.json")
+    assert code == 0, error
+    (said,) = (text for text in out.splitlines() if "of kNN and probes" in text)
+    count, *_ = said.split()
+    assert said.startswith(f"{count} of the {count} test examples are training")
+    assert json.loads((tmp_path / "x.json").read_text())["notes"] == [said]
+
+
 def test_without_labels_there_is_rankme_alone(main, files):
     line = f"eval --init={files}/mae --data=folder:{files}/plain --test_split=train"
     code, out, error = main(*line.split())

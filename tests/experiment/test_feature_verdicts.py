@@ -123,6 +123,7 @@ def test_features_are_kept_for_their_weights_model_and_pooling_alone(tmp_path):
 
 def test_draws_of_labels_are_in_the_interval_and_each_is_tested_on_the_rest(measured):
     workdir, rows = measured
+    assert not any("seen" in one for one in verdicts.read(workdir))
     one = verdicts.read(workdir)[1]["metrics"]
     assert one["knn"]["seeds"] == [0, 1, 2, 3, 4]
     assert "draws of labels" in one["knn"]["covers"]

@@ -9,6 +9,7 @@ from support import tiny
 
 from flax_adapt import defaults
 from flax_adapt.base import config as configs
+from flax_adapt.base import logs
 from flax_adapt.base.errors import UserError
 from flax_adapt.data import duplicates, source, subset
 from flax_adapt.experiment import recipe, verdicts
@@ -51,14 +52,14 @@ def test_transductive_is_said_beside_the_gain_and_in_the_verdict():
     judged = dict(against="x", word="helped", metric="accuracy", difference=0.1)
     judged |= dict(low=0.05, high=0.2, seeds=[0], examples=9, covers="all", also=[])
     rows = [{**row, "verdict": {**judged, "disagree": False}}]
-    (said,) = leaks.add_shared(experiment(tiny.digits()), rows)
+    (said,) = leaks.add_shared(experiment(tiny.digits()), rows, {})
     assert said["transductive"]["examples"] == 1757
     head, _, cells = recipe.table([said]).splitlines()
     assert head.split()[-2:] == ["pool", "verdict"]
     assert " transductive  helped" in cells
     text = "transductive: the pool of pretrain holds 1757 of the 1757 test examples"
     assert text in verdicts.text([said])[0]
-    (plain,) = leaks.add_shared(experiment(tiny.digits(subset=tiny.FEW)), rows)
+    (plain,) = leaks.add_shared(experiment(tiny.digits(subset=tiny.FEW)), rows, {})
     assert plain == rows[0]
 
 
@@ -130,6 +131,11 @@ def test_near_copies_are_counted_listed_and_not_looked_for_twice(tmp_path, monke
     with monkeypatch.context() as patch:
         patch.setattr(duplicates, "describe", None)
         assert leaks.list_copies(config, tmp_path) == lines
+    # What an earlier version has written did not count what both sets have.
+    record = logs.read_json(tmp_path / leaks.RECORD)
+    old = {"sets": record["sets"], "lines": ["near-copies: none"]}
+    logs.write_json(tmp_path / leaks.RECORD, old)
+    assert leaks.list_copies(config, tmp_path) == lines
     # Other files in the folder: they are looked for again.
     (tmp_path / "images/pool/a/00.jpg").unlink()
     assert leaks.list_copies(config, tmp_path)[0].startswith("near-copies: 3 of 10")
@@ -144,3 +150,22 @@ def test_near_copies_are_counted_listed_and_not_looked_for_twice(tmp_path, monke
     )
     held = leaks.find_shared(config, "pretrain", tested)
     assert (held["examples"], held["of"]) == (len(parts["pool"]), len(parts["pool"]))
+
+
+@pytest.mark.parametrize(
+    ("few", "said"),
+    [
+        ({"per_class": 4}, "besides the 10 that are in both, in one draw"),
+        ({}, "besides the 10 that are in both"),
+    ],
+)
+def test_what_both_sets_have_is_no_near_copy_and_is_counted(tmp_path, few, said):
+    test = tiny.digits(subset={**tiny.FEW, "per_class": 1})
+    known = tiny.digits(subset={**defaults.ALL, "draw": "each_seed", **few})
+    stage = {**tiny.finetune(init_from="scratch"), "data": known, "seeds": (0, 1)}
+    stage["eval"] = {**stage["eval"], "data": test}
+    how = defaults.evaluate(known, test)
+    config = tiny.experiment(stage, evaluate={**how, "draws": 2})
+    (line,) = leaks.list_copies(config, tmp_path)
+    assert f", {said}" in line
+    assert line.endswith("both") == (not few)

@@ -185,7 +185,11 @@ MISTAKES = {
     ),
     "the test set is the training set": (
         ADAPT + "--labelled={cats} --test={cats}",
-        "are the examples of --labelled=.*or leave test out",
+        "are examples of --labelled=.*or leave test out",
+    ),
+    "the test set is the training set by another path": (
+        ADAPT + "--labelled={images}@train --test={images}/train",
+        "are examples of --labelled=.*, which are trained on: give others",
     ),
     "the test set has other classes": (
         ADAPT + "--labelled={images} --test={cats}",

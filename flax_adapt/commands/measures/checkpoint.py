@@ -65,17 +65,22 @@ def checkpoint(
         if against:
             other = checkpoints.Weights(against, weights_path(against), {})
             measured.insert(0, other)
-        rows, entries = checkpoints.measure(measured, evaluation, precision)
+        found = checkpoints.measure(measured, evaluation, precision)
     if jax.process_index() == 0:
-        _write(rows, entries, target)
+        _write(*found, target)
 
 
 def _write(
-    rows: list[dict[str, Any]], entries: list[dict[str, Any]], target: Path | None
+    rows: list[dict[str, Any]],
+    entries: list[dict[str, Any]],
+    notes: tuple[str, ...],
+    target: Path | None,
 ) -> None:
     print(logs.format_table(rows, tuple(rows[-1])))
-    for line in verdicts.list_lines(entries):
+    # A verdict has the notes in its own line.
+    for line in verdicts.list_lines(entries) or notes:
         print(line)
     if target is not None:
-        logs.write_json(target, {"rows": rows, "verdicts": entries})
+        found = {"rows": rows, "verdicts": entries, "notes": [*notes]}
+        logs.write_json(target, found)
         print(f"results: {target}")

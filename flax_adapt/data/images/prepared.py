@@ -57,6 +57,7 @@ def open_tfds_images(name: str, config_data: ConfigDict) -> Source:
         read=read,
         read_labels=read_labels,
         broken={},
+        identify=lambda: opened.identify(config_data.split),
     )
 
 

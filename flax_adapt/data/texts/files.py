@@ -9,6 +9,8 @@ text:PATH  documents without labels; PATH is a file with one a line, which is th
 Broken rows are named FILE:LINE.
 """
 
+import dataclasses
+import os
 import pathlib
 from collections.abc import Iterator
 
@@ -37,7 +39,8 @@ def open_table(scheme: str, path: str, config_data: ConfigDict) -> Source:
         rows_of_others = ((fields for _, fields in read(other)) for other in others)
         values = (records.read_values(found, config_data) for found in rows_of_others)
         classes = records.order_class_names([gathered.values, *values])
-    return records.make_source(where, names, gathered, config_data, classes)
+    found = records.make_source(where, names, gathered, config_data, classes)
+    return _identify(found, file.parent)
 
 
 def open_arrow(scheme: str, path: str, config_data: ConfigDict) -> Source:
@@ -88,10 +91,25 @@ def open_text(path: str, config_data: ConfigDict) -> Source:
         gathered = records.gather_rows(
             _read_documents(root, folder), config_data, where, str
         )
-        return records.make_source(where, gathered.keys, gathered, config_data, ())
+        found = records.make_source(where, gathered.keys, gathered, config_data, ())
+        return _identify(found, root)
     _check_one_split("text", path, root, config_data.split)
     gathered, names = _gather_lines(rows.read_text(root), config_data, where, root)
-    return records.make_source(where, names, gathered, config_data, ())
+    found = records.make_source(where, names, gathered, config_data, ())
+    return _identify(found, root.parent)
+
+
+def _identify(source: Source, folder: pathlib.Path) -> Source:
+    """Returns the source with names below `folder` that have its real path before them.
+
+    So a file of a folder of splits has the rows of the split.
+    """
+
+    def identify() -> list[str]:
+        real = os.path.realpath(folder)
+        return [f"{real}/{name}" for name in source.names]
+
+    return dataclasses.replace(source, identify=identify)
 
 
 def split_files(scheme: str, path: str, split: str) -> dict[str, pathlib.Path]:

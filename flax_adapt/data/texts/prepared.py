@@ -1,5 +1,6 @@
 """Sources of texts from prepared TensorFlow datasets."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,7 +34,14 @@ def open_tfds_texts(name: str, config_data: ConfigDict) -> Source:
     gathered = records.gather_rows(rows, config_data, opened.where, str)
     names = gathered.keys if gathered.broken else NumberedNames(prefix, opened.count)
     classes = _find_classes(opened, gathered, config_data)
-    return records.make_source(opened.where, names, gathered, config_data, classes)
+    found = records.make_source(opened.where, names, gathered, config_data, classes)
+    every = NumberedNames(prefix, opened.count)
+
+    def identify() -> list[str]:
+        pairs = zip(every, opened.identify(config_data.split), strict=True)
+        return [name for known, name in pairs if known not in gathered.broken]
+
+    return dataclasses.replace(found, identify=identify)
 
 
 def _list_fields(config_data: ConfigDict) -> list[str]:

@@ -171,20 +171,22 @@ def _check_no_numbers(args: Any, source: Any) -> None:
 
 def _check_test(args: Any, labelled: dict[str, Any], test: dict[str, Any]) -> None:
     """Raises UserError for a test set that was trained on, and for one of other classes."""
-    ours, theirs = ((s["source"], s["split"]) for s in (labelled, test))
-    if ours == theirs:
+    known: subset.Identities = {}
+    ours, theirs = (ConfigDict(section) for section in (labelled, test))
+    shared = subset.list_shared(ours, theirs, known)
+    if shared and shared == subset.list_identities(theirs, known):
         raise UserError(
-            f"test={args.test} are the examples of labelled={args.labelled}: give others, "
-            "or leave test out, which holds a fifth of the labels out"
+            f"test={args.test} are examples of labelled={args.labelled}, which are trained "
+            "on: give others, or leave test out, which holds a fifth of the labels out"
         )
-    known, tested = (
+    classes, tested = (
         sources.open_source(ConfigDict(s)).class_names for s in (labelled, test)
     )
-    more = [name for name in tested if name not in known]
+    more = [name for name in tested if name not in classes]
     if more or not tested:
         raise UserError(
             f"test={args.test} has {f'the classes {more}' if more else 'no classes'}, and "
-            f"labelled={args.labelled} has {list(known)}: their names must be the same"
+            f"labelled={args.labelled} has {list(classes)}: their names must be the same"
         )
 
 

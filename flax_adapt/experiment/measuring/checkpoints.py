@@ -57,8 +57,8 @@ def make_evaluation(
 
 def measure(
     measured: Sequence[Weights], evaluation: ConfigDict, precision: str
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Returns (a row for each of the weights, verdicts against the first of them).
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], tuple[str, ...]]:
+    """Returns (a row for each of the weights, verdicts against the first, `Measured.notes`).
 
     Without labels a row has RankMe alone. Raises UserError where the weights read other
     inputs.
@@ -71,7 +71,7 @@ def measure(
         {"weights": one.name, **row}
         for one, row in zip(measured, found.rows, strict=True)
     ]
-    return rows, verdicts.join_finetuned(config, found.entries, ())
+    return rows, verdicts.join_finetuned(config, found.entries, ()), found.notes
 
 
 # Fields of a model config that say what it reads.

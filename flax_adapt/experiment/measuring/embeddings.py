@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from flax_adapt import data
 from flax_adapt.base.types import Params
+from flax_adapt.data import subset
 from flax_adapt.evals.embed import Embedder
 from flax_adapt.evals.features import Features
 from flax_adapt.experiment import held_out
@@ -52,15 +53,17 @@ class Model(NamedTuple):
         return section.name, self.stage.run_seed
 
     def list_learnt(self, tested: Any) -> frozenset[str]:
-        """Returns the names of what labels of another draw leave to test, and it knows.
-
-        tested: a data section. Where that is what a draw of labels leaves (the part
-        "rest"), the labels of another draw are in it, and one is what the run was trained
-        on.
-        """
-        if self.stage is None or tested.subset.part != "rest":
+        """Returns the names of examples of a test section that say nothing of this model."""
+        if self.stage is None:
             return frozenset()
-        return held_out.names_of_learnt(self.stage, tested)
+        one = self.stage
+        learnt = held_out.list_learnt(one.experiment, one.config.name, one.run_seed)
+        opened = [
+            subset.open_chosen(section)
+            for _, section in learnt
+            if held_out.is_left_out(section, tested)
+        ]
+        return frozenset(name for source in opened for name in source.names)
 
 
 def extract(

@@ -1,5 +1,7 @@
 """Test examples that training has seen: in a pool without labels, or as near-copies.
 
+With labels: `measuring.seen`.
+
 A pool is what a stage without labels is trained on. Where it holds test examples, the
 gain is transductive: it says what is gained on examples that are known, without labels, when
 the model is adapted. `pool=without_test` takes them out of the pools. Near-copies are those
@@ -8,18 +10,18 @@ of `data.duplicates`.
 
 import csv
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flax_adapt.base import config as configs
 from flax_adapt.base import logs
 from flax_adapt.data import duplicates, fingerprint, subset
-from flax_adapt.data.source import may_share
 from flax_adapt.experiment import held_out
+from flax_adapt.experiment.measuring import seen
 from flax_adapt.stage import draws
 
 FILE, RECORD = "near_copies.csv", "near_copies.json"
+_VERSION = 2  # of RECORD: its lines count what two sets share, too
 _SHOWN = 3
 _FEW = 5_000  # examples that are compared without being asked (ours)
 log = logging.getLogger(__name__)
@@ -42,7 +44,7 @@ class ExampleSet(NamedTuple):
 
 
 def find_shared(
-    config: Any, stage: str, test: Any, known: dict[str, frozenset[str]] | None = None
+    config: Any, stage: str, test: Any, known: subset.Identities | None = None
 ) -> dict[str, Any] | None:
     """Returns which pools of a stage hold examples of a test section; None: no pool does.
 
@@ -60,21 +62,12 @@ def find_shared(
         section = sections[one]
         if held_out.sees_labels(section):
             continue
-        if may_share(section.data, tested):
-            names = [_identities(x, known) for x in (section.data, tested)]
-            counts[one] = (len(names[0] & names[1]), len(names[1]))
-    held = {one: count for one, count in counts.items() if count[0]}
-    if not held:
+        if shared := subset.list_shared(section.data, tested, known):
+            counts[one] = len(shared)
+    if not counts:
         return None
-    shared, whole = next(iter(held.values()))
-    return {"pools": [*held], "examples": shared, "of": whole}
-
-
-def _identities(section: Any, known: dict[str, frozenset[str]]) -> frozenset[str]:
-    identity = _identity(section)
-    if identity not in known:
-        known[identity] = frozenset(subset.open_chosen(section).identities())
-    return known[identity]
+    whole = len(subset.list_identities(tested, known))
+    return {"pools": [*counts], "examples": next(iter(counts.values())), "of": whole}
 
 
 def describe_shared(shared: dict[str, Any]) -> str:
@@ -86,15 +79,33 @@ def describe_shared(shared: dict[str, Any]) -> str:
     )
 
 
-def add_shared(config: Any, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns the rows of results.json, those with a gain with `transductive` where it is."""
+def list_notes(row: Mapping[str, Any]) -> list[str]:
+    """Returns what training has seen of the test set, in words; row: see `add_shared`."""
+    shared = row.get("transductive")
+    notes = [describe_shared(shared)] if shared else []
+    return [*notes, *map(seen.describe, row.get("seen", ()))]
+
+
+def add_shared(
+    config: Any,
+    rows: Sequence[dict[str, Any]],
+    with_labels: Mapping[str, dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """Returns the rows of results.json, those with a gain with what training has seen.
+
+    That is `transductive`, and `seen`, the result of `seen.find_by_stage`, in a list; rows
+    of stages that have seen nothing have neither. with_labels: of `seen.find_by_stage`.
+    """
     sections, found = {one.name: one for one in config.stages}, []
-    known: dict[str, frozenset[str]] = {}
+    known: subset.Identities = {}
     for row in rows:
         section, shared = sections.get(row["stage"]), None
         if "gain" in row and section is not None and section.eval is not None:
             shared = find_shared(config, row["stage"], section.eval.data, known)
-        found.append({**row, "transductive": shared} if shared else row)
+        more: dict[str, Any] = {"transductive": shared} if shared else {}
+        if "gain" in row and row["stage"] in with_labels:
+            more["seen"] = [with_labels[row["stage"]]]
+        found.append({**row, **more})
     return found
 
 
@@ -125,14 +136,8 @@ def list_sets(config: Any) -> list[ExampleSet]:
     known: dict[str, ExampleSet] = {}
     for one in found:
         drawn = one._replace(section=draws.draw_labels(one.section, 0))
-        known.setdefault(f"{drawn.role} {_identity(drawn.section)}", drawn)
+        known.setdefault(f"{drawn.role} {subset.name_examples(drawn.section)}", drawn)
     return list(known.values())
-
-
-def _identity(section: Any) -> str:
-    fields = ("modality", "source", "split", "data_dir", "subset")
-    plain = configs.plain(section)
-    return repr({name: plain[name] for name in fields})
 
 
 def list_copies(config: Any, workdir: Path) -> list[str]:
@@ -143,19 +148,21 @@ def list_copies(config: Any, workdir: Path) -> list[str]:
     """
     sets = list_sets(config)
     identity = [
-        f"{one.role} {_identity(one.section)} {_fingerprint(one.section)}"
+        f"{one.role} {subset.name_examples(one.section)} {_fingerprint(one.section)}"
         for one in sets
     ]
     record, path = workdir / RECORD, workdir / FILE
     known = logs.read_json(record) if record.exists() and path.exists() else {}
-    if isinstance(known, dict) and known.get("sets") == identity:
+    is_ours = isinstance(known, dict) and known.get("version") == _VERSION
+    if is_ours and known["sets"] == identity:
         lines: list[str] = known["lines"]
         return lines
     lines, rows = _compare(sets)
     with logs.replace_file(path) as file:
         text = [("set", "name", "other_set", "other_name", "similarity"), *rows]
         file.write(_to_csv(text))
-    logs.write_json(record, {"sets": identity, "lines": lines})
+    found = {"version": _VERSION, "sets": identity, "lines": lines}
+    logs.write_json(record, found)
     return lines
 
 
@@ -182,6 +189,7 @@ def _compare(sets: Sequence[ExampleSet]) -> tuple[list[str], list[tuple]]:
         duplicates.describe(subset.open_chosen(x.section), x.section) for x in sets
     ]
     lines, rows = [], []
+    known: subset.Identities = {}
     for ours, theirs in _PAIRS:
         for one, mine in zip(sets, described, strict=True):
             for other, their in zip(sets, described, strict=True):
@@ -189,7 +197,9 @@ def _compare(sets: Sequence[ExampleSet]) -> tuple[list[str], list[tuple]]:
                 if (one.role, other.role) != (ours, theirs) or not same_kind:
                     continue
                 found = duplicates.find(mine, their)
-                lines.append(_describe(one, other, found, len(mine.source)))
+                both = subset.list_shared(one.section, other.section, known)
+                line = _describe(one, other, found, len(mine.source))
+                lines.append(line + _mention_both(other, len(both)))
                 names = (one.describe(), other.describe())
                 rows += [
                     (names[0], x.name, names[1], x.other, f"{x.similarity:.4f}")
@@ -206,6 +216,14 @@ def _describe(
         return f"near-copies: none {where}"
     shown = ", ".join(f"{x.name} ~ {x.other}" for x in found[:_SHOWN])
     return f"near-copies: {len(found)} {where}, such as {shown}; all are in {FILE}"
+
+
+def _mention_both(other: ExampleSet, count: int) -> str:
+    """Returns words about the examples that both sets have, which are no near-copies."""
+    chosen = other.section.subset
+    is_drawn = chosen.part == "any" and (chosen.per_class > 0 or chosen.fraction < 1)
+    drawn = ", in one draw of labels or another" if is_drawn else ""
+    return f", besides the {count} that are in both{drawn}" if count else ""
 
 
 def _to_csv(rows: Sequence[tuple]) -> bytes:

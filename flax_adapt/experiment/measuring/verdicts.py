@@ -192,8 +192,7 @@ def describe(entry: Mapping[str, Any]) -> str:
         f"{entry['stage']} against {entry['against']} {where}: {'; '.join(said)} "
         f"({some['examples']} test examples; {_describe_covers(entry['metrics'])})"
     )
-    if "transductive" in entry:
-        text += f"; {leaks.describe_shared(entry['transductive'])}"
+    text = "; ".join([text, *leaks.list_notes(entry)])
     return f"{text}; the metrics disagree" if entry["disagree"] else text
 
 
