@@ -130,6 +130,10 @@ def test_near_copies_are_counted_listed_and_not_looked_for_twice(tmp_path, monke
     with monkeypatch.context() as patch:
         patch.setattr(duplicates, "describe", None)
         assert leaks.list_copies(config, tmp_path) == lines
+        config.stages[0].data.fit = "pad"
+        with pytest.raises(TypeError):  # read in another way: they are compared again
+            leaks.list_copies(config, tmp_path)
+        config.stages[0].data.fit = "squash"
     # Other files in the folder: they are looked for again.
     (tmp_path / "images/pool/a/00.jpg").unlink()
     assert leaks.list_copies(config, tmp_path)[0].startswith("near-copies: 3 of 10")

@@ -34,14 +34,19 @@ def compare(
 
     labels: of the models. data: the source of the test examples. domain: TARGET or SOURCE,
     where a loss is forgetting. An entry has stage, against, data, domain and `metrics`,
-    {metric: the verdict of `evals.verdict.compare`}.
+    {metric: the verdict of `evals.verdict.compare`}. A model has none where too few test
+    examples are common (`verdict.can_compare`).
     """
     found = []
     for label, mine in zip(labels[1:], answers[1:], strict=True):
         metrics = {
             metric: _compare(answers[0].arms[metric], arm)
             for metric, arm in mine.arms.items()
+            if verdict.can_compare(answers[0].arms[metric], arm)
         }
+        if not metrics:
+            log.info("%s: no verdict, %s", label, verdict.TOO_FEW)
+            continue
         where = dict(stage=label, against=labels[0], data=data, domain=domain)
         found.append({**where, "metrics": metrics})
     return found
