@@ -167,7 +167,7 @@ COMMANDS = {
         {
             "init": (REQUIRED, "folder or file of weights"),
             "data": (REQUIRED, "tfds:NAME, folder:PATH, builtin:NAME; jsonl:PATH ..."),
-            "against": ("", "other weights that read the same data; then a verdict"),
+            "against": ("", "other weights, each read in its own way; then a verdict"),
             "split": ("train", "split that labels are taken from"),
             "test_split": ("test", "a split; rest (of --per_class); fifth (held out)"),
             "per_class": (0, "labelled examples of every class, in 5 draws; 0: all"),

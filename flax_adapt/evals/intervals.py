@@ -7,13 +7,17 @@ the true mean two things are samples: the seeds (draws of labels, and training) 
 test examples.
 
 METHODS has the ways to make an interval. benchmarks/coverage.py measures how often each
-covers the true mean; `difference` uses the one that keeps to 95 %.
+covers the true mean; `difference` uses the one that keeps to 95 %. A table without
+variance has an interval of its own (`unvaried`).
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+
+# A standard error below this share of the largest difference is rounding.
+_ROUNDING = 1e-12
 
 
 class Interval(NamedTuple):
@@ -110,18 +114,49 @@ def blended(differences_SN: np.ndarray, level: float) -> Interval:
     With r, the seeds' share of the variance V, half^2 = V (z^2 + (t^2 - z^2) r^1.5), t and z
     the quantiles of S - 1 and N - 1 degrees of freedom. It is exact where the seeds have no
     noise and where they have all of it; between them the power (ours; 1 is `two_terms`)
-    takes back what that covers too much with 3 seeds.
+    takes back what that covers too much with 3 seeds. Where V is 0 it is `unvaried`.
     """
     from scipy import stats
 
     found = components(differences_SN)
     variance, tail = found.seeds + found.examples, (1 + level) / 2
+    if variance <= (_ROUNDING * np.nanmax(np.abs(differences_SN))) ** 2:
+        return unvaried(differences_SN, level)
     square = stats.t.ppf(tail, found.df_examples) ** 2
     if found.seeds > 0:
         more = stats.t.ppf(tail, found.df_seeds) ** 2 - square
         square += more * (found.seeds / variance) ** 1.5
     half = np.sqrt(variance * square)
     return Interval(found.mean, found.mean - half, found.mean + half)
+
+
+def unvaried(differences_SN: np.ndarray, level: float) -> Interval:
+    """Returns the interval of a table whose variance by seeds and examples is estimated as 0.
+
+    That is no proof of a certain mean: three examples may be alike by chance.
+
+    Where all differences are equal, c, the share of such examples is p or more, with
+    p = ((1 - level) / 2)^(1 / N) (Clopper and Pearson 1934). The others count -c each, so
+    that the mean lies between c (2 p - 1) and c. With c = 1 or -1, of accuracies, this
+    leaves 0 out where `mcnemar` gives a p-value below 1 - level, at 95 % from 6 examples
+    on. With c = 0 it is 0 to 0.
+
+    In other tables the residual hides both parts. Then all squares together, by the
+    residual's degrees of freedom (S - 1) (N - 1), are the variance of one number; that is
+    rather too much (ours).
+    """
+    from scipy import stats
+
+    known, tail = differences_SN[~np.isnan(differences_SN)], (1 - level) / 2
+    num_seeds, num_examples = differences_SN.shape
+    mean = float(known.mean())
+    if np.ptp(known) == 0:
+        end = mean - 2 * (1 - tail ** (1 / num_examples)) * mean
+        return Interval(mean, min(end, mean), max(end, mean))
+    degrees = (num_seeds - 1) * (num_examples - 1)
+    variance = np.sum((known - mean) ** 2) / degrees / len(known)
+    half = stats.t.isf(tail, degrees) * np.sqrt(variance)
+    return Interval(mean, mean - half, mean + half)
 
 
 def seeds_alone(differences_SN: np.ndarray, level: float) -> Interval:

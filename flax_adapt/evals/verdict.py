@@ -16,6 +16,9 @@ from flax_adapt.evals import intervals
 LEVEL = 0.95
 HELPED, HURT, UNCLEAR = "helped", "hurt", "no evidence either way"
 
+# What is said where `can_compare` is false.
+TOO_FEW = "for it takes a seed and two test examples that both arms have"
+
 # Arm: seed -> `stage.predictions.Predictions`.
 Arm = Mapping[int, Any]
 
@@ -75,6 +78,19 @@ def common_seeds(first: Arm, second: Arm) -> list[int]:
     return [seed for seed in first if seed in second]
 
 
+def can_compare(first: Arm, second: Arm) -> bool:
+    """Returns whether there is a verdict on the arms.
+
+    It takes a common seed, a common test example for each of these, and two in all.
+    """
+    shared = [
+        np.intersect1d(first[seed].names, second[seed].names)
+        for seed in common_seeds(first, second)
+    ]
+    counts = [len(names) for names in shared]
+    return min(counts, default=0) > 0 and len(np.unique(np.concatenate(shared))) > 1
+
+
 def table(first: Arm, second: Arm, metric: str) -> np.ndarray:
     """Returns float64 [S, N]: what the second arm has more than the first, by `metric`.
 
@@ -125,7 +141,7 @@ def compare(first: Arm, second: Arm, metric: str) -> dict[str, Any]:
 
     The fields of `Difference`, seeds, examples (the number of test examples), `also` with
     the other metrics, `disagree` (one says it helped and another it hurt), and for classes
-    `mcnemar`.
+    `mcnemar`. Raises ValueError for arms that do not fulfil `can_compare`.
     """
     main = difference(first, second, metric)
     seeds = common_seeds(first, second)

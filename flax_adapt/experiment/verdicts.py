@@ -35,7 +35,7 @@ def add(
     sections = {section.name: section for section in config.stages}
     tested: dict[Any, list[str]] = {}
     arms = {row["stage"]: _arm(row, sections, workdir) for row in rows}
-    found = []
+    found, lacking = [], []
     for row in rows:
         name, metric = row["stage"], row["metric"]
         measured = next(one for one in results if one["stage"] == name)
@@ -45,12 +45,16 @@ def add(
         compared = [
             _compare(sections, name, other, arms, metric)
             for other in (known if metric in verdict.MEASURES else ())
-            if verdict.common_seeds(arms[other], arms[name])
+            if verdict.can_compare(arms[other], arms[name])
         ]
         earlier.append(name)
+        if known and not compared:
+            lacking.append(name)
         main = [one for one in compared if one["against"] == base] or compared
         more = {"verdict": main[0], "verdicts": compared} if compared else {}
         found.append({**row, **more})
+    if lacking:
+        log.info("%s: no verdict, %s", ", ".join(lacking), verdict.TOO_FEW)
     return found
 
 

@@ -59,15 +59,14 @@ def compare_stage(
     """Returns the verdict on a stage of the second run against that of the first.
 
     None where one has no such stage, another metric or no predictions, or where no seed
-    or no test example is common.
+    or fewer than two test examples are common.
     """
     name, metric = row["stage"], row["metric"]
     known = {one["stage"]: one["metric"] for one in first.rows}
     if known.get(name) != metric or metric not in verdict.MEASURES:
         return None
     before, after = (run.predictions(name) for run in (first, second))
-    seeds = verdict.common_seeds(before, after)
-    if not seeds or not all({*before[s].names} & {*after[s].names} for s in seeds):
+    if not verdict.can_compare(before, after):
         return None
     return verdict.compare(before, after, metric)
 

@@ -10,9 +10,12 @@ from flax_adapt.report.workdir import Run
 
 
 def feature_maps(run: Run) -> dict[str, Any] | None:
-    """Returns a picture for each model: target by class, and the source if there is one."""
+    """Returns a picture for each model: target by class, and the source if there is one.
+
+    None for a single example of the target: one point is no map.
+    """
     points = encoders.encode_points(run)
-    if points is None:
+    if points is None or len(points.target.names) < 2:
         return None
     labels = np.asarray(points.target.batch["label"])
     with svg.settings():

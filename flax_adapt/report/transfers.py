@@ -92,7 +92,7 @@ def _find_interval(run: Run, first: str, second: str) -> str:
         return ""
     before, after = (run.predictions(name) for name in (first, second))
     metric = known[second]
-    if metric not in verdict.MEASURES or not verdict.common_seeds(before, after):
+    if metric not in verdict.MEASURES or not verdict.can_compare(before, after):
         return ""
     return describe_interval(verdict.difference(before, after, metric)._asdict())
 

@@ -1,10 +1,11 @@
 """`eval --init`: any weights are measured on a data set, without a config."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
-from support import tiny, tiny_files
+from support import format_files, tiny, tiny_files
 
 from flax_adapt import data, weights
 from flax_adapt.evals import drift, embed, few_shot, knn
@@ -27,6 +28,8 @@ def files(tmp_path_factory):
         path.mkdir(parents=True, exist_ok=True)
         first = next((root / "images/train").rglob(f"{number}.png"))
         (path / f"{number}.png").write_bytes(first.read_bytes())
+    tiny_files.image_folder(root / "single", train=2, test=1)
+    shutil.rmtree(root / "single/test/bee")
     return root
 
 
@@ -94,6 +97,25 @@ def test_a_test_set_that_the_probes_were_fitted_to_is_said(main, files, tmp_path
     assert json.loads((tmp_path / "x.json").read_text())["notes"] == [said]
 
 
+def test_each_of_two_checkpoints_is_measured_as_it_is_alone(main, files, tmp_path):
+    """They differ in image size, pixel statistics, and the pooling of their libraries."""
+    large = tiny.build("encoder", {**tiny_files.MODEL, "image_size": 12})
+    extras = dict(mean=(0.1,) * 3, std=(0.1,) * 3)
+    weights.save_pretrained(tmp_path / "large", large, tiny.params_of(large), **extras)
+    shutil.copytree(format_files.GOLDENS / "timm_avg", tmp_path / "timm")
+    line = f"eval --data=folder:{files}/images --per_class=5 --test_split=rest"
+
+    def rows_of(*flags):
+        code, _, error = main(*line.split(), *flags, f"--out={tmp_path}/x.json")
+        assert code == 0, error
+        return json.loads((tmp_path / "x.json").read_text())["rows"]
+
+    alone = [rows_of(f"--init={tmp_path}/{name}")[0] for name in ("large", "timm")]
+    both = rows_of(f"--init={tmp_path}/timm", f"--against={tmp_path}/large")
+    assert both == alone
+    assert alone[0]["rankme"] != alone[1]["rankme"]
+
+
 def test_without_labels_there_is_rankme_alone(main, files):
     line = f"eval --init={files}/mae --data=folder:{files}/plain --test_split=train"
     code, out, error = main(*line.split())
@@ -109,7 +131,8 @@ MISTAKES = {
     "eval --init={f}/mae --data={i} --test_split=rest": "--per_class=0 do not fit",
     "eval --init={f}/mae --data={i} --out={f}/x.csv": "must be a new .json file",
     "eval --init={f}/mae --data={i} --workdir=w": "nknown command line flag 'workdir'",
-    "eval --init={f}/mae --data={i} --against={f}/bert": "read other inputs",
+    "eval --init={f}/mae --data={i} --against={f}/bert": "bert reads texts and {f}/mae reads",
+    "eval --init={f}/mae --data=folder:{f}/single": "eval needs two test examples",
     "eval": "eval needs one --config=FILE or --config=NAME",
 }
 

@@ -133,6 +133,31 @@ def test_mcnemar_is_scipys_binomial_test(one, two):
         assert intervals.mcnemar(one, two) == pytest.approx(598 / 4096)
 
 
+@pytest.mark.parametrize("count", range(2, 12))
+def test_examples_that_all_turned_are_evidence_where_mcnemars_test_says_so(count):
+    """The other end of the interval is Clopper's and Pearson's of `count` in `count`."""
+    low, high = stats.binomtest(count, count).proportion_ci(0.95, method="exact")
+    for seeds in (1, 3):
+        better = intervals.blended(np.ones((seeds, count)), 0.95)
+        assert better == pytest.approx((1.0, 2 * low - 1, high))
+        assert (better.low > 0) == (intervals.mcnemar(0, count) < 0.05)
+        worse = intervals.blended(-np.ones((seeds, count)), 0.95)
+        assert worse == pytest.approx((-1.0, -high, 1 - 2 * low))
+        assert intervals.blended(np.zeros((seeds, count)), 0.95) == (0.0, 0.0, 0.0)
+
+
+def test_a_table_that_varies_without_a_part_by_seeds_or_examples_has_a_wide_interval():
+    """Two seeds and two examples that cross: t of one degree of freedom, deviation 1/2."""
+    found = intervals.blended(np.array([[1.0, 0.0], [0.0, 1.0]]), 0.95)
+    half = stats.t.isf(0.025, 1) / 2
+    assert found == pytest.approx((0.5, 0.5 - half, 0.5 + half))
+
+
+def test_rounding_is_no_variance():
+    """The mean of three numbers of 0.1 is not 0.1."""
+    assert intervals.blended(np.full((3, 4), 0.1), 0.95).low < 0 < 0.1
+
+
 def test_numbers_of_the_examples_have_the_metric_as_their_mean():
     found = arm([0.6], classes=4)[0]
     for name, expected in (
@@ -191,6 +216,10 @@ def test_examples_are_paired_by_name_and_seeds_by_number():
     )
     part = {0: Predictions(*(column[:150] for column in second[0]))}
     assert verdict.table(first, part, "accuracy").shape == (1, 150)
+    one = {run: Predictions(*(c[run : run + 1] for c in x)) for run, x in part.items()}
+    assert verdict.can_compare(first, part)
+    assert not verdict.can_compare(first, one)
+    assert not verdict.can_compare({0: first[0]}, {1: second[1]})
     with pytest.raises(ValueError, match="no common seed"):
         verdict.table({0: first[0]}, {1: second[1]}, "accuracy")
 

@@ -90,8 +90,8 @@ def test_pool_without_test_is_refused_where_each_seed_has_its_own_test():
         defaults.settings.apply_settings(whole, settings)
 
 
-def test_near_copies_are_counted_listed_and_not_looked_for_twice(tmp_path, monkeypatch):
-    """Pool, training and test folders; three copies in the pool and one in training."""
+def write_pictures(root):
+    """Folders pool, train and test; three copies of tests in the pool, and one in train."""
     rng = np.random.default_rng(0)
     pictures = [
         Image.fromarray(rng.integers(0, 200, (6, 6, 3)).astype(np.uint8)).resize(
@@ -104,9 +104,14 @@ def test_near_copies_are_counted_listed_and_not_looked_for_twice(tmp_path, monke
     parts["train"] = [*parts["train"], pictures[39].point(lambda x: min(255, x + 30))]
     for part, some in parts.items():
         for number, one in enumerate(some):
-            folder = tmp_path / "images" / part / "ab"[number % 2]
+            folder = root / part / "ab"[number % 2]
             folder.mkdir(parents=True, exist_ok=True)
             one.save(folder / f"{number:02}.jpg", quality=70)
+    return pictures, parts
+
+
+def test_near_copies_are_counted_listed_and_not_looked_for_twice(tmp_path, monkeypatch):
+    pictures, parts = write_pictures(tmp_path / "images")
 
     def section(split):
         return defaults.image_data(f"folder:{tmp_path / 'images'}", split, image_size=8)
@@ -136,6 +141,12 @@ def test_near_copies_are_counted_listed_and_not_looked_for_twice(tmp_path, monke
     old = {"sets": record["sets"], "lines": ["near-copies: none"]}
     logs.write_json(tmp_path / leaks.RECORD, old)
     assert leaks.list_copies(config, tmp_path) == lines
+    with monkeypatch.context() as patch:
+        patch.setattr(duplicates, "describe", None)
+        config.stages[0].data.fit = "pad"
+        with pytest.raises(TypeError):  # read in another way: they are compared again
+            leaks.list_copies(config, tmp_path)
+        config.stages[0].data.fit = "squash"
     # Other files in the folder: they are looked for again.
     (tmp_path / "images/pool/a/00.jpg").unlink()
     assert leaks.list_copies(config, tmp_path)[0].startswith("near-copies: 3 of 10")

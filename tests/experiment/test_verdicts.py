@@ -2,6 +2,7 @@
 
 import json
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -120,4 +121,25 @@ def test_without_predictions_the_verdict_is_left_out_with_one_line(ran, caplog):
     assert [one["against"] for one in rows[2]["verdicts"]] == ["start"]
     assert [m for m in caplog.messages if "no verdict" in m] == [
         "again: no verdict, for the stage kept no predictions (an earlier version ran it)"
+    ]
+
+
+def test_one_common_test_example_is_no_verdict_and_one_line(ran, caplog):
+    workdir, _ = ran
+    folders = [workdir / f"stages/{name}" for name in ("again", "wild", "wild_later")]
+    files = [f"{folder}/seed_{seed}/" for folder in folders for seed in (0, 1)]
+    kept = {Path(file): predictions.read(Path(file)) for file in files}
+    try:
+        for folder, one in kept.items():
+            first = predictions.Predictions(*(column[:1] for column in one))
+            predictions.write(folder, first)
+        with caplog.at_level("INFO", logger="flax_adapt"):
+            rows = recipe.run(experiment(), workdir, force=False)
+    finally:
+        for folder, one in kept.items():
+            predictions.write(folder, one)
+    assert not any("verdict" in row for row in rows)
+    assert [m for m in caplog.messages if "no verdict" in m] == [
+        "again, wild, wild_later: no verdict, for it takes a seed and two test examples "
+        "that both arms have"
     ]

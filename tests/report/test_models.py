@@ -95,6 +95,14 @@ def test_attention_and_features_have_a_column_for_each_backbone(run):
     assert [chart["title"] for chart in charts] == ["pretrain", "further"]
 
 
+def test_one_example_is_no_map(run, monkeypatch):
+    points = encoders.encode_points(run)
+    one = points.target._replace(names=points.target.names[:1])
+    alone = points._replace(target=one)
+    monkeypatch.setattr(encoders, "encode_points", lambda _: alone)
+    assert maps.feature_maps(run) is None
+
+
 def test_two_components_are_found_again():
     rng = np.random.default_rng(0)
     plane = rng.normal(size=(40, 2)) * [3.0, 1.0]

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from flax_adapt import models, weights
 from flax_adapt.base import errors, logs
@@ -46,8 +47,7 @@ def checkpoint(
     target = tables.check_target(out, (".json",)) if out else None
     precision = precisions.settle(precision, field="--precision")
     precisions.set_products(precision)
-    folder, known = weights_path(init), parse_values("--init_known", init_known)
-    options = weights.source_options(init_format, known)
+    known = parse_values("--init_known", init_known)
     of_text = dict(seq_len=seq_len, text_fields=tuple(text_fields.split(",")))
     of_images = dict(fit=fit, bits=bits, window=window)
     of_images |= dict(image_field=image_field, split_field=split_field)
@@ -58,14 +58,20 @@ def checkpoint(
         of_text=of_text, of_images=of_images, pixels=parse_pixels(mean, std)
     )
     how = dict(pooling=pooling, batch_size=batch_size)
+    options = [(init, weights.source_options(init_format, known))]
+    if against:
+        options.insert(0, (against, weights.source_options("", {})))
+    measured = [
+        checkpoints.Weights(name, weights_path(name), of_file)
+        for name, of_file in options
+    ]
+
+    def open_evaluation(one: checkpoints.Weights) -> ConfigDict:
+        section = make_section(one.path, one.options, data, split, **reading)
+        return checkpoints.make_evaluation(section, test_split, per_class, **how)
+
     with errors.reword_errors(INIT_FLAGS):
-        section = make_section(folder, options, data, split, **reading)
-        evaluation = checkpoints.make_evaluation(section, test_split, per_class, **how)
-        measured = [checkpoints.Weights(init, folder, options)]
-        if against:
-            other = checkpoints.Weights(against, weights_path(against), {})
-            measured.insert(0, other)
-        found = checkpoints.measure(measured, evaluation, precision)
+        found = checkpoints.measure(measured, open_evaluation, precision)
     if jax.process_index() == 0:
         _write(*found, target)
 
@@ -77,8 +83,7 @@ def _write(
     target: Path | None,
 ) -> None:
     print(logs.format_table(rows, tuple(rows[-1])))
-    # A verdict has the notes in its own line.
-    for line in verdicts.list_lines(entries) or notes:
+    for line in (*verdicts.list_lines(entries), *notes):
         print(line)
     if target is not None:
         found = {"rows": rows, "verdicts": entries, "notes": [*notes]}

@@ -57,6 +57,14 @@ def take(features: Features, rows: np.ndarray) -> Features:
     return Features(*(column[chosen] for column in features))
 
 
+def choose_rows(count: int, most: int) -> np.ndarray:
+    """Returns int64 [m], `most` of `count` rows at most, drawn, the same ones always.
+
+    The first rows of a folder are of its first classes alone.
+    """
+    return np.sort(np.random.default_rng(0).permutation(count)[:most])
+
+
 def split_halves(labels_n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns rows of two halves of every class, every other example (int64)."""
     is_second = np.zeros(len(labels_n), bool)

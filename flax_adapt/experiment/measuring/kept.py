@@ -48,8 +48,7 @@ class Kept:
         if self.folder is None:
             return embed.extract(self.embedders, examples, number, seed)
         view = "" if number is None else f"{number} {seed}"
-        config = configs.to_text(base.drop_free(configs.plain(examples.config)))
-        facts = (config, *examples.fingerprint().items(), view)
+        facts = (*describe_examples(examples), view)
         names = [fingerprint.digest([name, *facts]) for name in self.names]
         paths = [self.folder / f"{name}.npz" for name in names]
         found = {path: caches.read_arrays(path) for path in paths}
@@ -67,6 +66,12 @@ class Kept:
 def find_folder(workdir: Path | None) -> Path | None:
     """Returns where a workdir keeps what is measured; None where nothing is kept."""
     return None if workdir is None or jax.process_count() > 1 else workdir / FOLDER
+
+
+def describe_examples(examples: data.Examples) -> tuple[Any, ...]:
+    """Returns what a measure of examples depends on: their section, and their digests."""
+    config = configs.to_text(base.drop_free(configs.plain(examples.config)))
+    return (config, *examples.fingerprint().items())
 
 
 def recall(path: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, Any]:

@@ -144,11 +144,13 @@ def list_copies(config: Any, workdir: Path) -> list[str]:
     """Writes near_copies.csv, and returns a line for each pair of sets.
 
     Pairs are test and pool, test and training, training and pool. A set is read once. They
-    are not compared again where near_copies.json has these sets with the same examples.
+    are not compared again where near_copies.json has these sets with the same examples,
+    whose files are read in the same way.
     """
     sets = list_sets(config)
     identity = [
         f"{one.role} {subset.name_examples(one.section)} {_fingerprint(one.section)}"
+        f" {_describe_reading(one.section)}"
         for one in sets
     ]
     record, path = workdir / RECORD, workdir / FILE
@@ -182,6 +184,11 @@ _PAIRS = (("test", "pool"), ("test", "training"), ("training", "pool"))
 
 def _fingerprint(section: Any) -> dict[str, str]:
     return fingerprint.of_source(subset.open_chosen(section))
+
+
+def _describe_reading(section: Any) -> list[Any]:
+    """Returns what the comparison of images depends on, beside their files."""
+    return [section.get(name) for name in ("channels", "fit", "bits", "window")]
 
 
 def _compare(sets: Sequence[ExampleSet]) -> tuple[list[str], list[tuple]]:

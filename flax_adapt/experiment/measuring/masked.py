@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from flax_adapt import data, objectives, weights
 from flax_adapt.base import config as configs
 from flax_adapt.base.metrics import Meter
 from flax_adapt.base.version import __version__
 from flax_adapt.data import fingerprint
-from flax_adapt.experiment.measuring import kept
+from flax_adapt.experiment.measuring import drawn, kept
 from flax_adapt.experiment.measuring.embeddings import Model
 from flax_adapt.stage import draws, programs
 from flax_adapt.stage.stage import Stage
@@ -23,7 +22,7 @@ from flax_adapt.train import precision, sharding
 
 # Masked objective -> the metric that is shown.
 METRICS = {"reconstruct": "reconstruct", "mlm": "perplexity"}
-MOST = 2_000  # examples that are read (ours)
+MOST = 2_000  # examples that are read, drawn from all (ours)
 
 
 def measure(
@@ -59,7 +58,7 @@ def measure(
 def _name(config: Any, section: Any, module: Any, params: Any, examples: Any) -> str:
     """Returns the name of the file that keeps the loss of these weights on these examples."""
     how = configs.to_text(configs.plain(section.objective)), repr(module), config.seed
-    facts = (*how, *examples.fingerprint().items(), __version__)
+    facts = (*how, *kept.describe_examples(examples), __version__)
     return f"{fingerprint.of_params(params, facts)}.npz"
 
 
@@ -79,7 +78,7 @@ def _compute(
     step = programs.share_eval_step(recipe, mesh)
     placed, share = sharding.put(params, mesh), sharding.share_of_process(mesh)
     size = sharding.whole_batch_size(batch_size, mesh)
-    rows = np.arange(min(MOST, len(examples)))
+    rows = drawn.choose_rows(len(examples), MOST)
     for batch in data.eval_batches(examples, size, *share, rows):
         found = step(placed, {}, sharding.put_batch(batch, mesh), config.seed)
         sums.add({metric: jax.device_get(found[metric])})

@@ -40,6 +40,11 @@ def open_sets(config: Any, section: Any) -> Sets:
         raise UserError(
             f"eval needs the data of the config's `evaluate`: {error}"
         ) from None
+    if (count := len(test.examples)) < 2:
+        raise UserError(
+            f"eval needs two test examples or more; {section.test.source} "
+            f"{section.test.split} has {count}"
+        )
     if train is not None:
         classes.check_several(train.examples)
         classes.check_same(train.examples, test.examples)

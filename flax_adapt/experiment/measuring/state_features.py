@@ -10,6 +10,7 @@ from flax_adapt import data, models, weights
 from flax_adapt.base.errors import UserError
 from flax_adapt.evals import embed
 from flax_adapt.evals.features import Features, extract
+from flax_adapt.experiment.measuring import drawn
 from flax_adapt.models import batch_stats
 from flax_adapt.stage import stage as stages
 from flax_adapt.stage import training
@@ -30,7 +31,7 @@ class StateFeatures:
         _check_mesh(stage, mesh, metric)
         self.stage, self.mesh = stage, mesh
         self.examples = data.open_examples(section, "")
-        self.rows = _choose_rows(len(self.examples), stage.config.watch.examples)
+        self.rows = drawn.choose_rows(len(self.examples), stage.config.watch.examples)
         config = models.encoder_config(stage.architecture)
         self.model = stages.build_for_task(stage, config, "encoder", 0)
         self.parts = tuple(weights.shapes(self.model))
@@ -58,11 +59,6 @@ def _check_mesh(stage: Stage, mesh: Mesh, metric: str) -> None:
             f"stage {stage.label}: watch.metric={metric!r} needs "
             "mesh.tensor=1 with several processes; 'held_out/loss' does not"
         )
-
-
-def _choose_rows(count: int, most: int) -> np.ndarray:
-    """Returns int64 [m], `most` of `count` rows at most, the same ones always."""
-    return np.sort(np.random.default_rng(0).permutation(count)[:most])
 
 
 def _choose_pooling(stage: Stage) -> str:

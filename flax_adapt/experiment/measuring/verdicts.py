@@ -58,17 +58,22 @@ def compare(
     runs: of the models. data: the source of the test examples. domain: TARGET or SOURCE,
     where a loss is forgetting. is_drawn: each draw has labels of its own. An entry has
     stage, against, data, domain and `metrics`, {metric: the verdict of
-    `evals.verdict.compare`}.
+    `evals.verdict.compare`}. A name has none where too few test examples are common
+    (`verdict.can_compare`).
     """
     arms: dict[str, dict[int, Answers]] = {}
     for (name, seed), one in zip(runs, answers, strict=True):
         arms.setdefault(name, {})[seed] = one
     first, *others = arms
-    return [
-        dict(stage=name, against=first, data=data, domain=domain)
-        | {"metrics": _compare_arms(arms[first], arms[name], is_drawn)}
-        for name in others
-    ]
+    found = []
+    for name in others:
+        metrics = _compare_arms(arms[first], arms[name], is_drawn)
+        if not metrics:
+            log.info("%s: no verdict, %s", name, verdict.TOO_FEW)
+            continue
+        where = dict(stage=name, against=first, data=data, domain=domain)
+        found.append({**where, "metrics": metrics})
+    return found
 
 
 def _compare_arms(
@@ -77,6 +82,8 @@ def _compare_arms(
     found = {}
     for metric in next(iter(second.values())).arms:
         before, after = _pair(first, second, metric)
+        if not verdict.can_compare(before, after):
+            continue
         one = verdict.compare(before, after, "accuracy")
         is_few = metric.startswith(_FEW) and len(one["seeds"]) > 1 and not is_drawn
         covers = _COVERS[max(len(first), len(second)) > 1, is_drawn, is_few]
