@@ -11,7 +11,7 @@ from flax_adapt.base import rules
 from flax_adapt.base.errors import UserError
 from flax_adapt.commands.measures.interpolate import interpolate as command
 from flax_adapt.evals import outputs
-from flax_adapt.experiment import interpolate, recipe
+from flax_adapt.experiment import interpolate, provenance, recipe
 from flax_adapt.stage import predictions
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
@@ -54,7 +54,10 @@ def accuracy_of(workdir, params, label):
 
 def test_the_fine_tuned_head_is_measured_at_both_ends_and_between(ran, capsys):
     label = "finetune/seed_1"
-    command(experiment(), str(ran), label, 3, 0.01, True)
+    command(experiment(), str(ran), label, 3, 0.01, True, True)
+    printed = capsys.readouterr().out
+    assert "report:" not in printed  # there was none
+    assert len(provenance.read_starts(ran)) == 2
     record = json.loads((ran / interpolate.RECORD).read_text())
     rows, best = record["rows"], record["best"]
     assert [row["a"] for row in rows] == [0.0, 0.5, 1.0]
@@ -74,7 +77,7 @@ def test_the_fine_tuned_head_is_measured_at_both_ends_and_between(ran, capsys):
         np.testing.assert_allclose(leaf, mixed, rtol=1e-5, atol=1e-7, err_msg=name)
     assert weights.class_names(best["export"]) == weights.class_names(export)
     assert model.num_classes == 10
-    assert "on the other half of the test examples: best knn" in capsys.readouterr().out
+    assert "on the other half of the test examples: best knn" in printed
 
 
 def test_a_head_that_the_start_has_is_mixed_too(ran):

@@ -17,6 +17,7 @@ from flax_adapt.report import (
     backbones,
     encoders,
     examples,
+    facts,
     maps,
     outcomes,
     page,
@@ -252,6 +253,34 @@ def test_verdicts_on_frozen_features_are_cells_with_intervals(run):
     text = page.render("x", {"features": shown})
     assert html_page.Page(text).problems == []
     assert "-0.2000 to -0.0500" in text
+
+
+def test_weights_between_start_and_adapted_are_a_table(run, tmp_path):
+    values = dict(knn=0.5, probe=0.7)
+    half = dict.fromkeys(("start", "best", "adapted"), values)
+    best = dict(a=0.5, rule="the highest", on_the_other_half=half)
+    rows = [dict(a=a, knn=0.5 + a / 10, probe=0.8) for a in (0.0, 0.5, 1.0)]
+    record = dict(stage="further", rows=rows, best=best)
+    logs.write_json(tmp_path / "interpolate.json", record)
+    shown = stages.interpolated(dataclasses.replace(run, folder=tmp_path))
+    assert shown["columns"] == ["knn", "probe"]
+    shades = [[cell["strength"] > 0 for cell in row["cells"]] for row in shown["rows"]]
+    assert shades == [[False] * 2, [True] * 2, [False] * 2]
+    found = html_page.Page(page.render("x", {"interpolated": shown}))
+    assert found.problems == []
+    assert "a = 0.5 0.5500 0.8000" in found.words
+    assert stages.interpolated(run) is None
+
+
+def test_folders_whose_files_have_other_sizes_look_different(run, tmp_path):
+    section = run.config["stages"][0]["data"]
+    both = [
+        facts.describe_data({"names": "ab", "sizes": sizes}, section)
+        for sizes in ("cd", "ef")
+    ]
+    assert [one["digests"] for one in both] == [
+        *(["names ab", "sizes cd"], ["names ab", "sizes ef"])
+    ]
 
 
 def test_a_pool_with_test_examples_is_said_beside_the_verdict(run):

@@ -124,7 +124,7 @@ def list_lines(entries: Iterable[Mapping[str, Any]]) -> list[str]:
 def describe(entry: Mapping[str, Any]) -> str:
     """Returns the verdicts of an entry as one line, the fine-tuned ones included."""
     said = [
-        f"{_TITLES.get(name, name.replace('shot_', '') + '-shot')} {_describe(one)}"
+        f"{name_metric(name)} {_describe(one)}"
         for name, one in entry["metrics"].items()
     ]
     said += [
@@ -142,6 +142,11 @@ def describe(entry: Mapping[str, Any]) -> str:
     if "transductive" in entry:
         text += f"; {leaks.describe_shared(entry['transductive'])}"
     return f"{text}; the metrics disagree" if entry["disagree"] else text
+
+
+def name_metric(name: str) -> str:
+    """Returns a metric of frozen features in words: kNN, linear probe, 5-shot."""
+    return _TITLES.get(name, f"{name.removeprefix('shot_')}-shot")
 
 
 def _describe(one: Mapping[str, Any]) -> str:
