@@ -23,6 +23,7 @@ class Command(NamedTuple):
 
 _WORKDIR = {"workdir": (REQUIRED, "folder of the run; the same command continues it")}
 _REPORT = {"report": (True, "write report.html at the end; --noreport: do not")}
+_AGAIN = {"report": (True, "write report.html again, if there is one; --noreport: no")}
 # How a command that runs on many machines finds the other processes; `__main__` joins them.
 PROCESSES: dict[str, tuple[Any, str]] = {
     "coordinator": ("", "host:port of process 0 ('auto': TPU, SLURM, GKE, Open MPI)"),
@@ -130,10 +131,7 @@ COMMANDS = {
                 False,
                 "try batch, remat, accumulation and mesh; print the best",
             ),
-            "price_per_chip_hour": (
-                0.0,
-                "dollars; then the price of the run is printed",
-            ),
+            "price_per_chip_hour": (0.0, "dollars; then the run's price is printed"),
             "hbm_gib": (0.0, "memory of a chip that may be used; 0: all of it"),
             "num_classes": (0, "of a classifier whose data has them; 0: 1000"),
         },
@@ -156,6 +154,7 @@ COMMANDS = {
         {
             **_WORKDIR,
             "near_copies": (True, "list near-copies of test examples in training data"),
+            **_AGAIN,
             **PROCESSES,
             **MACHINE,
         },
@@ -193,6 +192,7 @@ COMMANDS = {
             "points": (11, "number of values of a"),
             "keep": (0.01, "the loss of accuracy on the source that a may have"),
             "export": (False, "write the best weights into interpolated/NAME"),
+            **_AGAIN,
             **MACHINE,
         },
     ),

@@ -20,7 +20,7 @@ from flax_adapt.base.errors import UserError
 from flax_adapt.base.remote import addresses
 from flax_adapt.base.types import Params
 from flax_adapt.evals import outputs
-from flax_adapt.experiment import measure, recipe
+from flax_adapt.experiment import measure, provenance, recipe
 from flax_adapt.stage import stage as stages
 from flax_adapt.stage import weights as stage_weights
 from flax_adapt.stage.predictions import Predictions
@@ -140,6 +140,7 @@ def run(
             f"--points={points} must be at least 2, and --keep={keep} in [0, 1]"
         )
     pair = open_pair(config, workdir, name)
+    provenance.note_start(workdir)
     found = measure_points(config, pair, np.linspace(0, 1, points).tolist())
     best = choose(found, keep)
     rows = [_row(point) for point in found]
@@ -269,6 +270,15 @@ def describe_choice(points: Sequence[Point], best: int, keep: float) -> dict[str
             for name, number in (("start", 0), ("best", best), ("adapted", -1))
         },
     }
+
+
+def describe_other_half(best: Mapping[str, Any]) -> list[str]:
+    """Returns the lines on what weights are worth on the half that did not choose."""
+    lines = []
+    for name, values in best["on_the_other_half"].items():
+        said = ", ".join(f"{metric} {value:.4f}" for metric, value in values.items())
+        lines.append(f"on the other half of the test examples: {name} {said}")
+    return lines
 
 
 def _row(point: Point) -> dict[str, Any]:

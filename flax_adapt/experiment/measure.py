@@ -13,7 +13,7 @@ from flax_adapt.base.hub import weights_path
 from flax_adapt.data import subset
 from flax_adapt.evals import drift
 from flax_adapt.evals.features import Features
-from flax_adapt.experiment import recipe
+from flax_adapt.experiment import provenance, recipe
 from flax_adapt.experiment.measuring import (
     drawn,
     embeddings,
@@ -63,6 +63,7 @@ def evaluate(config: Any, workdir: Path) -> list[dict[str, Any]]:
         raise UserError(
             f"{workdir} holds no finished stage of this config; run it first"
         )
+    provenance.note_start(workdir)
     models = [
         Model(label, weights_path(config.init), fit)
         for label, fit in ways_of_init(config)

@@ -1,4 +1,6 @@
-"""What a workdir was made with: commands.jsonl, a line for each start of a run.
+"""What a workdir was made with: commands.jsonl, a line for each start of a command.
+
+Commands are `run` and `adapt`, and `eval` and `interpolate`, whose results the workdir has.
 
 The report shows it. A workdir of an earlier version has no such file.
 """

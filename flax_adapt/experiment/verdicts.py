@@ -5,7 +5,7 @@ version ran have none; then their verdict is left out.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ from flax_adapt.experiment.measuring import alike, leaks, watched
 from flax_adapt.stage import draws, predictions
 
 log = logging.getLogger(__name__)
+# Draw of labels -> words, those that cover less first.
 _COVERS = {
-    "each_seed": "covers test examples, draws of labels and training",
-    "all": "covers test examples and training",
     "fixed": "covers test examples and training; the labels were the same for all seeds",
+    "all": "covers test examples and training",
+    "each_seed": "covers test examples, draws of labels and training",
     "one": "covers test examples alone: more seeds show the noise of labels and training",
 }
 
@@ -114,9 +115,7 @@ def _compare(
 ) -> dict[str, Any]:
     section = sections[name]
     found = verdict.compare(arms[against], arms[name], metric)
-    few = "fixed" if draws.has_few_labels(section) else "all"
-    draw = "each_seed" if draws.has_own_labels(section) else few
-    covers = _COVERS["one" if len(found["seeds"]) == 1 else draw]
+    covers = describe_cover([section], len(found["seeds"]))
     found = {"against": against, **found, "covers": covers}
     if alike.train_alike(sections[against], section):
         ends = (against, name)
@@ -130,3 +129,21 @@ def _describe_single(sections: Any, weights: str) -> str:
     """Returns what to say where a stage without labels ran once, before several seeds."""
     is_single = weights in sections and len(sections[weights].seeds) == 1
     return f"; the weights of {weights} are of one run" if is_single else ""
+
+
+def describe_cover(sections: Iterable[Any], seeds: int) -> str:
+    """Returns which noise the interval of a verdict covers.
+
+    sections: of the stages that are compared. Where they draw their labels in other ways, it
+    is the noise that both have. seeds: how many are common.
+    """
+    if seeds == 1:
+        return _COVERS["one"]
+    known = {_name_draw(section) for section in sections}
+    return next(text for draw, text in _COVERS.items() if draw in known)
+
+
+def _name_draw(section: Any) -> str:
+    if draws.has_own_labels(section):
+        return "each_seed"
+    return "fixed" if draws.has_few_labels(section) else "all"

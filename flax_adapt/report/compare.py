@@ -1,7 +1,7 @@
 """Several workdirs side by side: one table, and one page.
 
 Stages of the same name are compared with those of the first workdir, where both were tested
-on the same examples by the same seeds.
+on the same examples by the same seeds; else it is said why not.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,10 @@ from flax_adapt.base import logs
 from flax_adapt.base.errors import UserError
 from flax_adapt.base.version import __version__
 from flax_adapt.evals import verdict
+from flax_adapt.experiment import verdicts
+from flax_adapt.experiment.measuring import leaks
 from flax_adapt.report import outcomes, page, workdir
+from flax_adapt.report.verdicts import claims, comparable
 from flax_adapt.report.workdir import Run
 
 COLUMNS = ("workdir", "stage", "metric", "seeds", "mean", "std", "gain", "to the first")
@@ -33,12 +36,12 @@ def read_all(folders: Mapping[str, Path]) -> dict[str, Run]:
 def list_rows(runs: Mapping[str, Run]) -> list[dict[str, Any]]:
     """Returns a row for each stage of each run, stages of the same name one below another.
 
-    A row is {workdir, stage, metric, seeds, mean, std, gain, verdict}; verdict: of
-    `evals.verdict.compare` with the same stage of the first run, None where they cannot be
-    compared.
+    A row is {workdir, stage, metric, seeds, mean, std, gain, transductive, against, verdict,
+    reason}. against: the name of the first run, "" in its own rows. verdict, reason: of
+    `compare_stage`.
     """
     stages = dict.fromkeys(name for run in runs.values() for name in run.names)
-    first, *_ = runs.values()
+    start, first = next(iter(runs.items()))
     rows = []
     for stage in stages:
         for name, run in runs.items():
@@ -47,37 +50,64 @@ def list_rows(runs: Mapping[str, Run]) -> list[dict[str, Any]]:
                 continue
             shown = {key: row[key] for key in ("stage", "metric", "mean", "std")}
             more = {"gain": row["gain"]} if row.get("gain") is not None else {}
-            against = None if run is first else compare_stage(first, run, row)
+            found, reason = (None, "")
+            if run is not first:
+                found, reason = compare_stage(first, run, row)
             shown |= {**more, "workdir": name, "seeds": len(row["seeds"])}
-            rows.append({**shown, "verdict": against})
+            shown |= {"against": "" if run is first else start}
+            shown |= {"transductive": row.get("transductive")}
+            rows.append({**shown, "verdict": found, "reason": reason})
     return rows
 
 
 def compare_stage(
     first: Run, second: Run, row: Mapping[str, Any]
-) -> dict[str, Any] | None:
-    """Returns the verdict on a stage of the second run against that of the first.
+) -> tuple[dict[str, Any] | None, str]:
+    """Returns (the verdict on a stage of the second run against that of the first, "").
 
-    None where one has no such stage, another metric or no predictions, or where no seed
-    or fewer than two test examples are common.
+    (None, the reason) where they cannot be compared, see `comparable.find_reason`. The
+    verdict is that of `evals.verdict.compare`, and `covers`.
     """
-    name, metric = row["stage"], row["metric"]
-    known = {one["stage"]: one["metric"] for one in first.rows}
-    if known.get(name) != metric or metric not in verdict.MEASURES:
-        return None
-    before, after = (run.predictions(name) for run in (first, second))
-    if not verdict.can_compare(before, after):
-        return None
-    return verdict.compare(before, after, metric)
+    name = row["stage"]
+    if reason := comparable.find_reason(first, second, row):
+        return None, reason
+    found = verdict.compare(
+        first.predictions(name), second.predictions(name), row["metric"]
+    )
+    sections = [configs.build(run.sections[name]) for run in (first, second)]
+    covers = verdicts.describe_cover(sections, len(found["seeds"]))
+    return {**found, "covers": covers}, ""
 
 
 def format_text(rows: list[dict[str, Any]]) -> str:
-    """Returns the rows as a table on screen."""
+    """Returns the rows as a table on screen, with a line for each verdict below it.
+
+    Stages of a workdir that have none for the same reason share a line.
+    """
     shown = [
         {**row, "to the first": verdict.short(row["verdict"]) if row["verdict"] else ""}
+        | ({"pool": "transductive"} if row["transductive"] else {})
         for row in rows
     ]
-    return logs.format_table(shown, COLUMNS)
+    more = ("pool",) if any("pool" in row for row in shown) else ()
+    lines = [_describe_verdict(row) for row in rows if row["verdict"]]
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        if row["reason"]:
+            key = (row["workdir"], row["reason"])
+            reasons.setdefault(key, []).append(row["stage"])
+    lines += [
+        f"{name}: no verdict on {', '.join(stages)}: {reason}"
+        for (name, reason), stages in reasons.items()
+    ]
+    return "\n".join([logs.format_table(shown, (*COLUMNS, *more)), *lines])
+
+
+def _describe_verdict(row: Mapping[str, Any]) -> str:
+    names = (f"{row['stage']} of {row['workdir']}", f"that of {row['against']}")
+    text = verdict.sentence(*names, row["verdict"])
+    shared = row["transductive"]
+    return f"{text}; {leaks.describe_shared(shared)}" if shared else text
 
 
 def list_differences(runs: Mapping[str, Run]) -> list[dict[str, Any]]:
@@ -110,13 +140,21 @@ def write(runs: Mapping[str, Run], rows: list[dict[str, Any]], target: Path) -> 
 
 def describe_runs(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
     """Returns what each workdir did to the stages of the first, in one sentence each."""
-    judged: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        if row["verdict"]:
-            judged.setdefault(row["workdir"], []).append(row)
-    return [
-        {"workdir": name, **outcomes.headline(found)} for name, found in judged.items()
-    ]
+    found = []
+    for name in dict.fromkeys(row["workdir"] for row in rows if row["against"]):
+        mine = [row for row in rows if row["workdir"] == name]
+        if judged := [row for row in mine if row["verdict"]]:
+            head = claims.headline(claims.of_stages(judged))
+        else:
+            head = {"text": f"No verdict: {_choose_reason(mine)}", "tone": "open"}
+        found.append({"workdir": name, **head})
+    return found
+
+
+def _choose_reason(rows: list[dict[str, Any]]) -> str:
+    """Returns why a workdir has no verdict: of a stage that was tested, if there is one."""
+    reasons = [row["reason"] for row in rows]
+    return next((one for one in reasons if one != comparable.UNTESTED), reasons[0])
 
 
 def _group(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -135,13 +173,14 @@ def _describe(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _describe_row(row: dict[str, Any], reach: float) -> dict[str, Any]:
-    found = row["verdict"]
+    found, shared = row["verdict"], row["transductive"]
     shown = {
-        **{key: row[key] for key in ("workdir", "stage", "metric", "seeds")},
+        **{key: row[key] for key in ("workdir", "stage", "metric", "seeds", "reason")},
         "mean": outcomes.format_number(row["mean"]),
         "std": outcomes.format_number(row["std"]) if row["seeds"] > 1 else "",
         "gain": f"{row['gain']:+.4f}" if "gain" in row else "",
-        **dict(difference="", interval="", word="", tone="open", bar=None),
+        "note": leaks.describe_shared(shared) if shared else "",
+        **dict(difference="", interval="", word="", tone="open", bar=None, covers=""),
     }
     if found is None:
         return shown
@@ -149,6 +188,7 @@ def _describe_row(row: dict[str, Any], reach: float) -> dict[str, Any]:
         **shown,
         "difference": f"{found['difference']:+.4f}",
         "interval": outcomes.describe_interval(found),
+        "covers": found["covers"],
         "word": found["word"],
         "tone": outcomes.TONES[found["word"]][0],
         "bar": outcomes.bar(found, reach),

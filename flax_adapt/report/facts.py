@@ -9,7 +9,7 @@ from flax_adapt.report.outcomes import count_of
 from flax_adapt.report.workdir import Run, read_optional
 
 # Parts of data.json that are shown as fingerprints.
-_DIGESTS = ("names", "labels", "contents")
+_DIGESTS = ("names", "labels", "sizes", "contents")
 _FILES = (("data.json", "data", "trained on"), ("eval_data.json", "eval", "tested on"))
 
 
@@ -24,7 +24,7 @@ def data_sets(run: Run) -> dict[str, Any] | None:
                     continue
                 section = run.sections[name][field]
                 section = section["data"] if field == "eval" else section
-                row = _describe_data(known, section)
+                row = describe_data(known, section)
                 key = (use, *(str(value) for value in row.values()))
                 entry = rows.setdefault(key, {**row, "use": use, "stages": []})
                 if name not in entry["stages"]:
@@ -34,7 +34,11 @@ def data_sets(run: Run) -> dict[str, Any] | None:
     return {"rows": list(rows.values()), "copies": lines} if rows else None
 
 
-def _describe_data(known: dict[str, Any], section: dict[str, Any]) -> dict[str, Any]:
+def describe_data(known: dict[str, Any], section: dict[str, Any]) -> dict[str, Any]:
+    """Returns a row of the table of data.
+
+    known: of data.json or eval_data.json. section: the plain data section.
+    """
     classes = known.get("class_names") or []
     return {
         **dict(source=section["source"], split=section["split"]),

@@ -1,11 +1,11 @@
-"""The sections on results: verdicts, the table of stages, and every pair of arms."""
+"""The sections on results: the table of stages, and every pair of arms."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from flax_adapt.evals import verdict
-from flax_adapt.experiment import handover
 from flax_adapt.experiment.measuring import leaks
-from flax_adapt.report.workdir import Run, read_optional
+from flax_adapt.report.workdir import Run
 
 # Word of a verdict -> (class of the page's style, sign).
 TONES = {
@@ -13,73 +13,6 @@ TONES = {
     verdict.HURT: ("bad", "▼"),
     verdict.UNCLEAR: ("open", "●"),
 }
-# Shares of a bar's half that the widest interval takes, so that it does not touch the edge.
-_WIDEST = 0.92
-
-
-def verdicts(run: Run) -> dict[str, Any] | None:
-    """Returns the cards of all stages' verdicts, those on adapted weights first."""
-    judged = [row for row in run.rows if "verdict" in row]
-    if not judged:
-        return None
-    widest = max(abs(row["verdict"][end]) for row in judged for end in ("low", "high"))
-    judged.sort(key=lambda row: "weights" not in row["verdict"])
-    cards = [_card(run, row, (widest or 1.0) / _WIDEST) for row in judged]
-    found = read_optional(run.folder / handover.RECORD)
-    handed = f"Handed over: {found['stage']}, {found['why']}." if found else ""
-    return {"headline": headline(judged), "handed": handed, "cards": cards}
-
-
-def headline(judged: list[dict[str, Any]]) -> dict[str, str]:
-    """Returns the answer to "did it help?" over all verdicts, in one sentence.
-
-    Where stages were trained alike from other weights, it is about these weights alone.
-    """
-    judged = [row for row in judged if "weights" in row["verdict"]] or judged
-    words = [row["verdict"]["word"] for row in judged]
-    names = {
-        word: [
-            r["stage"]
-            for r, one in zip(judged, words, strict=True)
-            if one == word
-        ]
-        for word in TONES
-    }  # fmt: skip
-    parts = [f"{join(found)} {word}" for word, found in names.items() if found]
-    if {*words} == {verdict.UNCLEAR}:
-        parts = ["There is no evidence either way"]
-    tone = next(word for word in TONES if word in words)
-    return {"text": "; ".join(parts), "tone": TONES[tone][0]}
-
-
-def join(names: list[str]) -> str:
-    """Returns names as a list in words: a, b and c."""
-    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
-
-
-def _card(run: Run, row: dict[str, Any], reach: float) -> dict[str, Any]:
-    found = row["verdict"]
-    tone, sign = TONES[found["word"]]
-    return {
-        **dict(stage=row["stage"], against=found["against"], word=found["word"]),
-        **dict(tone=tone, sign=sign, metric=found["metric"], covers=found["covers"]),
-        "difference": f"{found['difference']:+.4f}",
-        "interval": describe_interval(found),
-        "bar": bar(found, reach),
-        "seeds": count_of(len(found["seeds"]), "seed"),
-        "examples": count_of(found["examples"], "test example"),
-        "also": [
-            {
-                **dict(metric=one["metric"], word=one["word"]),
-                **dict(tone=TONES[one["word"]][0], interval=describe_interval(one)),
-                "difference": f"{one['difference']:+.4f}",
-            }
-            for one in found["also"]
-        ],
-        "disagree": found["disagree"],
-        "mcnemar": found.get("mcnemar", []),
-        "notes": notes(run, row["stage"]),
-    }
 
 
 def notes(run: Run, stage: str) -> list[str]:
@@ -87,12 +20,12 @@ def notes(run: Run, stage: str) -> list[str]:
     return leaks.list_notes(next(row for row in run.rows if row["stage"] == stage))
 
 
-def describe_interval(found: dict[str, Any]) -> str:
+def describe_interval(found: Mapping[str, Any]) -> str:
     """Returns the ends of an interval as text."""
     return f"{found['low']:+.4f} to {found['high']:+.4f}"
 
 
-def bar(found: dict[str, Any], reach: float) -> dict[str, float]:
+def bar(found: Mapping[str, Any], reach: float) -> dict[str, float]:
     """Returns percentages of an interval on a bar from -reach to reach."""
     left, middle, right = (
         round(50 + 50 * max(-1.0, min(1.0, found[name] / reach)), 2)

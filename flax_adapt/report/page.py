@@ -29,6 +29,7 @@ from flax_adapt.report import (
     transfers,
     workdir,
 )
+from flax_adapt.report.verdicts import cards
 from flax_adapt.report.workdir import Run
 
 FILE = "report.html"
@@ -46,7 +47,7 @@ class Section(NamedTuple):
 
 
 SECTIONS = {
-    "verdict": Section("Did it help?", outcomes.verdicts),
+    "verdict": Section("Did it help?", cards.find_verdicts),
     "results": Section("Results", outcomes.results),
     "recipe": Section("Recipe", recipe.tree),
     "pairs": Section("Every pair of arms", outcomes.pairs),
@@ -63,6 +64,7 @@ SECTIONS = {
     "transfer": Section("Transfer", transfers.matrices),
     "features": Section("Target and source", transfers.features),
     "measures": Section("Frozen features", transfers.measures),
+    "interpolated": Section("From start to adapted", stages.interpolated),
     "throughput": Section("Time and throughput", curves.throughput),
     "data": Section("Data", facts.data_sets),
     "imports": Section("Initial weights", facts.imports),
@@ -111,6 +113,11 @@ def write_or_warn(folder: Path) -> Path | None:
     except Exception as error:
         log.warning("no report was written (%s)", _one_line(error))
         return None
+
+
+def rewrite_or_warn(folder: Path) -> Path | None:
+    """Returns `write_or_warn` where the workdir has a report; None where it has none."""
+    return write_or_warn(folder) if (folder / FILE).exists() else None
 
 
 def render(title: str, shown: Mapping[str, Any]) -> str:

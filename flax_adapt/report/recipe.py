@@ -5,6 +5,7 @@ from typing import Any
 
 from flax_adapt.experiment.measuring import watched
 from flax_adapt.report.outcomes import count_of, format_number
+from flax_adapt.report.verdicts import claims
 from flax_adapt.report.workdir import Run
 
 # Objective -> what a reader sees.
@@ -69,10 +70,15 @@ def _node(run: Run, section: dict[str, Any], colour: int) -> dict[str, Any]:
 
 
 def _list_kept(row: dict[str, Any] | None) -> list[str]:
-    """Returns what a stage that watched a metric kept: a step, or its initial weights."""
+    """Returns what a stage that watched a metric kept, and the verdicts on that metric."""
     if row is None or "watch" not in row:
         return []
-    return [f"watched, kept: {watched.shorten(row['watch'])}"]
+    judged = [
+        f"{one['metric']} {one['verdict']['word']}"
+        + (", rolled back" if one["rolled_back"] else "")
+        for _, one in claims.list_watched(row)
+    ]
+    return [f"watched, kept: {watched.shorten(row['watch'])}", *dict.fromkeys(judged)]
 
 
 def _name_data(data: dict[str, Any]) -> str:

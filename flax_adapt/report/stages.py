@@ -3,7 +3,9 @@
 from collections import defaultdict
 from typing import Any
 
+from flax_adapt.experiment import interpolate
 from flax_adapt.report import svg
+from flax_adapt.report.outcomes import format_number
 from flax_adapt.report.transfers import BETTER
 from flax_adapt.report.workdir import Run, read_optional
 
@@ -30,6 +32,44 @@ def over_stages(run: Run) -> dict[str, Any] | None:
         charts = [_draw(metric, found) for metric, found in several.items() if found]
     what = f"differences to {against}" if against else "accuracies"
     return {"text": f"Frozen features by stage: {what}.", "charts": charts}
+
+
+def interpolated(run: Run) -> dict[str, Any] | None:
+    """Returns the tables of `flax-adapt interpolate`: accuracies from start to adapted.
+
+    There is one for each stage that was measured, in their order.
+    """
+    stages = run.folder / "stages"
+    folders = (one for name in run.names for one in run.seed_folders(name).values())
+    labels = (folder.relative_to(stages).as_posix() for folder in folders)
+    found = (read_optional(interpolate.record_of(run.folder, one)) for one in labels)
+    tables = [_tabulate(one) for one in found if one]
+    return {"tables": tables} if tables else None
+
+
+def _tabulate(found: dict[str, Any]) -> dict[str, Any]:
+    best, rows = found["best"], found["rows"]
+    names = [name for name in rows[0] if name != "a"]
+    shown = [
+        {
+            "name": f"a = {row['a']:g}",
+            "cells": [
+                {
+                    **dict(tone="good", interval="", word=""),
+                    "strength": 0.3 if abs(row["a"] - best["a"]) < 1e-3 else 0,
+                    "text": format_number(row[name]),
+                }
+                for name in names
+            ],
+        }
+        for row in rows
+    ]
+    text = (
+        f"start + a (adapted - start) of {found['stage']}; the best is a = "
+        f"{best['a']:g}, {best['rule']}."
+    )
+    lines = interpolate.describe_other_half(best)
+    return {"text": text, "lines": lines, "columns": names, "rows": shown}
 
 
 def _read_differences(run: Run) -> tuple[Lines, str]:

@@ -11,10 +11,11 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from support import tiny_files
+from support import html_page, tiny_files
 
 from flax_adapt import __main__, models, weights
 from flax_adapt.base import config
+from flax_adapt.experiment import provenance
 
 BACKBONES = Path(__file__).parents[1] / "parity/goldens/backbones"
 CONFIG = '''"""Two small stages."""
@@ -196,8 +197,15 @@ def test_running_again_prints_the_same_table(finished, main):
 
 def test_eval_measures_every_finished_stage(finished, main, tmp_path):
     workdir, command = finished
+    report = workdir / "report.html"
+    report.write_text("of before")
     code, out, _ = main("eval", *command[1:])
     assert code == 0
+    # The report is written again, with what was measured and the command.
+    assert out.endswith(f"report:  {report}\n")
+    found = html_page.Page(report.read_text("utf-8"))
+    assert {"Did it help?", "Target and source", "Frozen features"} < {*found.headings}
+    assert len(provenance.read_starts(workdir)) > 1
     rows = json.loads((workdir / "eval.json").read_text())
     assert [row["stage"] for row in rows] == ["pretrain", "finetune"]
     for row in rows:
@@ -206,8 +214,11 @@ def test_eval_measures_every_finished_stage(finished, main, tmp_path):
     assert f"results: {workdir}/eval.json" in out
     copy = shutil.copytree(workdir, tmp_path / "copy")
     (copy / "stages/finetune/result.json").unlink()
-    assert main("eval", *command[1:], f"--workdir={copy}")[0] == 0
+    (copy / "report.html").write_text("of before")
+    flags = (f"--workdir={copy}", "--noreport")
+    assert main("eval", *command[1:], *flags)[0] == 0
     assert len(json.loads((copy / "eval.json").read_text())) == 1
+    assert (copy / "report.html").read_text() == "of before"
 
 
 def pixels(files, names):

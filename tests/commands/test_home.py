@@ -41,7 +41,7 @@ OTHERS = {
         *("dry_run", "stop_code", "report", "watch", "on_hurt", "window", "bits"),
         *("seeds", "near_copies"),
     },
-    "eval": PROCESSES | {"near_copies"},
+    "eval": PROCESSES | {"near_copies", "report"},
     "eval --init": {
         *PROCESSES,
         *("split", "test_split", "per_class", "pooling", "batch_size", "precision"),
@@ -50,7 +50,7 @@ OTHERS = {
         "split_field",
     },
     "report": set(),
-    "interpolate": {"stage", "points", "keep", "export"},
+    "interpolate": {"stage", "points", "keep", "export", "report"},
     "compare": set(),
     "features": {
         *PROCESSES,

@@ -43,13 +43,13 @@ def straight(config, compile_fast, tmp_path_factory):
     """The workdir of a run that nothing stopped."""
     workdir = tmp_path_factory.mktemp("straight")
     recipe.run(config, workdir, force=False)
-    evaluate(config, str(workdir), near_copies=False)
+    evaluate(config, str(workdir), near_copies=False, report=True)
     return workdir
 
 
 def test_the_matrices_are_those_of_the_run(files, config, straight, capsys):
     """Cells by fine-tuning from results.json, probes from eval.json; all are printed."""
-    evaluate(config, str(straight), near_copies=False)
+    evaluate(config, str(straight), near_copies=False, report=True)
     printed = capsys.readouterr().out
     assert "finetune\n" in printed
     assert "backward" in printed
@@ -109,7 +109,7 @@ def test_a_run_that_was_stopped_inside_a_cell_ends_as_one_that_was_not(
     recipe.run(config, tmp_path, force=False)
     last = [f"finetune_task_2_others_on_{domain}" for domain in DOMAINS]
     assert taken == [(name, step) for name in (label, *last) for step in (1, 2)]
-    evaluate(config, str(tmp_path), near_copies=False)
+    evaluate(config, str(tmp_path), near_copies=False, report=True)
     assert rows(tmp_path) == rows(straight)
     both = [workdir / "transfer.json" for workdir in (tmp_path, straight)]
     assert read_json(both[0]) == read_json(both[1])

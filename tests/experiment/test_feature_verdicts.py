@@ -148,7 +148,7 @@ def test_the_verdict_is_on_the_screen_and_stays_in_results_json(
 ):
     workdir, rows = measured
     monkeypatch.setattr(measure, "evaluate", lambda *_: rows)
-    evaluate(experiment(), str(workdir), near_copies=False)
+    evaluate(experiment(), str(workdir), near_copies=False, report=True)
     (line,) = [
         text
         for text in capsys.readouterr().out.splitlines()

@@ -12,7 +12,7 @@ from flax_adapt.base.errors import UserError
 from flax_adapt.commands.measures.interpolate import interpolate as command
 from flax_adapt.data import subset
 from flax_adapt.evals import outputs
-from flax_adapt.experiment import interpolate, measure, recipe
+from flax_adapt.experiment import interpolate, measure, provenance, recipe
 from flax_adapt.stage import draws, predictions
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
@@ -55,7 +55,10 @@ def accuracy_of(workdir, params, label):
 
 def test_the_fine_tuned_head_is_measured_at_both_ends_and_between(ran, capsys):
     label = "finetune/seed_1"
-    command(experiment(), str(ran), label, 3, 0.01, True)
+    command(experiment(), str(ran), label, 3, 0.01, True, True)
+    printed = capsys.readouterr().out
+    assert "report:" not in printed  # there was none
+    assert len(provenance.read_starts(ran)) == 2
     record = json.loads(interpolate.record_of(ran, label).read_text())
     rows, best = record["rows"], record["best"]
     assert [row["a"] for row in rows] == [0.0, 0.5, 1.0]
@@ -75,7 +78,7 @@ def test_the_fine_tuned_head_is_measured_at_both_ends_and_between(ran, capsys):
         np.testing.assert_allclose(leaf, mixed, rtol=1e-5, atol=1e-7, err_msg=name)
     assert weights.class_names(best["export"]) == weights.class_names(export)
     assert model.num_classes == 10
-    assert "on the other half of the test examples: best knn" in capsys.readouterr().out
+    assert "on the other half of the test examples: best knn" in printed
 
 
 def test_a_run_is_never_tested_on_the_labels_that_it_has_learnt(ran):

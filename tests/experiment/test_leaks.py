@@ -90,6 +90,26 @@ def test_pool_without_test_is_refused_where_each_seed_has_its_own_test():
         defaults.settings.apply_settings(whole, settings)
 
 
+def test_sets_of_one_split_have_different_names():
+    drawn, few = ({**tiny.FEW, "draw": draw} for draw in ("each_seed", "fixed"))
+    stage = tiny.finetune(seeds=(0, 2))
+    stage["data"] = tiny.digits(subset=drawn)
+    stage["eval"] = {**stage["eval"], "data": tiny.digits(subset=REST)}
+    how = defaults.evaluate(tiny.digits(subset=few), tiny.digits())
+    sets = leaks.list_sets(tiny.experiment(tiny.pretrain(), stage, evaluate=how))
+    said = [one.describe() for one in sets]
+    assert said == [
+        "the pool builtin:digits train",
+        "the training set builtin:digits train (4 a class, seeds 0, 2)",
+        "the test set builtin:digits train (all but 4 a class, seed 0)",
+        "the training set builtin:digits train (4 a class, seed 0)",
+        "the test set builtin:digits train",
+    ]
+    part = configs.load("quickstart:pool=without_test")
+    pools = [one.describe() for one in leaks.list_sets(part) if one.role == "pool"]
+    assert "without what other sets hold, of all" in " ".join(pools)
+
+
 def write_pictures(root):
     """Folders pool, train and test; three copies of tests in the pool, and one in train."""
     rng = np.random.default_rng(0)

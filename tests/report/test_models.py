@@ -10,6 +10,7 @@ from support import html_page, tiny, tiny_report
 from flax_adapt import models, weights
 from flax_adapt.base import config as configs
 from flax_adapt.base import logs
+from flax_adapt.experiment import interpolate
 from flax_adapt.objectives import reconstruct
 from flax_adapt.report import (
     arms,
@@ -17,6 +18,7 @@ from flax_adapt.report import (
     backbones,
     encoders,
     examples,
+    facts,
     maps,
     outcomes,
     page,
@@ -260,6 +262,33 @@ def test_verdicts_on_frozen_features_are_cells_with_intervals(run):
     text = page.render("x", {"features": shown})
     assert html_page.Page(text).problems == []
     assert "-0.2000 to -0.0500" in text
+
+
+def test_weights_between_start_and_adapted_are_a_table(run, tmp_path):
+    values = dict(knn=0.5, probe=0.7)
+    half = dict.fromkeys(("start", "best", "adapted"), values)
+    best = dict(a=0.5, rule="the highest", on_the_other_half=half)
+    rows = [dict(a=a, knn=0.5 + a / 10, probe=0.8) for a in (0.0, 0.5, 1.0)]
+    record = dict(stage="further", rows=rows, best=best)
+    path = interpolate.record_of(tmp_path, "further")
+    path.parent.mkdir()
+    logs.write_json(path, record)
+    every = stages.interpolated(dataclasses.replace(run, folder=tmp_path))
+    (shown,) = every["tables"]
+    assert shown["columns"] == ["knn", "probe"]
+    shades = [[cell["strength"] > 0 for cell in row["cells"]] for row in shown["rows"]]
+    assert shades == [[False] * 2, [True] * 2, [False] * 2]
+    found = html_page.Page(page.render("x", {"interpolated": every}))
+    assert found.problems == []
+    assert "a = 0.5 0.5500 0.8000" in found.words
+    assert stages.interpolated(run) is None
+
+
+def test_folders_whose_files_have_other_sizes_look_different(run, tmp_path):
+    section = run.config["stages"][0]["data"]
+    for sizes in ("cd", "ef"):
+        found = facts.describe_data({"names": "ab", "sizes": sizes}, section)
+        assert found["digests"] == ["names ab", f"sizes {sizes}"]
 
 
 def test_a_pool_with_test_examples_is_said_beside_the_verdict(run):

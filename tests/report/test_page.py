@@ -108,32 +108,6 @@ def test_the_command_writes_the_page(main, folder):
     assert (code, out) == (0, f"report:  {folder}/report.html\n")
 
 
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (dict(a="helped", b="hurt"), ("a helped; b hurt", "good")),
-        (dict(a="hurt"), ("a hurt", "bad")),
-        (dict(a="no evidence either way"), ("There is no evidence either way", "open")),
-        (dict(a="helped", b="helped", c="helped"), ("a, b and c helped", "good")),
-        (
-            dict(a="hurt", b="no evidence either way"),
-            ("a hurt; b no evidence either way", "bad"),
-        ),
-    ],
-)
-def test_the_headline_says_every_word(words, expected):
-    rows = [
-        {"stage": name, "verdict": dict(word=word, difference=1.0)}
-        for name, word in words.items()
-    ]
-    found = outcomes.headline(rows)
-    assert (found["text"], found["tone"]) == expected
-    # Where a stage was trained as another one from other weights, it is about these.
-    judged = dict(word="helped", difference=1.0, weights=["old", "new"])
-    found = outcomes.headline([*rows, {"stage": "z", "verdict": judged}])
-    assert found["text"] == "z helped"
-
-
 def test_a_bar_has_zero_in_the_middle_and_ends_at_its_reach():
     found = outcomes.bar(dict(low=-1.0, difference=0.5, high=2.0), 2.0)
     assert found == dict(left=25.0, width=75.0, middle=62.5)
@@ -159,7 +133,8 @@ def test_losses_of_different_objectives_are_not_in_one_chart(run):
 def test_a_watched_stage_has_its_curve_and_says_what_it_kept(run):
     label, name = "further", "watch_target_knn"
     lines = [{"stage": label, "step": step, name: 0.1 * step} for step in (0, 2, 4)]
-    kept = {"watch": [{"rolled_back": False, "kept_step": 2}]}
+    found = dict(metric="target/knn", verdict={"word": "helped"}, kept_step=2)
+    kept = {"watch": [{"rolled_back": False, **found}]}
     rows = [{**row, **kept} if row["stage"] == label else row for row in run.rows]
     watched = dataclasses.replace(run, metrics=lines, rows=rows)
     (chart,) = curves.charts(watched)["charts"]
@@ -167,7 +142,7 @@ def test_a_watched_stage_has_its_curve_and_says_what_it_kept(run):
     (root,) = recipe.tree(watched)["roots"]
     nodes = [root["children"][0], *root["children"][0]["children"]]
     chips = {node["title"]: node["chips"] for node in nodes}
-    assert chips["further"] == ["watched, kept: step 2"]
+    assert chips["further"] == ["watched, kept: step 2", "target/knn helped"]
     assert chips["pretrain"] == []
 
 

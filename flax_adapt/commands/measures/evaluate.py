@@ -8,10 +8,11 @@ from flax_adapt.base import logs
 from flax_adapt.commands.workdir import name_path, open_workdir
 from flax_adapt.experiment import measure, recipe, transfer
 from flax_adapt.experiment.measuring import leaks, verdicts
+from flax_adapt.report import page
 from flax_adapt.train import precision
 
 
-def evaluate(config: Any, workdir: str, near_copies: bool) -> None:
+def evaluate(config: Any, workdir: str, near_copies: bool, report: bool) -> None:
     """kNN, linear probe, drift and verdicts of every finished stage of a workdir."""
     with open_workdir(workdir, continues=False) as folder:
         config = recipe.settle_precision(config, folder)
@@ -31,3 +32,5 @@ def evaluate(config: Any, workdir: str, near_copies: bool) -> None:
         for line in leaks.list_copies(config, folder) if near_copies else ():
             print(line)
         print(f"results: {name_path(folder / 'eval.json')}")
+        if report and (written := page.rewrite_or_warn(folder)):
+            print(f"report:  {name_path(written)}")

@@ -40,7 +40,38 @@ class ExampleSet(NamedTuple):
             "training": "the training set",
             "test": "the test set",
         }
-        return f"{name[self.role]} {self.section.source} {self.section.split}"
+        part = _describe_part(self.section.subset)
+        more = f" ({part})" if part else ""
+        return f"{name[self.role]} {self.section.source} {self.section.split}{more}"
+
+
+# Part of `data.subset` -> words; others are named by their name.
+_PARTS = {
+    "chosen": "{}",
+    "rest": "all but {}",
+    "without_data": "without what other sets hold, of {}",
+}
+
+
+def _describe_part(section: Any) -> str:
+    """Returns which part of a split a subset section takes; "": all of it.
+
+    Sets of one source and split differ in it alone.
+    """
+    subsets = section.of if section.part == "any" else (section,)
+    one = subsets[0]
+    base = one.base if "base" in one else one
+    amounts = (
+        *([f"{base.per_class} a class"] if base.per_class else []),
+        *([f"{base.fraction:g} of each class"] if base.fraction < 1 else []),
+    )
+    if not amounts and one.part == "chosen":
+        return ""
+    text = _PARTS.get(one.part, f"{one.part} of {{}}")
+    text = text.format(" of ".join(amounts) or "all")
+    seeds = [str(subset.seed) for subset in subsets if "seed" in subset]
+    numbers = f"{'seeds' if len(seeds) > 1 else 'seed'} {', '.join(seeds)}"
+    return f"{text}, {numbers}" if amounts and seeds else text
 
 
 def find_shared(

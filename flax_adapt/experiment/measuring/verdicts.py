@@ -185,7 +185,8 @@ def list_lines(entries: Iterable[Mapping[str, Any]]) -> list[str]:
 def describe(entry: Mapping[str, Any]) -> str:
     """Returns the verdicts of an entry as one line, the fine-tuned ones included."""
     said = [
-        f"{_title(name)} {_describe(one)}" for name, one in entry["metrics"].items()
+        f"{name_metric(name)} {_describe(one)}"
+        for name, one in entry["metrics"].items()
     ]
     said += [
         f"fine-tuned ({one['stage']} against {one['against']}) {_describe(one)}"
@@ -203,15 +204,16 @@ def describe(entry: Mapping[str, Any]) -> str:
     return f"{text}; the metrics disagree" if entry["disagree"] else text
 
 
-def _title(metric: str) -> str:
-    return _TITLES.get(metric, f"{metric.removeprefix(_FEW)}-shot")
+def name_metric(name: str) -> str:
+    """Returns a metric of frozen features in words: kNN, linear probe, 5-shot."""
+    return _TITLES.get(name, f"{name.removeprefix(_FEW)}-shot")
 
 
 def _describe_covers(metrics: Mapping[str, Any]) -> str:
     """Returns what the intervals cover, by metric where that differs."""
     titles: dict[str, list[str]] = {}
     for name, one in metrics.items():
-        titles.setdefault(one["covers"], []).append(_title(name))
+        titles.setdefault(one["covers"], []).append(name_metric(name))
     if len(titles) == 1:
         return next(iter(titles))
     return "; ".join(f"{', '.join(names)}: {text}" for text, names in titles.items())

@@ -91,17 +91,29 @@ def _describe(name: str, seed: int, found: dict[str, Any]) -> str:
         said = f"{compared['word']} {compared['difference']:+.4f}, 95 % interval {ends}"
         if compared.get("step", found["best_step"]) != found["best_step"]:
             said += f" (the last state, of step {compared['step']}, as no state helped)"
+    where = f"{name} (seed {seed}) against its start by {found['metric']}"
+    return f"{where}: {said}; {describe_result(found)}"
+
+
+def describe_result(found: dict[str, Any]) -> str:
+    """Returns which state a run that watched metrics has kept, and its further metrics."""
     if found["rolled_back"]:
         result = "rolled back: its result is the initial weights"
     else:
         result = f"its result is the best state, of step {found['best_step']}"
-    where = f"{name} (seed {seed}) against its start by {found['metric']}"
     stop = f"; stopped at step {found['last_step']}" if found["stopped"] else ""
     beside = "".join(
         f"; {metric} {_number(one['start'])} before, {_number(one['best'])} in the best state"
         for metric, one in found.get("others", {}).items()
     )
-    return f"{where}: {said}; {result}{stop}{beside}"
+    return f"{result}{stop}{beside}"
+
+
+def name_units(found: dict[str, Any]) -> str:
+    """Returns what the numbers of a verdict on a watched metric are of, with their count."""
+    of_each = found["metric"].endswith(("/knn", "/probe"))
+    what = "examples" if of_each else "groups of examples"
+    return f"{found['verdict']['units']} {what}"
 
 
 def _number(value: float | None) -> str:
