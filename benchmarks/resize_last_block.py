@@ -68,7 +68,6 @@ def experiment(objective):
     with config.unlocked():
         for section in (config.evaluate, *config.more_evaluations):
             section.test.views, section.draws, section.shots = (), _DRAWS.value, ()
-            section.train.subset.draw = "each_seed"
         for section in config.more_evaluations:
             section.wide = None
     return config

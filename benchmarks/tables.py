@@ -10,9 +10,8 @@ from flax_adapt.stage import predictions
 VERDICTS = (("target", "knn"), ("target", "probe"), ("source", "probe"))
 
 
-def draw_labels(config):
-    """The same config with five draws of the labels that kNN and probe have, no few shots."""
-    config.evaluate.train.subset.draw = "each_seed"
+def drop_shots(config):
+    """The same config without few-shot accuracies."""
     config.evaluate.shots = ()
     return config
 

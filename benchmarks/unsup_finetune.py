@@ -51,7 +51,7 @@ def experiment(target):
         lr=_LR.value,
     )
     text = ",".join(f"{name}={value}" for name, value in arguments.items())
-    return tables.draw_labels(configs.load(f"unsup_finetune:{text}"))
+    return tables.drop_shots(configs.load(f"unsup_finetune:{text}"))
 
 
 def main(_):

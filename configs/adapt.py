@@ -11,7 +11,9 @@ Run     flax-adapt adapt --workdir=runs/x --init=MODEL --unlabelled=folder:A --l
         labelled  examples with labels, SOURCE or SOURCE@SPLIT ("": none, and the result is a
                   backbone)
         test      the test set ("": a fifth of the labelled examples)
-        source    of method=replay: data that the weights were pre-trained on
+        source    data that the weights were pre-trained on, SOURCE or SOURCE@SPLIT: it is
+                  measured what was forgotten of it, and watch=source/knn reads it; replay
+                  trains on it, too ("": none)
         method    none | further (masked pre-training goes on) | self_distill (further, then
                   rounds of self-distillation) | contrast (MoCo-v3) | replay (further, with
                   as many examples of source); auto: self_distill, with a source replay,

@@ -48,7 +48,7 @@ Run     flax-adapt run --workdir=runs/x \
         probe_epochs  epochs of probe=lars
         probe_lrs learning rates of probe=lars to choose from, as lrs but by the held-out
                   loss; they are for a batch of 256 (times batch / 256)
-        per_class, labels, test_split, data_dir  as in vit_self_distill
+        per_class, labels, test_split, data_dir, source, source_split  as in vit_self_distill
         seq_len, text_field, pair_field, label_field  of texts: as in bert_self_distill
         steps, epochs, batch_size, lr, warmup, seeds, augment ...: as in vit_self_distill
 Expect  one table: test accuracy (texts: macro-F1) by method, mean and spread over the

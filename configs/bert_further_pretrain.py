@@ -2,7 +2,7 @@
 
 Run     flax-adapt run --workdir=runs/x \
             --config=bert_further_pretrain:dataset=text:PATH,init=PATH
-        dataset, init, seq_len, steps, mlm_warmup ...: as in bert_self_distill
+        dataset, init, seq_len, steps, mlm_warmup, source ...: as in bert_self_distill
         heldout_split  held-out texts on which the perplexity of the result is measured
                   ("": none)
         new_tokens  file of words of the domain, one a line, that a WordPiece tokenizer

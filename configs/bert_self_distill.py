@@ -31,6 +31,12 @@ Run     flax-adapt run --workdir=runs/x \
                   all arms | fixed: all seeds have the same
         test_split  split to test on; "rest": all texts that per_class does not select;
                   masked pre-training then sees these texts (not their labels), too
+        source    data that `init` was trained on ("": none). Training does not read it:
+                  `flax-adapt eval` measures on it what was forgotten (kNN and a linear
+                  probe from one half to the other, where it has classes) and how much the
+                  features have changed, and watch=source/knn reads it; its texts are in
+                  text_field
+        source_split  split of source, better not too long, as in "test[:2000]"
         heldout_split  held-out texts for the perplexity of masked pre-training ("": none)
         augment   none: texts are not augmented
         data_dir  where TFDS finds its data sets

@@ -9,8 +9,9 @@ Run     flax-adapt run --workdir=runs/x \
                   layer_norm_eps: as in vit_self_distill
         domains   step 1, masked pre-training on these data sets one after another (S4);
                   "": no such step
-        source    step 2, masked modelling of the target with replay of this source data
-                  set (S2); "": no such step
+        source    data that `init` was trained on. Step 2, masked modelling of the target
+                  with replay of it (S2); `flax-adapt eval` measures on it what was
+                  forgotten; "": neither
         rho       number of replayed examples of the source for one of the target
         source_split  split of source
         width     step 3, number of features of the last block, followed by masked

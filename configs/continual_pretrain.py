@@ -38,8 +38,10 @@ Run     flax-adapt run --workdir=runs/x \
         split     split on which the domains are learned
         label_split, test_split  splits to fine-tune and probe on, and to test on
         pooling   features that heads and probes read: cls | mean
+        source, source_split  as in vit_self_distill; of the domains the transfer matrices
+                  say what was forgotten
         min_crop_area  of the two views whose alignment `flax-adapt eval` measures, where
-                  evaluate.source is set; 0: that of MoCo-v3, 0.08
+                  there is a source; 0: that of MoCo-v3, 0.08
         seq_len, text_field, label_field  of texts: as in bert_self_distill
         steps, epochs, batch_size, lr, warmup, seeds, augment ...: as in vit_self_distill
 Expect  stages/task_T_NAME/export after every task; one table of all fine-tuned models and

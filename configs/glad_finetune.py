@@ -25,12 +25,14 @@ Run     flax-adapt run --workdir=runs/x \
                   masked-language head first, with the encoder frozen. regularizer=masked
                   needs none: it has trained one
         per_class number of labelled examples of every class (0: all)
-        labels    each_seed | fixed: as in vit_self_distill
+        labels    each_seed | fixed: as in vit_self_distill; kNN and probe of `flax-adapt
+                  eval` have the same draws
         split, test_split  splits to train and to test on
         augment, seeds, steps, batch_size, lr, lrs, dropout, pooling  of training, with the
                   same meaning and values as in baseline_finetune
+        source, source_split  as in vit_self_distill
         min_crop_area  of the two views whose alignment `flax-adapt eval` measures, where
-                  evaluate.source is set; 0: that of MoCo-v3, 0.08
+                  there is a source; 0: that of MoCo-v3, 0.08
         seq_len, text_field, label_field  of texts: as in bert_self_distill
         steps, epochs, batch_size, lr, warmup, seeds, augment ...: as in vit_self_distill
 Expect  a table of test accuracies. stages/NAME/export is the backbone (with its decoder

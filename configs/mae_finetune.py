@@ -3,7 +3,7 @@
 Run     flax-adapt run --workdir=runs/x --config=mae_finetune:dataset=folder:PATH,init=PATH
         dataset, data_dir, init, init_format, heads, decoder_heads, gelu,
             layer_norm_eps, weights, model, image_size, patch_size, channels, channels_by,
-            per_class, labels, test_split: as in vit_self_distill
+            per_class, labels, test_split, source, source_split: as in vit_self_distill
         augment   mae (crops, flips, RandAugment of 2 operations at magnitude 9, random
                   erasing of a quarter of the images) | none | flip | crop
         epochs    of training (0: 100, of ViT-L and H 50)

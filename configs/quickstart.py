@@ -6,6 +6,11 @@ Run     flax-adapt run --config=quickstart --workdir=runs/x
                   alone, the start of launch/quickstart.sh
         finetune_steps  steps of every fine-tuning
         augment   of fine-tuning: none (digits are not flipped) | flip | crop
+        labels    fixed: all seeds have the same 10 labels a class | each_seed: every seed
+                  draws its own, the same for every row; pool=without_test needs fixed
+        source    builtin:mnist5k: `flax-adapt eval` measures what the pretrained model
+                  forgets of it, and watch=source/knn reads it ("": neither)
+        source_split  split of source
         steps, epochs, batch_size, lr, warmup, seeds, augment ...: as in vit_self_distill
 Expect  one table: fine-tuning the pretrained model, the further pre-trained one and the
         self-distilled one on 10 labels a class, 3 seeds each.
@@ -31,10 +36,10 @@ MODEL = defaults.small_mae(
 )
 
 
-def digits(source: str, **changes):
+def digits(source: str, split: str = "train", **changes):
     return defaults.image_data(
         source,
-        "train",
+        split,
         image_size=28,
         channels=1,
         mean=(0.5,),
@@ -45,13 +50,25 @@ def digits(source: str, **changes):
 
 
 ARGUMENTS = dict(
-    pretrain_steps=400, adapt_steps=250, finetune_steps=120, augment="none"
+    pretrain_steps=400,
+    adapt_steps=250,
+    finetune_steps=120,
+    augment="none",
+    labels="fixed",
+    **defaults.source.SOURCE_ARGUMENTS,
 )
+
+
+def evaluate(args, train, test):
+    source = defaults.source.measured_source(args, digits)
+    if source is not None:
+        test = {**test, "views": defaults.augment.views_of(MODEL)}
+    return defaults.evaluate(train, test, source=source)
 
 
 def make(args):
     released, target = digits("builtin:mnist5k"), digits("builtin:digits")
-    few = defaults.few(10, labels="fixed")
+    few = defaults.few(10, args.labels)
     augment = defaults.augment.section_of(args.augment)
     labelled = digits("builtin:digits", subset=few, augment=augment)
     test = digits("builtin:digits", subset={**few, "part": "rest"})
@@ -97,7 +114,7 @@ def make(args):
         init="",
         model=MODEL,
         checkpoint=dict(every_steps=200, keep_last=2, keep_best=0),
-        evaluate=defaults.evaluate(labelled, test),
+        evaluate=evaluate(args, labelled, test),
         stages=stages if args.adapt_steps else stages[:1],
     )
 

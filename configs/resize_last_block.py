@@ -34,6 +34,9 @@ Run     flax-adapt run --workdir=runs/x \
         split     split to train on
         label_split, per_class, test_split  of eval: split of the labelled examples, their
                   number for every class (0: all), split to test on
+        labels    of eval: each_seed (kNN and probes have evaluate.draws draws of these
+                  labels) | fixed (they have one)
+        source, source_split  as in vit_self_distill
         pooling   features that heads and probes read: cls | mean
         seeds     number of runs of every variant and width
         steps, batch_size, min_crop_area  of training; min_crop_area: of the two views; 0:

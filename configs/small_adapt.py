@@ -4,7 +4,8 @@ Run     flax-adapt run --workdir=runs/steel \
             --config=small_adapt:init=runs/small/stages/pretrain/export,dataset=folder:PATH
         dataset, data_dir, init, init_format, heads, decoder_heads, gelu,
             layer_norm_eps, image_size, patch_size, channels, channels_by,
-            decoder_warmup, per_class, labels, test_split, augment: as in vit_self_distill
+            decoder_warmup, per_class, labels, test_split, augment, source, source_split:
+            as in vit_self_distill
         rounds    number of rounds of self-distillation
         steps     of further pre-training and of every round (batch 64)
         finetune_steps  steps of fine-tuning (batch 32), 3 seeds

@@ -2,7 +2,7 @@
 
 Run     flax-adapt run --workdir=runs/x \
             --config=text_finetune:dataset=jsonl:PATH,init=PATH
-        dataset, init, seq_len, finetune_steps, seeds ...: as in bert_self_distill
+        dataset, init, seq_len, finetune_steps, seeds, source ...: as in bert_self_distill
         steps, epochs, batch_size, lr, warmup, seeds, augment ...: as in vit_self_distill
 Expect  macro-F1 (and accuracy, micro-F1, Matthews correlation), mean and spread over the
         seeds.

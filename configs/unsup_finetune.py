@@ -5,7 +5,8 @@ Run     flax-adapt run --workdir=runs/x \
         dataset   target data set: any data source (README); training ignores its labels
         source    data that the initial weights were pre-trained on; replay and both need it
                   for what they replay. `flax-adapt eval` measures on it how much the model
-                  has changed; without it (naive, mixing, frozen) there is no drift
+                  has changed and, where it has classes, what was forgotten; without it
+                  (naive, mixing, frozen) there is neither
         init      initial weights of a ViT, DINOv2, DINOv3, CLIP, BERT, RoBERTa, ELECTRA,
                   ModernBERT or others (docs/weights.md); init_format, heads,
                   decoder_heads, gelu, layer_norm_eps: as in vit_self_distill
@@ -33,6 +34,8 @@ Run     flax-adapt run --workdir=runs/x \
         label_split, per_class, test_split  for `flax-adapt eval`: the split of the target's
                   labels, their number for every class, and the split to test on; per_class
                   0: all labels there are, none if there are none
+        labels    of eval: each_seed (kNN and probes have evaluate.draws draws of these
+                  labels) | fixed (they have one)
         drift_split  split of the source on which eval measures the drift: better one that
                   is not replayed, and not too long ("": source_split)
         seq_len, text_field, label_field  of texts: as in bert_self_distill

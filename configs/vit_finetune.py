@@ -4,7 +4,8 @@ Run     flax-adapt run --workdir=runs/x \
             --config=vit_finetune:dataset=folder:PATH,init=PATH,per_class=10
         dataset, data_dir, init, init_format, heads, decoder_heads, gelu,
             layer_norm_eps, model, image_size, patch_size, channels, channels_by,
-            per_class, labels, test_split, augment: as in vit_self_distill
+            per_class, labels, test_split, augment, source, source_split:
+            as in vit_self_distill
         linear_probe  True: train the head alone, with the encoder frozen
         steps, epochs, batch_size, lr, warmup, seeds, augment ...: as in vit_self_distill
 Expect  test accuracy, mean and spread over 5 seeds. Not run at full size yet: 5 x 10 000

@@ -4,7 +4,8 @@ Run     flax-adapt run --workdir=runs/x \
             --config=vit_further_pretrain:dataset=folder:PATH,init=PATH
         dataset, data_dir, init, init_format, heads, decoder_heads, gelu,
             layer_norm_eps, model, image_size, patch_size, channels, channels_by,
-            decoder_warmup, per_class, labels, test_split, augment: as in vit_self_distill
+            decoder_warmup, per_class, labels, test_split, augment, source, source_split:
+            as in vit_self_distill
         finetune  True: also fine-tune the result on the labels of the dataset
         steps, epochs, batch_size, lr, warmup, seeds, augment ...: as in vit_self_distill
 Expect  stages/further/export, a ViTMAEForPreTraining folder. Not run at full size yet:

@@ -36,6 +36,11 @@ Run     flax-adapt run --workdir=runs/dtd \
                   all arms | fixed: all seeds have the same
         train_split, test_split  splits to train and to test on, by the names of their
                   folders; test_split=rest: all images that per_class does not select
+        source    data that `init` was trained on ("": none). Training does not read it:
+                  `flax-adapt eval` measures on it what was forgotten (kNN and a linear
+                  probe from one half to the other, where it has classes) and how much the
+                  features have changed, and watch=source/knn reads it
+        source_split  split of source, better not too long, as in "test[:2000]"
         fit       images are made square by: squash (the aspect ratio is lost, as in the
                   papers) | crop (the middle) | pad (black is added)
         bits      bits of a level in 16-bit files, such as 12 (0: all)

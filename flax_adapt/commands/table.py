@@ -92,7 +92,7 @@ COMMANDS = {
             "unlabelled": ("", "SOURCE or SOURCE@SPLIT: folder:x/Training, csv:x.csv"),
             "labelled": ("", "examples with labels, SOURCE or SOURCE@SPLIT"),
             "test": ("", "the test set; '': a fifth of the labelled examples"),
-            "source": ("", "of --method=replay: what the weights were pre-trained on"),
+            "source": ("", "what the weights were trained on: is it forgotten? SOURCE"),
             "method": ("auto", "auto, self_distill, further, contrast, replay, none"),
             "budget": ("auto", "30m, 2h, steps:2000, epochs:50, paper or auto"),
             "precision": ("auto", "float32, bfloat16; auto: what suits the device"),

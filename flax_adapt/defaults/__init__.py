@@ -30,7 +30,10 @@ from flax_adapt.defaults.continual import CONTINUAL_ARGUMENTS, Continual
 from flax_adapt.defaults.finetuning import BASELINE_ARGUMENTS, Baselines
 from flax_adapt.defaults.glad import GLAD_ARGUMENTS, Glad
 from flax_adapt.defaults.image_section import IMAGE_FILES, image_data, read_images_as
-from flax_adapt.defaults.mae_finetuning import MAE_FINETUNE_ARGUMENTS, mae_finetune
+from flax_adapt.defaults.images.mae_finetuning import (
+    MAE_FINETUNE_ARGUMENTS,
+    mae_finetune,
+)
 from flax_adapt.defaults.resizing import RESIZING_ARGUMENTS, Resizing
 from flax_adapt.defaults.sections import (
     NO_MIXING,
@@ -68,11 +71,10 @@ from flax_adapt.defaults.text import (
     TextData,
     mlm,
     text_data,
-    text_finetune_optim,
     text_finetune_stage,
-    text_optim,
     text_pretrain_stage,
 )
+from flax_adapt.defaults.texts.optim import text_finetune_optim, text_optim
 from flax_adapt.defaults.unsupervised import UNSUPERVISED_ARGUMENTS, Unsupervised
 from flax_adapt.defaults.vision import (
     DATASETS,

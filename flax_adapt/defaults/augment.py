@@ -1,5 +1,6 @@
 """Augmentation of images: sections `augment`, and the names that configs have for them."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from flax_adapt.base.errors import UserError, choose
@@ -57,6 +58,18 @@ MIN_CROP_AREA = {"vit": 0.08, "resnet": 0.2}
 def views(**changes: Any) -> tuple[dict[str, Any], ...]:
     """Returns MOCO_V3_VIEWS with `changes` in both, such as a blur for small images."""
     return tuple(sections.change(view, changes) for view in MOCO_V3_VIEWS)
+
+
+def views_of(model: Mapping[str, Any], min_crop_area: float = 0.0) -> tuple[Any, ...]:
+    """Returns two views of the images of a model section, which contrast and alignment compare.
+
+    min_crop_area: 0: that of MIN_CROP_AREA.
+    """
+    # Only RGB has colours; the published sigmas are for images of 224 x 224 pixels.
+    changes: dict[str, Any] = {} if model["channels"] == 3 else dict(NO_COLOURS)
+    changes["blur_sigma"] = tuple(s * model["image_size"] / 224 for s in MOCO_V3_SIGMA)
+    area = min_crop_area or MIN_CROP_AREA[model["kind"]]
+    return views(min_crop_area=area, **changes)
 
 
 # Value of a config's argument `augment`, for supervised training -> its section.

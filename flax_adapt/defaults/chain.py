@@ -18,8 +18,6 @@ CHAIN_ARGUMENTS = dict(
     {**shared.ARGUMENTS_OF_WEIGHTS, **shared.ARGUMENTS_OF_DATA},
     dataset="",
     domains="",
-    source="",
-    source_split="train",
     rho=1.0,
     width=0,
     rounds=1,
@@ -191,6 +189,6 @@ class Chain:
             init_format=args.init_format,
             init_known=start.known,
             model=start.model,
-            evaluate=start.evaluate(args.dataset, args.split, pooling=state),
+            **start.evaluate_all([args.dataset], args.split, pooling=state),
             stages=tuple(self.stages()),
         )

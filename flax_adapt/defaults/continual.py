@@ -42,7 +42,6 @@ CONTINUAL_ARGUMENTS = dict(
     finetune_batch_size=32,
     finetune_lr=1e-4,
     seeds=3,
-    labels="each_seed",
     adaptor="vector",
     regularizer="preserve",
     weight=1.0,
@@ -274,16 +273,12 @@ class Continual:
             stages=measured,
             models_at_once=1 + len(measured),
         )
-        first, *more = (
-            start.evaluate(one, args.label_split, **changes) for one in self.domains
-        )
         return shared.experiment(
             init=args.init,
             init_format=args.init_format,
             init_known=start.known,
             model=start.model,
-            evaluate=first,
-            more_evaluations=tuple(more),
+            **start.evaluate_all(self.domains, args.label_split, **changes),
             transfer=self._transfer_section(),
             stages=tuple(self.stages()),
         )

@@ -187,15 +187,12 @@ class Glad:
         modality = "image" if start.is_image else "text"
         state = text.STATES[supervised.pooling_of(modality, args.pooling)]
         sets = [args.dataset, *filter(None, args.then.split("+"))]
-        first, *more = (
-            start.evaluate(one, args.split, pooling=state, compare=True) for one in sets
-        )
+        changes = dict(pooling=state, compare=True)
         return shared.experiment(
             init=args.init,
             init_format=args.init_format,
             init_known=start.known,
             model=self._architecture(),
-            evaluate=first,
-            more_evaluations=tuple(more),
+            **start.evaluate_all(sets, args.split, **changes),
             stages=tuple(self.stages()),
         )

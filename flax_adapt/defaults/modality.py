@@ -1,10 +1,19 @@
 """Sections of images and of texts, for configs that take either of them."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from flax_adapt import data, models, weights
 from flax_adapt.base.errors import UserError, choose, reword_errors
-from flax_adapt.defaults import augment, image_section, sections, shared, text, vision
+from flax_adapt.defaults import (
+    augment,
+    image_section,
+    sections,
+    shared,
+    source,
+    text,
+    vision,
+)
 
 
 class Form(NamedTuple):
@@ -67,13 +76,9 @@ class Images:
             args.init, channels, args.init_format or None
         )
         self.fits = dict(image_size=size, channels=channels, mean=mean, std=std)
-        source = vision.dataset(args.dataset) if args.get("dataset") else ""
-        self.fits |= image_section.read_images_as(args, source, args.split)
-        # Only RGB has colours; the published sigmas are for images of 224 x 224 pixels.
-        changes: dict[str, Any] = {} if channels == 3 else dict(augment.NO_COLOURS)
-        changes["blur_sigma"] = tuple(s * size / 224 for s in augment.MOCO_V3_SIGMA)
-        area = args.min_crop_area or augment.MIN_CROP_AREA[model["kind"]]
-        self.views = augment.views(min_crop_area=area, **changes)
+        first = vision.dataset(args.dataset) if args.get("dataset") else ""
+        self.fits |= image_section.read_images_as(args, first, args.split)
+        self.views = augment.views_of(model, args.min_crop_area)
         self.model = sections.stage_model()
         self.data_dir = args.data_dir
 
@@ -219,14 +224,29 @@ class Start(NamedTuple):
     def evaluate(self, dataset: str, split: str, **changes: Any) -> dict[str, Any]:
         """Returns a section `evaluate`: kNN and linear probe on a data set.
 
-        They have `args.per_class` labels of every class of `split`, and are tested on
-        `args.test_split`.
+        They have `args.per_class` labels of every class of `split`, drawn as `args.labels`
+        says, and are tested on `args.test_split`.
         """
         args, labelled = self.args, self.make.labelled_data
-        few = {**shared.ALL, "per_class": args.per_class}
+        few = shared.few(args.per_class, args.labels)
         test = self.make.add_views(labelled(dataset, args.test_split))
         train = labelled(dataset, split, subset=few)
         return shared.evaluate(train, test, **changes)
+
+    def evaluate_all(
+        self, datasets: Sequence[str], split: str, **changes: Any
+    ) -> dict[str, Any]:
+        """Returns `evaluate` and `more_evaluations` of a config, a section for each data set.
+
+        Forgetting of the source is measured in the first of them.
+        """
+        first, *more = (self.evaluate(one, split, **changes) for one in datasets)
+        first["source"] = self.measured_source()
+        return dict(evaluate=first, more_evaluations=tuple(more))
+
+    def measured_source(self, split: str = "source_split") -> dict[str, Any] | None:
+        """Returns `source.measured_source` of the config's arguments."""
+        return source.measured_source(self.args, self.make.labelled_data, split)
 
 
 def open_start(args: Any, *, objective: str) -> Start:

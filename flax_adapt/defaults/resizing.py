@@ -238,16 +238,12 @@ class Resizing:
             # One pass over the data for the initial weights and all trained models.
             models_at_once=1 + len(stages) * args.seeds,
         )
-        first, *more = (
-            self.start.evaluate(one, args.label_split, **changes) for one in sets
-        )
         return shared.experiment(
             init=args.init,
             init_format=args.init_format,
             init_known=self.start.known,
             model=self.start.model,
-            evaluate=first,
-            more_evaluations=tuple(more),
+            **self.start.evaluate_all(sets, args.label_split, **changes),
             stages=stages,
         )
 

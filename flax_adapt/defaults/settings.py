@@ -118,8 +118,8 @@ def _check_source(experiment: dict[str, Any], watch: str) -> None:
     if reads and experiment["evaluate"]["source"] is None:
         raise UserError(
             f"watch={watch}: source/knn is measured on labelled examples of what the initial "
-            "weights were trained on, and there are none: give source=SOURCE where there is "
-            "such an argument, or leave source/knn out"
+            "weights were trained on, and there are none: give source=SOURCE, or leave "
+            "source/knn out"
         )
 
 

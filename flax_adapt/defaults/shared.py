@@ -13,6 +13,7 @@ from flax_adapt import data, weights
 from flax_adapt.base.errors import UserError, choose
 from flax_adapt.data.subset import DRAWS
 from flax_adapt.defaults import sections
+from flax_adapt.defaults.source import SOURCE_ARGUMENTS
 from flax_adapt.weights.formats import table as formats
 
 # Arguments for facts about `init` that its files may lack; 0 or "": not set.
@@ -36,6 +37,8 @@ ARGUMENTS_OF_DATA: dict[str, Any] = dict(
     split="train",
     test_split="test",
     per_class=0,
+    labels="each_seed",
+    **SOURCE_ARGUMENTS,
     min_crop_area=0.0,
     seq_len=128,
     text_field="text",

@@ -8,6 +8,8 @@ from typing import Any
 from flax_adapt import data, models, weights
 from flax_adapt.base.errors import UserError, choose, reword_errors
 from flax_adapt.defaults import augment, sections, shared
+from flax_adapt.defaults.source import SOURCE_ARGUMENTS, measured_source
+from flax_adapt.defaults.texts.optim import text_finetune_optim, text_optim
 
 
 def text_data(source: str, split: str, tokenizer: str, **changes: Any) -> dict:
@@ -50,27 +52,6 @@ def mlm(mask_token_id: int) -> dict[str, Any]:
         whole_word=False,
         max_masked_fraction=0.25,
     )
-
-
-def text_optim(num_steps: int, **changes: Any) -> dict[str, Any]:
-    """Returns `optim` of Gururangan et al. 2020: 1e-4 to 0, 6 % warm-up, RoBERTa's AdamW."""
-    section = shared.pretrain_optim(
-        lr=1e-4,
-        warmup_steps=num_steps * 6 // 100,
-        b2=0.98,
-        eps=1e-6,
-        clip_norm=1.0,
-        freeze=(),
-    )
-    return sections.change(section, changes)
-
-
-def text_finetune_optim(num_steps: int, **changes: Any) -> dict[str, Any]:
-    """Returns `optim` of Gururangan et al. 2020: 2e-5 to 0, 6 % warm-up, no LayerNorm decay."""
-    section = shared.finetune_optim(
-        lr=2e-5, warmup_steps=num_steps * 6 // 100, decay="pretrain"
-    )
-    return sections.change(section, changes)
 
 
 def text_pretrain_stage(
@@ -145,6 +126,7 @@ TEXT_ARGUMENTS: dict[str, Any] = dict(
     mlm_warmup=0,
     pooling="pooler",
     augment="",
+    **SOURCE_ARGUMENTS,
 )
 
 # Pooling of the head -> the state that self-distillation compares.
@@ -292,9 +274,16 @@ class TextData:
             init=self.init,
             init_format=self.args.init_format,
             model=self.model,
-            evaluate={
-                **shared.evaluate(self.labelled, self.test),
-                "pooling": choose("pooling", self.args.pooling, STATES),
-            },
+            evaluate=shared.evaluate(
+                self.labelled,
+                self.test,
+                source=measured_source(self.args, self._make_source),
+                pooling=choose("pooling", self.args.pooling, STATES),
+            ),
             stages=tuple(stages),
         )
+
+    def _make_source(self, name: str, split: str) -> dict[str, Any]:
+        """Returns the labelled section of the source: of single texts with classes."""
+        fields = dict(source=name, text_fields=(self.args.text_field,))
+        return self._make_section(split, label_kind="class", **fields)

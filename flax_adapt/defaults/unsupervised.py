@@ -33,8 +33,6 @@ METHODS = {
 UNSUPERVISED_ARGUMENTS = dict(
     {**shared.ARGUMENTS_OF_WEIGHTS, **shared.ARGUMENTS_OF_DATA},
     dataset="",
-    source="",
-    source_split="train",
     drift_split="",
     label_split="train",
     per_class=10,
@@ -135,10 +133,9 @@ class Unsupervised:
 
     def experiment(self) -> dict[str, Any]:
         """Returns the whole config, with all stages; without a source no drift is measured."""
-        args, source = self.args, None
-        if args.source:
-            split = args.drift_split or args.source_split
-            source = self.make.unpacked_data(args.source, split)
+        args = self.args
+        split = "drift_split" if args.drift_split else "source_split"
+        source = self.start.measured_source(split)
         return shared.experiment(
             init=args.init,
             init_format=args.init_format,

@@ -16,6 +16,7 @@ from flax_adapt.defaults.image_section import (
     read_images_as,
 )
 from flax_adapt.defaults.shared import UNKNOWN
+from flax_adapt.defaults.source import SOURCE_ARGUMENTS, measured_source
 
 # Short names for `dataset=`: the paper's vision sets that TFDS carries.
 # All have the splits "train" and "test".
@@ -121,6 +122,7 @@ S1_ARGUMENTS = dict(
     train_split="train",
     test_split="test",
     augment="",
+    **SOURCE_ARGUMENTS,
     **IMAGE_FILES,
 )
 # Arguments of those of them that pre-train.
@@ -155,6 +157,7 @@ class S1Data:
             mean=mean,
             std=std,
         )
+        self.fits = {**fits}
         few = shared.few(args.per_class, args.labels)
         augmented = augment.section_of(args.augment)
         self.images = image_data(source, train, **fits)
@@ -259,6 +262,17 @@ class S1Data:
             init_format=self.args.init_format,
             init_known=self.known,
             model=self.model,
-            evaluate=shared.evaluate(self.labelled, self.test_images),
+            evaluate=self._evaluate(),
             stages=tuple(stages),
         )
+
+    def _evaluate(self) -> dict[str, Any]:
+        """Returns the section `evaluate`; with a source, it has two views of the test images."""
+
+        def make(name: str, split: str) -> dict[str, Any]:
+            return image_data(dataset(name), split, **self.fits)
+
+        source, test = measured_source(self.args, make), self.test_images
+        if source is not None:
+            test = {**test, "views": augment.views_of(self.model)}
+        return shared.evaluate(self.labelled, test, source=source)

@@ -53,8 +53,8 @@ def evaluate(config: Any, workdir: Path) -> list[dict[str, Any]]:
     measured. Where stages resize `init` in different ways, there is a row for each way.
     Features are the final states, pooled as `config.evaluate` says ("auto": as by the first
     model's library). Where that has a `source`, drift is measured from the features of
-    `init`, and the accuracies on the source, too, if it has classes; where it has `wide`,
-    also sparsity and the accuracy of other probes.
+    the first model, and the accuracies on the source, too, if it has classes; where it has
+    `wide`, also sparsity and the accuracy of other probes.
     Each section of `more_evaluations` adds rows that name its data. Raises UserError if no
     stage is finished.
     """

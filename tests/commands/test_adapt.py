@@ -54,12 +54,19 @@ def flags(files, workdir, **changes):
     return {**given, **changes}
 
 
+def whole(files):
+    return dict(budget="2m", source=files["others"], method="none")
+
+
 OPENED = []
 
 
 @pytest.fixture(scope="module")
 def adapted(files, small, tmp_path_factory):
-    """A whole run; OPENED has (source, split) of every folder that it opened."""
+    """A whole run without adapting, the source measured all the same.
+
+    OPENED has (source, split) of every folder that it opened.
+    """
     workdir = tmp_path_factory.mktemp("adapted")
     open_folder = sources.SCHEMES["image"]["folder"]
 
@@ -70,13 +77,13 @@ def adapted(files, small, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sources.SCHEMES["image"], "folder", count)
         patch.setattr(budget, "share", lambda *_: dict(finetune_steps=3))
-        export = fa.adapt(**flags(files, workdir, budget="2m"))
+        export = fa.adapt(**flags(files, workdir, **whole(files)))
     return workdir, export
 
 
 def test_a_whole_run_opens_each_source_once(adapted, files):
-    root = files["images"].removeprefix("folder:")
-    assert sorted(OPENED) == [(root, "test"), (root, "train")]
+    root, other = (files[k].removeprefix("folder:") for k in ("images", "others"))
+    assert sorted(OPENED) == [(root, "test"), (root, "train"), (other, "train")]
 
 
 def test_adapt_hands_over_one_of_the_candidates_and_the_report_shows_all(adapted):
@@ -88,6 +95,8 @@ def test_adapt_hands_over_one_of_the_candidates_and_the_report_shows_all(adapted
     assert record["examples"] == 16  # all labels, each held out once
     report = (workdir / "report.md").read_text()
     assert all(name in report for name in names)
+    # method=none replays nothing, and what is forgotten is said all the same.
+    assert f"{record['stage']} against pretrained on the source folder:" in report
     assert export == workdir / "export"
 
 
@@ -103,13 +112,14 @@ def test_numbers_of_a_budget_are_fixed_in_the_config_of_the_workdir(adapted):
 def test_the_same_command_continues_and_another_budget_is_refused(adapted, files, main):
     workdir, export = adapted
     before = (workdir / "config.json").read_text()
-    assert fa.adapt(**flags(files, workdir, budget="2m", report=True)) == export
+    assert fa.adapt(**flags(files, workdir, **whole(files), report=True)) == export
     said = json.loads((workdir / leaks.RECORD).read_text())["lines"]
     page = (workdir / "report.html").read_text()
     assert said
     assert all(html.escape(line) in page for line in said)
     assert (workdir / "config.json").read_text() == before
-    line = [f"--{k}={v}" for k, v in flags(files, workdir, budget="3m").items()]
+    other = flags(files, workdir, **{**whole(files), "budget": "3m"})
+    line = [f"--{k}={v}" for k, v in other.items()]
     code, _, error = main("adapt", *line)
     assert code == 2
     assert "begun with other flags (--budget: 2m -> 3m)" in error

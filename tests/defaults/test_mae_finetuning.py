@@ -5,7 +5,7 @@ from support import tiny_files
 
 from flax_adapt.base import config as configs
 from flax_adapt.base.errors import UserError
-from flax_adapt.defaults import mae_finetuning
+from flax_adapt.defaults.images import mae_finetuning
 
 
 @pytest.fixture(scope="module")

@@ -205,10 +205,8 @@ def test_images_and_texts_are_adapted_and_measured(files, tmp_path, make, argume
     rows = measure.evaluate(config, tmp_path)
     assert [row["stage"] for row in rows] == ["pretrained", folder.name]
     for row in rows:
-        # Texts to replay have no classes.
-        of_source = OF_SOURCE if make is load else set()
         masked = MASKED.get(arguments.get("objective"), set())
-        assert set(row) == COLUMNS | {"shot_1", "shot_1_std"} | of_source | masked
+        assert set(row) == COLUMNS | {"shot_1", "shot_1_std"} | OF_SOURCE | masked
         assert all(np.isfinite(value) for name, value in row.items() if name != "stage")
     # The first row is the initial model itself; training has moved the second.
     assert rows[0]["cka_source"] == pytest.approx(1, abs=1e-6)
@@ -225,7 +223,8 @@ def test_two_views_of_a_text_need_dropout(files):
 
 
 def test_a_missing_split_to_replay_is_told_before_the_first_stage(files, tmp_path):
-    config = load(files, method="naive+replay", source_split="nosplit")
+    more = dict(drift_split="train", source_split="nosplit")
+    config = load(files, method="naive+replay", **more)
     with pytest.raises(UserError, match="nosplit"):
         recipe.run(config, tmp_path, force=False)
     assert not list(tmp_path.iterdir())
@@ -283,14 +282,3 @@ def test_a_target_without_labels_is_measured_by_drift_alone(files, tmp_path):
         config.evaluate.source = None
     with pytest.raises(UserError, match="has no classes; give"):
         measure.evaluate(config, tmp_path / "run")
-
-
-def test_drift_needs_a_model_to_drift_from(files, tmp_path):
-    config = tiny_files.shrink(load(files, method="naive"))
-    (export := tmp_path / "stages/naive/export").mkdir(parents=True)
-    for file in ("config.json", "model.safetensors"):
-        (export / file).touch()
-    (tmp_path / "stages/naive/result.json").write_text("{}")
-    config.init = ""
-    with pytest.raises(UserError, match="the config's `init`, which is empty"):
-        measure.evaluate(config, tmp_path)

@@ -13,6 +13,7 @@ from flax_adapt.base.remote.addresses import SCHEMES
 from flax_adapt.data import source as sources
 from flax_adapt.data import subset
 from flax_adapt.defaults import shared
+from flax_adapt.defaults.source import drop_missing_labels
 
 # The share of the labels that is tested on where there is no test set (ours).
 TESTED = 0.2
@@ -60,12 +61,13 @@ def open_sections(args: Any, make: Any) -> Opened:
     return Opened(unlabelled, labelled, test, source)
 
 
-def measured_source(args: Any, make: Any, replayed: dict[str, Any]) -> dict[str, Any]:
+def measured_source(args: Any, make: Any, found: dict[str, Any]) -> dict[str, Any]:
     """Returns the section of the source on which forgetting is measured.
 
-    With its classes, where it has them; at most MEASURED examples.
+    With its classes, where it has them; at most MEASURED examples. found: that of
+    `open_sections`, which may be packed and without labels.
     """
-    section = replayed
+    section = found
     if not section["label_field"] and args.label_field:
         with contextlib.suppress(UserError):
             section = _section(args, "source", make.labelled_data)
@@ -114,14 +116,10 @@ def _open_role(
     role: str, make: Callable[..., Any], what: str, split: str
 ) -> dict[str, Any]:
     """Returns the opened section; what is read without labels need not have any."""
-    try:
-        return _open(make(what, split))
-    except UserError as error:
-        section = make(what, split)
-        needless = role in ("unlabelled", "source") and section["label_field"]
-        if not needless or "label_field" not in str(error):
-            raise
-        return _open({**section, "label_field": ""})
+    section = make(what, split)
+    if role in ("unlabelled", "source"):
+        return drop_missing_labels(section)
+    return _open(section)
 
 
 def _open(section: dict[str, Any]) -> dict[str, Any]:

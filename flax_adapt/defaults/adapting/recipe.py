@@ -25,6 +25,7 @@ from flax_adapt.defaults import (
 )
 from flax_adapt.defaults.adapting import data, sizes
 from flax_adapt.defaults.adapting.sizes import Sizes
+from flax_adapt.defaults.texts.optim import text_optim
 
 # The arguments of the config adapt; its docstring explains them.
 ADAPT_ARGUMENTS: dict[str, Any] = dict(
@@ -32,7 +33,6 @@ ADAPT_ARGUMENTS: dict[str, Any] = dict(
     unlabelled="",
     labelled="",
     test="",
-    source="",
     method="auto",
     sizes="auto",
     rounds=1,
@@ -48,11 +48,9 @@ ADAPT_ARGUMENTS: dict[str, Any] = dict(
     augment="",
     precision="auto",
 )
-del (
-    ADAPT_ARGUMENTS["split"],
-    ADAPT_ARGUMENTS["test_split"],
-    ADAPT_ARGUMENTS["per_class"],
-)
+# Splits are named as in SOURCE@SPLIT; all labels are used.
+for _name in ("split", "test_split", "source_split", "per_class", "labels"):
+    del ADAPT_ARGUMENTS[_name]
 
 METHODS = ("none", "further", "self_distill", "contrast", "replay")
 # Rates that are tried, as factors of the recipe's (ours).
@@ -102,7 +100,7 @@ class Adapting:
         self.make = start.make
         self._check_method()
         found = data.open_sections(args, self.make)
-        self.unlabelled, self.labelled, self.test, self.replayed = found
+        self.unlabelled, self.labelled, self.test, self.source = found
         self.sizes: Sizes = sizes.sizes_of(self)
 
     def _check_method(self) -> None:
@@ -115,10 +113,10 @@ class Adapting:
                 f"method={self.method} trains without labels: give unlabelled=SOURCE, or "
                 "method=none to choose among ways of fine-tuning alone"
             )
-        if (self.method == "replay") != bool(args.source):
+        if self.method == "replay" and not args.source:
             raise UserError(
-                "source=SOURCE, data that the weights were pre-trained on, belongs to "
-                f"method=replay; there is source={args.source!r} and method={self.method}"
+                "method=replay trains on data that the weights were pre-trained on, too: "
+                "give source=SOURCE, or another method"
             )
         if args.watch and self.method == "none":
             raise UserError(
@@ -178,14 +176,14 @@ class Adapting:
             objective = sections.contrast(**form.objective)
         else:
             objective = self.make.masked_objective(sections.NO_MIXING)
-        replay = self.replayed and sections.replay(self.replayed, 1.0)
+        replays = self.method == "replay"
         fields = dict(
             objective=objective,
             num_steps=sizes.steps,
             batch_size=sizes.batch_size,
             optim=self._optim(sizes.steps),
             model=model,
-            replay=replay,
+            replay=sections.replay(self.source, 1.0) if replays else None,
         )
         return shared.pretrain_stage(name, target, **{**fields, **changes})
 
@@ -197,7 +195,7 @@ class Adapting:
             return self.start._replace(args=args).optim(freezes=False)
         if self.start.is_image:
             return shared.pretrain_optim(lr=lr)
-        return text.text_optim(steps, lr=lr)
+        return text_optim(steps, lr=lr)
 
     def _new_part(self) -> tuple[list[dict[str, Any]], str]:
         """Returns the stage that trains a missing decoder or head, or none, and the start."""
@@ -260,24 +258,31 @@ class Adapting:
         """Returns the whole config, with all stages."""
         train = self.labelled or self.unlabelled
         assert train is not None  # one of them is asked for
+        stages = self.stages()
         whole = shared.experiment(
             init=self.args.init,
             init_format=self.args.init_format,
             init_known=self.start.known,
             model=self.start.model,
-            evaluate=self._evaluate(train, self.test or train),
-            stages=tuple(self.stages()),
+            evaluate=self._evaluate(stages, train, self.test or train),
+            stages=tuple(stages),
         )
         return {**whole, "precision": self.args.precision}
 
-    def _evaluate(self, train: dict[str, Any], test: dict[str, Any]) -> dict[str, Any]:
+    def _evaluate(
+        self,
+        stages: list[dict[str, Any]],
+        train: dict[str, Any],
+        test: dict[str, Any],
+    ) -> dict[str, Any]:
         """Returns the evaluation; with a source, what adapting did to it, see `forgetting`."""
-        if self.replayed is None:
+        if self.source is None:
             return shared.evaluate(train, test)
-        source = data.measured_source(self.args, self.make, self.replayed)
+        source = data.measured_source(self.args, self.make, self.source)
         if test["modality"] == "text":  # that of the data without labels may be packed
             train, test = ({**one, "layout": "padded"} for one in (train, test))
-        fields = dict(source=source, stages=("adapt",))
+        adapted = () if self.method == "none" else (found_name(stages),)
+        fields = dict(source=source, stages=adapted)
         return shared.evaluate(train, self.make.add_views(test), **fields)
 
 

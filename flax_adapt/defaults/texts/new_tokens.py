@@ -16,7 +16,8 @@ from flax_adapt.data.texts import new_tokens
 from flax_adapt.data.texts.new_tokens import NewTokens
 from flax_adapt.data.texts.tokenizer import Tokenizer
 from flax_adapt.defaults import shared
-from flax_adapt.defaults.text import TextData, text_model, text_optim
+from flax_adapt.defaults.text import TextData, text_model
+from flax_adapt.defaults.texts.optim import text_optim
 from flax_adapt.surgery import vocabulary
 from flax_adapt.weights import strict
 

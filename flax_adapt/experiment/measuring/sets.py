@@ -30,7 +30,7 @@ def open_sets(config: Any, section: Any) -> Sets:
             f"evaluate.models_at_once={section.models_at_once} must be at least 1"
         )
     if section.source is not None:
-        _check_drift(config, section)
+        checks.run(_VIEW_ROWS, section)
     try:
         count = drawn.count_draws(section)
         test = drawn.open_drawn(section.test, count)
@@ -57,16 +57,6 @@ def open_sets(config: Any, section: Any) -> Sets:
             "has no classes; give evaluate.source to measure drift alone"
         )
     return Sets(train, test, None)
-
-
-def _check_drift(config: Any, section: Any) -> None:
-    """Raises UserError where drift cannot be measured, which needs `init` and two views."""
-    if not config.init:
-        raise UserError(
-            "evaluate.source asks for drift from the config's `init`, which is empty; "
-            "give init=PATH, or set evaluate.source to None"
-        )
-    checks.run(_VIEW_ROWS, section)
 
 
 # Rules of an evaluation section that measures drift: there must be two views of an example.

@@ -1,0 +1,1 @@
+"""Parts that configs of images alone have."""
