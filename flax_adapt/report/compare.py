@@ -36,9 +36,9 @@ def read_all(folders: Mapping[str, Path]) -> dict[str, Run]:
 def list_rows(runs: Mapping[str, Run]) -> list[dict[str, Any]]:
     """Returns a row for each stage of each run, stages of the same name one below another.
 
-    A row is {workdir, stage, metric, seeds, mean, std, gain, transductive, against, verdict,
-    reason}. against: the name of the first run, "" in its own rows. verdict, reason: of
-    `compare_stage`.
+    A row is {workdir, stage, metric, seeds, mean, std, gain, transductive, seen, against,
+    verdict, reason}. against: the name of the first run, "" in its own rows. verdict,
+    reason: of `compare_stage`.
     """
     stages = dict.fromkeys(name for run in runs.values() for name in run.names)
     start, first = next(iter(runs.items()))
@@ -55,7 +55,7 @@ def list_rows(runs: Mapping[str, Run]) -> list[dict[str, Any]]:
                 found, reason = compare_stage(first, run, row)
             shown |= {**more, "workdir": name, "seeds": len(row["seeds"])}
             shown |= {"against": "" if run is first else start}
-            shown |= {"transductive": row.get("transductive")}
+            shown |= {name: row.get(name) for name in ("transductive", "seen")}
             rows.append({**shown, "verdict": found, "reason": reason})
     return rows
 
@@ -106,8 +106,7 @@ def format_text(rows: list[dict[str, Any]]) -> str:
 def _describe_verdict(row: Mapping[str, Any]) -> str:
     names = (f"{row['stage']} of {row['workdir']}", f"that of {row['against']}")
     text = verdict.sentence(*names, row["verdict"])
-    shared = row["transductive"]
-    return f"{text}; {leaks.describe_shared(shared)}" if shared else text
+    return "; ".join([text, *leaks.list_notes(row)])
 
 
 def list_differences(runs: Mapping[str, Run]) -> list[dict[str, Any]]:
@@ -173,13 +172,13 @@ def _describe(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _describe_row(row: dict[str, Any], reach: float) -> dict[str, Any]:
-    found, shared = row["verdict"], row["transductive"]
+    found = row["verdict"]
     shown = {
         **{key: row[key] for key in ("workdir", "stage", "metric", "seeds", "reason")},
         "mean": outcomes.format_number(row["mean"]),
         "std": outcomes.format_number(row["std"]) if row["seeds"] > 1 else "",
         "gain": f"{row['gain']:+.4f}" if "gain" in row else "",
-        "note": leaks.describe_shared(shared) if shared else "",
+        "note": "; ".join(leaks.list_notes(row)),
         **dict(difference="", interval="", word="", tone="open", bar=None, covers=""),
     }
     if found is None:

@@ -83,13 +83,21 @@ def test_a_stage_that_was_rolled_back_is_the_answer_where_nothing_was_fine_tuned
     assert card["notes"] == ["rolled back: its result is the initial weights."]
     found = html_page.Page(page.render("x", {"verdict": shown}))
     assert found.problems == []
+    assert "the best state against the first. 95 % interval -0.35" in found.words
     assert "-0.3500 to -0.1500 over 100 examples" in found.words
+    rolled.rows[0]["watch"][0]["verdict"]["step"] = (
+        4  # no state helped, the last one hurt
+    )
+    (card,) = cards.find_verdicts(rolled)["cards"]
+    assert card["small"].startswith("Watched as it trained, the last state")
     assert cards.find_verdicts(with_rows(run, further={})) is None
 
 
 def test_frozen_features_that_hurt_are_in_the_headline(run):
     """The arm that was fine-tuned from these weights helped: that they disagree is said."""
-    entry = frozen("further", dict(knn=HURT, probe=UNCLEAR))
+    entry = frozen("further", dict(knn=HURT, probe=UNCLEAR, shot_5=UNCLEAR))
+    entry["metrics"]["shot_5"]["covers"] = "covers some"
+    entry["seen"] = [dict(by=["arm"], examples=2, of=9)]
     rows = [{**row, "features": [{**entry, "stage": row["stage"]}]} for row in run.rows]
     shown = cards.find_verdicts(dataclasses.replace(run, rows=rows))
     assert shown["headline"] == {
@@ -97,6 +105,11 @@ def test_frozen_features_that_hurt_are_in_the_headline(run):
         "further disagree",
         "tone": "open",
     }
+    card = shown["cards"][1]
+    assert card["small"].endswith(
+        "; kNN, linear probe: covers all; 5-shot: covers some."
+    )
+    assert card["notes"][0].startswith("2 of the 9 test examples are training examples")
     # Those of stages that saw labels are under "Target and source".
     assert [card["stage"] for card in shown["cards"]] == ["arm", "pretrain", "further"]
     assert html_page.Page(page.render("x", {"verdict": shown})).problems == []

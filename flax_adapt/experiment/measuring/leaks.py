@@ -114,7 +114,7 @@ def list_notes(row: Mapping[str, Any]) -> list[str]:
     """Returns what training has seen of the test set, in words; row: see `add_shared`."""
     shared = row.get("transductive")
     notes = [describe_shared(shared)] if shared else []
-    return [*notes, *map(seen.describe, row.get("seen", ()))]
+    return [*notes, *map(seen.describe, row.get("seen") or ())]
 
 
 def add_shared(

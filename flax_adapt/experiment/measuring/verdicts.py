@@ -198,7 +198,7 @@ def describe(entry: Mapping[str, Any]) -> str:
     some = next(iter(entry["metrics"].values()))
     text = (
         f"{entry['stage']} against {entry['against']} {where}: {'; '.join(said)} "
-        f"({some['examples']} test examples; {_describe_covers(entry['metrics'])})"
+        f"({some['examples']} test examples; {describe_covers(entry['metrics'])})"
     )
     text = "; ".join([text, *leaks.list_notes(entry)])
     return f"{text}; the metrics disagree" if entry["disagree"] else text
@@ -209,7 +209,7 @@ def name_metric(name: str) -> str:
     return _TITLES.get(name, f"{name.removeprefix(_FEW)}-shot")
 
 
-def _describe_covers(metrics: Mapping[str, Any]) -> str:
+def describe_covers(metrics: Mapping[str, Any]) -> str:
     """Returns what the intervals cover, by metric where that differs."""
     titles: dict[str, list[str]] = {}
     for name, one in metrics.items():

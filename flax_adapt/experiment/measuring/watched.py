@@ -89,10 +89,16 @@ def _describe(name: str, seed: int, found: dict[str, Any]) -> str:
     if compared:
         ends = " to ".join(f"{compared[end]:+.4f}" for end in ("low", "high"))
         said = f"{compared['word']} {compared['difference']:+.4f}, 95 % interval {ends}"
-        if compared.get("step", found["best_step"]) != found["best_step"]:
+        if is_about_last(found):
             said += f" (the last state, of step {compared['step']}, as no state helped)"
     where = f"{name} (seed {seed}) against its start by {found['metric']}"
     return f"{where}: {said}; {describe_result(found)}"
+
+
+def is_about_last(found: dict[str, Any]) -> bool:
+    """Returns whether the verdict is about the last state: none helped, and that one hurt."""
+    step = found["verdict"].get("step", found["best_step"])
+    return bool(step != found["best_step"])
 
 
 def describe_result(found: dict[str, Any]) -> str:

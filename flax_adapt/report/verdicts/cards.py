@@ -109,8 +109,9 @@ def _describe_watched(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
         alike = [one["verdict"] for _, _, one in every if one["metric"] == metric]
         several = len(row["seeds"]) > 1
         stage = f"{row['stage']} (seed {seed})" if several else row["stage"]
+        state = "last" if watched.is_about_last(found) else "best"
         small = (
-            f"Watched as it trained, best state against the first. 95 % interval "
+            f"Watched as it trained, the {state} state against the first. 95 % interval "
             f"{describe_interval(compared)} over {watched.name_units(found)}."
         )
         cards.append(
@@ -131,17 +132,17 @@ def _describe_features(entry: Mapping[str, Any]) -> dict[str, Any]:
     }
     word, tone = _join_words(metrics)
     some = next(iter(metrics.values()))
-    shared = entry.get("transductive")
+    covers = verdicts.describe_covers(entry["metrics"])
     source = entry["domain"] == verdicts.SOURCE
     disagree = ": the metrics disagree" if entry["disagree"] else ""
     where = f" on {'the source ' if source else ''}{entry['data']}"
     return {
         **_card(some, dict(stage=entry["stage"], against=entry["against"])),
         **dict(on=where, word=word, tone=TONES[tone][0], sign=TONES[tone][1]),
-        "small": f"{count_of(some['examples'], 'test example')}; {some['covers']}.",
+        "small": f"{count_of(some['examples'], 'test example')}; {covers}.",
         "caption": f"Frozen features, by flax-adapt eval{disagree}",
         "also": [_describe_metric(name, one) for name, one in metrics.items()],
-        "notes": [leaks.describe_shared(shared)] if shared else [],
+        "notes": leaks.list_notes(entry),
     }
 
 
