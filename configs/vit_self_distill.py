@@ -65,8 +65,9 @@ Run     flax-adapt run --workdir=runs/dtd \
                   source/knn, measured 20 times a stage; several are joined by +, of which
                   the first decides and others are shown ("": the last state is kept)
         patience  measurements without a better one after which a stage stops (0: never)
-        on_hurt   warn | rollback: a stage whose best state is worse than its initial weights
-                  has these as its result ("": warn)
+        on_hurt   warn | rollback: a stage whose best state is worse than its initial weights,
+                  or whose last one is where no state helped, has these as its result
+                  ("": warn)
 Expect  a table of test accuracies over 5 seeds with the gain of each step. Not run at
         full size yet: 2 x 20 000 steps of ViT-B/16 want an accelerator.
 Source  Lee et al. 2023, Self-Distillation for Further Pre-training of Transformers, and

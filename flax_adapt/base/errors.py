@@ -10,8 +10,10 @@ from typing import TypeVar
 T = TypeVar("T")
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # The same errors in messages of libraries that are written in other languages.
-OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # in what JAX says of a full device
 _NO_ROOM_WORDS = r"No space left on device|Disk quota exceeded|File too large"
+# What JAX says of a full device; storage says it of a quota.
+OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
+_OF_DEVICES = ("JaxRuntimeError", "XlaRuntimeError")  # without importing JAX
 
 
 class UserError(ValueError):
@@ -79,7 +81,8 @@ def full_disk(error: BaseException | None) -> str | None:
 def no_memory(error: BaseException) -> str:
     """Returns what to say where a device or this machine has no memory left, or ""."""
     where = "this machine" if isinstance(error, MemoryError) else "the devices"
-    if not isinstance(error, MemoryError) and OUT_OF_MEMORY not in str(error):
+    full = type(error).__name__ in _OF_DEVICES and OUT_OF_MEMORY in str(error)
+    if not full and not isinstance(error, MemoryError):
         return ""
     why = " ".join(str(error).split())[:160]
     return (

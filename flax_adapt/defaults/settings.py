@@ -134,12 +134,13 @@ def _list_tests(
 
 
 def _leave_out(stage: dict[str, Any], tests: list[dict[str, Any]]) -> dict[str, Any]:
-    """Returns a stage whose data lack the test examples, see `data.source.may_share`.
+    """Returns a stage whose data lack the test examples, where it has any of them.
 
     Raises UserError where every seed has test examples of its own.
     """
     section = stage["data"]
-    own = [one for one in tests if data.source.may_share(one, section)]
+    known: dict[str, frozenset[str]] = {}
+    own = [one for one in tests if _list_shared(section, one, known)]
     if any(one["subset"]["draw"] == "each_seed" for one in own):
         raise UserError(
             f"pool={WITHOUT_TEST}: the test examples of {section['source']} differ by seed, "
@@ -151,6 +152,16 @@ def _leave_out(stage: dict[str, Any], tests: list[dict[str, Any]]) -> dict[str, 
     subset = {**shared.ALL, "part": "without_data", "of": tuple(own)}
     subset["base"] = section["subset"]
     return {**stage, "data": {**section, "subset": subset}}
+
+
+def _list_shared(
+    section: dict[str, Any], test: dict[str, Any], known: dict[str, frozenset[str]]
+) -> frozenset[str]:
+    """Returns `data.subset.list_shared` of a data section and a test set of any seed."""
+    fixed = {**test, "subset": {**test["subset"], "draw": "fixed"}}
+    one, other = ConfigDict(section), ConfigDict(fixed)
+    shared: frozenset[str] = data.subset.list_shared(one, other, known)
+    return shared
 
 
 def _change_sizes(

@@ -15,117 +15,31 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flax_adapt import data, weights
-from flax_adapt.base import logs, rules
+from flax_adapt.base import logs
 from flax_adapt.base.errors import UserError
 from flax_adapt.base.remote import addresses
 from flax_adapt.base.types import Params
 from flax_adapt.evals import outputs
-from flax_adapt.experiment import measure, provenance, recipe
-from flax_adapt.stage import stage as stages
+from flax_adapt.experiment import measure, pairs
+from flax_adapt.experiment.pairs import Pair
 from flax_adapt.stage import weights as stage_weights
 from flax_adapt.stage.predictions import Predictions
-from flax_adapt.stage.stage import Stage
-from flax_adapt.weights.loading import PARTS
 
 EXPORT = "interpolated"  # NAME.json is what was measured, NAME/ the best weights
 # Metrics of frozen features that the rule looks at, and that of a fine-tuned head.
 METRICS, HEAD = ("knn", "probe"), "head"
+SOURCE = "the source"  # how the names of sources begin
 
 
 class Point(NamedTuple):
-    """What one a is worth: predictions by metric, each {draw of labels: predictions}."""
+    """What one a is worth: predictions by metric, each {draw of labels: predictions}.
+
+    others: (name, predictions) of other targets and of sources, where `keep` holds.
+    """
 
     a: float
     target: Mapping[str, Mapping[int, Predictions]]
-    sources: Sequence[Mapping[str, Mapping[int, Predictions]]]
-
-
-class Pair(NamedTuple):
-    """The weights of a stage before and after training; names and shapes are the same.
-
-    start: {name: array} of the leaves that both have. model: of the stage's export.
-    """
-
-    stage: Stage
-    task: str
-    model: Any
-    adapted: Params
-    start: dict[str, np.ndarray]
-
-    def mix(self, params: Params, a: float) -> Params:
-        """Returns (1 - a) start + a params; leaves that the start lacks are unchanged."""
-
-        def of_leaf(name: str, leaf: Any) -> Any:
-            if name not in self.start:
-                return leaf
-            return (1 - a) * self.start[name] + a * np.asarray(leaf)
-
-        return rules.map_named(of_leaf, params)
-
-
-def open_pair(config: Any, workdir: Path, name: str) -> Pair:
-    """Returns the weights of a stage's run before and after it.
-
-    name: NAME or NAME/seed_S. Raises UserError for another name, a stage that is not
-    finished or began from scratch, and weights of other shapes.
-    """
-    runs = {one.label: one for one in recipe.measurable_runs(config, workdir)}
-    if name not in runs:
-        raise UserError(
-            f"--stage={name} is no finished stage of {workdir}; there are: "
-            f"{', '.join(runs) or 'none'}"
-        )
-    stage = runs[name]
-    text = stage.config.init_from
-    if text == "scratch":
-        raise UserError(
-            f"--stage={name} began from scratch: there is no start to go to"
-        )
-    task = stage.exported_task
-    model, adapted, _ = weights.from_pretrained(stage.folder / "export", task)
-    path = stages.resolve_field(stage, "init_from")
-    start = _load_start(stage, path, task, adapted)
-    return Pair(stage, task, model, adapted, start)
-
-
-def _load_start(
-    stage: Stage, path: Path, task: str, adapted: Params
-) -> dict[str, np.ndarray]:
-    options = stages.known_options_of(stage, stage.config.init_from)
-    sizes: dict[str, Any] = dict.fromkeys(weights.reshape.FIELDS)
-    own = (
-        task
-        if task in PARTS and weights.does_task(path, task, **options)
-        else "encoder"
-    )
-    opened = weights.open_params(path, own, reshape=(), sizes=sizes, **options)
-    with opened as params:
-        leaves = {n: np.asarray(x) for n, x in rules.name_leaves(params).items()}
-    ours = {n: np.shape(x) for n, x in rules.name_leaves(adapted).items()}
-    check_shapes(stage.label, {n: x.shape for n, x in leaves.items()}, ours)
-    return {n: x for n, x in leaves.items() if ours.get(n) == x.shape}
-
-
-def check_shapes(
-    label: str,
-    start: Mapping[str, tuple[int, ...]],
-    adapted: Mapping[str, tuple[int, ...]],
-) -> None:
-    """Raises UserError where the encoders differ: {name: shape} of both models' leaves."""
-    one, other = (
-        {n: shape for n, shape in shapes.items() if n.startswith("encoder/")}
-        for shapes in (start, adapted)
-    )
-    # A pooler may be new with a classifier: it is part of the head.
-    both = {n for n in {**one, **other} if "/pooler/" not in n or n in one}
-    unlike = sorted(n for n in both if one.get(n) != other.get(n))
-    if unlike:
-        name = unlike[0]
-        raise UserError(
-            f"--stage={label}: start and adapted weights have other shapes, so that there is "
-            f"nothing between them: {name} is {one.get(name, 'missing')} in the start and "
-            f"{other.get(name, 'missing')} after it ({len(unlike)} parameters in all)"
-        )
+    others: Sequence[tuple[str, Mapping[str, Mapping[int, Predictions]]]]
 
 
 def run(
@@ -139,8 +53,7 @@ def run(
         raise UserError(
             f"--points={points} must be at least 2, and --keep={keep} in [0, 1]"
         )
-    pair = open_pair(config, workdir, name)
-    provenance.note_start(workdir)
+    pair = pairs.open_pair(config, workdir, name)
     found = measure_points(config, pair, np.linspace(0, 1, points).tolist())
     best = choose(found, keep)
     rows = [_row(point) for point in found]
@@ -169,19 +82,20 @@ def measure_points(config: Any, pair: Pair, values: Sequence[float]) -> list[Poi
         )
         for a in values
     ]
-    targets, sources = [], []
+    targets: list[tuple[str, Any]] = []
+    sources: list[tuple[str, Any]] = []
     for section in (config.evaluate, *config.more_evaluations):
-        measured = measure.measure_models(config, section, models, pair.stage.workdir)
-        targets.append(measured.on_target)
-        sources.append(measured.on_source)
-    heads = _answer_heads(pair, values)
+        found = measure.measure_models(config, section, models, pair.stage.workdir)
+        targets.append((section.test.source, found.on_target))
+        if section.source is not None:
+            sources.append((f"{SOURCE} {section.source.source}", found.on_source))
+    (_, first), *others = targets + sources
     points = []
+    heads = _answer_heads(pair, values)
     for number, (a, head) in enumerate(zip(values, heads, strict=True)):
-        on_target = targets[0][number]
-        others = [*[one[number] for one in targets[1:]], *[s[number] for s in sources]]
-        arms = {} if on_target is None else _arms(on_target)
-        found = [_arms(one) for one in others if one is not None]
-        points.append(Point(a, {**arms, **head}, found))
+        mine = {} if first[number] is None else _arms(first[number])
+        kept = [(name, _arms(x[number])) for name, x in others if x[number] is not None]
+        points.append(Point(a, {**mine, **head}, kept))
     if not points[0].target:
         raise UserError(
             f"--stage={pair.stage.label}: nothing on the target can choose between start and "
@@ -225,13 +139,13 @@ def choose(points: Sequence[Point], keep: float) -> int:
 
     points: that of a = 0 first, which is always allowed.
     """
-    floors = [{m: _accuracy(arm) for m, arm in s.items()} for s in points[0].sources]
+    floors = [_accuracies(arms) for _, arms in points[0].others]
     best, highest = 0, -1.0
     for number, point in enumerate(points):
         kept = all(
-            _accuracy(arm) >= floor[metric] - keep
-            for source, floor in zip(point.sources, floors, strict=True)
-            for metric, arm in source.items()
+            value >= floor[metric] - keep
+            for (_, arms), floor in zip(point.others, floors, strict=True)
+            for metric, value in _accuracies(arms).items()
         )
         score = np.mean([*_by_half(point, 0).values()])
         if kept and score > highest + 1e-9:
@@ -246,6 +160,10 @@ def _by_half(point: Point, half: int) -> dict[str, float]:
     return {metric: _accuracy(arm, mine) for metric, arm in point.target.items()}
 
 
+def _accuracies(arms: Mapping[str, Mapping[int, Predictions]]) -> dict[str, float]:
+    return {metric: _accuracy(arm) for metric, arm in arms.items()}
+
+
 def _accuracy(arm: Mapping[int, Predictions], names: np.ndarray | None = None) -> float:
     """Returns the mean accuracy over draws, of the examples `names`, or of all."""
     values = []
@@ -258,10 +176,10 @@ def _accuracy(arm: Mapping[int, Predictions], names: np.ndarray | None = None) -
 def describe_choice(points: Sequence[Point], best: int, keep: float) -> dict[str, Any]:
     """Returns the best a, the rule, and accuracies on the half that did not choose."""
     rule = "the highest mean accuracy on every other test example"
-    if points[0].sources:
-        rule += f", with a loss of at most {keep:g} on the source"
-    else:
-        rule += "; what is forgotten is not measured, as evaluate.source is None"
+    if others := [name for name, _ in points[0].others]:
+        rule += f", with a loss of at most {keep:g} on {' and '.join(others)}"
+    if not any(name.startswith(SOURCE) for name in others):
+        rule += "; what is forgotten is not measured, without a source that has classes"
     return {
         "a": points[best].a,
         "rule": rule,
@@ -283,10 +201,10 @@ def describe_other_half(best: Mapping[str, Any]) -> list[str]:
 
 def _row(point: Point) -> dict[str, Any]:
     row = {"a": round(point.a, 4)}
-    row |= {metric: _accuracy(arm) for metric, arm in point.target.items()}
-    for number, source in enumerate(point.sources, 1):
-        mark = f"source_{number}" if len(point.sources) > 1 else "source"
-        row |= {f"{metric}_{mark}": _accuracy(arm) for metric, arm in source.items()}
+    row |= _accuracies(point.target)
+    for number, (_, arms) in enumerate(point.others, 1):
+        mark = f"source_{number}" if len(point.others) > 1 else "source"
+        row |= {f"{metric}_{mark}": x for metric, x in _accuracies(arms).items()}
     return row
 
 

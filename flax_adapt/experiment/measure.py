@@ -1,5 +1,6 @@
 """Measures the initial weights and every finished stage: few-label accuracy, and drift."""
 
+import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,9 +12,10 @@ from flax_adapt.base import logs
 from flax_adapt.base.errors import UserError
 from flax_adapt.base.hub import weights_path
 from flax_adapt.data import subset
+from flax_adapt.data.source import keep_open
 from flax_adapt.evals import drift
 from flax_adapt.evals.features import Features
-from flax_adapt.experiment import provenance, recipe
+from flax_adapt.experiment import recipe
 from flax_adapt.experiment.measuring import (
     drawn,
     embeddings,
@@ -28,6 +30,8 @@ from flax_adapt.experiment.measuring.embeddings import MeasuredModel, Model
 from flax_adapt.experiment.measuring.sets import Sets, open_sets
 from flax_adapt.stage import draws
 from flax_adapt.stage.stage import known_options_of_init
+
+log = logging.getLogger(__name__)
 
 
 class Measured(NamedTuple):
@@ -63,7 +67,6 @@ def evaluate(config: Any, workdir: Path) -> list[dict[str, Any]]:
         raise UserError(
             f"{workdir} holds no finished stage of this config; run it first"
         )
-    provenance.note_start(workdir)
     models = [
         Model(label, weights_path(config.init), fit)
         for label, fit in ways_of_init(config)
@@ -78,7 +81,10 @@ def evaluate(config: Any, workdir: Path) -> list[dict[str, Any]]:
     rows, judged = [], []
     for section in sections:
         named = {"data": section.test.source} if len(sections) > 1 else {}
-        measured = measure_models(config, section, models, workdir)
+        with keep_open():
+            measured = measure_models(config, section, models, workdir)
+        for note in measured.notes:
+            log.warning("%s: %s", section.test.source, note)
         pairs = zip(models, measured.rows, strict=True)
         rows += [{"stage": one.label, **named, **row} for one, row in pairs]
         judged += measured.entries
@@ -202,10 +208,14 @@ def _labelled_sets(model: MeasuredModel, sets: Sets) -> list[LabelledSets]:
         test = drawn.take(model.test, test_rows)
         names = drawn.names_of(sets.test.examples, test)
         unknown = np.array([name not in model.learnt for name in names], bool)
-        if unknown.any():
-            test = Features(*(column[unknown] for column in test))
-            names = names[unknown]
-        found.append(LabelledSets(drawn.take(model.train, train_rows), test, names))
+        test = Features(*(column[unknown] for column in test))
+        train = drawn.take(model.train, train_rows)
+        found.append(LabelledSets(train, test, names[unknown]))
+    if not any(len(one.names) for one in found):
+        raise UserError(
+            f"eval: a stage was trained on the labels of every test example of "
+            f"{sets.test.examples.config.source}: give evaluate.test other ones"
+        )
     return found
 
 
@@ -242,7 +252,7 @@ def _accuracies(
 ) -> dict[str, float]:
     found = {} if target is None else target.accuracies()
     if target is not None and section.wide is not None:
-        first = _labelled_sets(model, sets)[0]
+        first = next(one for one in _labelled_sets(model, sets) if len(one.names))
         wide = kept.measure_wide(folder, section, config.seed, first, target.l2)
         found |= {**wide, "mlp_gap": wide["mlp"] - found["probe"]}
     if source is not None:

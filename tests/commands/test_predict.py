@@ -12,6 +12,7 @@ from pyarrow import parquet
 from support import tiny, tiny_files, tiny_runs, tiny_text
 
 from flax_adapt import data, defaults, weights
+from flax_adapt.base import errors
 from flax_adapt.base.errors import UserError
 from flax_adapt.commands import features
 from flax_adapt.data.images import image
@@ -209,3 +210,9 @@ def test_where_memory_is_too_small_one_line_names_the_batch(
     assert f"the memory of {where} is too small ({error})" in line
     assert "`--batch_size`" in line
     assert not out.exists()
+
+
+def test_a_quota_of_storage_is_no_lack_of_memory():
+    assert (
+        errors.no_memory(ValueError("RESOURCE_EXHAUSTED: HTTP 429 of gs://b/x")) == ""
+    )

@@ -13,7 +13,7 @@ from flax_adapt.base.errors import UserError
 from flax_adapt.commands.measures.evaluate import evaluate
 from flax_adapt.data import subset
 from flax_adapt.evals import embed, verdict
-from flax_adapt.experiment import interpolate, measure, recipe
+from flax_adapt.experiment import interpolate, measure, pairs, recipe
 from flax_adapt.experiment.measuring import answers, drawn, kept, verdicts
 from flax_adapt.stage.predictions import Predictions
 
@@ -287,4 +287,4 @@ def test_weights_in_between_are_measured_and_a_rollback_is_exported(measured):
         np.testing.assert_array_equal(back[name], leaf)
     for name, text in (("start", "began from scratch"), ("x", "no finished stage")):
         with pytest.raises(UserError, match=text):
-            interpolate.open_pair(experiment(), workdir, name)
+            pairs.open_pair(experiment(), workdir, name)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from flax_adapt.base.errors import UserError
-from flax_adapt.experiment import interpolate
-from flax_adapt.experiment.interpolate import Pair, Point
+from flax_adapt.experiment import interpolate, pairs
+from flax_adapt.experiment.interpolate import Point
+from flax_adapt.experiment.pairs import Pair
 from flax_adapt.stage.predictions import Predictions
 
 
@@ -25,7 +26,7 @@ def arm(accuracy, count=200, second_half=None):
 
 def point(a, knn, source, **others):
     target = {"knn": arm(knn, **others), "probe": arm(0.5)}
-    return Point(a, target, [{"knn": arm(source), "probe": arm(0.9)}])
+    return Point(a, target, [("the source x", {"knn": arm(source), "probe": arm(0.9)})])
 
 
 def test_the_best_on_the_target_wins_among_those_that_keep_the_source():
@@ -49,7 +50,13 @@ def test_no_example_is_in_both_halves_whatever_draws_leave_out():
     found = Point(0.0, {"knn": {0: one, 1: later}}, [])
     chosen = interpolate.describe_choice([found, found], 0, 0.0)
     assert chosen["on_the_other_half"]["best"] == {"knn": 0.0}
-    assert "evaluate.source is None" in chosen["rule"]
+    assert chosen["rule"].endswith("not measured, without a source that has classes")
+    others = found._replace(others=[("tfds:x", found.target)])
+    rule = interpolate.describe_choice([others, others], 0, 0.1)["rule"]
+    assert "at most 0.1 on tfds:x; what is forgotten is not measured" in rule
+    others = found._replace(others=[("the source y", found.target)])
+    rule = interpolate.describe_choice([others, others], 0, 0.1)["rule"]
+    assert rule.endswith("with a loss of at most 0.1 on the source y")
 
 
 def test_a_mixture_has_both_ends_exactly_and_leaves_new_parts_alone():
@@ -67,11 +74,11 @@ def test_a_mixture_has_both_ends_exactly_and_leaves_new_parts_alone():
 
 def test_weights_of_other_shapes_are_refused_in_one_line():
     start = {"encoder/a": (2, 3), "encoder/b": (4,), "head/bias": (3,)}
-    interpolate.check_shapes("s", start, {**start, "head/bias": (5,)})
+    pairs.check_shapes("s", start, {**start, "head/bias": (5,)})
     grown = {**start, "encoder/a": (2, 5), "encoder/new": (1,)}
     text = r"--stage=s: .*encoder/a is \(2, 3\) in the start and \(2, 5\) after it \(2 param"
     with pytest.raises(UserError, match=text) as error:
-        interpolate.check_shapes("s", start, grown)
+        pairs.check_shapes("s", start, grown)
     assert "\n" not in str(error.value)
 
 

@@ -12,7 +12,7 @@ from flax_adapt.base.errors import UserError
 from flax_adapt.commands.measures.interpolate import interpolate as command
 from flax_adapt.data import subset
 from flax_adapt.evals import outputs
-from flax_adapt.experiment import interpolate, measure, provenance, recipe
+from flax_adapt.experiment import interpolate, measure, pairs, provenance, recipe
 from flax_adapt.stage import draws, predictions
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
@@ -103,7 +103,7 @@ def test_a_run_is_never_tested_on_the_labels_that_it_has_learnt(ran):
 
 
 def test_a_head_that_the_start_has_is_mixed_too(ran):
-    pair = interpolate.open_pair(experiment(), ran, "again/seed_0")
+    pair = pairs.open_pair(experiment(), ran, "again/seed_0")
     first = weights.from_pretrained(ran / "stages/finetune/seed_0/export", "classify")[
         1
     ]
@@ -115,7 +115,7 @@ def test_a_head_that_the_start_has_is_mixed_too(ran):
 
 def test_data_without_classes_and_no_head_are_refused(ran, monkeypatch):
     """Nothing could choose: a = 0 must not be called the best."""
-    pair = interpolate.open_pair(experiment(), ran, "finetune/seed_0")
+    pair = pairs.open_pair(experiment(), ran, "finetune/seed_0")
     nothing = interpolate.measure.Measured([], [], [None] * 2, [None] * 2)
     monkeypatch.setattr(interpolate.measure, "measure_models", lambda *_: nothing)
     headless = pair._replace(task="encoder")
@@ -128,5 +128,5 @@ def test_data_without_classes_and_no_head_are_refused(ran, monkeypatch):
 def test_a_regression_has_no_share_of_right_answers():
     stage = tiny.experiment(tiny.finetune(objective=defaults.regress())).stages[0]
     run = recipe.Stage(None, stage, 0, None)
-    pair = interpolate.Pair(run, "classify", None, {}, {})
+    pair = pairs.Pair(run, "classify", None, {}, {})
     assert interpolate._answer_heads(pair, [0.0, 1.0]) == [{}, {}]

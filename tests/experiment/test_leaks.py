@@ -110,6 +110,34 @@ def test_sets_of_one_split_have_different_names():
     assert "without what other sets hold, of all" in " ".join(pools)
 
 
+def test_pool_without_test_looks_at_the_examples_and_not_at_how_they_are_named(
+    tmp_path,
+):
+    """A table may list images of the pool's folder; other parts of a set share nothing."""
+    for number in range(6):
+        file = tmp_path / "pool" / f"{number}.png"
+        file.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(file)
+    rows = "".join(f"pool/{number}.png,{number % 2}\n" for number in range(4))
+    (tmp_path / "test.csv").write_text(f"path,label\n{rows}")
+    how = dict(image_size=8)
+    pool = defaults.image_data(
+        f"folder:{tmp_path}/pool", "train", **how, label_field=""
+    )
+    listed = defaults.image_data(f"csv:{tmp_path}/test.csv", "train", **how)
+    apart = {
+        **tiny.digits(),
+        "split": "held_out",
+        "subset": defaults.few(4, "each_seed"),
+    }
+    stage = tiny.pretrain(data=pool)
+    assert defaults.settings._leave_out(stage, [apart]) == stage
+    left = defaults.settings._leave_out(stage, [apart, listed])
+    assert sorted(names(configs.build(left["data"]))) == ["4.png", "5.png"]
+    digits = tiny.pretrain(data={**tiny.digits(), "split": "unlabelled"})
+    assert defaults.settings._leave_out(digits, [apart]) == digits
+
+
 def write_pictures(root):
     """Folders pool, train and test; three copies of tests in the pool, and one in train."""
     rng = np.random.default_rng(0)

@@ -1,5 +1,6 @@
 """Test examples that were trained on with their labels are counted and said."""
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
@@ -8,8 +9,9 @@ from support import tiny, tiny_text
 from flax_adapt import defaults
 from flax_adapt.base import config as configs
 from flax_adapt.data import source, subset
+from flax_adapt.evals.features import Features
 from flax_adapt.experiment import card, recipe, verdicts
-from flax_adapt.experiment.measuring import leaks, seen
+from flax_adapt.experiment.measuring import answers, leaks, seen
 
 WORDS = "with their labels: on these the result is of examples that were seen"
 EACH = {**tiny.FEW, "draw": "each_seed"}
@@ -53,8 +55,36 @@ def test_parts_of_one_draw_share_nothing_and_no_label_is_read(monkeypatch):
     assert seen.find_in_probes(config.evaluate, {}) is None
     monkeypatch.undo()
     # Other draws of labels leave what this one was trained on, which is then not tested.
-    assert seen.find_in_model(config, "few/seed_3", config.evaluate, {}) is None
+    assert seen.find_in_model(config, "few", config.evaluate, {}) is None
     assert seen.find_in_model(config, "pretrained", config.evaluate, {}) is None
+
+
+def test_of_several_runs_it_is_the_one_that_has_seen_the_most():
+    """The verdict joins all of them, and the test set is what the second one has learnt."""
+    own = {**EACH, "seed": EACH["seed"] + 3, "draw": "fixed"}
+    stage = finetune("few", tiny.digits(subset=EACH), tiny.digits(), seeds=(0, 3))
+    how = defaults.evaluate(tiny.digits(), tiny.digits(subset=own))
+    config = tiny.experiment(tiny.pretrain(), stage, evaluate=how)
+    found = seen.find_in_model(config, "few", config.evaluate, {})
+    assert found == dict(by=["few"], examples=40, of=40)
+
+
+def test_a_draw_that_leaves_a_model_nothing_to_test_has_no_answers():
+    rng = np.random.default_rng(0)
+    columns = (rng.standard_normal((20, 4)), np.arange(20) % 2, np.arange(20))
+    some = Features(*columns)
+    none = Features(*(column[:0] for column in columns))
+    names = np.array([f"{i:02}" for i in range(20)])
+    sets = [
+        answers.LabelledSets(some, none, names[:0]),
+        answers.LabelledSets(some, some, names),
+    ]
+    section = tiny.experiment(evaluate=defaults.evaluate(*[tiny.digits()] * 2)).evaluate
+    found = answers.answer(section, 0, sets)
+    assert {metric: [*arm] for metric, arm in found.arms.items()} == {
+        **{"knn": [1], "probe": [1], "shot_1": [1, 3], "shot_5": [1, 3], "shot_10": [1]}
+    }
+    assert set(found.accuracies()) >= {"knn", "probe", "shot_1"}
 
 
 def test_it_is_in_the_row_the_table_the_text_and_the_card(tmp_path):

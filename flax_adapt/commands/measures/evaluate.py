@@ -6,7 +6,7 @@ import jax
 
 from flax_adapt.base import logs
 from flax_adapt.commands.workdir import name_path, open_workdir
-from flax_adapt.experiment import measure, recipe, transfer
+from flax_adapt.experiment import measure, provenance, recipe, transfer
 from flax_adapt.experiment.measuring import leaks, verdicts
 from flax_adapt.report import page
 from flax_adapt.train import precision
@@ -18,6 +18,7 @@ def evaluate(config: Any, workdir: str, near_copies: bool, report: bool) -> None
         config = recipe.settle_precision(config, folder)
         precision.set_products(config.precision)
         rows = measure.evaluate(config, folder)
+        provenance.note_start(folder)
         is_transfer = config.transfer is not None
         matrices = transfer.report(config, folder, rows) if is_transfer else None
         if jax.process_index() > 0:

@@ -5,7 +5,7 @@ from typing import Any
 from flax_adapt.base import logs
 from flax_adapt.commands.workdir import name_path, open_workdir
 from flax_adapt.experiment import interpolate as interpolation
-from flax_adapt.experiment import recipe
+from flax_adapt.experiment import provenance, recipe
 from flax_adapt.report import page
 from flax_adapt.train import precision
 
@@ -24,6 +24,7 @@ def interpolate(
         config = recipe.settle_precision(config, folder)
         precision.set_products(config.precision)
         rows, best = interpolation.run(config, folder, stage, points, keep, export)
+        provenance.note_start(folder)
         print(logs.format_table(rows, tuple(rows[0])))
         print(f"best: a={best['a']:g}, {best['rule']}")
         for line in interpolation.describe_other_half(best):

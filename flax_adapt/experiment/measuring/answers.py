@@ -11,7 +11,10 @@ from flax_adapt.stage.predictions import Predictions
 
 
 class LabelledSets(NamedTuple):
-    """Features of one draw of labels and of its test examples, with the names of these."""
+    """Features of one draw of labels and of its test examples, with the names of these.
+
+    A draw without test examples (a model has learnt all of them) has no answers.
+    """
 
     train: Features
     test: Features
@@ -46,6 +49,8 @@ def answer(section: Any, seed: int, drawn: Sequence[LabelledSets]) -> Answers:
     arms: dict[str, dict[int, Predictions]] = {"knn": {}, "probe": {}}
     l2s = []
     for number, one in enumerate(drawn):
+        if not len(one.names):
+            continue
         neighbours = dict(k=section.knn_k, temperature=section.knn_temperature)
         guesses = knn.predict(
             one.train.embeddings, one.train.labels, one.test.embeddings, **neighbours
@@ -102,6 +107,8 @@ def _answer_few(
     for draw in range(section.shot_draws):
         number = draw % len(drawn)
         one = drawn[number]
+        if not len(one.names):
+            continue
         rows = few_shot.draw(one.train.labels, shots, draw)
         if rows is None:
             return {}

@@ -15,6 +15,7 @@ from flax_adapt import defaults, models, weights
 from flax_adapt.base import config as configs
 from flax_adapt.base.errors import UserError
 from flax_adapt.data import subset
+from flax_adapt.data.source import keep_open
 from flax_adapt.experiment import measure as measures
 from flax_adapt.experiment.measuring import drawn, verdicts
 from flax_adapt.stage.draws import change_fields
@@ -77,10 +78,11 @@ def measure(
     sections = [open_evaluation(one) for one in measured]
     _say_differences(measured, sections)
     config = ConfigDict(dict(init="", seed=0, precision=precision, stages=()))
-    found = [
-        measures.measure_models(config, section, [measures.Model(*one)])
-        for one, section in zip(measured, sections, strict=True)
-    ]
+    with keep_open():
+        found = [
+            measures.measure_models(config, section, [measures.Model(*one)])
+            for one, section in zip(measured, sections, strict=True)
+        ]
     rows = [
         {"weights": one.name, **each.rows[0]}
         for one, each in zip(measured, found, strict=True)

@@ -12,8 +12,8 @@
 
 Of a state, features of the same examples are computed once for all metrics that need them.
 Test examples of the target have no say. Labels are those of the run's seed. A verdict takes
-the difference of the best and the initial state by example, or by group of examples for
-RankMe and the loss, which are no means over examples.
+the difference of the best (or the last, see `stage.watching.section`) and the initial state
+by example, or by group of examples for RankMe and the loss, which are no means over examples.
 """
 
 from collections.abc import Callable

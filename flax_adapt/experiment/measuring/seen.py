@@ -73,26 +73,26 @@ def find_in_stage(
 
 
 def find_in_model(
-    config: Any, label: str, section: Any, known: subset.Identities
+    config: Any, stage: str, section: Any, known: subset.Identities
 ) -> dict[str, Any] | None:
-    """Returns the same of a measured model and the test examples of all draws.
+    """Returns the same of a measured stage and the test examples of all draws.
 
-    label: of a stage's run, `draws.label`. section: the evaluation section. What a draw of
-    the same examples leaves is tested without those that a run has learnt, see
-    `embeddings.Model.list_learnt`.
+    Of several runs it is that of the one that has seen the most. section: the evaluation
+    section. What a draw of the same examples leaves is tested without those that a run has
+    learnt, see `embeddings.Model.list_learnt`.
     """
-    stage, _, seed = label.partition("/seed_")
-    seeds = {one.name: one.seeds[0] for one in config.stages}
-    if stage not in seeds:
-        return None
     test = draws.join_draws(section.test, range(drawn.count_draws(section)))
-    learnt = held_out.list_learnt(config, stage, int(seed or seeds[stage]))
-    tested = [one for one in learnt if not held_out.is_left_out(one[1], section.test)]
-    return _count(tested, test, known)
+    seeds = next((one.seeds for one in config.stages if one.name == stage), ())
+    runs = (held_out.list_learnt(config, stage, seed) for seed in seeds)
+    tested = (
+        [one for one in learnt if not held_out.is_left_out(one[1], section.test)]
+        for learnt in runs
+    )
+    return _choose_most(_count(one, test, known) for one in tested)
 
 
 def find_in_probes(section: Any, known: subset.Identities) -> dict[str, Any] | None:
-    """Returns the same of kNN and probes of an evaluation section; warns.
+    """Returns the same of kNN and probes of an evaluation section.
 
     Of several draws of labels it is the one with the most.
     """
@@ -100,10 +100,7 @@ def find_in_probes(section: Any, known: subset.Identities) -> dict[str, Any] | N
         [draws.draw_labels(one, seed) for one in (section.train, section.test)]
         for seed in range(drawn.count_draws(section))
     )
-    most = _choose_most(_count([(PROBES, train)], test, known) for train, test in pairs)
-    if most:
-        log.warning("%s: %s", section.test.source, describe(most))
-    return most
+    return _choose_most(_count([(PROBES, train)], test, known) for train, test in pairs)
 
 
 def _count(
