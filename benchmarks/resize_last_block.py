@@ -100,14 +100,11 @@ def judge(rows, entries):
         {
             "stage": name,
             **{
-                f"{data} probe": tables.count_words(
-                    [
-                        one["metrics"]["probe"]
-                        for one in entries
-                        if one["stage"].split("/")[0] == name
-                        and one["data"] == f"tfds:{data}"
-                        and one["domain"] == verdicts.TARGET
-                    ]
+                f"{data} probe": ", ".join(
+                    tables.describe_joined(one["metrics"]["probe"])
+                    for one in entries
+                    if (one["stage"], one["data"]) == (name, f"tfds:{data}")
+                    and one["domain"] == verdicts.TARGET
                 )
                 for data in SETS
             },

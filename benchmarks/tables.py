@@ -53,25 +53,23 @@ def spread(values):
 
 
 def judge(entries):
-    """{column: the words of a method's runs, and the range of their 95 % intervals}."""
+    """{column: the verdict on a method, and on each of its runs alone}."""
     return {
-        f"{domain} {metric}": count_words(
-            [one["metrics"][metric] for one in entries if one["domain"] == domain]
+        f"{domain} {metric}": ", ".join(
+            describe_joined(one["metrics"][metric])
+            for one in entries
+            if one["domain"] == domain
         )
         for domain, metric in VERDICTS
     }
 
 
-def count_words(found):
-    """`2 helped, 1 no (-0.026 to +0.087)`: the words of verdicts, and what they cover."""
-    if not found:
-        return ""
-    if len(found) == 1:
-        return verdict.short(found[0])
-    said = [one["word"].split()[0] for one in found]  # "no evidence either way": "no"
-    counted = ", ".join(f"{said.count(word)} {word}" for word in dict.fromkeys(said))
-    low, high = min(one["low"] for one in found), max(one["high"] for one in found)
-    return f"{counted} ({low:+.3f} to {high:+.3f})"
+def describe_joined(found):
+    """`helped (+0.01 to +0.05); runs: 2 helped, 1 no`: all runs together, and each alone."""
+    runs = {word.split()[0]: count for word, count in found.get("runs", {}).items()}
+    said = ", ".join(f"{count} {word}" for word, count in runs.items())
+    text = verdict.short(found).replace(" evidence either way", "")
+    return f"{text}; runs: {said}" if said else text
 
 
 def compare_stages(first, second):

@@ -150,7 +150,7 @@ def unvaried(differences_SN: np.ndarray, level: float) -> Interval:
     known, tail = differences_SN[~np.isnan(differences_SN)], (1 - level) / 2
     num_seeds, num_examples = differences_SN.shape
     mean = float(known.mean())
-    if np.ptp(known) == 0:
+    if num_seeds == 1 or np.ptp(known) <= _ROUNDING * np.abs(known).max():
         end = mean - 2 * (1 - tail ** (1 / num_examples)) * mean
         return Interval(mean, min(end, mean), max(end, mean))
     degrees = (num_seeds - 1) * (num_examples - 1)

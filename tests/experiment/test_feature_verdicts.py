@@ -216,8 +216,12 @@ def test_runs_of_a_stage_are_one_verdict_whose_pairs_have_the_labels_of_their_se
     )  # fmt: skip
     expected = verdict.compare(*sides, "accuracy")
     assert entry["stage"] == "more"
-    said = {k: v for k, v in entry["metrics"]["knn"].items() if k != "covers"}
-    assert said == expected
+    said = entry["metrics"]["knn"]
+    assert said == {**expected, "covers": said["covers"], "runs": said["runs"]}
+    words = {verdict.UNCLEAR: 2, verdict.HELPED: 1}
+    assert said["runs"] == words
+    text = verdicts.describe({**entry, "finetuned": [], "disagree": False})
+    assert f"(each run alone: 2 {verdict.UNCLEAR}, 1 helped)" in text
     assert "draws of labels and training" in entry["metrics"]["knn"]["covers"]
     # One run has a pair for each draw; a few of the same labels are no draw of all labels.
     for is_drawn, covers in (

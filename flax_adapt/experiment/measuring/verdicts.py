@@ -58,7 +58,8 @@ def compare(
     runs: of the models. data: the source of the test examples. domain: TARGET or SOURCE,
     where a loss is forgetting. is_drawn: each draw has labels of its own. An entry has
     stage, against, data, domain and `metrics`, {metric: the verdict of
-    `evals.verdict.compare`}. A name has none where too few test examples are common
+    `evals.verdict.compare`, of several runs with `runs`, {word: how many runs have it
+    alone}}. A name has none where too few test examples are common
     (`verdict.can_compare`).
     """
     arms: dict[str, dict[int, Answers]] = {}
@@ -88,7 +89,22 @@ def _compare_arms(
         is_few = metric.startswith(_FEW) and len(one["seeds"]) > 1 and not is_drawn
         covers = _COVERS[max(len(first), len(second)) > 1, is_drawn, is_few]
         found[metric] = {**one, "covers": covers}
+        if len(second) > 1:
+            found[metric]["runs"] = _count_words(first, second, metric)
     return found
+
+
+def _count_words(
+    first: Mapping[int, Answers], second: Mapping[int, Answers], metric: str
+) -> dict[str, int]:
+    """Returns how many runs have which verdict alone, which says nothing of other runs."""
+    words = []
+    for seed, run in second.items():
+        start = first.get(seed) or next(iter(first.values()))
+        before, after = start.arms[metric], run.arms[metric]
+        if verdict.can_compare(before, after):
+            words.append(verdict.difference(before, after, "accuracy").word)
+    return {word: words.count(word) for word in dict.fromkeys(words)}
 
 
 def _pair(
@@ -221,4 +237,6 @@ def describe_covers(metrics: Mapping[str, Any]) -> str:
 
 def _describe(one: Mapping[str, Any]) -> str:
     ends = " to ".join(f"{one[end]:+.4f}" for end in ("low", "high"))
-    return f"{one['word']} {one['difference']:+.4f}, 95 % interval {ends}"
+    text = f"{one['word']} {one['difference']:+.4f}, 95 % interval {ends}"
+    runs = ", ".join(f"{count} {word}" for word, count in one.get("runs", {}).items())
+    return f"{text} (each run alone: {runs})" if runs else text
