@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 
 from flax_adapt import defaults, weights
 from flax_adapt.base import logs
-from flax_adapt.commands import adapt
+from flax_adapt.commands import values
 from flax_adapt.data import source
 
 HERE = Path(__file__).parent
@@ -205,7 +205,7 @@ def describe_weights():
 
 
 def main(_):
-    parsed = adapt.parse_budget(_BUDGET.value)
+    parsed = values.parse_budget(_BUDGET.value)
     unit = {"s": 1, "m": 60, "h": 3600}.get(parsed.get("unit"))
     rows = []
     for name in _SETS.value:

@@ -1,6 +1,8 @@
 """The wheel: the package and its configs are in it, tests and goldens are not."""
 
 import ast
+import importlib
+import inspect
 import re
 import shutil
 import subprocess
@@ -136,3 +138,30 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
     assert found - required == optional - {*FOR_EXTRAS}
     assert required - found == {*FOR_OTHERS}
     assert optional - found == {*FOR_EXTRAS}
+
+
+def missing_names(path):
+    """What a file reads from modules of the package that these do not have: `module.name`."""
+    tree, modules, missing = ast.parse(path.read_text("utf-8")), {}, []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("flax_adapt"):
+            whole = importlib.import_module(node.module)
+            for one in node.names:
+                found = getattr(whole, one.name, None)
+                found = found or importlib.import_module(f"{node.module}.{one.name}")
+                if inspect.ismodule(found):
+                    modules[one.asname or one.name] = found
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            module = modules.get(node.value.id)
+            if module is not None and not hasattr(module, node.attr):
+                missing.append(f"{path.name}:{node.lineno}: {ast.unparse(node)}")
+    return missing
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda x: x.name
+)
+def test_benchmarks_name_what_the_package_has(path):
+    """They run for minutes to hours, so that nothing else would find what has moved."""
+    assert missing_names(path) == []
