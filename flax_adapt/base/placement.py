@@ -186,12 +186,6 @@ def as_used(name: str, kernel: Array) -> Array:
     return _place_parameter(name, kernel, without=("fsdp",))
 
 
-def all_as_used(params: Any) -> Any:
-    """Returns a tree of stored parameters, each `as_used`."""
-    paths = jax.tree.unflatten(jax.tree.structure(params), rules.names(params))
-    return jax.tree.map(as_used, paths, params)
-
-
 def as_stored(name: str, gradient: Array) -> Array:
     """Returns the gradient of a parameter, divided as the parameter is stored.
 

@@ -67,9 +67,10 @@ SCHEMES: dict[str, dict[str, Open]] = {
 # Fields that do not change what a section opens, but what is done with its examples.
 _OF_EXAMPLES = ("classes", "subset", "augment", "views", "buckets", "layout")
 # Schemes of files whose examples are identified by where these lie.
-_NESTED = ("folder", "csv", "tsv", "jsonl", "text")
-# Schemes of tables of paths of images.
+_NESTED = frozenset(("folder", "csv", "tsv", "jsonl", "text"))
+# Schemes of tables of paths of images, and of all that reads files of images.
 _TABLES = frozenset(("csv", "tsv", "jsonl"))
+_OF_FILES = {"folder", *_TABLES}
 _kept: contextvars.ContextVar[dict[str, Source] | None] = contextvars.ContextVar(
     "kept", default=None
 )
@@ -144,29 +145,22 @@ def may_share(one: Any, other: Any) -> bool:
     """Returns whether two data sections may read the same examples, by what they name.
 
     `Source.identities` then tell which: those of one split, of a set whose splits overlap,
-    and of a folder or file in the other one's folder.
+    of a folder or file in the other one's folder, and images, any of which a table may list.
     """
     if one["modality"] != other["modality"]:
         return False
     (first, first_dir), (second, second_dir) = map(locate_source, (one, other))
-    scheme = first.partition(":")[0]
+    schemes = {text.partition(":")[0] for text in (first, second)}
+    if one["modality"] == "image" and schemes & _TABLES and schemes <= _OF_FILES:
+        return True
     if (first, first_dir) == (second, second_dir):
         splits = one["split"], other["split"]
-        return _MAY_OVERLAP.get(scheme, operator.eq)(*splits)
+        return _MAY_OVERLAP.get(first.partition(":")[0], operator.eq)(*splits)
     # The schemes are the same where one place is in the other.
     nested = f"{first}/".startswith(f"{second}/") or f"{second}/".startswith(
         f"{first}/"
     )
-    return nested and scheme in _NESTED
-
-
-def may_share_files(one: Any, other: Any) -> bool:
-    """Returns the same of sections of which a table may list any image file, too."""
-    pair = (one, other)
-    schemes = {section["source"].partition(":")[0] for section in pair}
-    is_listed = bool(schemes & _TABLES) and schemes <= {"folder", *_TABLES}
-    of_images = all(section["modality"] == "image" for section in pair)
-    return may_share(one, other) or (is_listed and of_images)
+    return nested and schemes <= _NESTED
 
 
 def _read_same_split(one: str, other: str) -> bool:

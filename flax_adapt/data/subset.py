@@ -61,7 +61,7 @@ def list_shared(
     Nothing is opened where they cannot share any. known: calls that share it read each
     section once.
     """
-    if not sources.may_share_files(one, other) or _are_parts(one, other):
+    if not sources.may_share(one, other) or _are_parts(one, other):
         return frozenset()
     return list_identities(one, known) & list_identities(other, known)
 

@@ -21,6 +21,7 @@ from flax_adapt.base.remote import addresses
 from flax_adapt.base.types import Params
 from flax_adapt.evals import outputs
 from flax_adapt.experiment import measure, pairs
+from flax_adapt.experiment.measuring import drawn
 from flax_adapt.experiment.pairs import Pair
 from flax_adapt.stage import weights as stage_weights
 from flax_adapt.stage.predictions import Predictions
@@ -127,7 +128,7 @@ def _answer_heads(pair: Pair, values: Sequence[float]) -> list[dict[str, Any]]:
         mixed = pair.mix(pair.adapted, a)
         sizes = (section.data, section.batch_size)
         logits = outputs.compute_outputs(pair.model, mixed, examples, *sizes)
-        names = np.array([examples.names[i] for i in logits.indices.tolist()])
+        names = drawn.names_of(examples, logits)
         guesses = logits.embeddings.argmax(axis=-1).astype(np.int32)
         losses = np.full(len(guesses), np.nan, np.float32)
         found.append({HEAD: {0: Predictions(names, logits.labels, guesses, losses)}})

@@ -1,6 +1,7 @@
 """Measures the initial weights and every finished stage: few-label accuracy, and drift."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -184,10 +185,10 @@ def _add_shared(
     """Returns an entry with what training, and then kNN and probes, have seen of the test."""
     if entry["domain"] != verdicts.TARGET:
         return entry
-    stage = entry["stage"].partition("/")[0]
+    stage = entry["stage"]
     held = leaks.find_shared(config, stage, section.test, known)
     more: dict[str, Any] = {"transductive": held} if held else {}
-    trained = seen.find_in_model(config, entry["stage"], section, known)
+    trained = seen.find_in_model(config, stage, section, known)
     both = [one for one in (trained, probed) if one is not None]
     return {**entry, **more, **({"seen": both} if both else {})}
 
@@ -205,18 +206,25 @@ def _labelled_sets(model: MeasuredModel, sets: Sets) -> list[LabelledSets]:
         return []
     found = []
     for train_rows, test_rows in zip(sets.train.rows, sets.test.rows, strict=True):
-        test = drawn.take(model.test, test_rows)
-        names = drawn.names_of(sets.test.examples, test)
-        unknown = np.array([name not in model.learnt for name in names], bool)
-        test = Features(*(column[unknown] for column in test))
-        train = drawn.take(model.train, train_rows)
-        found.append(LabelledSets(train, test, names[unknown]))
+        rows = _leave_out(model.learnt, sets.test.examples.names, test_rows)
+        test = drawn.take(model.test, rows)
+        train, names = drawn.take(model.train, train_rows), sets.test.examples
+        found.append(LabelledSets(train, test, drawn.names_of(names, test)))
     if not any(len(one.names) for one in found):
         raise UserError(
             f"eval: a stage was trained on the labels of every test example of "
             f"{sets.test.examples.config.source}: give evaluate.test other ones"
         )
     return found
+
+
+def _leave_out(
+    learnt: frozenset[str], names: Sequence[str], rows: np.ndarray
+) -> np.ndarray:
+    """Returns the rows (int64 [m]) whose names are not in `learnt`."""
+    if not learnt:
+        return rows
+    return np.array([row for row in rows if names[int(row)] not in learnt], np.int64)
 
 
 def _answer_source(

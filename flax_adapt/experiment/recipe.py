@@ -249,16 +249,13 @@ def summarize(
     """
     sections = {section.name: section for section in config.stages}
     rows: dict[str, dict[str, Any]] = {}
-    tested: dict[Any, list[str]] = {}
-    for name in dict.fromkeys(result["stage"] for result in results):
+    for name, earlier in alike.list_earlier(results).items():
         same = [result for result in results if result["stage"] == name]
         rows[name] = row = _row(name, same, workdir)
         if same[0]["eval"]:
-            earlier = tested.setdefault((row["metric"], same[0]["eval_data"]), [])
             base = alike.find_base(sections, name, earlier) or name
             gain = row["mean"] - rows[base]["mean"]
             row["gain"] = gain if same[0]["mode"] == "max" else -gain
-            earlier.append(name)
     return [*rows.values()]
 
 

@@ -34,21 +34,18 @@ def add(
     it has `weights`, the names of both; else against the first of all.
     """
     sections = {section.name: section for section in config.stages}
-    tested: dict[Any, list[str]] = {}
+    earlier = alike.list_earlier(results)
     arms = {row["stage"]: _arm(row, sections, workdir) for row in rows}
     found, lacking = [], []
     for row in rows:
         name, metric = row["stage"], row["metric"]
-        measured = next(one for one in results if one["stage"] == name)
-        earlier = tested.setdefault((metric, measured["eval_data"]), [])
-        base = alike.find_base(sections, name, earlier)
-        known = [other for other in earlier if arms[other]] if arms[name] else []
+        base = alike.find_base(sections, name, earlier[name])
+        known = [other for other in earlier[name] if arms[other]] if arms[name] else []
         compared = [
             _compare(sections, name, other, arms, metric)
             for other in (known if metric in verdict.MEASURES else ())
             if verdict.can_compare(arms[other], arms[name])
         ]
-        earlier.append(name)
         if known and not compared:
             lacking.append(name)
         main = [one for one in compared if one["against"] == base] or compared

@@ -16,7 +16,7 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from flax_adapt.base import keys, placement
+from flax_adapt.base import keys, placement, rules
 from flax_adapt.base.checks import Check, Row, one_of, present
 from flax_adapt.base.errors import UserError
 from flax_adapt.base.types import Array, Batch, Key, LossFn, Params
@@ -138,7 +138,7 @@ def _make_adder(
         key_B = keys.example_keys(key, batch["index"])
         with sharding.placing(mesh):
             # Each device has the whole gradients of its own examples.
-            whole = placement.all_as_used(params)
+            whole = rules.map_named(placement.as_used, params)
             rows = placement.place("inputs", (batch, key_B))
         grads = gradients(whole, *rows)
         with sharding.placing(mesh):

@@ -14,7 +14,7 @@ import numpy as np
 
 from flax_adapt.data.base import Source
 from flax_adapt.data.duplicates import images, texts
-from flax_adapt.data.source import may_share_files
+from flax_adapt.data.source import may_share
 
 # So many examples of the other set that look the most alike are read and compared.
 MOST = 8
@@ -86,7 +86,7 @@ def find(ours: Described, others: Described) -> list[Copy]:
     if ours.section.modality != others.section.modality:
         raise ValueError("images are no copies of texts")
     kind, found = _KINDS[ours.section.modality], []
-    is_shared = may_share_files(ours.section, others.section)
+    is_shared = may_share(ours.section, others.section)
     known = [one.source.identities() for one in (ours, others)] if is_shared else []
     most = MOST + is_shared
     for row, rows in enumerate(kind.candidates(ours.codes, others.codes, most)):

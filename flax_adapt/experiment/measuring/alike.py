@@ -15,11 +15,26 @@ def train_alike(one: Any, other: Any) -> bool:
     return _drop_own(one) == _drop_own(other)
 
 
+def list_earlier(results: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Returns {stage: the earlier stages with its metric on its data}.
+
+    results: of all runs, in their order.
+    """
+    tested: dict[Any, list[str]] = {}
+    found: dict[str, list[str]] = {}
+    for one in results:
+        if one["stage"] not in found:
+            alike = tested.setdefault((one["metric"], one["eval_data"]), [])
+            found[one["stage"]] = [*alike]
+            alike.append(one["stage"])
+    return found
+
+
 def find_base(sections: Mapping[str, Any], name: str, earlier: Sequence[str]) -> str:
     """Returns the stage that a stage's gain is about; "" without any.
 
-    It is the first of `earlier`, those with the same metric on the same data, that is
-    trained alike from other weights, else the first of all.
+    It is the first of `earlier`, of `list_earlier`, that is trained alike from other
+    weights, else the first of all.
     """
     twins = (one for one in earlier if train_alike(sections[one], sections[name]))
     return next(twins, earlier[0] if earlier else "")

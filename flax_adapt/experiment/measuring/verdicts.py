@@ -9,7 +9,7 @@ import contextlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from flax_adapt.base import logs
 from flax_adapt.base.errors import UserError
@@ -37,6 +37,7 @@ _COVERS = {
 }
 _FEW = "shot_"  # metrics of a few of the labels
 
+T = TypeVar("T")
 # The name of a stage (or what else is measured) and the seed of its run.
 RunName = tuple[str, int]
 
@@ -100,11 +101,15 @@ def _count_words(
     """Returns how many runs have which verdict alone, which says nothing of other runs."""
     words = []
     for seed, run in second.items():
-        start = first.get(seed) or next(iter(first.values()))
-        before, after = start.arms[metric], run.arms[metric]
+        before, after = _take(first, seed).arms[metric], run.arms[metric]
         if verdict.can_compare(before, after):
             words.append(verdict.difference(before, after, "accuracy").word)
     return {word: words.count(word) for word in dict.fromkeys(words)}
+
+
+def _take(side: Mapping[int, T], seed: int) -> T:
+    """Returns the run of a seed, else the first: a single one is compared with all others."""
+    return side.get(seed) or next(iter(side.values()))
 
 
 def _pair(
@@ -117,12 +122,11 @@ def _pair(
     if max(map(len, sides)) == 1:
         before, after = (next(iter(side.values())) for side in sides)
         return before, after
-    # A single run is compared with every run of the other side.
     several = [side for side in sides if len(side) > 1]
     seeds = [seed for seed in several[0] if seed in several[-1]]
     arms: tuple[dict[int, Any], dict[int, Any]] = ({}, {})
     for number, seed in enumerate(seeds):
-        one, other = (side.get(seed) or next(iter(side.values())) for side in sides)
+        one, other = (_take(side, seed) for side in sides)
         known = [draw for draw in one if draw in other]
         draw = seed if seed in known else known[number % len(known)]
         arms[0][seed], arms[1][seed] = one[draw], other[draw]

@@ -3,7 +3,7 @@
 How each metric is measured is in `measuring.meters`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,11 +76,13 @@ def check_source(runs: Iterable[Stage]) -> None:
 
 def describe(row: dict[str, Any]) -> list[str]:
     """Returns a line for each run of a stage that watched a metric; row: of results.json."""
-    return [
-        _describe(row["stage"], seed, found)
-        for seed, found in zip(row["seeds"], row.get("watch", ()), strict=False)
-        if found is not None
-    ]
+    return [_describe(row["stage"], seed, found) for seed, found in list_runs(row)]
+
+
+def list_runs(row: Mapping[str, Any]) -> list[tuple[int, dict[str, Any]]]:
+    """Returns (seed, `Watch.describe`) of the runs of a stage that watched a metric."""
+    both = zip(row.get("seeds", ()), row.get("watch", ()), strict=False)
+    return [(seed, found) for seed, found in both if found is not None]
 
 
 def _describe(name: str, seed: int, found: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from flax_adapt.evals import verdict
 from flax_adapt.experiment import held_out
-from flax_adapt.experiment.measuring import verdicts
+from flax_adapt.experiment.measuring import verdicts, watched
 from flax_adapt.report.outcomes import TONES
 from flax_adapt.report.workdir import Run
 
@@ -104,8 +104,7 @@ def of_watched(rows: Iterable[Mapping[str, Any]]) -> list[Claim]:
 
 def list_watched(row: Mapping[str, Any]) -> list[tuple[int, dict[str, Any]]]:
     """Returns (seed, what it watched) of the runs of a stage that have a verdict on it."""
-    both = zip(row.get("seeds", ()), row.get("watch", ()), strict=False)
-    return [(seed, one) for seed, one in both if one and one["verdict"]]
+    return [(seed, one) for seed, one in watched.list_runs(row) if one["verdict"]]
 
 
 def list_rolled_back(rows: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -113,7 +112,7 @@ def list_rolled_back(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     return [
         row["stage"]
         for row in rows
-        if any(one and one["rolled_back"] for one in row.get("watch", ()))
+        if any(one["rolled_back"] for _, one in watched.list_runs(row))
     ]
 
 
